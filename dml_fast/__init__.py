@@ -1,0 +1,44 @@
+"""dml_fast: Deep Mutual Learning (Zhang et al., CVPR 2018, arXiv 1706.00384), fast and exact.
+
+The public names are imported lazily, so that ``import dml_fast`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dml_fast.config import TrainConfig
+    from dml_fast.engine import Engine
+    from dml_fast.loss import FusedMutualLoss, mutual_loss, mutual_loss_and_grad
+    from dml_fast.models import create_model
+
+__version__ = "0.1.0"
+__all__ = [
+    "Engine",
+    "FusedMutualLoss",
+    "TrainConfig",
+    "create_model",
+    "mutual_loss",
+    "mutual_loss_and_grad",
+]
+
+_HOMES = {
+    "Engine": "dml_fast.engine",
+    "FusedMutualLoss": "dml_fast.loss",
+    "TrainConfig": "dml_fast.config",
+    "create_model": "dml_fast.models",
+    "mutual_loss": "dml_fast.loss",
+    "mutual_loss_and_grad": "dml_fast.loss",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dml_fast' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

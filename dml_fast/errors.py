@@ -1,0 +1,8 @@
+"""The one error that a user can cause and mend."""
+
+
+class UserError(ValueError):
+    """Bad input: one sentence that says what was wrong, where, and what to do.
+
+    The command line prints it without a traceback and exits with code 2.
+    """
