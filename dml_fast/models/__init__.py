@@ -1,0 +1,10 @@
+"""The paper's networks and the registry that makes any network by name.
+
+Importing this package does not import torch: names are checked first, networks built later.
+"""
+
+from __future__ import annotations
+
+from dml_fast.models.registry import check_model_name, create_model, model_names
+
+__all__ = ["check_model_name", "create_model", "model_names"]

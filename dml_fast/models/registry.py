@@ -1,0 +1,171 @@
+"""From an architecture's name to a network, without importing torch until one is built.
+
+Every name resolves to a ``module:function`` target and the options it is called with, so that a
+misspelt ``--arch`` is refused in milliseconds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from dml_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_RESNET_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
+_ZOOS = ("timm", "torchvision")
+_FORMS = (
+    "other forms are wrn_DEPTH_WIDTH, wrn_DEPTH_WIDTH_dropP, inception_v1_dropP, "
+    "timm:NAME, torchvision:NAME and package.module:function"
+)
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How to build a network: ``target`` is "module:function", called with ``options`` too."""
+
+    target: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+_NAMED = {
+    **{
+        f"resnet{d}": _Recipe("dml_fast.models.resnet:resnet", {"depth": d}) for d in _RESNET_DEPTHS
+    },
+    "wrn_16_4": _Recipe("dml_fast.models.wide_resnet:wide_resnet", {"depth": 16, "width": 4}),
+    "wrn_28_10": _Recipe("dml_fast.models.wide_resnet:wide_resnet", {"depth": 28, "width": 10}),
+    "mobilenet_v1": _Recipe("dml_fast.models.mobilenet:mobilenet_v1"),
+    "inception_v1": _Recipe("dml_fast.models.inception:inception_v1"),
+}
+
+
+def model_names() -> list[str]:
+    """Names of the built-in networks, in a readable order (ResNets by depth)."""
+    return list(_NAMED)
+
+
+def check_model_name(name: str) -> None:
+    """Check that `name` can be built here, without importing torch.
+
+    Args:
+        name: A built-in name (`model_names()`), ``wrn_DEPTH_WIDTH``, ``timm:NAME``,
+            ``torchvision:NAME`` or ``package.module:function``. The networks that have dropout
+            take its probability as a suffix: ``wrn_28_10_drop0.3``, ``inception_v1_drop0.4``.
+
+    Raises:
+        UserError: The name is unknown or malformed, or its package is not installed.
+    """
+    _find_recipe(name)
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: int | tuple[int, int] = 32,
+) -> nn.Module:
+    """Build a network by name, initialised from torch's global random generator only.
+
+    Two networks of one name differ through the generator's state alone.
+
+    Args:
+        name: See `check_model_name`. A ``package.module:function`` is called with the keywords
+            ``num_classes`` (int), ``in_channels`` (int) and ``image_size`` (a pair H, W).
+        num_classes: C, the number of logits.
+        in_channels: Channels of the images.
+        image_size: Height and width in pixels; one number means a square.
+
+    Returns:
+        A module that maps images (N, in_channels, H, W) to logits (N, C). The built-in ones are
+        `dml_fast.models.base.FeatureNet`: they also give the features before the classifier.
+
+    Raises:
+        UserError: The name is unknown, its package is missing, or the network cannot be built
+            for such images.
+    """
+    recipe = _find_recipe(name)
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    for label, value in (
+        ("num_classes", num_classes),
+        ("in_channels", in_channels),
+        ("image height", height),
+        ("image width", width),
+    ):
+        if value < 1:
+            raise UserError(f"{name}: {label} is {value}, and must be at least 1")
+    module, function = recipe.target.split(":")
+    build: Callable[..., nn.Module] = getattr(import_module(module), function)
+    return build(
+        num_classes=num_classes,
+        in_channels=in_channels,
+        image_size=(height, width),
+        **recipe.options,
+    )
+
+
+def _find_recipe(name: str) -> _Recipe:
+    if ":" in name:
+        return _find_external(name)
+    base, found, text = name.partition("_drop")
+    recipe = _NAMED.get(base) or _wide_resnet(base)
+    if recipe is None:
+        raise UserError(_unknown(name))
+    if not found:
+        return recipe
+    if not base.startswith(("wrn_", "inception_")):
+        raise UserError(f"{base} has no dropout: write {base!r} instead of {name!r}")
+    if not re.fullmatch(r"0?\.\d+", text):
+        raise UserError(
+            f"{name!r}: the dropout probability {text!r} must be in [0, 1), as in {base}_drop0.3"
+        )
+    return _Recipe(recipe.target, {**recipe.options, "dropout": float(text)})
+
+
+def _wide_resnet(name: str) -> _Recipe | None:
+    match = re.fullmatch(r"wrn_(\d+)_(\d+)", name)
+    if match is None:
+        return None
+    depth, width = int(match[1]), int(match[2])
+    if depth < 10 or (depth - 4) % 6 or width < 1:
+        raise UserError(
+            f"{name!r}: a wide ResNet's depth is 6n + 4 (10, 16, 22, 28, ...) "
+            "and its width at least 1, as in wrn_28_10"
+        )
+    return _Recipe("dml_fast.models.wide_resnet:wide_resnet", {"depth": depth, "width": width})
+
+
+def _find_external(name: str) -> _Recipe:
+    package, _, rest = name.partition(":")
+    if package in _ZOOS:
+        if not rest:
+            raise UserError(
+                f"{name!r}: write the network's name after the colon, as {package}:NAME"
+            )
+        if find_spec(package) is None:
+            raise UserError(f"{name!r} needs {package}: pip install 'dml_fast[zoo]'")
+        return _Recipe(f"dml_fast.models.zoo:from_{package}", {"name": rest})
+    if not all(part.isidentifier() for part in [*package.split("."), rest]):
+        raise UserError(f"{name!r} is not of the form package.module:function; {_FORMS}")
+    # Only the top-level package: looking further would import it, and with it perhaps torch.
+    if find_spec(package.split(".")[0]) is None:
+        raise UserError(
+            f"{name!r}: there is no module {package.split('.')[0]!r} "
+            "on Python's path: install it or set PYTHONPATH"
+        )
+    return _Recipe("dml_fast.models.custom:from_function", {"name": name})
+
+
+def _unknown(name: str) -> str:
+    plain = name.lower().replace("-", "_")
+    nearest = get_close_matches(plain, _NAMED, n=3, cutoff=0.5)
+    listing = ", ".join(nearest or _NAMED)
+    label = "the nearest are" if nearest else "the built-in ones are"
+    return f"unknown architecture {name!r}: {label} {listing}; {_FORMS}"

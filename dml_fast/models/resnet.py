@@ -1,0 +1,77 @@
+"""ResNet for small images (He et al., CVPR 2016, section 4.2): three stages of 16, 32, 64 filters.
+
+Shortcuts have no parameters (the paper's option A). The network averages over whatever map is
+left, so it takes any image size; it never has the ImageNet stem, and large images cost as much
+as their pixels (for those, `mobilenet_v1`, `inception_v1` or ``torchvision:resnet18``).
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dml_fast.models.base import FeatureNet, check_size, global_mean, initialise
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions around a shortcut: (N, inputs, H, W) to (N, outputs, H', W')."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.added = outputs - inputs
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the block."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        if self.added:  # option A: every second pixel, and zeros for the new channels
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added))
+        return F.relu(x + y)
+
+
+class ResNet(FeatureNet):
+    """CIFAR ResNet of depth 6n + 2; D = 64.
+
+    Args:
+        depth: Number of weighted layers: 20, 32, 44, 56 or 110 in the paper.
+        num_classes: C.
+        in_channels: Channels of the images.
+    """
+
+    def __init__(self, depth: int, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        blocks = (depth - 2) // 6
+        self.conv = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(16)
+        layers: list[nn.Module] = []
+        inputs = 16
+        for outputs in (16, 32, 64):
+            for index in range(blocks):
+                stride = 2 if outputs != 16 and index == 0 else 1
+                layers.append(BasicBlock(inputs, outputs, stride))
+                inputs = outputs
+        self.blocks = nn.Sequential(*layers)
+        self.num_features = inputs
+        self.classifier = nn.Linear(inputs, num_classes)
+        initialise(self)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Features of images: (N, in_channels, H, W) to (N, 64)."""
+        return global_mean(self.blocks(F.relu(self.bn(self.conv(x)))))
+
+
+def resnet(
+    *, depth: int, num_classes: int, in_channels: int, image_size: tuple[int, int]
+) -> ResNet:
+    """Build the CIFAR ResNet of a depth; see `dml_fast.models.create_model`.
+
+    Raises:
+        UserError: The images are too small.
+    """
+    check_size(f"resnet{depth}", image_size)
+    return ResNet(depth, num_classes, in_channels)
