@@ -1,0 +1,56 @@
+"""What every test shares: which hardware and optional packages are here, and the real data."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Triton reads this when a kernel module is imported, so it must stand before any test does so.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+def _installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # the parent package of a dotted name is missing
+        return False
+
+
+def _missing() -> dict[str, str]:
+    """For each marker that this environment cannot serve: why."""
+    missing = {}
+    if not torch.cuda.is_available():
+        missing["gpu"] = "no CUDA device"
+    absent = [name for name in ("timm", "torchvision") if not _installed(name)]
+    if absent:
+        missing["zoo"] = f"{' and '.join(absent)} not installed: pip install 'dml_fast[zoo]'"
+    if not _installed("nvidia.dali"):
+        missing["dali"] = "NVIDIA DALI not installed: pip install 'dml_fast[dali]'"
+    return missing
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what cannot run here, except what DML_FAST_REQUIRE names (a comma-separated list)."""
+    missing = _missing()
+    required = {name for name in os.environ.get("DML_FAST_REQUIRE", "").split(",") if name}
+    unmet = sorted(f"{name}: {missing[name]}" for name in required & missing.keys())
+    if unmet:
+        raise pytest.UsageError(f"DML_FAST_REQUIRE cannot be met: {'; '.join(unmet)}")
+    for item in items:
+        for name, reason in missing.items():
+            if item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data beside the checkout."""
+    path = Path(__file__).parents[2] / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip(f"no real data: {path} is missing")
+    return path
