@@ -1,0 +1,11 @@
+"""Data sets and loaders. Importing this package loads neither torch nor a decoder.
+
+The loaders, which need torch, are in `dml_fast.data.resident`.
+"""
+
+from __future__ import annotations
+
+from dml_fast.data.opening import check_data_spec, open_dataset
+from dml_fast.data.sets import DataSet, ImageSet
+
+__all__ = ["DataSet", "ImageSet", "check_data_spec", "open_dataset"]

@@ -1,0 +1,111 @@
+"""Stratified splits and label noise on label arrays; everything is a pure function."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from dml_fast.errors import UserError
+from dml_fast.rng import numpy_generator
+
+# The validation split must not move with the run's seed: runs would not be comparable.
+_SPLIT_SEED = 20180618
+
+Ids = npt.NDArray[np.int64]
+
+
+def stratified_sample(labels: Ids, count: int, rng: np.random.Generator) -> Ids:
+    """Draws ``count`` of N samples, from each class in proportion to its size.
+
+    Each class gives its share rounded down or up (largest remainders first) but always keeps
+    one sample for itself, so with very small classes fewer than ``count`` may be drawn. With the
+    same generator a smaller sample of every class lies within a larger one.
+
+    Args:
+        labels: (N,) int64.
+        count: how many to draw, 0..N.
+        rng: the source of chance.
+
+    Returns:
+        (<= count,) int64, increasing indices.
+    """
+    _, sizes = np.unique(labels, return_counts=True)
+    shares, remainders = np.divmod(sizes * count, len(labels))
+    shares = np.minimum(shares, sizes - 1)
+    by_remainder = np.argsort(-remainders, kind="stable")
+    roomy = by_remainder[(remainders > 0)[by_remainder] & (shares < sizes - 1)[by_remainder]]
+    shares[roomy[: count - int(shares.sum())]] += 1
+
+    order = rng.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]  # shuffled within each class
+    first_of_class = np.cumsum(sizes) - sizes
+    rank_in_class = np.arange(len(labels)) - np.repeat(first_of_class, sizes)
+    return np.sort(order[rank_in_class < np.repeat(shares, sizes)]).astype(np.int64)
+
+
+def remaining(total: int, taken: Ids) -> Ids:
+    """Returns the indices 0..total-1 that are not in ``taken``, increasing."""
+    keep = np.ones(total, dtype=bool)
+    keep[taken] = False
+    return np.flatnonzero(keep).astype(np.int64)
+
+
+def split_validation(labels: Ids, fraction: float) -> tuple[Ids, Ids]:
+    """Splits N samples into training and validation, always in the same way.
+
+    Args:
+        labels: (N,) int64.
+        fraction: of the samples that go to validation, in (0, 1).
+
+    Returns:
+        Indices for training and for validation, both increasing.
+
+    Raises:
+        UserError: no sample would go to validation.
+    """
+    val = stratified_sample(labels, round(fraction * len(labels)), numpy_generator(_SPLIT_SEED))
+    if len(val) == 0:
+        raise UserError(
+            f"val_fraction {fraction} of {len(labels)} training images leaves none for "
+            "validation: raise --val-fraction, add images, or add a val/ folder"
+        )
+    return remaining(len(labels), val), val
+
+
+def take_fraction(labels: Ids, fraction: float, seed: int) -> Ids:
+    """Returns increasing indices of a stratified ``fraction`` of the samples.
+
+    Every class keeps at least one sample. With the same seed, smaller fractions are subsets of
+    larger ones, up to one sample a class.
+    """
+    dropped = len(labels) - round(fraction * len(labels))
+    generator = numpy_generator(seed, "train_fraction")
+    return remaining(len(labels), stratified_sample(labels, dropped, generator))
+
+
+def add_label_noise(labels: Ids, num_classes: int, fraction: float, seed: int) -> Ids:
+    """Returns labels of which exactly ``round(fraction * N)`` are wrong.
+
+    Which ones is drawn without replacement; each gets another class, all others being equally
+    likely (symmetric noise).
+
+    Args:
+        labels: (N,) int64, left as they are.
+        num_classes: C.
+        fraction: in [0, 1).
+        seed: the run's seed.
+
+    Raises:
+        UserError: there is only one class.
+    """
+    if num_classes < 2:
+        raise UserError(
+            f"label_noise {fraction} needs at least 2 classes and the data has {num_classes}: "
+            "leave out --label-noise"
+        )
+    rng = numpy_generator(seed, "label_noise")
+    count = round(fraction * len(labels))
+    wrong = rng.choice(len(labels), count, replace=False)
+    noisy = labels.copy()
+    noisy[wrong] = (noisy[wrong] + rng.integers(1, num_classes, count)) % num_classes
+    return noisy
