@@ -1,0 +1,77 @@
+"""How far the students are from each other: statistics, never part of the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dml_fast.loss_problem import MutualStats
+
+
+def add_disagreement(stats: MutualStats, log_p: Tensor, batch_shape: torch.Size) -> MutualStats:
+    """Fill in the fields of `stats` that compare the students; ``log_p`` is (K, N, C)."""
+    p = log_p.exp()
+    entropy = -_xlogx(p, log_p).sum(-1)  # (K, N), NaN where unusable
+    usable = ~entropy.isnan()
+    share = usable.to(p.dtype) / usable.sum(0)  # (K, N), NaN where nobody is usable
+    mean = p.masked_fill(~usable.unsqueeze(-1), 0.0).mul_(share.unsqueeze(-1)).sum(0)
+    mean_entropy = -_xlogx(mean, mean.log()).sum(-1)
+    information = mean_entropy - (entropy.masked_fill(~usable, 0.0) * share).sum(0)
+    information.clamp_(min=0.0)
+    return stats._replace(
+        pairwise_kl=pairwise_kl(log_p),
+        entropy=entropy.mean(-1),
+        mutual_information=information.mean(),
+        row_mutual_information=information.reshape(batch_shape),
+    )
+
+
+def pairwise_kl(log_p: Tensor) -> Tensor:
+    """(K, K) from log-probabilities (K, N, C): [i, j] is the mean over rows of KL(p_i || p_j).
+
+    In the Bregman form Σ (p_i (log p_i - log p_j) - p_i + p_j), whose terms are never negative,
+    so that nearly equal students do not drown in rounding.
+    """
+    p = log_p.exp()
+    rows = []
+    for p_i, log_p_i in zip(p, log_p, strict=True):
+        ratio = p_i * (log_p_i - log_p)
+        # 0 log 0 = 0; `==` leaves the NaN of an unusable row alone.
+        terms = ratio.masked_fill_(p_i == 0, 0.0).sub_(p_i).add_(p)
+        rows.append(terms.sum(-1).mean(-1))
+    return torch.stack(rows).clamp_(min=0.0)
+
+
+def peer_divergence(logits: Sequence[Tensor] | Tensor, temperature: float = 1.0) -> Tensor:
+    """The generalised Jensen-Shannon divergence of each student's peers, averaged over rows.
+
+    H(mean of the peers' p_l) - mean of H(p_l), with p = softmax(z / temperature). It is what the
+    value of DML (the mean KL from each peer) exceeds that of DML_e (the KL from the peers' mean;
+    Zhang et al., CVPR 2018, section 3.4) by, before the factor T². It does not depend on the
+    student's own logits, so with the peers held constant both have the same gradient.
+
+    Args:
+        logits: K >= 2 tensors (*batch, C), or one (K, *batch, C).
+        temperature: T > 0.
+
+    Returns:
+        (K,) in fp32 (fp64 for fp64 logits), never negative.
+    """
+    dtype = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
+    with torch.no_grad():
+        log_p = torch.stack([torch.log_softmax(z, -1, dtype=dtype) for z in logits])
+        log_p = torch.log_softmax(log_p.flatten(1, -2) / temperature, -1)
+        p = log_p.exp()
+        entropy = -_xlogx(p, log_p).sum(-1)
+        result = []
+        for k in range(len(p)):
+            mean = torch.cat((p[:k], p[k + 1 :])).mean(0)
+            peers = torch.cat((entropy[:k], entropy[k + 1 :])).mean(0)
+            result.append((-_xlogx(mean, mean.log()).sum(-1) - peers).mean())
+    return torch.stack(result).clamp_(min=0.0)
+
+
+def _xlogx(p: Tensor, log_p: Tensor) -> Tensor:
+    return (p * log_p).masked_fill_(p == 0, 0.0)

@@ -1,0 +1,302 @@
+"""The exact mutual loss of Deep Mutual Learning (Zhang et al., CVPR 2018, arXiv 1706.00384).
+
+    L_k = CE(z_k, y) + λ T² Σ_{l≠k} w_kl KL(p_l || p_k),   p = softmax(z / T),   w_kl = 1 / (K-1)
+
+Peers are constants: the gradient of L_k for z_l is exactly zero. docs/loss.md is the user's page.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dml_fast import closed_form
+from dml_fast.disagreement import peer_divergence
+from dml_fast.errors import UserError
+from dml_fast.loss_inputs import Logits, check_options, prepare
+from dml_fast.loss_problem import Backend, MutualStats
+
+__all__ = [
+    "FusedMutualLoss",
+    "MutualStats",
+    "mutual_loss",
+    "mutual_loss_and_grad",
+    "peer_divergence",
+]
+
+BACKENDS: dict[str, Backend] = {"closed_form": closed_form.solve}
+
+
+def mutual_loss(
+    logits: Logits,
+    target: Tensor,
+    *,
+    kl_weight: float | Tensor = 1.0,
+    temperature: float = 1.0,
+    label_smoothing: float = 0.0,
+    class_weight: Tensor | None = None,
+    ignore_index: int = -100,
+    peer_reduction: str = "mean",
+    reduction: str = "mean",
+    backend: str = "auto",
+    peer_weight: Tensor | None = None,
+    row_weight: Tensor | None = None,
+    teacher_logits: Logits | None = None,
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, MutualStats]:
+    """The mutual loss of every student, differentiable once.
+
+    ``losses.sum().backward()`` gives each student the gradient of its own loss.
+
+    The cross-entropy is that of `torch.nn.functional.cross_entropy`, in every option; a batch
+    without a label has 0, not NaN. Both terms are averaged over rows: the cross-entropy over
+    labelled rows (over their class weights, if given), the divergence over all rows. Rows are
+    computed in fp32 (fp64 for fp64). In rows where a student's logits are NaN, +inf or all -inf
+    its loss and gradient are NaN, and its peers learn from the remaining ones.
+
+    Args:
+        logits: K tensors (*batch, C), or one (K, *batch, C); fp16, bf16, fp32 or fp64.
+        target: (*batch) integer classes, or (*batch, C) probabilities.
+        kl_weight: λ; a 0-d tensor is not read on the host, so that a ramp does not stall.
+        temperature: T of the divergence, not of the cross-entropy.
+        label_smoothing: of the cross-entropy, in [0, 1].
+        class_weight: (C,) weights of the cross-entropy.
+        ignore_index: rows of this class have no cross-entropy and keep their divergence.
+        peer_reduction: "mean" over the peers (the paper) or "sum" (the authors' code).
+        reduction: "mean", "sum" or "none" over rows.
+        backend: "auto" or "closed_form".
+        peer_weight: (K, K + M) weights w_kl in place of the uniform ones, students first, then
+            teachers; 0 is not listened to, and the diagonal is ignored. Absolute: not divided by
+            anything, and not made up for a peer whose row is left out.
+        row_weight: (*batch) factors of all terms of a row; the means' denominators stay.
+        teacher_logits: M further distributions, as `logits`, which teach and do not learn. With
+            ``peer_reduction="mean"`` they count as peers: w = 1 / (K - 1 + M).
+        return_stats: also return all of `MutualStats`.
+
+    Returns:
+        Losses (K,), or (K, *batch) with ``reduction="none"``, in fp32 (fp64 for fp64 logits);
+        with the statistics if asked for.
+
+    Raises:
+        UserError: if an argument has a wrong shape, device, dtype or value.
+    """
+    problem = prepare(
+        logits,
+        target,
+        kl_weight=kl_weight,
+        temperature=temperature,
+        label_smoothing=label_smoothing,
+        class_weight=class_weight,
+        ignore_index=ignore_index,
+        peer_reduction=peer_reduction,
+        reduction=reduction,
+        peer_weight=peer_weight,
+        row_weight=row_weight,
+        teacher_logits=teacher_logits,
+    )
+    solve = _find(backend)
+    inputs = (logits,) if isinstance(logits, Tensor) else tuple(logits)
+    with_grad = torch.is_grad_enabled() and any(z.requires_grad for z in inputs)
+    with torch.no_grad():
+        solution = solve(problem, with_grad, "all" if return_stats else "none")
+    losses = solution.losses
+    if with_grad:
+        losses = _Learn.apply(losses, solution.grads, *inputs)
+    if reduction == "none":
+        losses = losses.reshape(-1, *problem.batch_shape)
+    return losses if solution.stats is None else (losses, solution.stats)
+
+
+def mutual_loss_and_grad(
+    logits: Logits,
+    target: Tensor,
+    *,
+    kl_weight: float | Tensor = 1.0,
+    temperature: float = 1.0,
+    label_smoothing: float = 0.0,
+    class_weight: Tensor | None = None,
+    ignore_index: int = -100,
+    peer_reduction: str = "mean",
+    reduction: str = "mean",
+    backend: str = "auto",
+    peer_weight: Tensor | None = None,
+    row_weight: Tensor | None = None,
+    teacher_logits: Logits | None = None,
+    return_stats: bool = False,
+    grad_scale: float | Tensor | None = None,
+) -> tuple[Tensor, list[Tensor], MutualStats]:
+    """The losses and their gradients without autograd, as an engine wants them.
+
+    Continue with ``logits[k].backward(grads[k])``. Arguments are those of `mutual_loss`, and:
+
+    Args:
+        grad_scale: a number, or a () or (K,) tensor on the logits' device (a loss scaler's), that
+            multiplies the gradients before they are rounded to the logits' dtype; not the losses.
+
+    Returns:
+        ``(losses, grads, stats)``: losses as of `mutual_loss`, without a graph; K gradients of
+        ``losses[k].sum()``, each with the shape and dtype of logits[k]; statistics, of which
+        those beyond the first four only if ``return_stats``.
+
+    Raises:
+        UserError: as `mutual_loss`.
+    """
+    problem = prepare(
+        logits,
+        target,
+        kl_weight=kl_weight,
+        temperature=temperature,
+        label_smoothing=label_smoothing,
+        class_weight=class_weight,
+        ignore_index=ignore_index,
+        peer_reduction=peer_reduction,
+        reduction=reduction,
+        peer_weight=peer_weight,
+        row_weight=row_weight,
+        teacher_logits=teacher_logits,
+    )
+    if isinstance(grad_scale, Tensor):
+        students = len(problem.students)
+        if grad_scale.shape not in ((), (students,)):
+            shape = tuple(grad_scale.shape)
+            raise UserError(f"grad_scale has shape {shape}: it must be () or ({students},)")
+        grad_scale = grad_scale.detach().reshape(-1, 1, 1)
+    with torch.no_grad():
+        losses, grads, stats = _find(backend)(problem, True, "all" if return_stats else "cheap")
+        assert grads is not None and stats is not None
+        if grad_scale is not None:
+            grads.mul_(grad_scale)
+        shaped = [g.to(z.dtype).reshape(z.shape) for g, z in zip(grads, logits, strict=True)]
+    if reduction == "none":
+        losses = losses.reshape(-1, *problem.batch_shape)
+    return losses, shaped, stats
+
+
+class FusedMutualLoss(nn.Module):
+    """`mutual_loss` as a module: ``FusedMutualLoss()(logits, target)`` gives (K,) losses.
+
+    The options are attributes and may be changed between calls; ``class_weight`` is a buffer.
+    Arguments, results and errors are those of `mutual_loss`.
+    """
+
+    class_weight: Tensor | None
+
+    def __init__(
+        self,
+        kl_weight: float | Tensor = 1.0,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.0,
+        class_weight: Tensor | None = None,
+        ignore_index: int = -100,
+        peer_reduction: str = "mean",
+        reduction: str = "mean",
+        backend: str = "auto",
+    ) -> None:
+        """Check and keep the options."""
+        super().__init__()
+        check_options(kl_weight, temperature, label_smoothing, peer_reduction, reduction)
+        _find(backend)
+        self.kl_weight = kl_weight
+        self.temperature = temperature
+        self.label_smoothing = label_smoothing
+        self.register_buffer("class_weight", class_weight)
+        self.ignore_index = ignore_index
+        self.peer_reduction = peer_reduction
+        self.reduction = reduction
+        self.backend = backend
+
+    def forward(
+        self,
+        logits: Logits,
+        target: Tensor,
+        *,
+        peer_weight: Tensor | None = None,
+        row_weight: Tensor | None = None,
+        teacher_logits: Logits | None = None,
+        return_stats: bool = False,
+    ) -> Tensor | tuple[Tensor, MutualStats]:
+        """(K,) losses, or (K, *batch) with ``reduction="none"``; see `mutual_loss`."""
+        return mutual_loss(
+            logits,
+            target,
+            kl_weight=self.kl_weight,
+            temperature=self.temperature,
+            label_smoothing=self.label_smoothing,
+            class_weight=self.class_weight,
+            ignore_index=self.ignore_index,
+            peer_reduction=self.peer_reduction,
+            reduction=self.reduction,
+            backend=self.backend,
+            peer_weight=peer_weight,
+            row_weight=row_weight,
+            teacher_logits=teacher_logits,
+            return_stats=return_stats,
+        )
+
+    def extra_repr(self) -> str:
+        """The options, for print()."""
+        return (
+            f"kl_weight={self.kl_weight}, temperature={self.temperature}, "
+            f"label_smoothing={self.label_smoothing}, ignore_index={self.ignore_index}, "
+            f"peer_reduction={self.peer_reduction!r}, reduction={self.reduction!r}, "
+            f"backend={self.backend!r}"
+        )
+
+
+def _find(backend: str) -> Backend:
+    if backend == "auto":
+        return closed_form.solve
+    if backend not in BACKENDS:
+        raise UserError(f"unknown backend {backend!r}: use 'auto' or one of {sorted(BACKENDS)}")
+    return BACKENDS[backend]
+
+
+class _Learn(torch.autograd.Function):
+    """Ties gradients that are already there to the losses: (K,) or (K, N), and (K, N, C)."""
+
+    @staticmethod
+    def forward(ctx: Any, losses: Tensor, grads: Tensor, *logits: Tensor) -> Tensor:
+        ctx.save_for_backward(grads)
+        ctx.kinds = [(z.shape, z.dtype) for z in logits]
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        (grads,) = ctx.saved_tensors
+        with torch.no_grad():
+            scaled = grads * outer.reshape(len(grads), -1, 1)
+            parts = scaled if len(ctx.kinds) > 1 else [scaled]
+            shaped = [
+                part.to(dtype).reshape(shape) if needed else None
+                for part, (shape, dtype), needed in zip(
+                    parts, ctx.kinds, ctx.needs_input_grad[2:], strict=True
+                )
+            ]
+        if torch.is_grad_enabled():  # create_graph=True: whoever differentiates again must hear
+            shaped = [g if g is None else _Once.apply(g, _needs_grad()) for g in shaped]
+        return None, None, *shaped
+
+
+class _Once(torch.autograd.Function):
+    """The identity, without a derivative.
+
+    once_differentiable would not do: it says nothing when the outer gradient is a constant, as in
+    ``losses.sum()``, and the second derivative then silently lacks this loss.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, _: Tensor) -> Tensor:
+        return grad
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None]:
+        raise RuntimeError(
+            "the mutual loss has first derivatives only: for second ones use "
+            "dml_fast.reference.mutual_loss"
+        )
+
+
+def _needs_grad() -> Tensor:
+    return torch.zeros((), requires_grad=True)

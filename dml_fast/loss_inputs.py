@@ -1,0 +1,203 @@
+"""From what a user passes to a checked `Problem`; every mistake is a `UserError`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from dml_fast.errors import UserError
+from dml_fast.loss_problem import Problem
+
+Logits = Sequence[Tensor] | Tensor
+
+
+def prepare(
+    logits: Logits,
+    target: Tensor,
+    *,
+    kl_weight: float | Tensor,
+    temperature: float,
+    label_smoothing: float,
+    class_weight: Tensor | None,
+    ignore_index: int,
+    peer_reduction: str,
+    reduction: str,
+    peer_weight: Tensor | None,
+    row_weight: Tensor | None,
+    teacher_logits: Logits | None,
+) -> Problem:
+    """Check a call and flatten its batch dimensions.
+
+    Raises:
+        UserError: for any argument that does not fit; the message has the offending value.
+    """
+    check_options(kl_weight, temperature, label_smoothing, peer_reduction, reduction)
+    students = _distributions(logits, "logits")
+    first = students[0]
+    dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+    for k, z in enumerate(students[1:], 1):
+        _alike(z, first, f"logits[{k}]", "logits[0]")
+        if (z.dtype == torch.float64) != (dtype == torch.float64):
+            _fail(
+                f"logits[{k}] is {_name(z.dtype)} and logits[0] is {_name(first.dtype)}",
+                "give all students float64 or none",
+            )
+    teachers: tuple[Tensor, ...] = ()
+    if teacher_logits is not None and len(teacher_logits):
+        teachers = _distributions(teacher_logits, "teacher_logits")
+        for m, z in enumerate(teachers):
+            _alike(z, first, f"teacher_logits[{m}]", "logits[0]")
+
+    batch_shape, classes = first.shape[:-1], first.shape[-1]
+    rows = first.numel() // classes
+    count = len(students)
+    index, labelled, soft = _target(target, first, dtype, ignore_index)
+    if peer_weight is not None:
+        shape = (count, count + len(teachers))
+        meaning = "students x (students + teachers)"
+        peer_weight = _tensor(peer_weight, shape, "peer_weight", meaning, first, dtype)
+        peer_weight = peer_weight.clone().fill_diagonal_(0.0)
+    if row_weight is not None:
+        row_weight = _tensor(row_weight, batch_shape, "row_weight", "batch", first, dtype)
+        row_weight = row_weight.reshape(rows)
+    if class_weight is not None:
+        class_weight = _tensor(class_weight, (classes,), "class_weight", "classes", first, dtype)
+    if isinstance(kl_weight, Tensor):
+        _constant(kl_weight, "kl_weight")
+        kl_weight = kl_weight.to(dtype)
+    return Problem(
+        students=tuple(z.detach().reshape(rows, classes) for z in students),
+        teachers=tuple(z.detach().reshape(rows, classes) for z in teachers),
+        dtype=dtype,
+        batch_shape=batch_shape,
+        index=index,
+        labelled=labelled,
+        soft=soft,
+        class_weight=class_weight,
+        row_weight=row_weight,
+        peer_weight=peer_weight,
+        kl_weight=kl_weight,
+        temperature=float(temperature),
+        label_smoothing=float(label_smoothing),
+        peer_reduction=peer_reduction,
+        reduction=reduction,
+    )
+
+
+def check_options(
+    kl_weight: float | Tensor,
+    temperature: float,
+    label_smoothing: float,
+    peer_reduction: str,
+    reduction: str,
+) -> None:
+    """Check what does not depend on the logits."""
+    if isinstance(kl_weight, Tensor):
+        if kl_weight.dim():
+            _fail(f"kl_weight has shape {tuple(kl_weight.shape)}", "pass a number or a 0-d tensor")
+    elif not math.isfinite(kl_weight):
+        _fail(f"kl_weight is {kl_weight}", "pass a finite number")
+    if not 0 < temperature < math.inf:
+        _fail(f"temperature is {temperature}", "it must be above 0; the paper has 1")
+    if not 0 <= label_smoothing <= 1:
+        _fail(f"label_smoothing is {label_smoothing}", "it must be in [0, 1]")
+    if peer_reduction not in ("mean", "sum"):
+        _fail(f"peer_reduction is {peer_reduction!r}", "use 'mean' or 'sum'")
+    if reduction not in ("mean", "sum", "none"):
+        _fail(f"reduction is {reduction!r}", "use 'mean', 'sum' or 'none'")
+
+
+def _distributions(logits: Logits, name: str) -> tuple[Tensor, ...]:
+    if isinstance(logits, Tensor):
+        if logits.dim() < 2:
+            _fail(
+                f"{name} is one tensor of shape {tuple(logits.shape)}",
+                "stack the students as (K, ..., C) or pass a list of K tensors (..., C)",
+            )
+        tensors: tuple[Tensor, ...] = logits.unbind(0)
+    else:
+        tensors = tuple(logits)
+    if not tensors:
+        _fail(f"{name} is empty", "pass the logits of at least one student")
+    for k, z in enumerate(tensors):
+        if not isinstance(z, Tensor) or not z.is_floating_point() or z.dim() < 1:
+            kind = f"{_name(z.dtype)} of shape {tuple(z.shape)}" if isinstance(z, Tensor) else z
+            _fail(f"{name}[{k}] is {kind}", "pass floating-point tensors (..., C)")
+    if tensors[0].shape[-1] == 0:
+        _fail(f"{name} has shape {tuple(tensors[0].shape)}: no classes", "pass (..., C), C >= 1")
+    return tensors
+
+
+def _alike(z: Tensor, first: Tensor, name: str, other: str) -> None:
+    if z.shape != first.shape:
+        _fail(
+            f"{name} has shape {tuple(z.shape)} and {other} {tuple(first.shape)}",
+            "all must see the same batch and classes",
+        )
+    if z.device != first.device:
+        _fail(f"{name} is on {z.device} and {other} on {first.device}", "move them to one device")
+
+
+def _tensor(
+    value: Tensor,
+    shape: Sequence[int],
+    name: str,
+    meaning: str,
+    first: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    if value.shape != torch.Size(shape):
+        _fail(f"{name} has shape {tuple(value.shape)}", f"it must be {tuple(shape)} ({meaning})")
+    if value.device != first.device:
+        _fail(f"{name} is on {value.device} and the logits on {first.device}", "move it there")
+    _constant(value, name)
+    return value.to(dtype)
+
+
+def _constant(value: Tensor, name: str) -> None:
+    if value.requires_grad and torch.is_grad_enabled():
+        _fail(f"{name} requires a gradient, and the loss has none for it", "pass its .detach()")
+
+
+def _target(
+    target: Tensor, first: Tensor, dtype: torch.dtype, ignore_index: int
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(index, labelled, soft) of `Problem`."""
+    batch_shape, classes = first.shape[:-1], first.shape[-1]
+    if target.is_floating_point():
+        soft = _tensor(target, first.shape, "target of probabilities", "(..., C)", first, dtype)
+        return None, None, soft.reshape(-1, classes)
+    if target.dtype == torch.bool or target.is_complex():
+        _fail(f"target is {_name(target.dtype)}", "pass integer classes or probabilities")
+    index = _tensor(target, batch_shape, "target of classes", "batch", first, torch.int64)
+    index = index.reshape(-1)
+    if index.device.type == "cpu" and index.numel():
+        # On other devices a look would stall: there the indexing's own assertion speaks.
+        low, high = (int(bound) for bound in index.aminmax())
+        if low >= 0 and high < classes and not low <= ignore_index <= high:
+            return index, None, None
+        _in_range(index, classes, ignore_index)
+    labelled = index != ignore_index
+    return index.masked_fill(~labelled, 0), labelled, None
+
+
+def _in_range(index: Tensor, classes: int, ignore_index: int) -> None:
+    wrong = ((index < 0) | (index >= classes)) & (index != ignore_index)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        _fail(
+            f"target {int(index[row])} in row {row} is not a class",
+            f"with C = {classes} classes use 0 to {classes - 1}, or ignore_index ({ignore_index})",
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _fail(what: str, remedy: str) -> NoReturn:
+    raise UserError(f"{what}: {remedy}")

@@ -1,0 +1,117 @@
+"""What a backend of the mutual loss is given, and what it returns.
+
+Letters: K students, M teachers, L = K + M distributions, N rows, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class MutualStats(NamedTuple):
+    """Measurements of one call, all on the device of the logits; reading one waits for it.
+
+    ``ce``, ``kl``, ``correct`` and ``finite`` are always there. The others cost extra passes and
+    are None unless ``return_stats=True``; they compare softmax(z / temperature), without the
+    factor T². Where a student's logits are not finite its own figures are NaN (its row and
+    column in ``pairwise_kl``), and the mutual information of a row leaves it out.
+
+    Attributes:
+        ce: (K,) mean cross-entropy, at temperature 1.
+        kl: (K,) mean divergence from the peers, with its factor T²: with ``reduction="mean"``
+            the losses are ``ce + kl_weight * kl``.
+        correct: (K,) int64, labelled rows whose largest logit is the target (for probabilities:
+            the most probable class).
+        finite: (K,) bool, whether every row of the student was usable.
+        pairwise_kl: (K, K), entry [i, j] is the mean over rows of KL(p_i || p_j), never negative.
+        entropy: (K,) mean entropy of p_k, in nats.
+        mutual_information: () H(mean_k p_k) - mean_k H(p_k), averaged over rows: how much the
+            students disagree (BALD; Houlsby et al. 2011, arXiv 1112.5745).
+        row_mutual_information: (*batch) the same for every row.
+    """
+
+    ce: Tensor
+    kl: Tensor
+    correct: Tensor
+    finite: Tensor
+    pairwise_kl: Tensor | None = None
+    entropy: Tensor | None = None
+    mutual_information: Tensor | None = None
+    row_mutual_information: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A checked call: every tensor is on one device and has the shape written here.
+
+    Attributes:
+        students: K tensors (N, C), fp16, bf16, fp32 or fp64, any strides.
+        teachers: M tensors (N, C), any floating dtype.
+        dtype: the dtype to compute and accumulate in: fp32, or fp64 for fp64 students.
+        batch_shape: the shape that N flattens.
+        index: (N,) int64 classes, 0 in rows without a label; None for a target of probabilities.
+        labelled: (N,) bool; None when every row has a label.
+        soft: (N, C) target probabilities in ``dtype``; None for a target of classes.
+        class_weight: (C,) in ``dtype``, or None.
+        row_weight: (N,) in ``dtype``, or None.
+        peer_weight: (K, L) in ``dtype`` with a zero diagonal; None for uniform weights.
+        kl_weight: a number, or a 0-d tensor that is never read on the host.
+        temperature: T > 0.
+        label_smoothing: in [0, 1].
+        peer_reduction: "mean" or "sum", of the uniform weights.
+        reduction: "mean", "sum" or "none", over rows.
+    """
+
+    students: tuple[Tensor, ...]
+    teachers: tuple[Tensor, ...]
+    dtype: torch.dtype
+    batch_shape: torch.Size
+    index: Tensor | None
+    labelled: Tensor | None
+    soft: Tensor | None
+    class_weight: Tensor | None
+    row_weight: Tensor | None
+    peer_weight: Tensor | None
+    kl_weight: float | Tensor
+    temperature: float
+    label_smoothing: float
+    peer_reduction: str
+    reduction: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(K, N, C)."""
+        rows, classes = self.students[0].shape
+        return len(self.students), rows, classes
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything is, and where the answer goes."""
+        return self.students[0].device
+
+
+class Solution(NamedTuple):
+    """A backend's answer.
+
+    Attributes:
+        losses: (K,), or (K, N) with reduction "none", in ``Problem.dtype``.
+        grads: (K, N, C) in ``Problem.dtype``, owned by the caller: slice k is the gradient of
+            ``losses[k].sum()`` for ``students[k]``; None unless asked for.
+        stats: None unless asked for.
+    """
+
+    losses: Tensor
+    grads: Tensor | None
+    stats: MutualStats | None
+
+
+Backend = Callable[[Problem, bool, str], Solution]
+"""``backend(problem, with_grad, stats)``, called without autograd; never writes to its inputs.
+
+``stats`` is "none", "cheap" (the first four fields of `MutualStats`) or "all".
+"""
