@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "isa.hpp"
 #include "ranking.hpp"
@@ -15,7 +16,7 @@ namespace {
 
 using Ranks = py::array_t<std::int64_t, py::array::c_style>;
 
-py::tuple average_precision(const Ranks& ranks) {
+std::tuple<double, double, double> average_precision(const Ranks& ranks) {
     if (ranks.ndim() != 1) {
         throw std::invalid_argument("ranks must have one dimension, (P,), got " +
                                     std::to_string(ranks.ndim()));
@@ -30,8 +31,8 @@ py::tuple average_precision(const Ranks& ranks) {
         py::gil_scoped_release nogil;
         scores = dml_fast::score_ranks(data, count);
     }
-    return py::make_tuple(scores.average_precision, scores.average_precision_trapezoid,
-                          scores.inverse_negative_penalty);
+    return {scores.average_precision, scores.average_precision_trapezoid,
+            scores.inverse_negative_penalty};
 }
 
 }  // namespace
