@@ -45,6 +45,17 @@ def global_mean(x: Tensor) -> Tensor:
     return x.mean(dim=(2, 3))
 
 
+def conv_bn_relu(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
+) -> nn.Sequential:
+    """Convolution padded to keep the size at stride 1, batch normalisation, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
 def check_size(name: str, image_size: tuple[int, int]) -> None:
     """Refuse images smaller than `MIN_SIZE` on a side.
 

@@ -7,6 +7,7 @@ misspelt ``--arch`` is refused in milliseconds.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -122,7 +123,7 @@ def _find_recipe(name: str) -> _Recipe:
         return recipe
     if not base.startswith(("wrn_", "inception_")):
         raise UserError(f"{base} has no dropout: write {base!r} instead of {name!r}")
-    if not re.fullmatch(r"0?\.\d+", text):
+    if not re.fullmatch(r"0(\.\d+)?|\.\d+", text):
         raise UserError(
             f"{name!r}: the dropout probability {text!r} must be in [0, 1), as in {base}_drop0.3"
         )
@@ -151,16 +152,16 @@ def _find_external(name: str) -> _Recipe:
             )
         if find_spec(package) is None:
             raise UserError(f"{name!r} needs {package}: pip install 'dml_fast[zoo]'")
-        return _Recipe(f"dml_fast.models.zoo:from_{package}", {"name": rest})
+        return _Recipe(f"dml_fast.models.external:from_{package}", {"name": rest})
     if not all(part.isidentifier() for part in [*package.split("."), rest]):
         raise UserError(f"{name!r} is not of the form package.module:function; {_FORMS}")
     # Only the top-level package: looking further would import it, and with it perhaps torch.
-    if find_spec(package.split(".")[0]) is None:
+    top = package.split(".")[0]
+    if top not in sys.modules and find_spec(top) is None:
         raise UserError(
-            f"{name!r}: there is no module {package.split('.')[0]!r} "
-            "on Python's path: install it or set PYTHONPATH"
+            f"{name!r}: there is no module {top!r} on Python's path: install it or set PYTHONPATH"
         )
-    return _Recipe("dml_fast.models.custom:from_function", {"name": name})
+    return _Recipe("dml_fast.models.external:from_function", {"name": name})
 
 
 def _unknown(name: str) -> str:
