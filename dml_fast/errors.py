@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; what was saved is intact. The command line exits with code 1."""

@@ -1,0 +1,76 @@
+"""Mixed precision: which type, on which device, and whether a loss scaler is needed."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from dml_fast.config import TrainConfig
+from dml_fast.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device is {name!r}: give auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device is {name!r}: dml_fast trains on cpu and cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device is {name!r} and torch sees {torch.cuda.device_count()} CUDA devices: "
+            "give --device cpu, or install a CUDA build of torch"
+        )
+    return device
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the students' forward passes are computed.
+
+    Attributes:
+        device: where.
+        dtype: the type of autocast, or None for full precision.
+    """
+
+    device: torch.device
+    dtype: torch.dtype | None = None
+
+    @classmethod
+    def from_config(cls, config: TrainConfig, device: torch.device) -> Precision:
+        """Choose the type that ``--amp`` asks for.
+
+        Raises:
+            UserError: fp16 on a CPU.
+        """
+        if not config.amp:
+            return cls(device)
+        if config.amp_dtype == "fp16" and device.type == "cpu":
+            raise UserError("--amp-dtype is fp16 and the device is a CPU: give bf16, or a GPU")
+        bf16 = config.amp_dtype == "bf16" or (
+            config.amp_dtype == "auto"
+            and (device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False))
+        )
+        return cls(device, torch.bfloat16 if bf16 else torch.float16)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context of a forward pass."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """A loss scaler of one student's own; it does nothing unless the type is fp16."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
+
+    def __str__(self) -> str:
+        return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(
+            self.dtype or torch.float32, "fp32"
+        )

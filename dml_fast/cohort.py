@@ -1,0 +1,115 @@
+"""K students as one object: built from a configuration, checked, saved and loaded together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from dml_fast.amp import Precision
+from dml_fast.config import TrainConfig
+from dml_fast.errors import UserError
+from dml_fast.models import create_model
+from dml_fast.optim import make_optimizer
+from dml_fast.rng import derive_seed
+from dml_fast.student import Student
+
+
+class Cohort:
+    """K students.
+
+    Args:
+        students: at least one.
+    """
+
+    def __init__(self, students: Sequence[Student]) -> None:
+        self.students = list(students)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: TrainConfig,
+        precision: Precision,
+        *,
+        num_classes: int,
+        in_channels: int,
+        image_size: tuple[int, int],
+    ) -> Cohort:
+        """Create the students of a run, each from a seed of its own.
+
+        Afterwards torch's global generator is at the start of the training's own stream.
+        """
+        students = []
+        for k, arch in enumerate(config.architectures):
+            torch.manual_seed(derive_seed(config.seed, "student", k))
+            model = create_model(
+                arch, num_classes=num_classes, in_channels=in_channels, image_size=image_size
+            )
+            model = model.to(precision.device)
+            if config.channels_last:
+                model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            students.append(Student(model, make_optimizer(model, config), precision, arch))
+        torch.manual_seed(derive_seed(config.seed, "training"))
+        return cls(students)
+
+    def __len__(self) -> int:
+        return len(self.students)
+
+    def __iter__(self) -> Iterator[Student]:
+        return iter(self.students)
+
+    @property
+    def models(self) -> list[nn.Module]:
+        """The networks, in order."""
+        return [student.model for student in self.students]
+
+    def check_distinct(self) -> None:
+        """Refuse identical students, which would stay identical and teach each other nothing.
+
+        Students with dropout are let pass, since that parts them at the first step.
+
+        Raises:
+            UserError: naming the two.
+        """
+        states = [student.model.state_dict() for student in self.students]
+        for j, first in enumerate(states):
+            for k in range(j + 1, len(states)):
+                if not _equal(first, states[k]) or _has_dropout(self.students[j].model):
+                    continue
+                raise UserError(
+                    f"students {j} and {k} ({self.students[j].arch}) start with the same weights "
+                    "and would stay the same: initialise each differently, "
+                    "or give --method independent"
+                )
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """One state a student."""
+        return [student.state_dict() for student in self.students]
+
+    def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
+        """Put back what ``state_dict`` gave.
+
+        Raises:
+            UserError: the states are of other architectures.
+        """
+        saved = [state["arch"] for state in states]
+        mine = [student.arch for student in self.students]
+        if saved != mine:
+            raise UserError(
+                f"the checkpoint holds {', '.join(saved)} and the cohort is {', '.join(mine)}: "
+                "give the checkpoint's --arch and --cohort"
+            )
+        for student, state in zip(self.students, states, strict=True):
+            student.load_state_dict(state)
+
+
+def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(
+        a[key].shape == b[key].shape and torch.equal(a[key], b[key]) for key in a
+    )
+
+
+def _has_dropout(model: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules())

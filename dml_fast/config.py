@@ -1,0 +1,253 @@
+"""The configuration of a training run: one frozen dataclass, from which the command line is made.
+
+Nothing here imports torch, so ``--help`` and argument errors answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from dml_fast.errors import UserError
+
+Method = Literal["dml", "dml_e", "independent", "distill"]
+ConfigT = TypeVar("ConfigT", bound="TrainConfig")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a cohort of networks that teach each other (Deep Mutual Learning, CVPR 2018)."""
+
+    cohort: int = 0
+    """Number of students K (0: one for each name in --arch, and at least 2)."""
+    arch: str = "resnet32"
+    """Architecture of all students, or one name a student: resnet32,mobilenet_v1. Also
+    wrn_28_10, inception_v1, timm:NAME, torchvision:NAME, package.module:function."""
+    method: Method = "dml"
+    """dml: students teach each other. dml_e: the peers' mean teaches, which has the same gradient
+    as dml and reports another loss. independent: no teaching, the baseline. distill: the first
+    student is trained alone, then teaches the others."""
+    update: Literal["simultaneous", "alternating"] = "simultaneous"
+    """simultaneous: all students learn from one snapshot of predictions. alternating: one after
+    the other, each against refreshed predictions (Algorithm 1 of the paper), slower."""
+    kl_weight: float = 1.0
+    """Weight of the mutual (KL) term."""
+    kl_warmup: float = 0.0
+    """Epochs over which the mutual term grows linearly from 0 to --kl-weight."""
+    temperature: float = 1.0
+    """Softmax temperature T of the mutual term, which is scaled by T squared."""
+    peer_reduction: Literal["mean", "sum"] = "mean"
+    """mean: average the KL over the peers (the paper). sum: add it up (the authors' code)."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the cross-entropy, in 0..1."""
+
+    data: str = "digits"
+    """digits (embedded), cifar10:DIR, cifar100:DIR, or folder:DIR with train/CLASS/*.jpg|png and
+    optionally val/ and test/."""
+    download: bool = False
+    """Fetch CIFAR into its DIR if it is not there."""
+    image_size: int = 0
+    """Resize and crop the images of a folder to this many pixels (0: as they are)."""
+    val_fraction: float = 0.1
+    """Share of the training images that is set aside to validate, where the data has no val/."""
+    train_fraction: float = 1.0
+    """Share of the remaining training images that is used."""
+    label_noise: float = 0.0
+    """Share of the training labels that is made wrong on purpose."""
+    augment: bool = True
+    """Random crops, and flips where the data allows them."""
+    skip_corrupt: bool = False
+    """Leave out, count and name images that cannot be decoded, instead of stopping."""
+
+    epochs: int = 15
+    """Passes over the training images (distill: for the teacher, and again for the others)."""
+    batch_size: int = 64
+    """Images a step."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd has Nesterov momentum."""
+    lr: float = 0.0
+    """Peak learning rate (0: 0.1 for sgd, 0.001 for adamw)."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    weight_decay: float = 5e-4
+    """Weight decay, on all parameters."""
+    schedule: Literal["cosine", "paper", "constant"] = "cosine"
+    """cosine: to zero. paper: divided by 10 after 30, 60 and 90 % of the epochs."""
+    warmup: float = 1.0
+    """Epochs over which the learning rate grows linearly to its peak."""
+
+    amp: bool = False
+    """Mixed precision: bf16, or fp16 with a loss scaler a student where a GPU lacks bf16."""
+    amp_dtype: Literal["auto", "bf16", "fp16"] = "auto"
+    """Overrides the choice of --amp. fp16 needs a GPU."""
+    channels_last: bool = True
+    """Keep images and convolutions in channels-last memory order."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    seed: int = 0
+    """Everything random follows from it."""
+
+    out: str = ""
+    """Folder of the run (default: runs/ and a name made from data, method, seed and time)."""
+    save_every: str = ""
+    """Save a checkpoint also within epochs: every so many steps (200) or seconds (60s)."""
+    log_every: int = 20
+    """Steps between two readings of the metrics from the device."""
+    max_skipped: int = 25
+    """Stop when a student has skipped this many updates in a row for non-finite gradients."""
+    tensorboard: bool = False
+    """Also write TensorBoard events into the run folder."""
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """One architecture name a student, length K."""
+        names = tuple(name.strip() for name in self.arch.split(","))
+        return names * max(self.cohort, 2 if self.cohort == 0 else 1) if len(names) == 1 else names
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate at the top of the schedule."""
+        return self.lr or {"sgd": 0.1, "adamw": 1e-3}[self.optimizer]
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of the whole run: distillation trains first the teacher, then the others."""
+        return self.epochs * (2 if self.method == "distill" else 1)
+
+    @property
+    def save_interval(self) -> tuple[int, float]:
+        """``save_every`` as (steps, seconds); 0 means never."""
+        if not self.save_every:
+            return 0, 0.0
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)s|(\d+)", self.save_every)
+        if not match or float(match[1] or match[2]) <= 0:
+            raise UserError(
+                f"--save-every is {self.save_every!r}: give steps (200) or seconds (60s)"
+            )
+        return (0, float(match[1])) if match[1] else (int(match[2]), 0.0)
+
+    def check(self) -> None:
+        """Refuse values that cannot work.
+
+        Raises:
+            UserError: naming the option, its value and what to do.
+        """
+        from dml_fast.data import check_data_spec
+        from dml_fast.models import check_model_name
+
+        names = self.architectures
+        if self.cohort < 0:
+            raise UserError(f"--cohort is {self.cohort}: give a number of students, such as 2")
+        if self.cohort not in (0, len(names)):
+            raise UserError(
+                f"--cohort is {self.cohort} but --arch names {len(names)} ({self.arch}): "
+                "give one name, or one a student"
+            )
+        if len(names) < 2 and self.method != "independent":
+            raise UserError(
+                f"--cohort is {len(names)} but --method {self.method} needs at least 2 students: "
+                "give --cohort 2, or --method independent"
+            )
+        for name in names:
+            check_model_name(name)
+        self._check_numbers()
+        if self.update == "alternating" and self.method not in ("dml", "dml_e"):
+            raise UserError(
+                f"--update alternating means nothing with --method {self.method}: leave it out"
+            )
+        if self.tensorboard:
+            _require("tensorboard", "--tensorboard", "log")
+        check_data_spec(self.data)
+
+    def _check_numbers(self) -> None:
+        for name in ("epochs", "batch_size", "log_every", "max_skipped"):
+            if (value := getattr(self, name)) < 1:
+                raise UserError(f"--{_flag(name)} is {value}: give a whole number of at least 1")
+        for name in ("kl_weight", "kl_warmup", "lr", "weight_decay", "warmup", "image_size"):
+            if not 0 <= (value := getattr(self, name)) < float("inf"):
+                raise UserError(f"--{_flag(name)} is {value}: give a finite number, 0 or more")
+        for name in ("momentum", "label_noise", "label_smoothing"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise UserError(f"--{_flag(name)} is {value}: give a number from 0 to below 1")
+        if not 0 < self.val_fraction < 1:
+            raise UserError(f"--val-fraction is {self.val_fraction}: give a number between 0 and 1")
+        if not 0 < self.train_fraction <= 1:
+            raise UserError(
+                f"--train-fraction is {self.train_fraction}: give a number above 0, at most 1"
+            )
+        if not 0 < self.temperature < float("inf"):
+            raise UserError(f"--temperature is {self.temperature}: give a number above 0")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed is {self.seed}: give a whole number from 0 to 2^63 - 1")
+        _ = self.save_interval
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, as JSON and TOML know them."""
+        return asdict(self)
+
+
+def from_mapping(cls: type[ConfigT], values: Mapping[str, Any], where: str) -> ConfigT:
+    """Build a configuration from names and values, as TOML and JSON give them.
+
+    Args:
+        cls: the dataclass to build.
+        values: field name (dashes or underscores) to value.
+        where: what to call the source in an error.
+
+    Raises:
+        UserError: unknown name, or a value of the wrong type.
+    """
+    hints = get_type_hints(cls)
+    names = [field.name for field in fields(cls)]
+    kwargs: dict[str, Any] = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=2)
+            hint = f"did you mean {' or '.join(near)}?" if near else "see --help for the names"
+            raise UserError(f"{where}: unknown key {key!r}; {hint}")
+        kwargs[name] = _typed(value, hints[name], f"{where}: {key}")
+    return cls(**kwargs)
+
+
+def load_toml(cls: type[ConfigT], path: str) -> ConfigT:
+    """Read a configuration file; its keys are the long flags without the dashes in front."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read ({error.strerror}): check it") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not valid TOML: {error}") from None
+    return from_mapping(cls, values, path)
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise UserError(f"{where} is {value!r}: give one of {', '.join(get_args(hint))}")
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise UserError(f"{where} is {value!r}: give a value of type {hint.__name__}")
+    return value
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _require(module: str, flag: str, extra: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec(module) is None:
+        raise UserError(f"{flag} needs {module}: pip install 'dml_fast[{extra}]'")

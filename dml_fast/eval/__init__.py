@@ -1,0 +1,1 @@
+"""How good students are: classification here, retrieval in the ranking core."""

@@ -1,0 +1,62 @@
+"""Accuracy of each student and of their ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dml_fast.amp import Precision
+from dml_fast.data.resident import Batch
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares of right answers over a set of images.
+
+    Attributes:
+        students: one a student, in 0..1.
+        ensemble: of the class with the highest mean of the students' probabilities.
+        images: how many were counted.
+    """
+
+    students: tuple[float, ...]
+    ensemble: float
+    images: int
+
+
+@torch.inference_mode()
+def evaluate(
+    models: Sequence[nn.Module], batches: Iterable[Batch], precision: Precision
+) -> Accuracy:
+    """Run the students over a set; afterwards each is in the mode it was in.
+
+    Args:
+        models: K networks, ``forward(inputs (N, ...)) -> logits (N, C)``.
+        batches: every image once.
+        precision: as in training.
+    """
+    modes = [model.training for model in models]
+    for model in models:
+        model.eval()
+    right = torch.zeros(len(models) + 1, dtype=torch.int64, device=precision.device)
+    images = 0
+    try:
+        for batch in batches:
+            with precision.autocast():
+                logits = [model(batch.inputs) for model in models]
+            right += _right([z.float() for z in logits], batch.target)
+            images += len(batch.target)
+    finally:
+        for model, mode in zip(models, modes, strict=True):
+            model.train(mode)
+    *students, ensemble = (right.double() / max(images, 1)).tolist()
+    return Accuracy(tuple(students), ensemble, images)
+
+
+def _right(logits: list[Tensor], target: Tensor) -> Tensor:
+    """(K + 1,) counts: each student's right answers, then the ensemble's."""
+    mean = torch.stack([z.softmax(1) for z in logits]).mean(0)  # (N, C)
+    return torch.stack([(scores.argmax(1) == target).sum() for scores in [*logits, mean]])

@@ -1,0 +1,66 @@
+"""Sums over an epoch, kept on the device and read only when somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dml_fast.engine import StepResult
+
+
+@dataclass(frozen=True)
+class StudentSums:
+    """What one student did since the epoch began.
+
+    Attributes:
+        loss, ce, kl: means over the images of good steps; None before the first.
+        accuracy: share of these images whose label was predicted; None before the first.
+        skipped: steps whose update was skipped.
+        in_a_row: how many of the last steps were skipped, without a good one between.
+    """
+
+    loss: float | None
+    ce: float | None
+    kl: float | None
+    accuracy: float | None
+    skipped: int
+    in_a_row: int
+
+
+class Meter:
+    """Collects step results of K students without waiting for the device.
+
+    Args:
+        cohort: K.
+        device: where the results are.
+    """
+
+    def __init__(self, cohort: int, device: torch.device) -> None:
+        # (K, 7): loss, ce, kl, correct, images, skipped, skipped in a row
+        self.sums = torch.zeros(cohort, 7, dtype=torch.float64, device=device)
+
+    def add(self, result: StepResult, images: int, learners: Sequence[int]) -> None:
+        """Add one step of A learners on ``images`` images."""
+        rows = list(learners)
+        means = torch.stack([result.losses, result.ce, result.kl]).double()  # (3, A)
+        good = ~result.skipped & torch.isfinite(means).all(0)
+        new = torch.cat(
+            [means * images, result.correct.double()[None], torch.full_like(means[:1], images)]
+        )
+        self.sums[rows, :5] += torch.where(good, new, 0.0).T
+        self.sums[rows, 5] += result.skipped.double()
+        self.sums[rows, 6] = (self.sums[rows, 6] + 1) * result.skipped.double()
+
+    def read(self) -> list[StudentSums]:
+        """The sums so far; this waits for the device."""
+        students = []
+        for *sums, images, skipped, in_a_row in self.sums.tolist():
+            loss, ce, kl, accuracy = (x / images if images else None for x in sums)
+            students.append(StudentSums(loss, ce, kl, accuracy, int(skipped), int(in_a_row)))
+        return students
+
+    def start_epoch(self) -> None:
+        """Forget all sums but the skips in a row, which may span epochs."""
+        self.sums[:, :6] = 0

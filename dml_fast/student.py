@@ -1,0 +1,157 @@
+"""One student: a model, its optimizer and its loss scaler, and one guarded update of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dml_fast.amp import Precision
+from dml_fast.errors import UserError
+
+
+class Student:
+    """A network that learns, with all that is its own.
+
+    Args:
+        model: on its device; ``forward(inputs (N, ...)) -> logits (N, C)``.
+        optimizer: over the model's parameters, built with ``fused=True``.
+        precision: how to run the forward pass.
+        arch: the architecture's name, for tables and files.
+
+    Raises:
+        UserError: the optimizer is not fused.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        precision: Precision,
+        arch: str = "",
+    ) -> None:
+        if not getattr(optimizer, "_step_supports_amp_scaling", False):
+            raise UserError(
+                f"the optimizer {type(optimizer).__name__} of a student is not fused, so it cannot "
+                "skip a bad step on the device: build it with fused=True"
+            )
+        self.model = model
+        self.optimizer = optimizer
+        self.precision = precision
+        self.arch = arch or type(model).__name__
+        self.scaler = precision.scaler()
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.norms = [
+            m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats
+        ]
+        self._statistics = _share_storage(self.norms)
+        self._one = torch.ones((), device=self.parameters[0].device)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits (N, C) of inputs (N, ...), in the precision's type, with a graph to go back."""
+        if self._statistics is not None:
+            self._before = self._statistics.clone()
+        with self.precision.autocast():
+            logits: Tensor = self.model(inputs)
+        return logits
+
+    @property
+    def grad_scale(self) -> Tensor:
+        """What the gradient of the logits is to be multiplied by: 0-d, 1 unless fp16."""
+        scale: Tensor = self.scaler.scale(self._one)
+        return scale
+
+    def update(self, logits: Tensor, grad: Tensor) -> Tensor:
+        """Go back from the logits and step, unless a gradient is not finite.
+
+        A skipped step leaves no trace in weights, momentum or running statistics. Nothing here
+        waits for the device.
+
+        Args:
+            logits: (N, C), what ``forward`` gave.
+            grad: (N, C), the gradient of the loss with respect to them, times ``grad_scale``.
+
+        Returns:
+            0-d bool tensor: whether the step was skipped.
+        """
+        torch.autograd.backward(logits, grad)
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        skipped = ~torch.isfinite(torch.nn.utils.get_total_norm(grads))
+        if not self.scaler.is_enabled():  # the scaler sets these two itself
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+            self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._statistics is not None:
+            self._statistics.copy_(torch.where(skipped, self._before, self._statistics))
+        return skipped
+
+    @torch.no_grad()
+    def predict(self, inputs: Tensor, *, training: bool = False) -> Tensor:
+        """Logits (N, C) without a graph; running statistics and the mode stay as they are.
+
+        Args:
+            inputs: (N, ...).
+            training: compute as in training (batch statistics, dropout), else as in evaluation.
+        """
+        was_training = self.model.training
+        self.model.train(training)
+        with _frozen(self.norms, training), self.precision.autocast():
+            logits: Tensor = self.model(inputs)
+        self.model.train(was_training)
+        return logits
+
+    def set_lr(self, lr: float) -> None:
+        """Fill the learning rate in place."""
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a checkpoint needs: ``arch``, ``model``, ``optimizer`` and ``scaler``."""
+        return {
+            "arch": self.arch,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what ``state_dict`` gave."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+
+
+@contextmanager
+def _frozen(norms: list[_BatchNorm], training: bool) -> Iterator[None]:
+    """While training, statistics that are not tracked are of the batch alone and not kept."""
+    for norm in norms:
+        norm.track_running_stats = not training
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def _share_storage(norms: list[_BatchNorm]) -> Tensor | None:
+    """Move all running statistics into one tensor, so that keeping and restoring is one copy."""
+    named = [(m, name) for m in norms for name in ("running_mean", "running_var")]
+    if not named:
+        return None
+    flat = torch.cat([getattr(m, name).flatten() for m, name in named])
+    start = 0
+    for module, name in named:
+        old = getattr(module, name)
+        setattr(module, name, flat[start : start + old.numel()].view_as(old))
+        start += old.numel()
+    return flat

@@ -1,0 +1,130 @@
+"""Train a cohort: ``python -m dml_fast.train --cohort 4 --amp``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dml_fast import cli
+from dml_fast.config import TrainConfig, load_toml
+from dml_fast.errors import UserError
+from dml_fast.run import Run, new_folder
+from dml_fast.signals import StopRequest
+
+if TYPE_CHECKING:
+    from dml_fast.trainer import Trainer
+
+# what may differ from the run that --resume continues
+_MAY_CHANGE = ("data", "device", "log_every", "max_skipped", "save_every", "tensorboard", "resume")
+
+
+@dataclass(frozen=True)
+class TrainArguments(TrainConfig):
+    """Train a cohort of networks that teach each other (Deep Mutual Learning, CVPR 2018)."""
+
+    config: str = ""
+    """TOML file with any of these options as keys; flags override it."""
+    resume: str = ""
+    """Continue this run folder, with its own configuration, from where it stopped."""
+
+
+def arguments(argv: Sequence[str] | None) -> TrainArguments:
+    """Read flags on top of ``--config`` or of the run that ``--resume`` continues.
+
+    Raises:
+        UserError: a bad file, or a flag that would change a run that is being continued.
+    """
+    given = cli.parse(TrainArguments, argv, "train")
+    if given.config and given.resume:
+        raise UserError("--config and --resume exclude each other: a run keeps its configuration")
+    if given.config:
+        return cli.parse(
+            TrainArguments, argv, "train", default=load_toml(TrainArguments, given.config)
+        )
+    if not given.resume:
+        return given
+    own = TrainArguments(**Run.open(given.resume).config.to_dict())
+    merged = cli.parse(TrainArguments, argv, "train", default=own)
+    for field in fields(TrainConfig):
+        old, new = getattr(own, field.name), getattr(merged, field.name)
+        if old != new and field.name not in _MAY_CHANGE:
+            flag = "--" + field.name.replace("_", "-")
+            raise UserError(
+                f"{flag} is {new} and the run {given.resume} has {old}: leave {flag} out to "
+                "continue that run, or start a new one without --resume"
+            )
+    return merged
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, train, and return the exit code: 0, or 128 + the signal that stopped the run."""
+    args = arguments(argv)
+    config = TrainConfig(**{f.name: getattr(args, f.name) for f in fields(TrainConfig)})
+    config.check()
+    if args.resume:
+        run = Run.open(args.resume)
+    else:
+        run = Run(new_folder(config))
+        run.prepare(needed_bytes=2**22)
+    stop = StopRequest()
+    stop.install()  # before torch, which takes seconds to import
+
+    from dml_fast.log import logger
+
+    trainer = prepare(config, run, Path(args.resume) if args.resume else None, stop)
+    try:
+        complete = trainer.fit()
+        if complete:
+            trainer.finish()
+    finally:
+        trainer.reporter.close()
+    if complete:
+        return 0
+    logger.info("stopped at step %d; continue with --resume %s", trainer.step, run.folder)
+    return stop.exit_code
+
+
+def prepare(config: TrainConfig, run: Run, resume: Path | None, stop: StopRequest) -> Trainer:
+    """Open the data, build the cohort, and put it where a checkpoint left it.
+
+    Args:
+        config: checked.
+        run: a folder that can be written to.
+        resume: None, or the run folder or one of its checkpoints.
+        stop: asks to stop after a step.
+    """
+    from dml_fast import checkpoint
+    from dml_fast.amp import Precision, pick_device
+    from dml_fast.data import open_dataset
+    from dml_fast.log import Reporter, logger
+    from dml_fast.trainer import Trainer
+
+    precision = Precision.from_config(config, pick_device(config.device))
+    path = resume and (run.checkpoint("last") if resume.is_dir() else resume)
+    state = checkpoint.load(path) if path else None
+    reporter = Reporter(run.folder / "tensorboard" if config.tensorboard else None)
+    data = open_dataset(
+        config.data,
+        download=config.download,
+        val_fraction=config.val_fraction,
+        train_fraction=config.train_fraction,
+        label_noise=config.label_noise,
+        seed=config.seed,
+        image_size=config.image_size,
+        skip_corrupt=config.skip_corrupt,
+    )
+    trainer = Trainer(config, run, data, precision, reporter, stop)
+    run.check_writable(trainer.disk_bytes())
+    if state is None:
+        trainer.describe()
+    else:
+        trainer.resume(state, str(run.folder))
+        logger.info("continuing %s at step %d", path, trainer.step)
+    return trainer
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

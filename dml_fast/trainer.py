@@ -1,0 +1,291 @@
+"""A run from its first step to its last table: epochs, validation, checkpoints, stops."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from dml_fast import checkpoint
+from dml_fast.amp import Precision
+from dml_fast.cohort import Cohort
+from dml_fast.config import TrainConfig
+from dml_fast.data import DataSet
+from dml_fast.data.resident import ResidentLoader, evaluation_batches
+from dml_fast.engine import Engine
+from dml_fast.errors import TrainingError, UserError
+from dml_fast.eval.classification import evaluate
+from dml_fast.log import Reporter
+from dml_fast.metrics import Meter
+from dml_fast.optim import lr_factor, ramp
+from dml_fast.rng import derive_seed
+from dml_fast.run import Run
+from dml_fast.signals import StopRequest
+from dml_fast.weights import save_student
+
+EVALUATION_BATCH = 512
+
+
+class Trainer:
+    """Trains a cohort in a run folder.
+
+    Order and augmentation of the data are functions of (seed, epoch, step); all else that a step
+    depends on is in the checkpoint. So a run that was stopped anywhere continues bit for bit.
+
+    Args:
+        config: of the run.
+        run: its folder, which can be written to.
+        data: what ``config`` says, opened.
+        precision: device and type.
+        reporter: where progress is shown.
+        stop: asks to stop after a step.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: Run,
+        data: DataSet,
+        precision: Precision,
+        reporter: Reporter,
+        stop: StopRequest,
+    ) -> None:
+        self.config, self.run, self.data = config, run, data
+        self.precision, self.reporter, self.stop = precision, reporter, stop
+        channels, *size = data.train.images.shape[1:]
+        self.facts: dict[str, Any] = {
+            "name": data.name,
+            "num_classes": len(data.classes),
+            "classes": list(data.classes),
+            "in_channels": channels,
+            "image_size": size,
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "fingerprint": data.fingerprint,
+        }
+        self.loader = ResidentLoader(
+            data.train.images,
+            data.train.labels,
+            batch_size=config.batch_size,
+            seed=derive_seed(config.seed, "data"),
+            mean=data.mean,
+            std=data.std,
+            pad=data.pad if config.augment else 0,
+            flip=data.flip and config.augment,
+            device=precision.device,
+            channels_last=config.channels_last,
+        )
+        self.cohort = Cohort.from_config(
+            config,
+            precision,
+            num_classes=len(data.classes),
+            in_channels=channels,
+            image_size=(size[0], size[1]),
+        )
+        self.engine = Engine(
+            self.cohort,
+            method=config.method,
+            kl_weight=config.kl_weight,
+            temperature=config.temperature,
+            label_smoothing=config.label_smoothing,
+            peer_reduction=config.peer_reduction,
+            update=config.update,
+        )
+        self.meter = Meter(len(self.cohort), precision.device)
+        self.step = 0  # over the whole run
+        self.seconds = 0.0  # of the epoch under way
+        self.history: list[dict[str, Any]] = []
+        self._saved = (0, time.monotonic())  # step and time of the newest checkpoint
+
+    def describe(self) -> None:
+        """Write ``config.json`` and say what is about to be trained."""
+        students = [
+            {"arch": s.arch, "parameters": sum(p.numel() for p in s.model.parameters())}
+            for s in self.cohort
+        ]
+        self.run.describe(self.config, self.facts, students)
+        self.reporter.start(self.config, self.data, students, self.precision)
+
+    def disk_bytes(self) -> int:
+        """Bytes that the run folder will need: three checkpoints, a spare one, and the weights."""
+        tensors = [t for s in self.cohort for t in s.model.state_dict().values()]
+        weights: int = sum(t.numel() * t.element_size() for t in tensors)
+        states = 2 if self.config.optimizer == "adamw" else 1
+        return 4 * weights * (1 + states) + weights + 2**22
+
+    def fit(self) -> bool:
+        """Train until the end or until somebody asks to stop.
+
+        Returns:
+            Whether the run is complete.
+
+        Raises:
+            TrainingError: a student's gradients stay non-finite.
+        """
+        for student in self.cohort:
+            student.model.train()
+        total = self.config.total_epochs * self.loader.steps_per_epoch
+        with self.reporter.progress(total, self.step):
+            while len(self.history) < self.config.total_epochs:
+                epoch = len(self.history)
+                if not self._train(epoch):
+                    self._save()
+                    return False
+                self._finish(epoch)
+                if self.stop.signal:
+                    return len(self.history) == self.config.total_epochs
+        return True
+
+    def _train(self, epoch: int) -> bool:
+        """Go through what is left of an epoch; False if stopped before its end."""
+        per_epoch = self.loader.steps_per_epoch
+        learners, teacher = self._roles(epoch)
+        start, before = time.monotonic(), self.seconds
+        done = self.step - epoch * per_epoch
+        for batch in self.loader.epoch(epoch, done):
+            if self.stop.signal:
+                return False
+            for student in self.cohort:
+                student.set_lr(self._lr(self.step))
+            result = self.engine.step(
+                batch.inputs,
+                batch.target,
+                kl_scale=ramp(self._local_epoch(self.step), self.config.kl_warmup),
+                learners=learners,
+                teacher=teacher,
+            )
+            self.meter.add(result, len(batch.target), learners)
+            self.step += 1
+            self.seconds = before + time.monotonic() - start
+            if self.step % self.config.log_every == 0 or self.step % per_epoch == 0:
+                self._check_students()
+            if self._save_due():
+                self._save()
+        return True
+
+    def _finish(self, epoch: int) -> None:
+        """Validate, write the epoch's line, save."""
+        validation = evaluate(
+            self.cohort.models,
+            evaluation_batches(
+                self.data.val,
+                batch_size=EVALUATION_BATCH,
+                mean=self.data.mean,
+                std=self.data.std,
+                device=self.precision.device,
+                channels_last=self.config.channels_last,
+            ),
+            self.precision,
+        )
+        images = self.loader.steps_per_epoch * self.config.batch_size
+        line = {
+            "epoch": epoch + 1,
+            "step": self.step,
+            "seconds": round(self.seconds, 3),
+            "images_per_s": round(images / self.seconds, 1),
+            "lr": self._lr(self.step - 1),
+            "students": [
+                {
+                    "arch": student.arch,
+                    "loss": sums.loss,
+                    "ce": sums.ce,
+                    "kl": sums.kl,
+                    "train_acc": sums.accuracy,
+                    "val_acc": accuracy,
+                    "skipped": sums.skipped,
+                }
+                for student, sums, accuracy in zip(
+                    self.cohort, self.meter.read(), validation.students, strict=True
+                )
+            ],
+            "ensemble_val_acc": validation.ensemble,
+        }
+        self.history.append(line)
+        self.meter.start_epoch()
+        self.seconds = 0.0
+        self._save(best=best_epoch(self.history) == epoch + 1)
+        self.run.write_metrics(self.history)
+        self.reporter.epoch(line, self.config.total_epochs)
+
+    def finish(self) -> None:
+        """Write the students' weights and curves, and show the last table."""
+        from dml_fast.plots import plot_curves  # matplotlib takes a second to import
+
+        for k, student in enumerate(self.cohort):
+            save_student(self.run.weights(k), student.model.state_dict(), student.arch, self.facts)
+        plot_curves(self.run.folder / "curves.png", {self.run.folder.name: self.history})
+        self.reporter.table(self.history, best_epoch(self.history), self.run.folder)
+
+    def resume(self, state: dict[str, Any], name: str) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            UserError: it belongs to other data or another cohort.
+        """
+        if state["fingerprint"] != self.data.fingerprint:
+            raise UserError(
+                f"{name} was trained on other images or labels than --data {self.config.data} "
+                "holds: give the data it was trained on"
+            )
+        self.cohort.load_state_dict(state["students"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.history = json.loads(state["history"])
+        self.meter.sums.copy_(state["meter"])
+        checkpoint.set_rng_state(state["rng"])
+        # a kill can fall between the checkpoint and what is written after it
+        self.run.write_metrics(self.history)
+        at_end_of_epoch = self.step == len(self.history) * self.loader.steps_per_epoch
+        if self.history and at_end_of_epoch and best_epoch(self.history) == len(self.history):
+            checkpoint.mark_best(self.run)
+
+    def _roles(self, epoch: int) -> tuple[tuple[int, ...], int | None]:
+        """Who learns in an epoch, and who teaches instead of the peers."""
+        everyone = tuple(range(len(self.cohort)))
+        if self.config.method != "distill":
+            return everyone, None
+        return (everyone[:1], None) if epoch < self.config.epochs else (everyone[1:], 0)
+
+    def _local_epoch(self, step: int) -> float:
+        """Epochs done before a step, since the schedule began; distillation begins it twice."""
+        return (step / self.loader.steps_per_epoch) % self.config.epochs
+
+    def _lr(self, step: int) -> float:
+        c = self.config
+        return c.peak_lr * lr_factor(c.schedule, self._local_epoch(step), c.epochs, c.warmup)
+
+    def _check_students(self) -> None:
+        """Read the metrics from the device; stop if a student no longer learns."""
+        sums = self.meter.read()
+        for k, (student, mine) in enumerate(zip(self.cohort, sums, strict=True)):
+            if mine.in_a_row >= self.config.max_skipped:
+                raise TrainingError(
+                    f"student {k} ({student.arch}) had non-finite gradients in its last "
+                    f"{mine.in_a_row} steps, up to step {self.step}: lower --lr, or add --warmup; "
+                    f"the newest checkpoint is in {self.run.folder}"
+                )
+        self.reporter.step(self.step, [mine.loss for mine in sums])
+
+    def _save_due(self) -> bool:
+        steps, seconds = self.config.save_interval
+        step, moment = self._saved
+        return (0 < steps <= self.step - step) or (0 < seconds <= time.monotonic() - moment)
+
+    def _save(self, best: bool = False) -> None:
+        state = {
+            "config": json.dumps(self.config.to_dict()),
+            "fingerprint": self.data.fingerprint,
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": json.dumps(self.history),
+            "meter": self.meter.sums,
+            "students": self.cohort.state_dict(),
+            "rng": checkpoint.rng_state(),
+        }
+        checkpoint.save(self.run, state, best=best)
+        self._saved = (self.step, time.monotonic())
+
+
+def best_epoch(history: list[dict[str, Any]]) -> int:
+    """The epoch (from 1) with the highest mean of the students' validation accuracies."""
+    means = [sum(s["val_acc"] for s in line["students"]) for line in history]
+    return 1 + means.index(max(means))
