@@ -12,12 +12,12 @@ from dml_fast.data.splits import remaining, stratified_sample
 from dml_fast.errors import UserError
 from dml_fast.rng import numpy_generator
 
-_TEST_FRACTION = 0.2
-_TEST_SEED = 1797
+_TEST, _VAL = 359, 270  # a fifth, and 15 % of all: the rest, 1168, is enough to learn from
+_SEED = 1797
 
 
 def read_digits() -> RawData:
-    """Reads the digits; a fixed, stratified fifth of them (359) is the test set.
+    """Reads the digits in a fixed, stratified split: 1168 train, 270 validation, 359 test.
 
     Grey levels 0..16 are scaled to 0..255.
 
@@ -33,14 +33,19 @@ def read_digits() -> RawData:
     digits = load_digits()
     images = np.rint(digits.images[:, None] * (255 / 16)).astype(np.uint8)
     everything = ImageSet(images, digits.target.astype(np.int64))
-    count = round(_TEST_FRACTION * len(everything))
-    test = stratified_sample(everything.labels, count, numpy_generator(_TEST_SEED))
+    rest, test = _set_aside(everything, _TEST)
+    train, val = _set_aside(rest, _VAL)
     return RawData(
         name="digits",
         classes=tuple("0123456789"),
-        train=everything.subset(remaining(len(everything), test)),
-        val=None,
-        test=everything.subset(test),
+        train=train,
+        val=val,
+        test=test,
         pad=1,
         flip=False,
     )
+
+
+def _set_aside(images: ImageSet, count: int) -> tuple[ImageSet, ImageSet]:
+    taken = stratified_sample(images.labels, count, numpy_generator(_SEED, count))
+    return images.subset(remaining(len(images), taken)), images.subset(taken)

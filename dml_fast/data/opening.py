@@ -2,34 +2,108 @@
 
 from __future__ import annotations
 
+import difflib
+from pathlib import Path
+
+from dml_fast.data.cifar import CIFAR, locate_cifar, read_cifar
 from dml_fast.data.digits import read_digits
-from dml_fast.data.sets import DataSet, build_dataset
+from dml_fast.data.folder import check_folder, read_folder
+from dml_fast.data.sets import DataSet, RawData, build_dataset
 from dml_fast.errors import UserError
 
+_KINDS = ("digits", *CIFAR, "folder")
 
-def check_data_spec(spec: str) -> None:
-    """Checks what can be checked without reading images."""
-    if spec != "digits":
-        raise UserError(f"unknown data {spec!r}: choose digits")
+
+def check_data_spec(spec: str, *, download: bool = False) -> None:
+    """Checks a data spec as far as that is possible without reading images.
+
+    Args:
+        spec: see `open_dataset`.
+        download: whether missing files may be fetched later.
+
+    Raises:
+        UserError: the kind is unknown, or its folder is missing, empty or of another shape.
+    """
+    kind, root = _parse(spec)
+    if kind == "folder":
+        if download:
+            raise UserError(f"{spec} cannot be downloaded: leave out --download")
+        check_folder(root)
+    elif kind in CIFAR and not download:
+        locate_cifar(kind, root)
 
 
 def open_dataset(
     spec: str,
     *,
     download: bool = False,
-    val_fraction: float | None = None,
+    val_fraction: float = 0.1,
     train_fraction: float = 1.0,
     label_noise: float = 0.0,
     seed: int = 0,
     image_size: int = 0,
     skip_corrupt: bool = False,
 ) -> DataSet:
-    """Reads a data set into memory."""
-    check_data_spec(spec)
+    """Reads a data set into memory.
+
+    Args:
+        spec: ``digits``, ``cifar10:DIR``, ``cifar100:DIR`` or ``folder:DIR`` (docs/data.md).
+        download: whether to fetch CIFAR into DIR if it is not there.
+        val_fraction: of the training images that become the validation set, in (0, 1), where the
+            data set does not bring its own (digits do, and a folder with val/). Stratified, and
+            the same for every seed.
+        train_fraction: of the remaining training images that are used, in (0, 1]; stratified,
+            drawn with ``seed``, at least one a class.
+        label_noise: of the training labels that are made wrong, in [0, 1), drawn with ``seed``.
+            Validation and test labels stay as they are.
+        seed: the run's seed.
+        image_size: of a folder: 0 for images that have one size already, or S to resize and crop
+            them to S x S.
+        skip_corrupt: whether files that cannot be decoded are left out and counted.
+
+    Raises:
+        UserError: anything is wrong with the arguments or the files.
+    """
+    check_data_spec(spec, download=download)
+    if not 0.0 < val_fraction < 1.0:
+        raise UserError(f"--val-fraction {val_fraction} must be above 0 and below 1")
+    if not 0.0 < train_fraction <= 1.0:
+        raise UserError(f"--train-fraction {train_fraction} must be above 0 and at most 1")
+    if not 0.0 <= label_noise < 1.0:
+        raise UserError(f"--label-noise {label_noise} must be at least 0 and below 1")
     return build_dataset(
-        read_digits(),
-        val_fraction=0.15 if val_fraction is None else val_fraction,
+        _read(spec, download=download, image_size=image_size, skip_corrupt=skip_corrupt),
+        val_fraction=val_fraction,
         train_fraction=train_fraction,
         label_noise=label_noise,
         seed=seed,
     )
+
+
+def _read(spec: str, *, download: bool, image_size: int, skip_corrupt: bool) -> RawData:
+    kind, root = _parse(spec)
+    if kind == "folder":
+        if image_size < 0:
+            raise UserError(f"--image-size {image_size} must be 0 or a number of pixels")
+        return read_folder(root, image_size=image_size, skip_corrupt=skip_corrupt)
+    raw = read_digits() if kind == "digits" else read_cifar(kind, root, download=download)
+    if image_size not in (0, raw.train.images.shape[2]):
+        raise UserError(
+            f"--image-size {image_size} is only for folder: data, and {kind} images have "
+            f"{raw.train.images.shape[2]} pixels a side: leave it out"
+        )
+    return raw
+
+
+def _parse(spec: str) -> tuple[str, Path]:
+    """Splits ``kind:DIR``; the folder of a kind without one is empty and unused."""
+    kind, colon, folder = spec.partition(":")
+    if kind not in _KINDS:
+        close = difflib.get_close_matches(kind.lower(), _KINDS, n=2) or _KINDS
+        hint = f" or folder:{spec}" if Path(spec).exists() else ""
+        raise UserError(f"unknown data {spec!r}: did you mean {' or '.join(close)}{hint}?")
+    if kind == "digits" and colon:
+        raise UserError(f"data {spec!r} should be 'digits' alone: they are built in")
+    if kind != "digits" and not folder:
+        raise UserError(f"data {spec!r} needs a folder: write {kind}:DIR")
+    return kind, Path(folder).expanduser()
