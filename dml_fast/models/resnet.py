@@ -48,7 +48,7 @@ class ResNet(FeatureNet):
         blocks = (depth - 2) // 6
         self.conv = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(16)
-        layers: list[nn.Module] = []
+        layers: list[BasicBlock] = []
         inputs = 16
         for outputs in (16, 32, 64):
             for index in range(blocks):
@@ -59,6 +59,8 @@ class ResNet(FeatureNet):
         self.num_features = inputs
         self.classifier = nn.Linear(inputs, num_classes)
         initialise(self)
+        for block in self.blocks:  # each block starts as the identity: trains at lr 0.1 at once
+            nn.init.zeros_(block.bn2.weight)  # type: ignore[arg-type, union-attr]
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Features of images: (N, in_channels, H, W) to (N, 64)."""
