@@ -142,6 +142,22 @@ def test_global_generators_are_neither_read_nor_changed() -> None:
     assert same(first, make_loader(data).batch(0, 0))
 
 
+@pytest.mark.gpu
+def test_cuda_makes_the_same_batches_without_waiting() -> None:
+    data = random_images(23)
+    on_cpu, on_gpu = make_loader(data), make_loader(data, device="cuda")
+    on_gpu.batch(0, 0)  # allocations and the order of the epoch
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batches = [*on_gpu.epoch(0)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for ours, reference in zip(batches, on_cpu.epoch(0), strict=True):
+        assert torch.equal(ours.ids.cpu(), reference.ids)
+        assert torch.equal(ours.target.cpu(), reference.target)
+        torch.testing.assert_close(ours.inputs.cpu(), reference.inputs, rtol=0, atol=2e-6)
+
+
 def test_the_batch_does_not_alias_the_images() -> None:
     data = random_images(8)
     loader = make_loader(data, pad=0, flip=False)

@@ -210,7 +210,7 @@ def _decode_python(form: Distribution, raw: bytes, origin: str) -> ImageSet:
     ):
         raise UserError(
             f"{origin} is not a CIFAR batch: it needs (N, {_PIXELS}) 'data' and N "
-            f"{form.label_key!r}; delete it and fetch it again"
+            f"{form.label_key!r}; delete it and fetch the data again"
         )
     return ImageSet(_as_images(pixels), np.array(labels, dtype=np.int64))
 
@@ -220,7 +220,7 @@ def _decode_binary(form: Distribution, raw: bytes, origin: str) -> ImageSet:
     if len(raw) % record_bytes:
         raise UserError(
             f"{origin} is damaged: {len(raw)} bytes are no multiple of {record_bytes}, the size "
-            "of a record; delete it and fetch it again"
+            "of a record; delete it and fetch the data again"
         )
     records = np.frombuffer(raw, dtype=np.uint8).reshape(-1, record_bytes)
     labels = records[:, form.label_column].astype(np.int64)
@@ -232,17 +232,17 @@ def _class_names(form: Distribution, raw: bytes, origin: str) -> tuple[str, ...]
         return tuple(raw.decode("latin1").split())
     names: Any = read_batch(raw, origin).get(form.names_key)
     if not (isinstance(names, list) and all(isinstance(name, bytes | str) for name in names)):
-        raise UserError(f"{origin} has no {form.names_key!r}: delete it and fetch it again")
+        raise UserError(f"{origin} has no {form.names_key!r}: delete it and fetch the data again")
     return tuple(name.decode("latin1") if isinstance(name, bytes) else name for name in names)
 
 
 def _check_part(part: ImageSet, num_classes: int, origin: str) -> None:
     if len(part) == 0:
-        raise UserError(f"{origin} holds no images: delete it and fetch it again")
+        raise UserError(f"{origin} holds no images: delete it and fetch the data again")
     if part.labels.min() < 0 or part.labels.max() >= num_classes:
         raise UserError(
             f"{origin} has labels from {part.labels.min()} to {part.labels.max()} for "
-            f"{num_classes} classes: delete it and fetch it again"
+            f"{num_classes} classes: delete it and fetch the data again"
         )
 
 

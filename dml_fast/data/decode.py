@@ -63,7 +63,7 @@ def decode_image(path: Path, image_size: int = 0) -> Pixels:
                     simplejpeg.decode_jpeg(raw, fastdct=False, fastupsample=False), image_size
                 )
             except ValueError:
-                pass  # CMYK, or damaged: Pillow decodes the first and names the second's fault
+                pass  # an unusual form, or damage: Pillow decodes the one and names the other
         with Image.open(path) as image:
             return _fit(np.asarray(_to_rgb(image)), image_size)
     except Exception as error:  # decoders raise nearly anything on damaged files

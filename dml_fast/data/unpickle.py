@@ -118,12 +118,15 @@ def read_batch(raw: bytes, origin: str) -> dict[str, Any]:
     try:
         batch = _Unpickler(io.BytesIO(raw), encoding="bytes").load()
     except Exception as error:  # a damaged pickle may raise nearly anything
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"{origin} is refused: {error}, which no CIFAR batch does; "
-            "delete it and fetch the original with --download"
+            f"{origin} is refused ({reason}): it is damaged or no CIFAR batch; delete it and fetch "
+            "the data again"
         ) from error
     if not isinstance(batch, dict):
-        raise UserError(f"{origin} is not a CIFAR batch: it holds no dict; delete it and fetch it")
+        raise UserError(
+            f"{origin} is not a CIFAR batch: it holds no dict; delete it and fetch the data again"
+        )
     return {
         key.decode("latin1") if isinstance(key, bytes) else str(key): (
             getattr(value, "value", None) if isinstance(value, _Array) else value

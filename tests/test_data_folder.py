@@ -1,0 +1,298 @@
+"""Folders of images: layout, decoding against Pillow, sizes, corrupt files, real JPEGs."""
+
+from __future__ import annotations
+
+import io
+import logging
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dml_fast.data import DataSet, check_data_spec, decode, open_dataset
+from dml_fast.errors import UserError
+
+
+def picture(seed: int, height: int = 16, width: int = 16) -> np.ndarray:
+    """A smooth colour image, (H, W, 3) uint8, another for each seed."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def save(path: Path, pixels: np.ndarray | Image.Image, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(path, **options)
+    return path
+
+
+def make_folder(root: Path, parts: tuple[str, ...] = ("train", "test"), count: int = 10) -> Path:
+    """Three classes of ``count`` PNGs a part."""
+    for row, part in enumerate(parts):
+        for column, name in enumerate(("ant", "Bee", "cat")):
+            for number in range(count):
+                seed = (row * 3 + column) * count + number
+                save(root / part / name / f"{number}.png", picture(seed))
+    return root
+
+
+def opened(root: Path, **options: object) -> DataSet:
+    return open_dataset(f"folder:{root}", **options)  # type: ignore[arg-type]
+
+
+def test_content_is_that_of_the_files_and_classes_are_sorted(tmp_path: Path) -> None:
+    data = opened(make_folder(tmp_path / "insects", ("train", "val", "test")))
+    assert data.classes == ("Bee", "ant", "cat") and data.name == "insects"
+    assert (data.pad, data.flip, data.skipped) == (2, True, ())
+    for part_name in ("train", "val", "test"):
+        part = getattr(data, part_name)
+        expected = [
+            (np.asarray(Image.open(path)).transpose(2, 0, 1), label)
+            for label, name in enumerate(data.classes)
+            for path in sorted((tmp_path / "insects" / part_name / name).iterdir())
+        ]
+        np.testing.assert_array_equal(part.images, np.stack([image for image, _ in expected]))
+        assert part.labels.tolist() == [label for _, label in expected]
+        assert part.images.dtype == np.uint8 and part.labels.dtype == np.int64
+
+
+def test_without_val_a_stratified_part_of_train_validates(tmp_path: Path) -> None:
+    data = opened(make_folder(tmp_path), val_fraction=0.2)
+    assert np.bincount(data.val.labels).tolist() == [2, 2, 2]
+    assert np.bincount(data.train.labels).tolist() == [8, 8, 8]
+    assert data.test is not None and len(data.test) == 30
+    images = [image.tobytes() for part in (data.train, data.val) for image in part.images]
+    assert len(set(images)) == 30
+
+
+def test_the_fingerprint_does_not_depend_on_the_place(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b" / "c")
+    plain = opened(tmp_path / "a").fingerprint
+    assert opened(tmp_path / "b" / "c").fingerprint == plain
+    (tmp_path / "b/c/train/ant").rename(tmp_path / "b/c/train/aphid")
+    (tmp_path / "b/c/test/ant").rename(tmp_path / "b/c/test/aphid")
+    assert opened(tmp_path / "b" / "c").fingerprint != plain
+
+
+def test_other_files_are_passed_over(tmp_path: Path) -> None:
+    plain = opened(make_folder(tmp_path)).fingerprint
+    for name in ("train/ant/Thumbs.db", "train/ant/._0.png", "train/README", "notes.txt"):
+        (tmp_path / name).write_text("not an image")
+    (tmp_path / "train" / ".cache").mkdir()
+    assert opened(tmp_path).fingerprint == plain
+
+
+FORMATS = {
+    "rgb.png": (picture(1), {}),
+    "rgb.bmp": (picture(1), {}),
+    "rgb.webp": (picture(1), {"lossless": True}),
+    "rgb.jpg": (picture(1), {"quality": 90}),
+    "SUFFIX.JPEG": (picture(1), {"quality": 90}),
+    "progressive.jpg": (picture(1), {"progressive": True}),
+    "gray.jpg": (picture(1)[..., 0], {}),
+    "gray.png": (picture(1)[..., 0], {}),
+    "cmyk.jpg": (Image.fromarray(picture(1)).convert("CMYK"), {}),
+    "palette.png": (Image.fromarray(picture(1)).quantize(16), {}),
+    "alpha.png": (Image.fromarray(picture(1)).convert("RGBA"), {}),
+    "bits.png": (Image.fromarray(picture(1)).convert("1"), {}),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_decoding_equals_pillow(name: str, tmp_path: Path) -> None:
+    source, options = FORMATS[name]
+    path = save(tmp_path / name, source, **options)
+    expected = np.asarray(Image.open(path).convert("RGB"))
+    # simplejpeg and Pillow round the conversion from CMYK differently, and nothing else
+    assert np.abs(decode.decode_image(path).astype(int) - expected).max() <= ("cmyk" in name)
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
+    wide = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    for name in ("wide.png", "wide.tif"):
+        out = decode.decode_image(save(tmp_path / name, Image.fromarray(wide)))
+        np.testing.assert_array_equal(out, np.repeat((wide // 256)[..., None], 3, axis=2))
+
+
+def test_the_orientation_in_exif_is_ignored(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    turned = save(tmp_path / "turned.jpg", picture(1, 16, 24), exif=exif)
+    plain = save(tmp_path / "plain.jpg", picture(1, 16, 24))
+    np.testing.assert_array_equal(decode.decode_image(turned), decode.decode_image(plain))
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(20, 31, 8), (31, 20, 8), (5, 6, 12)])
+def test_image_size_resizes_the_shorter_side_and_keeps_the_centre(
+    height: int, width: int, size: int, tmp_path: Path
+) -> None:
+    source = picture(3, height, width)
+    out = decode.decode_image(save(tmp_path / "x.png", source), size)
+    scale = size / min(height, width)
+    whole = Image.fromarray(source).resize(
+        (round(width * scale), round(height * scale)), Image.Resampling.BILINEAR
+    )
+    left, top = (whole.width - size) // 2, (whole.height - size) // 2
+    expected = whole.crop((left, top, left + size, top + size))
+    np.testing.assert_array_equal(out, np.asarray(expected))
+
+
+def test_images_of_other_sizes_need_image_size(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    save(tmp_path / "test" / "cat" / "3.png", picture(0, 12, 20))
+    message = r"test/cat/3.png is 20x12 pixels but .*train/Bee/0.png is 16x16: pass --image-size"
+    with pytest.raises(UserError, match=message):
+        opened(tmp_path)
+    data = opened(tmp_path, image_size=8)
+    assert data.test is not None and data.pad == 1
+    assert data.train.images.shape[1:] == data.test.images.shape[1:] == (3, 8, 8)
+
+
+def test_images_need_not_be_square(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for number in range(10):
+            save(tmp_path / "train" / name / f"{number}.png", picture(number, 32, 16))
+    data = opened(tmp_path)
+    assert data.train.images.shape[1:] == (3, 32, 16) and data.pad == 2 and data.test is None
+
+
+def corrupt_bytes() -> dict[str, bytes]:
+    buffer = io.BytesIO()
+    Image.fromarray(picture(0)).save(buffer, "JPEG")
+    jpeg = buffer.getvalue()
+    return {"empty": b"", "truncated": jpeg[: len(jpeg) // 2], "foreign": b"not an image" * 9}
+
+
+@pytest.mark.parametrize("kind", corrupt_bytes())
+@pytest.mark.parametrize("name", ["train/Bee/0.png", "train/cat/7.png"])
+def test_a_corrupt_image_is_named_or_skipped(
+    kind: str, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_folder(tmp_path)
+    (tmp_path / name).write_bytes(corrupt_bytes()[kind])
+    with pytest.raises(UserError, match=rf"{name} cannot be decoded \(.+\): .*--skip-corrupt"):
+        opened(tmp_path)
+    with caplog.at_level(logging.INFO, "dml_fast"):
+        data = opened(tmp_path, skip_corrupt=True)
+    assert data.skipped == (name,)
+    (record,) = caplog.records
+    assert "skipped 1 corrupt images" in record.getMessage() and name in record.getMessage()
+    (tmp_path / name).unlink()
+    assert opened(tmp_path).fingerprint == data.fingerprint  # nothing else moved
+
+
+def test_many_corrupt_images_are_counted_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_folder(tmp_path)
+    for number in range(7):
+        (tmp_path / "train" / "ant" / f"{number}.png").write_bytes(b"")
+    assert len(opened(tmp_path, skip_corrupt=True).skipped) == 7
+    (record,) = caplog.records
+    assert "skipped 7 corrupt images" in record.getMessage()
+    assert record.getMessage().endswith("; ...")
+
+
+def test_skipping_may_not_empty_a_class_or_the_folder(tmp_path: Path) -> None:
+    make_folder(tmp_path, count=3)
+    for path in (tmp_path / "train" / "cat").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="train/cat holds no image that can be decoded"):
+        opened(tmp_path, skip_corrupt=True)
+    for path in tmp_path.glob("*/*/*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="none of 18 images"):
+        opened(tmp_path, skip_corrupt=True)
+
+
+def remove(root: Path, name: str) -> None:
+    shutil.rmtree(root / name)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message", "cheap"),
+    [
+        (lambda root: remove(root, "."), r"does not exist: put images in .*/train/CLASS/", True),
+        (lambda root: [remove(root, p) for p in ("train", "test")], "is empty: put", True),
+        (lambda root: remove(root, "train"), "has no train folder: put", True),
+        (lambda root: [remove(root, f"train/{c}") for c in ("ant", "Bee", "cat")], "has no", True),
+        (lambda root: (root / "train" / "dog").mkdir(), "train/dog holds no images .*add", False),
+        (lambda root: (root / "val").mkdir(), "val has no class folders: fill it", False),
+        (lambda root: (root / "val" / "ant").mkdir(parents=True), "val/ant holds no im", False),
+        (
+            lambda root: save(root / "test" / "dog" / "0.png", picture(0)),
+            "test/dog is a class that .*/train does not have: add",
+            False,
+        ),
+    ],
+)
+def test_a_folder_of_another_shape_is_refused(
+    spoil, message: str, cheap: bool, tmp_path: Path
+) -> None:
+    root = make_folder(tmp_path / "data", count=2)
+    check_data_spec(f"folder:{root}")
+    spoil(root)
+    for refuse in (open_dataset, check_data_spec)[: 1 + cheap]:
+        with pytest.raises(UserError, match=message):
+            refuse(f"folder:{root}")
+
+
+def test_a_negative_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--image-size -1"):
+        opened(make_folder(tmp_path, count=2), image_size=-1)
+
+
+def test_images_that_do_not_fit_in_memory_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder(tmp_path)
+    assert decode.available_bytes() > 2**20
+    needed = 2 * 60 * 3 * 16 * 16
+    monkeypatch.setattr(decode, "available_bytes", lambda: needed)
+    opened(tmp_path)
+    monkeypatch.setattr(decode, "available_bytes", lambda: needed - 1)
+    with pytest.raises(UserError, match=r"60 images of 16x16 pixels need .*smaller --image-size"):
+        opened(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def real_jpegs(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The archive's first images: CIFAR-10's aeroplanes, as two classes of 150 JPEGs."""
+    archive = shared_data / "cifar10-jpeg.tar.xz"
+    if not archive.exists():
+        pytest.skip(f"no real JPEGs: {archive} is missing")
+    root = tmp_path_factory.mktemp("jpegs")
+    with tarfile.open(archive, "r|xz") as tar:  # a stream: it ends where we stop
+        found = 0
+        for member in tar:
+            if member.isreg():
+                stream = tar.extractfile(member)
+                assert stream is not None
+                path = root / "train" / f"class{found % 2}" / Path(member.name).name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(stream.read())
+                found += 1
+            if found == 300:
+                return root
+    raise AssertionError(f"{archive} holds only {found} images")
+
+
+def test_real_jpegs_decode_as_pillow_does(real_jpegs: Path) -> None:
+    data = opened(real_jpegs)
+    assert (len(data.train), len(data.val), data.pad, data.test) == (270, 30, 4, None)
+    decoded = {
+        (image.tobytes(), data.classes[label])
+        for part in (data.train, data.val)
+        for image, label in zip(part.images, part.labels, strict=True)
+    }
+    expected = {
+        (np.asarray(Image.open(path)).transpose(2, 0, 1).tobytes(), path.parent.name)
+        for path in real_jpegs.rglob("*.jpg")
+    }
+    assert decoded == expected
+    assert all(0.4 < mean < 0.7 for mean in data.mean)  # blue and grey skies
