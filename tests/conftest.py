@@ -38,6 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what cannot run here, except what DML_FAST_REQUIRE names (a comma-separated list)."""
     missing = _missing()
     required = {name for name in os.environ.get("DML_FAST_REQUIRE", "").split(",") if name}
+    if unknown := required - {"gpu", "zoo", "dali"}:
+        raise pytest.UsageError(f"DML_FAST_REQUIRE names no marker of ours: {sorted(unknown)}")
     unmet = sorted(f"{name}: {missing[name]}" for name in required & missing.keys())
     if unmet:
         raise pytest.UsageError(f"DML_FAST_REQUIRE cannot be met: {'; '.join(unmet)}")

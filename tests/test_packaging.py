@@ -69,3 +69,17 @@ def test_torch_is_no_build_requirement() -> None:
 
 def test_the_package_says_that_it_is_typed() -> None:
     assert (Path(dml_fast.__file__).parent / "py.typed").is_file()
+
+
+@pytest.mark.dali
+def test_the_dali_extra_runs_without_a_gpu() -> None:
+    from nvidia.dali import fn, pipeline_def
+
+    @pipeline_def(batch_size=2, num_threads=1, device_id=None)
+    def constant() -> Any:
+        return fn.constant(idata=[7])
+
+    pipeline = constant()
+    pipeline.build()
+    (batch,) = pipeline.run()
+    assert batch.as_array().tolist() == [[7], [7]]
