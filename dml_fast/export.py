@@ -1,0 +1,59 @@
+"""A student for use elsewhere: ``python -m dml_fast.export runs/NAME --format onnx``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from dml_fast import cli
+from dml_fast.errors import UserError
+from dml_fast.run import Run
+
+
+@dataclass(frozen=True)
+class ExportArguments:
+    """Write one student to a file, which is kept only if it computes what the student does.
+
+    The file holds the network alone: it takes float32 images (N, C, H, W), divided by 255, less
+    the mean, by the std, and gives logits (N, classes). Mean, std, classes and architecture are in
+    the file too (safetensors: the header; pt2: the extra file dml_fast.json; onnx: the metadata).
+    """
+
+    run: Positional[Path]
+    """Folder of the run."""
+    student: str = "best"
+    """Its number, from 0; or best: of the highest validation accuracy."""
+    format: Literal["safetensors", "pt2", "onnx"] = "safetensors"
+    """safetensors: weights, for dml_fast.weights.load_student. pt2: for torch.export.load. onnx:
+    for ONNX Runtime and others. The latter two need no dml_fast and take any number of images."""
+    checkpoint: Literal["best", "last"] = "best"
+    """best: of the epoch with the highest mean validation accuracy."""
+    out: str = ""
+    """File to write (default: student_K-CHECKPOINT.FORMAT in the run folder)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, export, compare; returns 0, or 1 if the file computed something else."""
+    args = cli.parse(ExportArguments, argv, "export")
+    run = Run.open(args.run)
+    count = len(run.description["students"])
+    if args.student != "best" and not (args.student.isdecimal() and int(args.student) < count):
+        raise UserError(
+            f"--student is {args.student!r} and {run.folder} has {count} students: "
+            f"give best, or a number from 0 to {count - 1}"
+        )
+    if args.out and Path(args.out).suffix != f".{args.format}":
+        raise UserError(f"--out {args.out} does not end in .{args.format}: give such a name")
+
+    from dml_fast.exporting import export_student
+
+    return 0 if export_student(run, args.student, args.format, args.checkpoint, args.out) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,29 @@
+"""Markdown that is also readable as it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose columns also line up as plain text, those of numbers to the right.
+
+    Args:
+        header: one name a column.
+        rows: each with as many cells.
+    """
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    right = [all(row[i][:1].isdigit() for row in rows) for i in range(len(header))]
+    lines = [
+        " | ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        )
+        for row in cells
+    ]
+    rule = "|".join(
+        "-" * (width + 1) + (":" if to_right else "-")
+        for width, to_right in zip(widths, right, strict=True)
+    )
+    return "\n".join([f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])])
