@@ -6,6 +6,7 @@ import io
 import logging
 import shutil
 import tarfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,9 @@ def opened(root: Path, **options: object) -> DataSet:
 
 
 def test_content_is_that_of_the_files_and_classes_are_sorted(tmp_path: Path) -> None:
-    data = opened(make_folder(tmp_path / "insects", ("train", "val", "test")))
+    make_folder(tmp_path / "insects", ("train", "val", "test"))
+    (tmp_path / "insects/train/ant/4.png").rename(tmp_path / "insects/train/ant/4.PNG")
+    data = opened(tmp_path / "insects")
     assert data.classes == ("Bee", "ant", "cat") and data.name == "insects"
     assert (data.pad, data.flip, data.skipped) == (2, True, ())
     for part_name in ("train", "val", "test"):
@@ -117,6 +120,22 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
     for name in ("wide.png", "wide.tif"):
         out = decode.decode_image(save(tmp_path / name, Image.fromarray(wide)))
         np.testing.assert_array_equal(out, np.repeat((wide // 256)[..., None], 3, axis=2))
+
+
+def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path: Path) -> None:
+    palette = Image.fromarray(picture(1)).quantize(16)
+    path = save(tmp_path / "palette.png", palette, transparency=bytes(range(16)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels = decode.decode_image(path)
+    np.testing.assert_array_equal(pixels, np.asarray(palette.convert("RGB")))
+
+
+def test_pixels_of_more_than_sixteen_bits_are_refused(tmp_path: Path) -> None:
+    for wide in (np.full((4, 4), 70_000, dtype=np.int32), np.ones((4, 4), dtype=np.float32)):
+        path = save(tmp_path / "wide.tif", Image.fromarray(wide))
+        with pytest.raises(decode.CorruptImageError, match="pixels are not supported"):
+            decode.decode_image(path)
 
 
 def test_the_orientation_in_exif_is_ignored(tmp_path: Path) -> None:

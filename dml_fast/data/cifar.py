@@ -185,7 +185,7 @@ def _read_archive(form: Distribution, archive: Path) -> dict[str, bytes]:
     try:
         with tarfile.open(archive, "r:gz") as tar:
             for member in tar:
-                name = wanted.get(member.name.removeprefix("./"))
+                name = wanted.get(member.name)
                 if name is not None and member.isreg():
                     stream = tar.extractfile(member)
                     assert stream is not None  # it is a regular file

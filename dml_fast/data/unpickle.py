@@ -3,7 +3,7 @@
 A pickle is a program: it may name any function and call it. This reader answers the five names
 that a pickled uint8 array contains with objects of its own and refuses every other name, so no
 function of Python's or numpy's can be reached. What it can build: numbers, strings, bytes, None,
-lists, tuples, sets, dicts and uint8 arrays.
+lists, tuples, sets, dicts, uint8 arrays, and the inert stand-ins themselves.
 """
 
 from __future__ import annotations
