@@ -13,7 +13,7 @@ from dml_fast.config import TrainConfig
 from dml_fast.errors import UserError
 from dml_fast.models import create_model
 from dml_fast.optim import make_optimizer
-from dml_fast.rng import derive_seed
+from dml_fast.rng import derive_seed, seed_everything
 from dml_fast.student import Student
 
 
@@ -39,11 +39,11 @@ class Cohort:
     ) -> Cohort:
         """Create the students of a run, each from a seed of its own.
 
-        Afterwards torch's global generator is at the start of the training's own stream.
+        Afterwards the global generators are at the start of the training's own stream.
         """
         students = []
         for k, arch in enumerate(config.architectures):
-            torch.manual_seed(derive_seed(config.seed, "student", k))
+            seed_everything(derive_seed(config.seed, "student", k))
             model = create_model(
                 arch, num_classes=num_classes, in_channels=in_channels, image_size=image_size
             )
@@ -51,7 +51,7 @@ class Cohort:
             if config.channels_last:
                 model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             students.append(Student(model, make_optimizer(model, config), precision, arch))
-        torch.manual_seed(derive_seed(config.seed, "training"))
+        seed_everything(derive_seed(config.seed, "training"))
         return cls(students)
 
     def __len__(self) -> int:

@@ -7,6 +7,7 @@ stream is named by what it is for, such as (run seed, "order", epoch).
 from __future__ import annotations
 
 import hashlib
+import random
 
 import numpy as np
 
@@ -35,3 +36,12 @@ def numpy_generator(*parts: int | str) -> np.random.Generator:
     so that among 100,000 steps two would be expected to share their draws.
     """
     return np.random.Generator(np.random.Philox(key=derive_seed(*parts)))
+
+
+def seed_everything(seed: int) -> None:
+    """Starts the global generators of torch, numpy and python, which models may draw from."""
+    import torch
+
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -134,6 +134,11 @@ class Run:
                 f"the run needs about {needed_bytes / 2**20:.0f} MiB and the disk of {self.folder} "
                 f"has {free / 2**20:.0f} MiB free: make room, or give another folder with --out"
             )
+
+    def remove_if_empty(self) -> None:
+        """Take the folder away again when nothing came of the run."""
+        with suppress(OSError):
+            self.folder.rmdir()
 
 
 def new_folder(config: TrainConfig) -> Path:

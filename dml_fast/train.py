@@ -74,7 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from dml_fast.log import logger
 
-    trainer = prepare(config, run, Path(args.resume) if args.resume else None, stop)
+    try:
+        trainer = prepare(config, run, Path(args.resume) if args.resume else None, stop)
+    except BaseException:
+        run.remove_if_empty()
+        raise
     try:
         complete = trainer.fit()
         if complete:
@@ -103,7 +107,9 @@ def prepare(config: TrainConfig, run: Run, resume: Path | None, stop: StopReques
     from dml_fast.trainer import Trainer
 
     precision = Precision.from_config(config, pick_device(config.device))
-    path = resume and (run.checkpoint("last") if resume.is_dir() else resume)
+    path = run.checkpoint("last") if resume and resume.is_dir() else resume
+    if resume == run.folder and not any(run.folder.glob("*.pt")):
+        path = None  # it was killed before its first checkpoint: from the start it is the same run
     state = checkpoint.load(path) if path else None
     reporter = Reporter(run.folder / "tensorboard" if config.tensorboard else None)
     data = open_dataset(
@@ -120,6 +126,8 @@ def prepare(config: TrainConfig, run: Run, resume: Path | None, stop: StopReques
     run.check_writable(trainer.disk_bytes())
     if state is None:
         trainer.describe()
+        if resume:
+            logger.info("%s has no checkpoint yet: starting from its beginning", run.folder)
     else:
         trainer.resume(state, str(run.folder))
         logger.info("continuing %s at step %d", path, trainer.step)

@@ -16,6 +16,8 @@ from dml_fast.errors import UserError
 from dml_fast.models import create_model
 from dml_fast.run import atomic_write
 
+_KEY = "dml_fast"
+
 
 def save_student(path: Path, state: dict[str, Tensor], arch: str, data: dict[str, Any]) -> None:
     """Write a student.
@@ -31,9 +33,9 @@ def save_student(path: Path, state: dict[str, Tensor], arch: str, data: dict[str
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in state.items()
     }
-    header = {"dml_fast": __version__, "arch": arch, "data": json.dumps(data)}
-    with atomic_write(path) as file:
-        file.write(save(tensors, metadata=header))
+    facts = json.dumps({"version": __version__, "arch": arch, **data})
+    with atomic_write(path) as file:  # one key: the library writes several in random order
+        file.write(save(tensors, metadata={_KEY: facts}))
 
 
 def load_student(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -50,9 +52,8 @@ def load_student(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            facts = json.loads((file.metadata() or {})[_KEY])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        facts = {"arch": header["arch"], **json.loads(header["data"])}
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path} is not a student of dml_fast ({error}): check the path") from None
     return build_student(facts["arch"], facts, state), facts

@@ -1,0 +1,151 @@
+"""Does mutual learning help? The same cohorts with and without it, paired by seed.
+
+    python benchmarks/compare_methods.py run digits --out DIR
+    python benchmarks/compare_methods.py run cifar10 --data folder:DIR --out DIR
+    python benchmarks/compare_methods.py table DIR
+
+Each run is the ordinary command line in a process of its own; finished ones are not repeated.
+The table reads the accuracy on the test set after the last epoch: nothing is selected on it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Literal
+
+import tyro
+
+METHODS = {
+    "independent": ["--method", "independent"],
+    "dml": ["--method", "dml"],
+    "dml + warm-up": ["--method", "dml", "--kl-warmup", "{half}"],
+}
+NOISES = (0.0, 0.3)
+TASKS = {
+    "digits": {"arch": "resnet32", "epochs": 15, "options": ["--amp"]},
+    # 50,000 x 0.96 x 0.104167 = 5,000 training images, 2,000 to validate
+    "cifar10": {
+        "arch": "resnet8",
+        "epochs": 12,
+        "options": ["--amp", "--val-fraction", "0.04", "--train-fraction", "0.104167"],
+    },
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Train every cohort of a comparison."""
+
+    task: Literal["digits", "cifar10"]
+    """Which data and recipe."""
+    out: Path
+    """Folder of the run folders."""
+    data: str = "digits"
+    """What --data is."""
+    seeds: int = 5
+    """Seeds 0, 1, ..."""
+    cohort: int = 2
+    """Students."""
+    jobs: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """Processes at a time, of one thread each."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Evaluate the finished runs on the test set and print the comparison as Markdown."""
+
+    out: Path
+    """Folder of the run folders."""
+
+
+def commands(args: Run) -> Iterator[tuple[Path, list[str]]]:
+    """(run folder, command) of each run, seed by seed."""
+    task = TASKS[args.task]
+    for seed in range(args.seeds):
+        for noise in NOISES:
+            for name, flags in METHODS.items():
+                folder = args.out / f"{args.task}-{name.replace(' + ', '-')}-noise{noise}-s{seed}"
+                half = str(task["epochs"] / 2)
+                yield folder, [
+                    *(sys.executable, "-m", "dml_fast.train", "--data", args.data),
+                    *("--cohort", str(args.cohort), "--arch", task["arch"]),
+                    *("--epochs", str(task["epochs"]), "--seed", str(seed)),
+                    *("--label-noise", str(noise), "--out", str(folder)),
+                    *task["options"],
+                    *(flag.format(half=half) for flag in flags),
+                ]
+
+
+def run(args: Run) -> None:
+    """Train what is not yet there, ``jobs`` at a time."""
+    todo = [(f, c) for f, c in commands(args) if not (f / "student_0.safetensors").exists()]
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    def train(item: tuple[Path, list[str]]) -> None:
+        folder, command = item
+        if (folder / "last.pt").exists():
+            command = [*command[:3], "--resume", str(folder)]
+        with open(args.out / f"{folder.name}.log", "a") as log:
+            subprocess.run(
+                command, check=True, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            )
+        print(folder.name, flush=True)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(train, todo))
+
+
+def scores(folder: Path) -> dict[str, float]:
+    """Test accuracies in percent: the students' mean and the ensemble."""
+    cached = folder / "test.json"
+    if not cached.exists():
+        command = [sys.executable, "-m", "dml_fast.evaluate", str(folder)]
+        output = subprocess.run(
+            [*command, "--checkpoint", "last", "--json"], check=True, capture_output=True, text=True
+        ).stdout
+        cached.write_text(output)
+    result = json.loads(cached.read_text())
+    students = [100 * student["accuracy"] for student in result["students"]]
+    return {"students": mean(students), "ensemble": 100 * result["ensemble"]["accuracy"]}
+
+
+def table(args: Table) -> None:
+    """Print one row a method: accuracy, and difference to independent, paired by seed."""
+    runs: dict[tuple[str, float, str], dict[int, dict[str, float]]] = {}
+    for config_file in sorted(args.out.glob("*/config.json")):
+        config = json.loads(config_file.read_text())["config"]
+        name = config["method"] + (" + warm-up" if config["kl_warmup"] else "")
+        key = (config["data"].split(":")[0], config["label_noise"], name)
+        runs.setdefault(key, {})[config["seed"]] = scores(config_file.parent)
+    print("| data | wrong labels | method | seeds | students, % | ensemble, % | students - independent | ensemble - independent |")
+    print("|---|---|---|---|---|---|---|---|")
+    for (data, noise, name), by_seed in sorted(runs.items(), key=lambda item: item[0][:2]):
+        base = runs[data, noise, "independent"]
+        seeds = sorted(by_seed.keys() & base.keys())
+        cells = [f"{mean(by_seed[s][what] for s in seeds):.2f}" for what in ("students", "ensemble")]
+        for what in ("students", "ensemble"):
+            cells.append(paired([by_seed[s][what] - base[s][what] for s in seeds]))
+        if name == "independent":
+            cells[2:] = ["", ""]
+        print(f"| {data} | {noise:.0%} | {name} | {len(seeds)} | {' | '.join(cells)} |")
+
+
+def paired(differences: Sequence[float]) -> str:
+    """Mean difference and its standard error."""
+    if len(differences) < 2:
+        return f"{mean(differences):+.2f}"
+    return f"{mean(differences):+.2f} ± {stdev(differences) / math.sqrt(len(differences)):.2f}"
+
+
+if __name__ == "__main__":
+    chosen = tyro.extras.subcommand_cli_from_dict({"run": Run, "table": Table}, prog="compare_methods")
+    run(chosen) if isinstance(chosen, Run) else table(chosen)

@@ -1,0 +1,136 @@
+"""A run that is stopped anywhere ends as one that never was: bit for bit, in one process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dml_fast import checkpoint
+from dml_fast.config import TrainConfig
+from dml_fast.run import Run
+from dml_fast.signals import StopRequest
+from dml_fast.train import prepare
+
+SHORT = {"arch": "resnet8", "epochs": 3, "train_fraction": 0.25, "seed": 5}
+
+
+class StopAfter(StopRequest):
+    """Asks to stop once some steps are done, as SIGTERM would."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+        self.trainer: Any = None
+
+    @property
+    def signal(self) -> int:
+        return 15 if self.trainer is not None and self.trainer.step >= self.steps else 0
+
+    @signal.setter
+    def signal(self, number: int) -> None:
+        pass
+
+
+def train(folder: Path, config: TrainConfig, steps: int = 10**9, resume: bool = False) -> bool:
+    run = Run(folder)
+    if not resume:
+        run.prepare(0)
+    stop = StopAfter(steps)
+    stop.trainer = prepare(config, run, folder if resume else None, stop)
+    complete: bool = stop.trainer.fit()
+    if complete:
+        stop.trainer.finish()
+    return complete
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of every student's state and of the metrics, times aside."""
+    sums = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            sums.update(str(value.dtype).encode() + value.contiguous().numpy().tobytes())
+        elif isinstance(value, dict):
+            for key in value:
+                sums.update(str(key).encode())
+                add(value[key])
+        elif isinstance(value, list):
+            for item in value:
+                add(item)
+        else:
+            sums.update(repr(value).encode())
+
+    state = checkpoint.load(folder / "last.pt")
+    add([state["students"], state["step"], state["meter"], state["rng"]])
+    lines = Run(folder).metrics()
+    assert lines == json.loads(state["history"])
+    for line in lines:
+        add({key: line[key] for key in line if key not in ("seconds", "images_per_s")})
+    for weights in sorted(folder.glob("*.safetensors")):
+        sums.update(weights.read_bytes())
+    best = checkpoint.load(folder / "best.pt")
+    add([best["students"], best["step"]])
+    return sums.hexdigest()
+
+
+CASES = {
+    "plain": {},
+    "amp, warm-up of the KL": {"amp": True, "kl_warmup": 1.5},
+    "dropout": {"arch": "wrn_10_1_drop0.3"},
+    "alternating, adamw": {"update": "alternating", "optimizer": "adamw"},
+    "distill": {"method": "distill", "epochs": 2, "schedule": "paper"},
+}
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+def test_split_equals_straight(tmp_path: Path, options: dict[str, Any]) -> None:
+    config = TrainConfig(**{**SHORT, **options})
+    assert train(tmp_path / "straight", config)
+    per_epoch = Run(tmp_path / "straight").metrics()[0]["step"]
+    assert per_epoch >= 4
+    split = tmp_path / "split"
+    # within an epoch, at an epoch's end, and right after it
+    assert not train(split, config, steps=per_epoch - 2)
+    assert not train(split, config, steps=2 * per_epoch, resume=True)
+    assert not train(split, config, steps=2 * per_epoch + 1, resume=True)
+    assert train(split, config, resume=True)
+    assert digest(split) == digest(tmp_path / "straight")
+
+
+def test_the_digest_notices_one_step_less_and_another_seed(tmp_path: Path) -> None:
+    digests = set()
+    for name, options in {"a": {}, "b": {"seed": 6}, "c": {"kl_weight": 0.999}}.items():
+        train(tmp_path / name, TrainConfig(**{**SHORT, "epochs": 1, **options}))
+        digests.add(digest(tmp_path / name))
+    assert len(digests) == 3
+
+
+def test_saving_and_logging_more_often_changes_nothing(tmp_path: Path) -> None:
+    config = TrainConfig(**SHORT)
+    often = TrainConfig(**SHORT, save_every="1", log_every=1)
+    assert train(tmp_path / "a", config)
+    assert train(tmp_path / "b", often)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+
+
+def test_a_kill_between_the_checkpoint_and_what_follows_it_is_mended(tmp_path: Path) -> None:
+    config = TrainConfig(**SHORT)
+    folder = tmp_path / "run"
+    train(folder, config)
+    expected = digest(folder)
+    run = Run(folder)
+    run.write_metrics(run.metrics()[:-1])
+    if (
+        checkpoint.load(run.checkpoint("best"))["step"]
+        == checkpoint.load(run.checkpoint("last"))["step"]
+    ):
+        run.checkpoint("best").unlink()
+    for weights in folder.glob("*.safetensors"):
+        weights.unlink()
+    assert train(folder, config, resume=True)
+    assert digest(folder) == expected
