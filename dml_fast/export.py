@@ -21,7 +21,7 @@ class ExportArguments:
 
     The file holds the network alone: it takes float32 images (N, C, H, W), divided by 255, less
     the mean, by the std, and gives logits (N, classes). Mean, std, classes and architecture are in
-    the file too (safetensors: the header; pt2: the extra file dml_fast.json; onnx: the metadata).
+    the file too, as JSON named dml_fast (safetensors and onnx: metadata; pt2: extra file).
     """
 
     run: Positional[Path]

@@ -23,7 +23,7 @@ from dml_fast.weights import load_student, save_student
 logger = logging.getLogger(__name__)
 
 _IMAGES = 32
-HEADER = "dml_fast.json"  # the file in a pt2 archive that holds the header
+HEADER = "dml_fast"  # the name of the header: a key, or in a pt2 archive a .json file
 
 
 class Student(NamedTuple):
@@ -40,9 +40,9 @@ class Student(NamedTuple):
     facts: dict[str, Any]
 
     @property
-    def header(self) -> dict[str, str]:
-        """What each format carries beside the network."""
-        return {"dml_fast": __version__, "arch": self.arch, "data": json.dumps(self.facts)}
+    def header(self) -> str:
+        """What each format carries beside the network, as `save_student` writes it."""
+        return json.dumps({"version": __version__, "arch": self.arch, **self.facts})
 
 
 class Check(NamedTuple):
@@ -194,7 +194,7 @@ def _trace(student: Student, inputs: Tensor) -> torch.export.ExportedProgram:
 
 def _write_pt2(student: Student, inputs: Tensor, path: Path) -> None:
     program = _trace(student, inputs)
-    torch.export.save(program, path, extra_files={HEADER: json.dumps(student.header)})
+    torch.export.save(program, path, extra_files={f"{HEADER}.json": student.header})
 
 
 def _read_pt2(path: Path) -> Apply:
@@ -211,7 +211,7 @@ def _write_onnx(student: Student, inputs: Tensor, path: Path) -> None:
         verbose=False,
     )
     assert program is not None  # None is for dynamo=False
-    program.model.metadata_props.update(student.header)
+    program.model.metadata_props[HEADER] = student.header
     program.save(path, external_data=False)
 
 
