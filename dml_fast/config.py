@@ -26,15 +26,11 @@ class TrainConfig:
     cohort: int = 0
     """Number of students K (0: one for each name in --arch, and at least 2)."""
     arch: str = "resnet32"
-    """Architecture of all students, or one name a student: resnet32,mobilenet_v1. Also
-    wrn_28_10, inception_v1, timm:NAME, torchvision:NAME, package.module:function."""
+    """One architecture, or one a student (resnet32,mobilenet_v1); see docs/engine.md for all."""
     method: Method = "dml"
-    """dml: students teach each other. dml_e: the peers' mean teaches, which has the same gradient
-    as dml and reports another loss. independent: no teaching, the baseline. distill: the first
-    student is trained alone, then teaches the others."""
+    """dml: students teach each other. dml_e: their mean teaches (same gradient, other loss shown). independent: no teaching. distill: the first is trained alone, then teaches the others."""
     update: Literal["simultaneous", "alternating"] = "simultaneous"
-    """simultaneous: all students learn from one snapshot of predictions. alternating: one after
-    the other, each against refreshed predictions (Algorithm 1 of the paper), slower."""
+    """simultaneous: all students learn from one snapshot of predictions. alternating: one after the other, each against refreshed predictions (Algorithm 1 of the paper), slower."""
     kl_weight: float = 1.0
     """Weight of the mutual (KL) term."""
     kl_warmup: float = 0.0
@@ -47,14 +43,13 @@ class TrainConfig:
     """Label smoothing of the cross-entropy, in 0..1."""
 
     data: str = "digits"
-    """digits (embedded), cifar10:DIR, cifar100:DIR, or folder:DIR with train/CLASS/*.jpg|png and
-    optionally val/ and test/."""
+    """digits (embedded), cifar10:DIR, cifar100:DIR, or folder:DIR with train/CLASS/*.jpg|png and optionally val/ and test/."""
     download: bool = False
     """Fetch CIFAR into its DIR if it is not there."""
     image_size: int = 0
     """Resize and crop the images of a folder to this many pixels (0: as they are)."""
     val_fraction: float = 0.1
-    """Share of the training images that is set aside to validate, where the data has no val/."""
+    """Share of the training images set aside to validate (cifar, and folders without val/)."""
     train_fraction: float = 1.0
     """Share of the remaining training images that is used."""
     label_noise: float = 0.0
@@ -162,7 +157,7 @@ class TrainConfig:
             )
         if self.tensorboard:
             _require("tensorboard", "--tensorboard", "log")
-        check_data_spec(self.data)
+        check_data_spec(self.data, download=self.download)
 
     def _check_numbers(self) -> None:
         for name in ("epochs", "batch_size", "log_every", "max_skipped"):
