@@ -7,14 +7,13 @@ Peers are constants: the gradient of L_k for z_l is exactly zero. docs/loss.md i
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from dml_fast import closed_form
 from dml_fast.disagreement import peer_divergence
 from dml_fast.errors import UserError
+from dml_fast.loss_autograd import learn, shaped
 from dml_fast.loss_inputs import Logits, check_options, prepare
 from dml_fast.loss_problem import Backend, MutualStats
 
@@ -102,8 +101,8 @@ def mutual_loss(
     with torch.no_grad():
         solution = solve(problem, with_grad, "all" if return_stats else "none")
     losses = solution.losses
-    if with_grad:
-        losses = _Learn.apply(losses, solution.grads, *inputs)
+    if solution.grads is not None:
+        losses = learn(losses, solution.grads, inputs)
     if reduction == "none":
         losses = losses.reshape(-1, *problem.batch_shape)
     return losses if solution.stats is None else (losses, solution.stats)
@@ -129,19 +128,15 @@ def mutual_loss_and_grad(
 ) -> tuple[Tensor, list[Tensor], MutualStats]:
     """The losses and their gradients without autograd, as an engine wants them.
 
-    Continue with ``logits[k].backward(grads[k])``. Arguments are those of `mutual_loss`, and:
-
-    Args:
-        grad_scale: a number, or a () or (K,) tensor on the logits' device (a loss scaler's), that
-            multiplies the gradients before they are rounded to the logits' dtype; not the losses.
+    Continue with ``logits[k].backward(grads[k])``. Arguments and errors are those of
+    `mutual_loss`, and ``grad_scale``: a number, or a () or (K,) tensor on the logits' device (a
+    loss scaler's), which multiplies the gradients before they are rounded to the logits' dtype,
+    and not the losses.
 
     Returns:
         ``(losses, grads, stats)``: losses as of `mutual_loss`, without a graph; K gradients of
         ``losses[k].sum()``, each with the shape and dtype of logits[k]; statistics, of which
         those beyond the first four only if ``return_stats``.
-
-    Raises:
-        UserError: as `mutual_loss`.
     """
     problem = prepare(
         logits,
@@ -168,10 +163,10 @@ def mutual_loss_and_grad(
         assert grads is not None and stats is not None
         if grad_scale is not None:
             grads.mul_(grad_scale)
-        shaped = [g.to(z.dtype).reshape(z.shape) for g, z in zip(grads, logits, strict=True)]
+        parts = [shaped(g, z.shape, z.dtype) for g, z in zip(grads, logits, strict=True)]
     if reduction == "none":
         losses = losses.reshape(-1, *problem.batch_shape)
-    return losses, shaped, stats
+    return losses, parts, stats
 
 
 class FusedMutualLoss(nn.Module):
@@ -251,52 +246,3 @@ def _find(backend: str) -> Backend:
     if backend not in BACKENDS:
         raise UserError(f"unknown backend {backend!r}: use 'auto' or one of {sorted(BACKENDS)}")
     return BACKENDS[backend]
-
-
-class _Learn(torch.autograd.Function):
-    """Ties gradients that are already there to the losses: (K,) or (K, N), and (K, N, C)."""
-
-    @staticmethod
-    def forward(ctx: Any, losses: Tensor, grads: Tensor, *logits: Tensor) -> Tensor:
-        ctx.save_for_backward(grads)
-        ctx.kinds = [(z.shape, z.dtype) for z in logits]
-        return losses
-
-    @staticmethod
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
-        (grads,) = ctx.saved_tensors
-        with torch.no_grad():
-            scaled = grads * outer.reshape(len(grads), -1, 1)
-            parts = scaled if len(ctx.kinds) > 1 else [scaled]
-            shaped = [
-                part.to(dtype).reshape(shape) if needed else None
-                for part, (shape, dtype), needed in zip(
-                    parts, ctx.kinds, ctx.needs_input_grad[2:], strict=True
-                )
-            ]
-        if torch.is_grad_enabled():  # create_graph=True: whoever differentiates again must hear
-            shaped = [g if g is None else _Once.apply(g, _needs_grad()) for g in shaped]
-        return None, None, *shaped
-
-
-class _Once(torch.autograd.Function):
-    """The identity, without a derivative.
-
-    once_differentiable would not do: it says nothing when the outer gradient is a constant, as in
-    ``losses.sum()``, and the second derivative then silently lacks this loss.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, _: Tensor) -> Tensor:
-        return grad
-
-    @staticmethod
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None]:
-        raise RuntimeError(
-            "the mutual loss has first derivatives only: for second ones use "
-            "dml_fast.reference.mutual_loss"
-        )
-
-
-def _needs_grad() -> Tensor:
-    return torch.zeros((), requires_grad=True)

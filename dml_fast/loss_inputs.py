@@ -70,8 +70,8 @@ def prepare(
         _constant(kl_weight, "kl_weight")
         kl_weight = kl_weight.to(dtype)
     return Problem(
-        students=tuple(z.detach().reshape(rows, classes) for z in students),
-        teachers=tuple(z.detach().reshape(rows, classes) for z in teachers),
+        students=_flat(students, rows),
+        teachers=_flat(teachers, rows),
         dtype=dtype,
         batch_shape=batch_shape,
         index=index,
@@ -130,6 +130,10 @@ def _distributions(logits: Logits, name: str) -> tuple[Tensor, ...]:
     if tensors[0].shape[-1] == 0:
         _fail(f"{name} has shape {tuple(tensors[0].shape)}: no classes", "pass (..., C), C >= 1")
     return tensors
+
+
+def _flat(tensors: tuple[Tensor, ...], rows: int) -> tuple[Tensor, ...]:
+    return tuple(z if z.dim() == 2 else z.reshape(rows, z.shape[-1]) for z in tensors)
 
 
 def _alike(z: Tensor, first: Tensor, name: str, other: str) -> None:

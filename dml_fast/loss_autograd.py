@@ -1,0 +1,67 @@
+"""From a loss and its ready-made gradient to autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def learn(losses: Tensor, grads: Tensor, logits: tuple[Tensor, ...]) -> Tensor:
+    """The losses, differentiable once.
+
+    Args:
+        losses: (K,), or (K, N) by rows.
+        grads: (K, N, C) gradient of ``losses[k].sum()`` for student k.
+        logits: K tensors (*batch, C), or one (K, *batch, C), to tie them to.
+    """
+    tied: Tensor = _Learn.apply(losses, grads, *logits)  # type: ignore[no-untyped-call]
+    return tied
+
+
+def shaped(grad: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """A gradient as autograd wants it, like the logits that it belongs to."""
+    grad = grad.to(dtype)
+    return grad if grad.shape == shape else grad.reshape(shape)
+
+
+class _Learn(torch.autograd.Function):
+    """Ties losses (K,) or (K, N) to gradients that exist already, (K, N, C)."""
+
+    @staticmethod
+    def forward(ctx: Any, losses: Tensor, grads: Tensor, *logits: Tensor) -> Tensor:
+        ctx.save_for_backward(grads)
+        ctx.kinds = [(z.shape, z.dtype) for z in logits]
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        (grads,) = ctx.saved_tensors
+        again = torch.is_grad_enabled()  # create_graph=True
+        with torch.no_grad():
+            scaled = grads * outer.reshape(len(grads), -1, 1)
+            parts = (scaled,) if len(ctx.kinds) == 1 else scaled.unbind()
+            result = [shaped(g, *kind) for g, kind in zip(parts, ctx.kinds, strict=True)]
+        if again:
+            trap = torch.zeros((), requires_grad=True)
+            result = [_Once.apply(g, trap) for g in result]  # type: ignore[no-untyped-call]
+        return None, None, *result
+
+
+class _Once(torch.autograd.Function):
+    """The identity, which refuses to be differentiated.
+
+    ``once_differentiable`` would not do. It keeps silent where the outer gradient is a constant,
+    as in ``losses.sum()``, and the second derivative would lack this loss's own.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, _: Tensor) -> Tensor:
+        return grad
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None]:
+        raise RuntimeError(
+            "the mutual loss has no second derivative: use dml_fast.reference.mutual_loss for it"
+        )

@@ -1,0 +1,93 @@
+"""The paper's equations as they stand, in plain differentiable torch: the oracle of the tests.
+
+Pair by pair, O(K²) and slow on purpose; in the dtype of the logits; any order of derivative.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mutual_loss(
+    logits: Sequence[Tensor],
+    target: Tensor,
+    *,
+    kl_weight: float | Tensor = 1.0,
+    temperature: float = 1.0,
+    label_smoothing: float = 0.0,
+    class_weight: Tensor | None = None,
+    ignore_index: int = -100,
+    peer_reduction: str = "mean",
+    reduction: str = "mean",
+    peer_weight: Tensor | None = None,
+    row_weight: Tensor | None = None,
+    teacher_logits: Sequence[Tensor] = (),
+) -> Tensor:
+    """(K,) or (K, *batch) losses; arguments as of `dml_fast.loss.mutual_loss`, unchecked.
+
+    Zhang et al., CVPR 2018, equations 1 to 8, with this package's options.
+    """
+    peers = [z.detach() for z in (*logits, *teacher_logits)]  # constants
+    usable = [z.amax(-1).isfinite() for z in peers]  # neither NaN nor +inf, not all -inf
+    losses = []
+    for k, z in enumerate(logits):
+        ce = cross_entropy_rows(z, target, class_weight, ignore_index, label_smoothing)
+        kl = torch.zeros_like(ce)
+        others = [j for j in range(len(peers)) if j != k]
+        for j in others:
+            weight = torch.ones_like(kl)
+            if peer_weight is not None:
+                weight = peer_weight[k, j]
+            elif peer_reduction == "mean":
+                weight = 1 / torch.stack([usable[i] for i in others]).sum(0).clamp(min=1).to(z)
+            term = temperature**2 * kl_rows(peers[j] / temperature, z / temperature)
+            kl = kl + torch.where(usable[j], weight * term, 0.0)
+        if others:
+            kl = torch.where(usable[k], kl, math.nan)
+        if row_weight is not None:
+            ce, kl = ce * row_weight, kl * row_weight
+        if reduction != "none":
+            ce, kl = ce.sum(), kl.sum()
+        if reduction == "mean":
+            ce = ce / label_mass(z, target, class_weight, ignore_index)
+            kl = kl / usable[k].numel()
+        losses.append(ce + kl_weight * kl)
+    return torch.stack(losses)
+
+
+def kl_rows(z_p: Tensor, z_q: Tensor) -> Tensor:
+    """(*batch): KL(softmax(z_p) || softmax(z_q)), where 0 log 0 = 0."""
+    log_p, log_q = torch.log_softmax(z_p, -1), torch.log_softmax(z_q, -1)
+    return torch.where(log_p.exp() > 0, log_p.exp() * (log_p - log_q), 0.0).sum(-1)
+
+
+def cross_entropy_rows(
+    z: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, smoothing: float
+) -> Tensor:
+    """(*batch): torch's own cross-entropy, row by row."""
+    soft = target.is_floating_point()
+    rows = F.cross_entropy(
+        z.reshape(-1, z.shape[-1]),
+        target.reshape(-1, z.shape[-1]) if soft else target.reshape(-1).long(),
+        weight,
+        ignore_index=ignore_index,
+        reduction="none",
+        label_smoothing=smoothing,
+    )
+    return rows.reshape(z.shape[:-1])
+
+
+def label_mass(z: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+    """What torch's mean cross-entropy divides by; 1, so that the mean is 0, without any label."""
+    if target.is_floating_point():
+        return z.new_ones(z.shape[:-1]).sum()
+    labelled = target != ignore_index
+    mass = labelled.to(z.dtype)
+    if weight is not None:
+        mass = mass * weight[target.long().where(labelled, 0)]
+    return mass.sum() if labelled.any() else z.new_ones(())
