@@ -115,7 +115,7 @@ def scores(folder: Path) -> dict[str, float]:
         cached.write_text(output)
     result = json.loads(cached.read_text())
     students = [100 * student["accuracy"] for student in result["students"]]
-    return {"students": mean(students), "ensemble": 100 * result["ensemble"]["accuracy"]}
+    return {"students": mean(students), "ensemble": 100 * result["ensemble_accuracy"]}
 
 
 def table(args: Table) -> None:

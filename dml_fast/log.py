@@ -15,6 +15,8 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from dml_fast.history import images_per_s
+
 if TYPE_CHECKING:
     from dml_fast.amp import Precision
     from dml_fast.config import TrainConfig
@@ -129,11 +131,10 @@ class Reporter:
             table.add_row(str(k), now["arch"], percent(now["val_acc"]), percent(then["val_acc"]))
         ensembles = (percent(line["ensemble_val_acc"]) for line in (last, top))
         table.add_row("ensemble", "mean of probabilities", *ensembles)
-        speeds = sorted(line["images_per_s"] for line in history)
         output = Console()
         output.print(table)
         output.print(
-            f"{speeds[len(speeds) // 2]:,.0f} images/s (median epoch; every student sees each "
+            f"{images_per_s(history):,.0f} images/s (median epoch; every student sees each "
             f"image)\nwritten to {folder}",
             highlight=False,
             soft_wrap=True,

@@ -15,6 +15,7 @@ from dml_fast.data.resident import ResidentLoader, evaluation_batches
 from dml_fast.engine import Engine
 from dml_fast.errors import TrainingError, UserError
 from dml_fast.eval.classification import evaluate
+from dml_fast.history import best_epoch
 from dml_fast.log import Reporter
 from dml_fast.metrics import Meter
 from dml_fast.optim import lr_factor, ramp
@@ -283,9 +284,3 @@ class Trainer:
         }
         checkpoint.save(self.run, state, best=best)
         self._saved = (self.step, time.monotonic())
-
-
-def best_epoch(history: list[dict[str, Any]]) -> int:
-    """The epoch (from 1) with the highest mean of the students' validation accuracies."""
-    means = [sum(s["val_acc"] for s in line["students"]) for line in history]
-    return 1 + means.index(max(means))
