@@ -96,13 +96,13 @@ def run_figure(label: str, history: History) -> Figure:
             curves.append(_Curve(epochs, ensemble, "black", "-", width=2.0))
         _draw(axis, panel, curves)
     if len(history) > 1:
-        axes[0].axvline(best["epoch"], color=_GRAY, linewidth=0.8, linestyle=":", zorder=0)
+        axes[0].axvline(best["epoch"], color=_GRAY, linewidth=1.2, linestyle=":", zorder=1)
     entries = [
         (f"{_percent(s['val_acc'])}  student {k}: {s['arch']}", *style)
         for k, (s, style) in enumerate(zip(best["students"], styles, strict=True))
     ]
     entries.append((f"{_percent(best['ensemble_val_acc'])}  ensemble", "black", "-"))
-    _legend(axes[5], f"Validation accuracy in the best epoch, {best['epoch']}", entries)
+    _legend(axes[5], f"Validation accuracy, best epoch: {best['epoch']} (dotted)", entries)
     return figure
 
 
@@ -206,12 +206,12 @@ def _legend(axis: Axes, title: str, entries: Sequence[tuple[str, str, Any]]) -> 
     axis.axis("off")
     columns = 1 + len(entries) // 25
     crowded = len(entries) > 14
-    length = (50 if crowded else 43) // columns - 2 * (columns - 1)
+    length = (56 if crowded else 43) // columns
     handles = [
         Line2D([], [], color=colour, linestyle=dash, linewidth=2, label=_short(text, length))
         for text, colour, dash in entries
     ]
-    legend = axis.legend(
+    axis.legend(
         handles=handles,
         title=title,
         title_fontsize=10,
@@ -223,7 +223,6 @@ def _legend(axis: Axes, title: str, entries: Sequence[tuple[str, str, Any]]) -> 
         fontsize=7 if crowded else 9.5,
         ncols=columns,
     )
-    legend.set_in_layout(False)  # or a long name would narrow the other panels
 
 
 def _save(figure: Figure, path: Path) -> None:
