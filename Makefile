@@ -27,7 +27,7 @@ lint: $(VENV)/.with-dev
 
 types: $(VENV)/.with-dev
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest dml_fast._ranking
+	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml dml_fast._ranking
 
 bench: $(VENV)/.with-test
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(BENCH_ARGS)

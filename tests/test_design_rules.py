@@ -49,7 +49,7 @@ def test_help_does_not_import_torch(command: str) -> None:
     code = (
         "import runpy, sys\n"
         f"sys.argv = ['{command}', '--help']\n"
-        f"try:\n    runpy.run_module('dml_fast.{command}', run_name='__main__')\n"
+        f"try:\n    runpy.run_module('dml_fast.{command}', run_name='__main__', alter_sys=True)\n"
         "except SystemExit as end:\n    assert not end.code, end.code\n"
         "else:\n    raise AssertionError('--help did not exit')"
     )
