@@ -107,12 +107,17 @@ def _look(problem: Problem) -> _Views:
         log_q, q = _softmax(z[:students])
     scratch = p * log_p
     neg_entropy = scratch.sum(-1)
-    if z.device.type == "cpu" and math.isfinite(neg_entropy.sum().item()):
+    if _may_look(z.device) and math.isfinite(neg_entropy.sum().item()):
         return _Views(log_p, p, log_q, q, scratch, neg_entropy, None)
     usable = ~log_p[..., 0].isnan()  # all classes of an unusable row are NaN by now
     neg_entropy = scratch.masked_fill_(p == 0, 0.0).sum(-1)  # 0 log 0 = 0
     neg_entropy.masked_fill_(~usable, 0.0)
     return _Views(log_p, p, log_q, q, scratch, neg_entropy, usable)
+
+
+def _may_look(device: torch.device) -> bool:
+    """Whether a value can be read without stalling the device."""
+    return device.type == "cpu"
 
 
 def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
+from dml_fast.errors import UserError
+from dml_fast.loss_inputs import Logits, check_temperature, distributions
 from dml_fast.loss_problem import MutualStats
 
 
@@ -44,13 +44,14 @@ def pairwise_kl(log_p: Tensor) -> Tensor:
     return torch.stack(rows).clamp_(min=0.0)
 
 
-def peer_divergence(logits: Sequence[Tensor] | Tensor, temperature: float = 1.0) -> Tensor:
+def peer_divergence(logits: Logits, temperature: float = 1.0) -> Tensor:
     """The generalised Jensen-Shannon divergence of each student's peers, averaged over rows.
 
     H(mean of the peers' p_l) - mean of H(p_l), with p = softmax(z / temperature). It is what the
     value of DML (the mean KL from each peer) exceeds that of DML_e (the KL from the peers' mean;
     Zhang et al., CVPR 2018, section 3.4) by, before the factor T². It does not depend on the
-    student's own logits, so with the peers held constant both have the same gradient.
+    student's own logits, so with the peers held constant both have the same gradient. A peer's
+    row that is not finite is left out, as it is from the loss.
 
     Args:
         logits: K >= 2 tensors (*batch, C), or one (K, *batch, C).
@@ -58,19 +59,33 @@ def peer_divergence(logits: Sequence[Tensor] | Tensor, temperature: float = 1.0)
 
     Returns:
         (K,) in fp32 (fp64 for fp64 logits), never negative.
+
+    Raises:
+        UserError: for less than two students, logits that do not fit, or a bad temperature.
     """
-    dtype = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
+    students = distributions(logits, "logits")
+    check_temperature(temperature)
+    if len(students) < 2:
+        raise UserError("one student has no peers: pass the logits of at least two")
+    dtype = torch.float64 if students[0].dtype == torch.float64 else torch.float32
     with torch.no_grad():
-        log_p = torch.stack([torch.log_softmax(z, -1, dtype=dtype) for z in logits])
-        log_p = torch.log_softmax(log_p.flatten(1, -2) / temperature, -1)
+        # Twice, as the first subtracts the maximum: z / T would round a large common offset.
+        log_p = torch.stack([torch.log_softmax(z, -1, dtype=dtype) for z in students])
+        log_p = torch.log_softmax(
+            log_p.reshape(len(students), -1, log_p.shape[-1]) / temperature, -1
+        )
         p = log_p.exp()
         entropy = -_xlogx(p, log_p).sum(-1)
-        result = []
+        usable = ~entropy.isnan()
+        p.masked_fill_(~usable.unsqueeze(-1), 0.0)
+        entropy.masked_fill_(~usable, 0.0)
+        rows = []
         for k in range(len(p)):
-            mean = torch.cat((p[:k], p[k + 1 :])).mean(0)
-            peers = torch.cat((entropy[:k], entropy[k + 1 :])).mean(0)
-            result.append((-_xlogx(mean, mean.log()).sum(-1) - peers).mean())
-    return torch.stack(result).clamp_(min=0.0)
+            others = [j for j in range(len(p)) if j != k]
+            count = usable[others].sum(0).clamp(min=1)
+            mean = p[others].sum(0) / count.unsqueeze(-1)
+            rows.append(-_xlogx(mean, mean.log()).sum(-1) - entropy[others].sum(0) / count)
+        return torch.stack(rows).clamp_(min=0.0).mean(-1)
 
 
 def _xlogx(p: Tensor, log_p: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from dml_fast import closed_form
 from dml_fast.disagreement import peer_divergence
 from dml_fast.errors import UserError
 from dml_fast.loss_autograd import learn, shaped
-from dml_fast.loss_inputs import Logits, check_options, prepare
+from dml_fast.loss_inputs import Logits, check_grad_scale, check_options, prepare
 from dml_fast.loss_problem import Backend, MutualStats
 
 __all__ = [
@@ -153,11 +153,7 @@ def mutual_loss_and_grad(
         teacher_logits=teacher_logits,
     )
     if isinstance(grad_scale, Tensor):
-        students = len(problem.students)
-        if grad_scale.shape not in ((), (students,)):
-            shape = tuple(grad_scale.shape)
-            raise UserError(f"grad_scale has shape {shape}: it must be () or ({students},)")
-        grad_scale = grad_scale.detach().reshape(-1, 1, 1)
+        grad_scale = check_grad_scale(grad_scale, problem).reshape(-1, 1, 1)
     with torch.no_grad():
         losses, grads, stats = _find(backend)(problem, True, "all" if return_stats else "cheap")
         assert grads is not None and stats is not None

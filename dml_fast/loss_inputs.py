@@ -36,11 +36,10 @@ def prepare(
         UserError: for any argument that does not fit; the message has the offending value.
     """
     check_options(kl_weight, temperature, label_smoothing, peer_reduction, reduction)
-    students = _distributions(logits, "logits")
+    students = distributions(logits, "logits")
     first = students[0]
     dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
     for k, z in enumerate(students[1:], 1):
-        _alike(z, first, f"logits[{k}]", "logits[0]")
         if (z.dtype == torch.float64) != (dtype == torch.float64):
             _fail(
                 f"logits[{k}] is {_name(z.dtype)} and logits[0] is {_name(first.dtype)}",
@@ -48,9 +47,8 @@ def prepare(
             )
     teachers: tuple[Tensor, ...] = ()
     if teacher_logits is not None and len(teacher_logits):
-        teachers = _distributions(teacher_logits, "teacher_logits")
-        for m, z in enumerate(teachers):
-            _alike(z, first, f"teacher_logits[{m}]", "logits[0]")
+        teachers = distributions(teacher_logits, "teacher_logits")
+        _alike(teachers[0], first, "teacher_logits[0]", "logits[0]")
 
     batch_shape, classes = first.shape[:-1], first.shape[-1]
     rows = first.numel() // classes
@@ -68,6 +66,11 @@ def prepare(
         class_weight = _tensor(class_weight, (classes,), "class_weight", "classes", first, dtype)
     if isinstance(kl_weight, Tensor):
         _constant(kl_weight, "kl_weight")
+        if kl_weight.device.type != "cpu" and kl_weight.device != first.device:
+            _fail(
+                f"kl_weight is on {kl_weight.device} and the logits on {first.device}",
+                "move it there",
+            )
         kl_weight = kl_weight.to(dtype)
     return Problem(
         students=_flat(students, rows),
@@ -101,8 +104,7 @@ def check_options(
             _fail(f"kl_weight has shape {tuple(kl_weight.shape)}", "pass a number or a 0-d tensor")
     elif not math.isfinite(kl_weight):
         _fail(f"kl_weight is {kl_weight}", "pass a finite number")
-    if not 0 < temperature < math.inf:
-        _fail(f"temperature is {temperature}", "it must be above 0; the paper has 1")
+    check_temperature(temperature)
     if not 0 <= label_smoothing <= 1:
         _fail(f"label_smoothing is {label_smoothing}", "it must be in [0, 1]")
     if peer_reduction not in ("mean", "sum"):
@@ -111,7 +113,26 @@ def check_options(
         _fail(f"reduction is {reduction!r}", "use 'mean', 'sum' or 'none'")
 
 
-def _distributions(logits: Logits, name: str) -> tuple[Tensor, ...]:
+def check_grad_scale(scale: Tensor, problem: Problem) -> Tensor:
+    """It must be () or (K,) and where the logits are."""
+    students = len(problem.students)
+    if scale.shape not in ((), (students,)):
+        _fail(f"grad_scale has shape {tuple(scale.shape)}", f"it must be () or ({students},)")
+    if scale.device != problem.device:
+        _fail(
+            f"grad_scale is on {scale.device} and the logits on {problem.device}", "move it there"
+        )
+    return scale.detach()
+
+
+def check_temperature(temperature: float) -> None:
+    """It must be a positive, finite number."""
+    if not 0 < temperature < math.inf:
+        _fail(f"temperature is {temperature}", "it must be above 0; the paper has 1")
+
+
+def distributions(logits: Logits, name: str) -> tuple[Tensor, ...]:
+    """The tensors (*batch, C) of a list or of one stack, of the same shape and device."""
     if isinstance(logits, Tensor):
         if logits.dim() < 2:
             _fail(
@@ -127,6 +148,7 @@ def _distributions(logits: Logits, name: str) -> tuple[Tensor, ...]:
         if not isinstance(z, Tensor) or not z.is_floating_point() or z.dim() < 1:
             kind = f"{_name(z.dtype)} of shape {tuple(z.shape)}" if isinstance(z, Tensor) else z
             _fail(f"{name}[{k}] is {kind}", "pass floating-point tensors (..., C)")
+        _alike(z, tensors[0], f"{name}[{k}]", f"{name}[0]")
     if tensors[0].shape[-1] == 0:
         _fail(f"{name} has shape {tuple(tensors[0].shape)}: no classes", "pass (..., C), C >= 1")
     return tensors

@@ -34,6 +34,8 @@ def mutual_loss(
     """
     peers = [z.detach() for z in (*logits, *teacher_logits)]  # constants
     usable = [z.amax(-1).isfinite() for z in peers]  # neither NaN nor +inf, not all -inf
+    # Left out below; but 0 times the derivative of a NaN would still be NaN.
+    peers = [torch.where(u.unsqueeze(-1), z, 0.0) for u, z in zip(usable, peers, strict=True)]
     losses = []
     for k, z in enumerate(logits):
         ce = cross_entropy_rows(z, target, class_weight, ignore_index, label_smoothing)
