@@ -42,8 +42,8 @@ class Meter:
         self.sums = torch.zeros(cohort, 7, dtype=torch.float64, device=device)
 
     def add(self, result: StepResult, images: int, learners: Sequence[int]) -> None:
-        """Add one step of A learners on ``images`` images."""
-        rows = list(learners)
+        """Add one step on ``images`` images of A learners, which are next to one another."""
+        rows = slice(learners[0], learners[-1] + 1)  # a list would be copied to the device
         means = torch.stack([result.losses, result.ce, result.kl]).double()  # (3, A)
         good = ~result.skipped & torch.isfinite(means).all(0)
         new = torch.cat(

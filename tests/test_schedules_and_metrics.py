@@ -88,8 +88,8 @@ def test_skips_in_a_row_span_epochs_and_end_with_a_good_step() -> None:
 
 def test_only_learners_are_counted() -> None:
     meter = Meter(3, torch.device("cpu"))
-    meter.add(result([1.0, 2.0], [False, False]), 4, (0, 2))
-    assert [s.loss for s in meter.read()] == [1.0, None, 2.0]
+    meter.add(result([1.0, 2.0], [False, False]), 4, (1, 2))
+    assert [s.loss for s in meter.read()] == [None, 1.0, 2.0]
 
 
 class Fixed(nn.Module):
