@@ -75,14 +75,17 @@ def commands(args: Run) -> Iterator[tuple[Path, list[str]]]:
             for name, flags in METHODS.items():
                 folder = args.out / f"{args.task}-{name.replace(' + ', '-')}-noise{noise}-s{seed}"
                 half = str(task["epochs"] / 2)
-                yield folder, [
-                    *(sys.executable, "-m", "dml_fast.train", "--data", args.data),
-                    *("--cohort", str(args.cohort), "--arch", task["arch"]),
-                    *("--epochs", str(task["epochs"]), "--seed", str(seed)),
-                    *("--label-noise", str(noise), "--out", str(folder)),
-                    *task["options"],
-                    *(flag.format(half=half) for flag in flags),
-                ]
+                yield (
+                    folder,
+                    [
+                        *(sys.executable, "-m", "dml_fast.train", "--data", args.data),
+                        *("--cohort", str(args.cohort), "--arch", task["arch"]),
+                        *("--epochs", str(task["epochs"]), "--seed", str(seed)),
+                        *("--label-noise", str(noise), "--out", str(folder)),
+                        *task["options"],
+                        *(flag.format(half=half) for flag in flags),
+                    ],
+                )
 
 
 def run(args: Run) -> None:
@@ -95,9 +98,8 @@ def run(args: Run) -> None:
         if (folder / "last.pt").exists():
             command = [*command[:3], "--resume", str(folder)]
         with open(args.out / f"{folder.name}.log", "a") as log:
-            subprocess.run(
-                command, check=True, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
-            )
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
         print(folder.name, flush=True)
 
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -126,17 +128,18 @@ def table(args: Table) -> None:
         name = config["method"] + (" + warm-up" if config["kl_warmup"] else "")
         key = (config["data"].split(":")[0], config["label_noise"], name)
         runs.setdefault(key, {})[config["seed"]] = scores(config_file.parent)
-    print("| data | wrong labels | method | seeds | students, % | ensemble, % | students - independent | ensemble - independent |")
-    print("|---|---|---|---|---|---|---|---|")
-    for (data, noise, name), by_seed in sorted(runs.items(), key=lambda item: item[0][:2]):
+    columns = ["data", "wrong labels", "method", "seeds", "students, %", "ensemble, %"]
+    columns += ["students - independent", "ensemble - independent"]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for (data, noise, method), by_seed in sorted(runs.items(), key=lambda item: item[0][:2]):
         base = runs[data, noise, "independent"]
         seeds = sorted(by_seed.keys() & base.keys())
-        cells = [f"{mean(by_seed[s][what] for s in seeds):.2f}" for what in ("students", "ensemble")]
-        for what in ("students", "ensemble"):
-            cells.append(paired([by_seed[s][what] - base[s][what] for s in seeds]))
-        if name == "independent":
+        what = ("students", "ensemble")
+        cells = [f"{mean(by_seed[s][name] for s in seeds):.2f}" for name in what]
+        cells += [paired([by_seed[s][name] - base[s][name] for s in seeds]) for name in what]
+        if method == "independent":
             cells[2:] = ["", ""]
-        print(f"| {data} | {noise:.0%} | {name} | {len(seeds)} | {' | '.join(cells)} |")
+        print(f"| {data} | {noise:.0%} | {method} | {len(seeds)} | {' | '.join(cells)} |")
 
 
 def paired(differences: Sequence[float]) -> str:
@@ -147,5 +150,5 @@ def paired(differences: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    chosen = tyro.extras.subcommand_cli_from_dict({"run": Run, "table": Table}, prog="compare_methods")
+    chosen = tyro.extras.subcommand_cli_from_dict({"run": Run, "table": Table})
     run(chosen) if isinstance(chosen, Run) else table(chosen)

@@ -6,6 +6,9 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+# Tensors in tests are tiny: more threads only get into each other's way, several times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 

@@ -30,7 +30,7 @@ def digit_rows(kind: str) -> tuple[np.ndarray, np.ndarray]:
 
     digits = load_digits()
     count = 6 * PER_FILE
-    gray = np.kron(digits.images[:count], np.ones((4, 4)))
+    gray = digits.images[:count].repeat(4, 1).repeat(4, 2)
     pixels = np.stack([gray * 15, 255 - gray * 7, gray * 3 + 11], axis=1).astype(np.uint8)
     labels = digits.target[:count] * (1 if kind == "cifar10" else 11)
     return pixels.reshape(count, 3072), labels
@@ -40,9 +40,8 @@ def python2_pickle(fields: dict[bytes, object]) -> bytes:
     """The opcodes that Python 2's cPickle (protocol 2) wrote for the published batches."""
 
     def string(value: bytes) -> bytes:
-        if len(value) < 256:
-            return b"U" + struct.pack("<B", len(value)) + value
-        return b"T" + struct.pack("<i", len(value)) + value
+        short = len(value) < 256
+        return struct.pack("<cB" if short else "<ci", b"U" if short else b"T", len(value)) + value
 
     def encode(value: object) -> bytes:
         if isinstance(value, bytes):
