@@ -98,5 +98,5 @@ def _alternative(path: Path) -> str:
     others = [path.with_name(f"{name}.pt") for name in ("last", "previous", "best")]
     usable = [str(other) for other in others if other != path and other.is_file()]
     if usable:
-        return f"use an earlier one with --resume {usable[0]}"
+        return f"use {usable[0]} instead"
     return "restore it, or start a new run"

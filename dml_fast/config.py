@@ -126,6 +126,12 @@ class TrainConfig:
             )
         return (0, float(match[1])) if match[1] else (int(match[2]), 0.0)
 
+    @property
+    def data_options(self) -> dict[str, Any]:
+        """What `dml_fast.data.open_dataset` is told beside ``data`` and ``download``."""
+        names = "val_fraction train_fraction label_noise seed image_size skip_corrupt"
+        return {name: getattr(self, name) for name in names.split()}
+
     def check(self) -> None:
         """Refuse values that cannot work.
 

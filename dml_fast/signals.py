@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 import signal
 from types import FrameType
+from typing import Any
 
 
 class StopRequest:
-    """Which signal has asked to stop, if any. Install it before the slow imports."""
+    """Which signal has asked to stop, if any; a context that takes SIGINT and SIGTERM over."""
 
     def __init__(self) -> None:
         self.signal: int = 0
+        self._before: dict[int, Any] = {}
 
-    def install(self) -> None:
-        """Take over SIGINT and SIGTERM for the rest of the process."""
+    def __enter__(self) -> StopRequest:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     @property
     def exit_code(self) -> int:

@@ -69,25 +69,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         run = Run(new_folder(config))
         run.prepare(needed_bytes=2**22)
-    stop = StopRequest()
-    stop.install()  # before torch, which takes seconds to import
-
-    from dml_fast.log import logger
-
-    try:
-        trainer = prepare(config, run, Path(args.resume) if args.resume else None, stop)
-    except BaseException:
-        run.remove_if_empty()
-        raise
-    try:
-        complete = trainer.fit()
-        if complete:
-            trainer.finish()
-    finally:
-        trainer.reporter.close()
+    with StopRequest() as stop:  # before torch, which takes seconds to import
+        try:
+            trainer = prepare(config, run, Path(args.resume) if args.resume else None, stop)
+        except BaseException:
+            run.remove_if_empty()
+            raise
+        try:
+            complete = trainer.fit()
+            if complete:
+                trainer.finish()
+        finally:
+            trainer.reporter.close()
     if complete:
         return 0
-    logger.info("stopped at step %d; continue with --resume %s", trainer.step, run.folder)
+    print(f"stopped at step {trainer.step}; continue with --resume {run.folder}", file=sys.stderr)
     return stop.exit_code
 
 
@@ -112,25 +108,16 @@ def prepare(config: TrainConfig, run: Run, resume: Path | None, stop: StopReques
         path = None  # it was killed before its first checkpoint: from the start it is the same run
     state = checkpoint.load(path) if path else None
     reporter = Reporter(run.folder / "tensorboard" if config.tensorboard else None)
-    data = open_dataset(
-        config.data,
-        download=config.download,
-        val_fraction=config.val_fraction,
-        train_fraction=config.train_fraction,
-        label_noise=config.label_noise,
-        seed=config.seed,
-        image_size=config.image_size,
-        skip_corrupt=config.skip_corrupt,
-    )
+    data = open_dataset(config.data, download=config.download, **config.data_options)
     trainer = Trainer(config, run, data, precision, reporter, stop)
     run.check_writable(trainer.disk_bytes())
-    if state is None:
-        trainer.describe()
-        if resume:
-            logger.info("%s has no checkpoint yet: starting from its beginning", run.folder)
-    else:
+    if state is not None:
         trainer.resume(state, str(run.folder))
+    trainer.describe()
+    if path:
         logger.info("continuing %s at step %d", path, trainer.step)
+    elif resume:
+        logger.info("%s has no checkpoint yet: starting from its beginning", run.folder)
     return trainer
 
 

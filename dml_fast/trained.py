@@ -78,16 +78,8 @@ def open_data(run: Run, spec: str = "") -> DataSet:
         UserError: it cannot be read, or does not fit the run's students.
     """
     config, facts = run.config, run.description["data"]
-    data = open_dataset(
-        spec or config.data,
-        download=config.download,
-        val_fraction=config.val_fraction,
-        train_fraction=config.train_fraction,
-        label_noise=config.label_noise,
-        seed=config.seed,
-        image_size=config.image_size,
-        skip_corrupt=config.skip_corrupt,
-    )
+    download = config.download and not spec
+    data = open_dataset(spec or config.data, download=download, **config.data_options)
     if spec:
         _check_fit(data, facts, spec)
     elif data.fingerprint != facts["fingerprint"]:

@@ -90,7 +90,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_previous_offered(run: Run, dama
     with pytest.raises(UserError) as error:
         checkpoint.load(path)
     assert f"{path} is damaged" in str(error.value)
-    assert f"--resume {run.checkpoint('previous')}" in str(error.value)
+    assert f"use {run.checkpoint('previous')} instead" in str(error.value)
     assert checkpoint.load(run.checkpoint("previous"))["step"] == 1
 
 

@@ -193,10 +193,13 @@ def test_resume_refuses_changed_images(tmp_path: Path, capfd: pytest.CaptureFixt
     moved = tmp_path / "moved"
     data.rename(moved)
     assert train("--resume", str(folder), "--data", f"folder:{moved}") == 0
+    description = (folder / "config.json").read_text()
+    assert f"folder:{moved}" in description
     Image.new("RGB", (8, 8)).save(moved / "train" / "class 0" / "0.png")
     capfd.readouterr()
     assert train("--resume", str(folder), "--data", f"folder:{moved}") == 2
     assert "was trained on other images or labels" in capfd.readouterr().err
+    assert (folder / "config.json").read_text() == description
 
 
 def test_resume_of_a_damaged_checkpoint_offers_the_previous(
@@ -212,7 +215,7 @@ def test_resume_of_a_damaged_checkpoint_offers_the_previous(
     assert train("--resume", str(folder)) == 2
     err = capfd.readouterr().err
     assert f"{last} is damaged" in err
-    assert f"--resume {folder / 'previous.pt'}" in err
+    assert f"use {folder / 'previous.pt'} instead" in err
     assert train("--resume", str(folder / "previous.pt")) == 0
     assert "continuing" in capfd.readouterr().err
 
