@@ -29,7 +29,7 @@ def set_up_logging(console: Console) -> None:
     """Send the package's messages to stderr, above the progress bar on a terminal."""
     handler: logging.Handler
     if console.is_terminal:
-        handler = RichHandler(console=console, show_path=False, show_level=False, markup=False)
+        handler = RichHandler(console=console, show_path=False, log_time_format="%X")
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
