@@ -1,15 +1,18 @@
 """Forward and backward of a cohort's loss on the CPU: the pair loop, a careful loop, ours.
 
-    pytest benchmarks/bench_loss.py --benchmark-group-by=group --benchmark-columns=median,iqr
+    pytest benchmarks/bench_loss.py
 
-The contestants' gradients are compared before any is timed. `main` interleaves them instead, so
-that a busy machine disturbs all alike, and prints the ratios of their medians:
+The contestants' gradients are compared before any is timed. On a shared machine
 
     python benchmarks/bench_loss.py
+
+says more: contestants take turns, each call is timed in CPU time of its single thread, which
+leaves out the time that others had the core, and the ratios of the medians are printed.
 """
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -86,21 +89,23 @@ def bench_loss(benchmark: Any, contestant: Contestant, size: tuple[int, int, int
 
 
 def interleaved(size: tuple[int, int, int], rounds: int = 400) -> dict[str, float]:
-    """Median milliseconds of each contestant, taking turns."""
+    """Median CPU milliseconds of each contestant, taking turns in random order."""
+    turns = random.Random(0)  # who runs after whom matters to caches and to the heap
     logits, target = make(size)
     samples: dict[str, list[float]] = {c.__name__: [] for c in CONTESTANTS}
     for round_ in range(rounds + 20):
-        for contestant in CONTESTANTS:
-            start = time.perf_counter()
+        for contestant in turns.sample(CONTESTANTS, len(CONTESTANTS)):
+            start = time.thread_time()
             contestant(logits, target)
             if round_ >= 20:
-                samples[contestant.__name__].append(1e3 * (time.perf_counter() - start))
+                samples[contestant.__name__].append(1e3 * (time.thread_time() - start))
     return {name: statistics.median(times) for name, times in samples.items()}
 
 
 def main() -> None:
-    """Print a table: milliseconds, and times as fast as the pair loop."""
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; ms (ratio)")
+    """Print a line for each size."""
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, 1 thread; median CPU ms (times as fast as pair_loop)")
     for size in SIZES:
         medians = interleaved(size)
         cells = [f"{n} {t:.3f} ({medians['pair_loop'] / t:.1f})" for n, t in medians.items()]

@@ -37,7 +37,6 @@ class _Views(NamedTuple):
     p: Tensor  # (L, N, C)
     log_q: Tensor  # (K, N, C) at temperature 1; the students of `log_p` if T = 1
     q: Tensor  # (K, N, C)
-    scratch: Tensor  # (L, N, C): fresh memory is dear on a CPU
     neg_entropy: Tensor  # (L, N) of p, 0 where unusable
     usable: Tensor | None  # (L, N) bool; None: all usable and no class masked, so no guards
 
@@ -105,14 +104,12 @@ def _look(problem: Problem) -> _Views:
     else:
         log_p, p = _softmax(z / problem.temperature)
         log_q, q = _softmax(z[:students])
-    scratch = p * log_p
-    neg_entropy = scratch.sum(-1)
+    neg_entropy = _row_dots(p, log_p, guard=False)
     if _may_look(z.device) and math.isfinite(neg_entropy.sum().item()):
-        return _Views(log_p, p, log_q, q, scratch, neg_entropy, None)
+        return _Views(log_p, p, log_q, q, neg_entropy, None)
     usable = ~log_p[..., 0].isnan()  # all classes of an unusable row are NaN by now
-    neg_entropy = scratch.masked_fill_(p == 0, 0.0).sum(-1)  # 0 log 0 = 0
-    neg_entropy.masked_fill_(~usable, 0.0)
-    return _Views(log_p, p, log_q, q, scratch, neg_entropy, usable)
+    neg_entropy = _row_dots(p, log_p, guard=True).masked_fill_(~usable, 0.0)
+    return _Views(log_p, p, log_q, q, neg_entropy, usable)
 
 
 def _may_look(device: torch.device) -> bool:
@@ -128,6 +125,14 @@ def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
     p = z.exp()
     total = p.sum(-1, keepdim=True)
     return z.sub_(total.log()), p.mul_(total.reciprocal_())
+
+
+def _row_dots(weights: Tensor, log_p: Tensor, guard: bool) -> Tensor:
+    """(L, N): ⟨weights, log_p⟩ over the classes; `guard` makes 0 x -inf 0."""
+    products = weights * log_p
+    if guard:
+        products.masked_fill_(weights == 0, 0.0)
+    return products.sum(-1)
 
 
 def _listen(problem: Problem, views: _Views) -> _Peers:
@@ -157,10 +162,8 @@ def _listen(problem: Problem, views: _Views) -> _Peers:
 def _divergence(problem: Problem, peers: _Peers, views: _Views) -> Tensor:
     """(K, N): T² times the weighted sum over the peers l of KL(p_l || p_k)."""
     students = len(problem.students)
-    products = torch.mul(peers.mix, views.log_p[:students], out=views.scratch[:students])
-    if views.usable is not None:
-        products.masked_fill_(peers.mix == 0, 0.0)
-    rows = peers.neg_entropy - products.sum(-1)
+    guard = views.usable is not None
+    rows = peers.neg_entropy - _row_dots(peers.mix, views.log_p[:students], guard)
     if problem.peer_weight is None:
         rows.clamp_(min=0.0)  # no divergence is negative: that was rounding
     if views.usable is not None:
@@ -201,10 +204,8 @@ def _cross_entropy(problem: Problem, labels: _Labels, views: _Views) -> Tensor:
     if labels.at is not None:
         rows = views.log_q.gather(-1, labels.at).squeeze(-1) * (labels.sparse * -1)
     if labels.dense is not None:
-        products = views.log_q * labels.dense
-        if views.usable is not None:
-            products.masked_fill_(labels.dense == 0, 0.0)
-        smooth = products.sum(-1) * (labels.labelled * -1)
+        dots = _row_dots(labels.dense, views.log_q, guard=views.usable is not None)
+        smooth = dots * (labels.labelled * -1)
         rows = smooth if rows is None else rows + smooth
     assert rows is not None
     if problem.labelled is not None:

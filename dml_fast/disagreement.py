@@ -31,16 +31,17 @@ def add_disagreement(stats: MutualStats, log_p: Tensor, batch_shape: torch.Size)
 def pairwise_kl(log_p: Tensor) -> Tensor:
     """(K, K) from log-probabilities (K, N, C): [i, j] is the mean over rows of KL(p_i || p_j).
 
-    In the Bregman form Σ (p_i (log p_i - log p_j) - p_i + p_j), whose terms are never negative,
-    so that nearly equal students do not drown in rounding.
+    In the Bregman form: with d = log p_i - log p_j it sums p_i (d + exp(-d) - 1), whose terms are
+    never negative. For students that differ by 1e-4 it keeps four digits in fp32, where the sum
+    of p_i d has hardly two.
     """
     p = log_p.exp()
     rows = []
     for p_i, log_p_i in zip(p, log_p, strict=True):
-        ratio = p_i * (log_p_i - log_p)
-        # 0 log 0 = 0; `==` leaves the NaN of an unusable row alone.
-        terms = ratio.masked_fill_(p_i == 0, 0.0).sub_(p_i).add_(p)
-        rows.append(terms.sum(-1).mean(-1))
+        d = log_p_i - log_p
+        near = p_i * (d + torch.expm1(-d))
+        far = (p_i * d).masked_fill_(p_i == 0, 0.0) - p_i + p  # exp(-d) might overflow
+        rows.append(torch.where(d.abs() < 0.5, near, far).sum(-1).mean(-1))
     return torch.stack(rows).clamp_(min=0.0)
 
 

@@ -22,7 +22,8 @@ def learn(losses: Tensor, grads: Tensor, logits: tuple[Tensor, ...]) -> Tensor:
 
 def shaped(grad: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """A gradient as autograd wants it, like the logits that it belongs to."""
-    grad = grad.to(dtype)
+    if grad.dtype != dtype:
+        grad = grad.to(dtype)
     return grad if grad.shape == shape else grad.reshape(shape)
 
 
@@ -38,12 +39,10 @@ class _Learn(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
         (grads,) = ctx.saved_tensors
-        again = torch.is_grad_enabled()  # create_graph=True
-        with torch.no_grad():
-            scaled = grads * outer.reshape(len(grads), -1, 1)
-            parts = (scaled,) if len(ctx.kinds) == 1 else scaled.unbind()
-            result = [shaped(g, *kind) for g, kind in zip(parts, ctx.kinds, strict=True)]
-        if again:
+        scaled = grads * outer.detach().reshape(len(grads), -1, 1)
+        parts = (scaled,) if len(ctx.kinds) == 1 else scaled.unbind()
+        result = [shaped(g, *kind) for g, kind in zip(parts, ctx.kinds, strict=True)]
+        if torch.is_grad_enabled():  # create_graph=True
             trap = torch.zeros((), requires_grad=True)
             result = [_Once.apply(g, trap) for g in result]  # type: ignore[no-untyped-call]
         return None, None, *result

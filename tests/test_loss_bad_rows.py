@@ -43,6 +43,7 @@ def assert_as_exact(logits: list[Tensor], target: Tensor, **options: Any) -> Non
 @pytest.fixture(params=["guards when needed", "guards always"], autouse=True)
 def guards(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Off the CPU the guards are always on: run every test on that path too."""
+    torch.manual_seed(0)
     if request.param == "guards always":
         monkeypatch.setattr(closed_form, "_may_look", lambda device: False)
 
@@ -163,10 +164,6 @@ def test_a_broken_row_is_left_out_row_by_row(kind: str) -> None:
     assert_as_exact(logits, target, reduction="none", temperature=2.0)
     assert_as_exact(logits, target, peer_reduction="sum", label_smoothing=0.1)
     weight = torch.rand(4, 4)
-    losses = mutual_loss(logits, target, peer_weight=weight)
-    torch.testing.assert_close(
-        losses.double(), exact(logits, target, peer_weight=weight)[0], equal_nan=True
-    )
     assert_as_exact(logits, target, peer_weight=weight)
 
 
@@ -177,6 +174,22 @@ def test_a_lone_survivor_learns_from_the_label_alone() -> None:
     alone = mutual_loss_and_grad([logits[1]], target)
     assert torch.equal(losses[1], alone[0][0])
     torch.testing.assert_close(grads[1], alone[1][0], rtol=0, atol=0)
+
+
+def test_a_broken_row_without_label_or_peers_is_still_reported() -> None:
+    logits, target = cohort(2)
+    logits = [z.index_fill(0, torch.tensor([3]), NAN) for z in logits]
+    losses = mutual_loss(logits, target.index_fill(0, torch.tensor([3]), -100), reduction="none")
+    assert losses[:, 3].isnan().all()
+    assert losses[:, :3].isfinite().all()
+
+
+def test_a_masked_class_costs_an_unlabelled_row_nothing() -> None:
+    logits, target = cohort()
+    logits = [z.index_fill(-1, torch.tensor([0]), -INF) for z in logits]
+    target = target.clamp(min=1).index_fill(0, torch.tensor([2]), -100)
+    assert_as_exact(logits, target)
+    assert mutual_loss(logits, target).isfinite().all()
 
 
 def test_a_broken_teacher_is_left_out() -> None:
@@ -221,7 +234,11 @@ def test_nearly_equal_students_never_have_a_negative_divergence() -> None:
     target = torch.randint(100, (64,), generator=g)
     stats = mutual_loss_and_grad(logits, target, return_stats=True)[2]
     assert (stats.kl >= 0).all()
-    assert (stats.pairwise_kl >= 0).all()
+    double = [z.double() for z in logits]
+    exact = mutual_loss_and_grad(double, target, return_stats=True)[2]
+    assert exact.pairwise_kl[0, 1] < 2e-8
+    # Sums of p (log p - log q), as in F.kl_div, are 1% off here, and may be negative.
+    torch.testing.assert_close(stats.pairwise_kl.double(), exact.pairwise_kl, rtol=1e-3, atol=1e-12)
     twins = mutual_loss_and_grad([z, z, z], target, return_stats=True)[2]
     assert not twins.pairwise_kl.any()
     torch.testing.assert_close(twins.kl, torch.zeros(3), rtol=0, atol=1e-6)

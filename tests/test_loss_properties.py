@@ -13,6 +13,11 @@ from dml_fast import reference
 from dml_fast.loss import FusedMutualLoss, mutual_loss, mutual_loss_and_grad, peer_divergence
 
 
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
 def cohort(
     students: int = 4, rows: int = 16, classes: int = 7, dtype: torch.dtype = torch.float32
 ) -> tuple[list[Tensor], Tensor]:
@@ -110,6 +115,7 @@ def test_zero_peer_weight_does_not_listen_and_the_diagonal_is_ignored() -> None:
     kept = weight.clone()
     losses = mutual_loss(logits, target, peer_weight=weight)
     assert torch.equal(weight, kept)
+    assert torch.equal(losses, mutual_loss(logits, target, peer_weight=weight.fill_diagonal_(0)))
     alone = F.cross_entropy(logits[0], target)
     torch.testing.assert_close(losses[0], alone)
     torch.testing.assert_close(losses[1], mutual_loss(logits, target)[1])
@@ -266,6 +272,15 @@ def test_an_infinite_divergence_does_not_count_when_switched_off() -> None:
     assert mutual_loss([z, torch.zeros(1, 3)], target)[0] == torch.inf
     losses = mutual_loss([z, torch.zeros(1, 3)], target, kl_weight=0.0)
     torch.testing.assert_close(losses[0], F.cross_entropy(z, target))
+
+
+@pytest.mark.parametrize("kl_weight", [0.0, 1.0])
+def test_losses_and_statistics_share_no_memory(kl_weight: float) -> None:
+    logits, target = cohort()
+    losses, _, stats = mutual_loss_and_grad(logits, target, kl_weight=kl_weight)
+    before = stats.ce.clone()
+    losses.zero_()
+    assert torch.equal(stats.ce, before)
 
 
 def test_an_empty_batch_is_zero() -> None:

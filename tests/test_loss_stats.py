@@ -11,6 +11,11 @@ from dml_fast.errors import UserError
 from dml_fast.loss import mutual_loss, mutual_loss_and_grad, peer_divergence
 
 
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
 def cohort(classes: int = 9) -> tuple[list[Tensor], Tensor]:
     g = torch.Generator().manual_seed(classes)
     logits = list(2 * torch.randn((4, 20, classes), generator=g))
