@@ -50,7 +50,7 @@ def peer_divergence(logits: Logits, temperature: float = 1.0) -> Tensor:
 
     H(mean of the peers' p_l) - mean of H(p_l), with p = softmax(z / temperature). It is what the
     value of DML (the mean KL from each peer) exceeds that of DML_e (the KL from the peers' mean;
-    Zhang et al., CVPR 2018, section 3.4) by, before the factor T². It does not depend on the
+    Zhang et al., CVPR 2018, on larger cohorts) by, before the factor T². It does not depend on the
     student's own logits, so with the peers held constant both have the same gradient. A peer's
     row that is not finite is left out, as it is from the loss.
 

@@ -30,7 +30,7 @@ def mutual_loss(
 ) -> Tensor:
     """(K,) or (K, *batch) losses; arguments as of `dml_fast.loss.mutual_loss`, unchecked.
 
-    Zhang et al., CVPR 2018, equations 1 to 8, with this package's options.
+    Zhang et al., CVPR 2018, with this package's options.
     """
     peers = [z.detach() for z in (*logits, *teacher_logits)]  # constants
     usable = [z.amax(-1).isfinite() for z in peers]  # neither NaN nor +inf, not all -inf

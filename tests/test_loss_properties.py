@@ -70,7 +70,7 @@ def test_an_unlabelled_row_keeps_its_divergence() -> None:
 
 
 def test_dml_and_dml_e_have_one_gradient_and_differ_by_the_peers_divergence() -> None:
-    """DML_e: the KL from the *mean* of the peers (Zhang et al., section 3.4)."""
+    """DML_e: the KL from the *mean* of the peers (the paper, on larger cohorts)."""
     temperature = 2.0
     logits, target = cohort(dtype=torch.float64)
     losses, grads, stats = mutual_loss_and_grad(logits, target, temperature=temperature)
