@@ -31,7 +31,7 @@ METHODS = {
 }
 NOISES = (0.0, 0.3)
 TASKS = {
-    "digits": {"arch": "resnet32", "epochs": 15, "options": ["--amp"]},
+    "digits": {"arch": "resnet32", "epochs": 15, "options": []},
     # 50,000 x 0.96 x 0.104167 = 5,000 training images, 2,000 to validate
     "cifar10": {
         "arch": "resnet8",
@@ -65,6 +65,8 @@ class Table:
 
     out: Path
     """Folder of the run folders."""
+    save: Path | None = None
+    """Also write each run's accuracies there, as JSON."""
 
 
 def commands(args: Run) -> Iterator[tuple[Path, list[str]]]:
@@ -123,15 +125,27 @@ def scores(folder: Path) -> dict[str, float]:
 def table(args: Table) -> None:
     """Print one row a method: accuracy, and difference to independent, paired by seed."""
     runs: dict[tuple[str, float, str], dict[int, dict[str, float]]] = {}
-    for config_file in sorted(args.out.glob("*/config.json")):
-        config = json.loads(config_file.read_text())["config"]
+    finished = sorted(path.parent for path in args.out.glob("*/student_0.safetensors"))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(scores, finished))
+    for folder in finished:
+        config = json.loads((folder / "config.json").read_text())["config"]
         name = config["method"] + (" + warm-up" if config["kl_warmup"] else "")
         key = (config["data"].split(":")[0], config["label_noise"], name)
-        runs.setdefault(key, {})[config["seed"]] = scores(config_file.parent)
+        runs.setdefault(key, {})[config["seed"]] = scores(folder)
+    if args.save:
+        rows = [
+            {"data": data, "label_noise": noise, "method": method, "seed": seed, **score}
+            for (data, noise, method), by_seed in sorted(runs.items())
+            for seed, score in sorted(by_seed.items())
+        ]
+        args.save.write_text("".join(json.dumps(row) + "\n" for row in rows))
     columns = ["data", "wrong labels", "method", "seeds", "students, %", "ensemble, %"]
     columns += ["students - independent", "ensemble - independent"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    for (data, noise, method), by_seed in sorted(runs.items(), key=lambda item: item[0][:2]):
+    order = list(METHODS)
+    for data, noise, method in sorted(runs, key=lambda key: (*key[:2], order.index(key[2]))):
+        by_seed = runs[data, noise, method]
         base = runs[data, noise, "independent"]
         seeds = sorted(by_seed.keys() & base.keys())
         what = ("students", "ensemble")
