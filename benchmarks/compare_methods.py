@@ -31,6 +31,8 @@ METHODS = {
 }
 NOISES = (0.0, 0.3)
 TASKS = {
+    # 1,168 x 0.3425 = 400 training images
+    "digits400": {"arch": "resnet32", "epochs": 40, "options": ["--train-fraction", "0.3425"]},
     "digits": {"arch": "resnet32", "epochs": 15, "options": []},
     # 50,000 x 0.96 x 0.104167 = 5,000 training images, 2,000 to validate
     "cifar10": {
@@ -45,7 +47,7 @@ TASKS = {
 class Run:
     """Train every cohort of a comparison."""
 
-    task: Literal["digits", "cifar10"]
+    task: Literal["digits", "digits400", "cifar10"]
     """Which data and recipe."""
     out: Path
     """Folder of the run folders."""
@@ -131,7 +133,7 @@ def table(args: Table) -> None:
     for folder in finished:
         config = json.loads((folder / "config.json").read_text())["config"]
         name = config["method"] + (" + warm-up" if config["kl_warmup"] else "")
-        key = (config["data"].split(":")[0], config["label_noise"], name)
+        key = (folder.name.split("-")[0], config["label_noise"], name)
         runs.setdefault(key, {})[config["seed"]] = scores(folder)
     if args.save:
         rows = [
