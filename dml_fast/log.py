@@ -49,11 +49,8 @@ class Reporter:
         self.console = Console(stderr=True)
         set_up_logging(self.console)
         self._bar: tuple[Progress, Any] | None = None
+        self._events = tensorboard
         self._writer: Any = None
-        if tensorboard is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(tensorboard))
 
     def start(
         self,
@@ -62,7 +59,11 @@ class Reporter:
         students: Sequence[dict[str, Any]],
         precision: Precision,
     ) -> None:
-        """Say what is about to be trained."""
+        """Say what is about to be trained; from here on files are written."""
+        if self._events is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._events))
         names = ", ".join(f"{s['arch']} ({s['parameters'] / 1e6:.2f}M)" for s in students)
         logger.info("%s: %d students: %s", config.method, len(students), names)
         logger.info(

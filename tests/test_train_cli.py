@@ -70,6 +70,8 @@ def test_tensorboard_events(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     assert train(*QUICK, "--tensorboard", "--out", str(tmp_path / "run")) == 0
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+    assert train(*QUICK, "--tensorboard", "--batch-size", "9999", "--out", str(tmp_path / "x")) == 2
+    assert not (tmp_path / "x").exists()
 
 
 def test_progress_goes_to_stderr_and_the_table_to_stdout(
