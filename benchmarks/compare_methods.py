@@ -1,8 +1,8 @@
 """Does mutual learning help? The same cohorts with and without it, paired by seed.
 
-    python benchmarks/compare_methods.py run digits --out DIR
-    python benchmarks/compare_methods.py run cifar10 --data folder:DIR --out DIR
-    python benchmarks/compare_methods.py table DIR
+    python benchmarks/compare_methods.py run --task digits --out DIR
+    python benchmarks/compare_methods.py run --task cifar10 --data folder:DIR --out DIR
+    python benchmarks/compare_methods.py table --out DIR
 
 Each run is the ordinary command line in a process of its own; finished ones are not repeated.
 The table reads the accuracy on the test set after the last epoch: nothing is selected on it.
