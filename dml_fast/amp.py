@@ -64,7 +64,10 @@ class Precision:
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context of a forward pass."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+        # without the cache: inside a user's own autocast it would outlive an update of the weights
+        return torch.autocast(
+            self.device.type, self.dtype, enabled=self.dtype is not None, cache_enabled=False
+        )
 
     def scaler(self) -> torch.amp.GradScaler:
         """A loss scaler of one student's own; it does nothing unless the type is fp16."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import random
 import zipfile
@@ -14,6 +15,8 @@ import torch
 
 from dml_fast.errors import UserError
 from dml_fast.run import Run, atomic_write, link, sync_folder
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "dml_fast.checkpoint"
 VERSION = 1
@@ -46,6 +49,8 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing, damaged, foreign, or of a newer version.
     """
+    if path.suffix != ".pt" and path.is_file():
+        raise UserError(f"{path} is not a checkpoint: give the run folder, or a .pt file in it")
     if not path.is_file():
         raise UserError(f"{path} does not exist: {_alternative(path)}")
     try:
@@ -62,7 +67,7 @@ def load(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of dml_fast: {_alternative(path)}")
-    if state["version"] > VERSION:
+    if state.get("version", 0) > VERSION:
         raise UserError(
             f"{path} has format {state['version']} and this dml_fast reads up to {VERSION}: "
             "upgrade dml_fast"
@@ -85,8 +90,15 @@ def rng_state() -> dict[str, Any]:
 def set_rng_state(state: dict[str, Any]) -> None:
     """Put every global random generator back to ``rng_state()``."""
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
+    if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+    else:
+        logger.warning(
+            "the checkpoint was written with %d CUDA devices and there are %d: "
+            "dropout there continues with other draws",
+            len(state["cuda"]),
+            torch.cuda.device_count(),
+        )
     version, internal, gauss = json.loads(state["python"])
     random.setstate((version, tuple(internal), gauss))
     kind, position, has_gauss, cached = json.loads(state["numpy_rest"])

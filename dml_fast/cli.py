@@ -38,6 +38,9 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # `| head` has read enough
         sys.stderr.close()
         return 0

@@ -10,7 +10,7 @@ from torch import nn
 
 from dml_fast.amp import Precision
 from dml_fast.config import TrainConfig
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, reason
 from dml_fast.models import create_model
 from dml_fast.optim import make_optimizer
 from dml_fast.rng import derive_seed, seed_everything
@@ -50,7 +50,12 @@ class Cohort:
             model = model.to(precision.device)
             if config.channels_last:
                 model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            students.append(Student(model, make_optimizer(model, config), precision, arch))
+            student = Student(model, make_optimizer(model, config), precision, arch)
+            images = torch.zeros(
+                (min(2, config.batch_size), in_channels, *image_size), device=precision.device
+            )
+            _try(student, images, num_classes)
+            students.append(student)
         seed_everything(derive_seed(config.seed, "training"))
         return cls(students)
 
@@ -103,6 +108,22 @@ class Cohort:
             )
         for student, state in zip(self.students, states, strict=True):
             student.load_state_dict(state)
+
+
+def _try(student: Student, images: torch.Tensor, num_classes: int) -> None:
+    """Refuse a student that cannot do in training what it does in evaluation."""
+    size = " x ".join(map(str, images.shape[1:]))
+    subject = f"{student.arch} cannot train on batches of {len(images)} images of {size}"
+    try:
+        logits = student.predict(images, training=True)
+    except Exception as error:
+        raise UserError(
+            f"{subject} ({reason(error)}): give a larger --batch-size or another --arch"
+        ) from error
+    if not isinstance(logits, torch.Tensor) or logits.shape != (len(images), num_classes):
+        raise UserError(f"{subject}: it must return logits ({len(images)}, {num_classes})")
+    if not all(isinstance(v, torch.Tensor) for v in student.model.state_dict().values()):
+        raise UserError(f"{student.arch} keeps state that is no tensor, which cannot be saved")
 
 
 def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

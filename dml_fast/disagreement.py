@@ -82,11 +82,15 @@ def peer_divergence(logits: Logits, temperature: float = 1.0) -> Tensor:
         entropy.masked_fill_(~usable, 0.0)
         rows = []
         for k in range(len(p)):
-            others = [j for j in range(len(p)) if j != k]
-            count = usable[others].sum(0).clamp(min=1)
-            mean = p[others].sum(0) / count.unsqueeze(-1)
-            rows.append(-_xlogx(mean, mean.log()).sum(-1) - entropy[others].sum(0) / count)
+            count = _sum_without(usable, k).clamp(min=1)
+            mean = _sum_without(p, k) / count.unsqueeze(-1)
+            rows.append(-_xlogx(mean, mean.log()).sum(-1) - _sum_without(entropy, k) / count)
         return torch.stack(rows).clamp_(min=0.0).mean(-1)
+
+
+def _sum_without(x: Tensor, k: int) -> Tensor:
+    """Sum over the first dimension but for entry k: no list of indices to copy to the device."""
+    return x[:k].sum(0) + x[k + 1 :].sum(0)
 
 
 def _xlogx(p: Tensor, log_p: Tensor) -> Tensor:

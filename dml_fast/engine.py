@@ -133,6 +133,7 @@ class Engine:
         )
         kl = stats.kl
         if self.method == "dml_e":
-            spread = self.temperature**2 * peer_divergence(detached, self.temperature)
+            peers = len(students) - 1 if self.peer_reduction == "sum" else 1
+            spread = peers * self.temperature**2 * peer_divergence(detached, self.temperature)
             losses, kl = losses - weight * spread, kl - spread
         return (losses, stats.ce, kl, stats.correct), grads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -194,7 +195,9 @@ def _trace(student: Student, inputs: Tensor) -> torch.export.ExportedProgram:
 
 def _write_pt2(student: Student, inputs: Tensor, path: Path) -> None:
     program = _trace(student, inputs)
-    torch.export.save(program, path, extra_files={f"{HEADER}.json": student.header})
+    content = io.BytesIO()  # on a full disk torch's own file writer ends the whole process
+    torch.export.save(program, content, extra_files={f"{HEADER}.json": student.header})
+    path.write_bytes(content.getvalue())
 
 
 def _read_pt2(path: Path) -> Apply:

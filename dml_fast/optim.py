@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dml_fast.config import TrainConfig
+from dml_fast.errors import UserError
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -19,8 +20,16 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     Args:
         model: the student, already on its device.
         config: which optimizer, and its numbers.
+
+    Raises:
+        UserError: the model has nothing to train.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise UserError(
+            f"a student ({type(model).__name__}) has no parameter that requires a gradient: "
+            "give an --arch that can be trained"
+        )
     lr = torch.tensor(config.peak_lr, device=parameters[0].device)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=lr, weight_decay=config.weight_decay, fused=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -102,6 +103,30 @@ class Run:
         with atomic_write(self.metrics_file) as file:
             file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Make the folder and keep other processes out of it; a kill ends the lock too.
+
+        Raises:
+            UserError: it cannot be made, or another process is training in it.
+        """
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is training in {self.folder}: wait for it or stop it, "
+                "or give another folder with --out"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
     def prepare(self, needed_bytes: int) -> None:
         """Make the folder and see that it can be written to, before any training.
 
@@ -117,23 +142,29 @@ class Run:
 
     def check_writable(self, needed_bytes: int) -> None:
         """See that the folder can take ``needed_bytes`` more; sweep stale temporary files."""
-        try:
+        with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
             for stale in self.folder.glob(".*.tmp"):
                 stale.unlink()
             with tempfile.TemporaryFile(dir=self.folder) as probe:
                 probe.write(b"\0" * 4096)
-        except OSError as error:
-            raise UserError(
-                f"the run folder {self.folder} cannot be written to ({error.strerror}): "
-                "give another one with --out"
-            ) from None
-        free = shutil.disk_usage(self.folder).free
+        there = {file.stat().st_ino: file.stat().st_size for file in self.folder.glob("*.pt")}
+        free = shutil.disk_usage(self.folder).free + sum(there.values())
         if free < needed_bytes:
             raise UserError(
                 f"the run needs about {needed_bytes / 2**20:.0f} MiB and the disk of {self.folder} "
                 f"has {free / 2**20:.0f} MiB free: make room, or give another folder with --out"
             )
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"the run folder {self.folder} cannot be written to ({error.strerror}): "
+                "give another one with --out"
+            ) from None
 
     def remove_if_empty(self) -> None:
         """Take the folder away again when nothing came of the run."""
@@ -187,6 +218,8 @@ def link(source: Path, target: Path) -> None:
         os.link(source, temporary)
     except OSError:  # a file system without hard links
         shutil.copyfile(source, temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
     os.replace(temporary, target)
 
 

@@ -48,13 +48,15 @@ class Student:
         self.norms = [
             m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats
         ]
-        self._statistics = _share_storage(self.norms)
+        self._statistics: list[Tensor] = []
+        self._before: list[Tensor] = []
         self._one = torch.ones((), device=self.parameters[0].device)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits (N, C) of inputs (N, ...), in the precision's type, with a graph to go back."""
-        if self._statistics is not None:
-            self._before = self._statistics.clone()
+        if self.norms and not self._shares_storage():
+            self._statistics = _share_storage(self.norms)
+        self._before = [tensor.clone() for tensor in self._statistics]
         with self.precision.autocast():
             logits: Tensor = self.model(inputs)
         return logits
@@ -87,8 +89,8 @@ class Student:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if self._statistics is not None:
-            self._statistics.copy_(torch.where(skipped, self._before, self._statistics))
+        for now, before in zip(self._statistics, self._before, strict=True):
+            now.copy_(torch.where(skipped, before, now))
         return skipped
 
     @torch.no_grad()
@@ -127,8 +129,17 @@ class Student:
         """Put back what ``state_dict`` gave."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:  # torch leaves it where the checkpoint was read
+            if isinstance(group["lr"], Tensor):
+                group["lr"] = group["lr"].to(self._one.device)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+
+    def _shares_storage(self) -> bool:
+        """False at first, and again after ``model.to(...)``, which makes new tensors."""
+        first = self.norms[0].running_mean
+        assert first is not None
+        return bool(self._statistics) and first.data_ptr() == self._statistics[0].data_ptr()
 
 
 @contextmanager
@@ -143,15 +154,16 @@ def _frozen(norms: list[_BatchNorm], training: bool) -> Iterator[None]:
             norm.track_running_stats = True
 
 
-def _share_storage(norms: list[_BatchNorm]) -> Tensor | None:
-    """Move all running statistics into one tensor, so that keeping and restoring is one copy."""
-    named = [(m, name) for m in norms for name in ("running_mean", "running_var")]
-    if not named:
-        return None
-    flat = torch.cat([getattr(m, name).flatten() for m, name in named])
-    start = 0
-    for module, name in named:
-        old = getattr(module, name)
-        setattr(module, name, flat[start : start + old.numel()].view_as(old))
-        start += old.numel()
-    return flat
+def _share_storage(norms: list[_BatchNorm]) -> list[Tensor]:
+    """Move statistics into one tensor and counters into another: a copy keeps or restores all."""
+    shared = []
+    for names in (("running_mean", "running_var"), ("num_batches_tracked",)):
+        owners = [(norm, name) for norm in norms for name in names]
+        flat = torch.cat([getattr(norm, name).flatten() for norm, name in owners])
+        start = 0
+        for norm, name in owners:
+            old = getattr(norm, name)
+            setattr(norm, name, flat[start : start + old.numel()].view_as(old))
+            start += old.numel()
+        shared.append(flat)
+    return shared

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dml_fast import cli
-from dml_fast.config import TrainConfig, load_toml
+from dml_fast.config import TrainConfig, from_mapping, load_toml
 from dml_fast.errors import UserError
 from dml_fast.run import Run, new_folder
 from dml_fast.signals import StopRequest
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from dml_fast.trainer import Trainer
 
 # what may differ from the run that --resume continues
-_MAY_CHANGE = ("data", "device", "log_every", "max_skipped", "save_every", "tensorboard", "resume")
+_MAY_CHANGE = ("data", "device", "log_every", "max_skipped", "save_every", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -41,22 +42,30 @@ def arguments(argv: Sequence[str] | None) -> TrainArguments:
     if given.config and given.resume:
         raise UserError("--config and --resume exclude each other: a run keeps its configuration")
     if given.config:
-        return cli.parse(
-            TrainArguments, argv, "train", default=load_toml(TrainArguments, given.config)
-        )
+        recipe = TrainArguments(**load_toml(TrainConfig, given.config).to_dict())
+        return cli.parse(TrainArguments, argv, "train", default=recipe)
     if not given.resume:
         return given
-    own = TrainArguments(**Run.open(given.resume).config.to_dict())
-    merged = cli.parse(TrainArguments, argv, "train", default=own)
+    own = Run.open(given.resume).config
+    merged = cli.parse(TrainArguments, argv, "train", default=TrainArguments(**own.to_dict()))
+    check_same_run(own, merged, given.resume)
+    return merged
+
+
+def check_same_run(own: TrainConfig, wanted: TrainConfig, run: object) -> None:
+    """Refuse options that would make another run of the one that is being continued.
+
+    Raises:
+        UserError: naming the first such option and both values.
+    """
     for field in fields(TrainConfig):
-        old, new = getattr(own, field.name), getattr(merged, field.name)
+        old, new = getattr(own, field.name), getattr(wanted, field.name)
         if old != new and field.name not in _MAY_CHANGE:
             flag = "--" + field.name.replace("_", "-")
             raise UserError(
-                f"{flag} is {new} and the run {given.resume} has {old}: leave {flag} out to "
+                f"{flag} is {new} and the run {run} has {old}: leave {flag} out to "
                 "continue that run, or start a new one without --resume"
             )
-    return merged
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,12 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
     config = TrainConfig(**{f.name: getattr(args, f.name) for f in fields(TrainConfig)})
     config.check()
-    if args.resume:
-        run = Run.open(args.resume)
-    else:
-        run = Run(new_folder(config))
-        run.prepare(needed_bytes=2**22)
-    with StopRequest() as stop:  # before torch, which takes seconds to import
+    run = Run.open(args.resume) if args.resume else Run(new_folder(config))
+    with run.lock(), StopRequest() as stop:  # before torch, which takes seconds to import
+        if not args.resume:
+            run.prepare(needed_bytes=2**22)
         try:
             trainer = prepare(config, run, Path(args.resume) if args.resume else None, stop)
         except BaseException:
@@ -109,10 +116,18 @@ def prepare(config: TrainConfig, run: Run, resume: Path | None, stop: StopReques
     state = checkpoint.load(path) if path else None
     reporter = Reporter(run.folder / "tensorboard" if config.tensorboard else None)
     data = open_dataset(config.data, download=config.download, **config.data_options)
+    if state is not None:
+        saved = from_mapping(TrainConfig, json.loads(state["config"]), str(path))
+        check_same_run(saved, config, run.folder)
+        if state["fingerprint"] != data.fingerprint:
+            raise UserError(
+                f"{run.folder} was trained on other images or labels than --data {config.data} "
+                "holds: give the data it was trained on"
+            )
     trainer = Trainer(config, run, data, precision, reporter, stop)
     run.check_writable(trainer.disk_bytes())
-    if state is not None:
-        trainer.resume(state, str(run.folder))
+    if state is not None and path is not None:
+        trainer.resume(state, path)
     trainer.describe()
     if path:
         logger.info("continuing %s at step %d", path, trainer.step)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from dml_fast import checkpoint
@@ -13,14 +16,14 @@ from dml_fast.config import TrainConfig
 from dml_fast.data import DataSet
 from dml_fast.data.resident import ResidentLoader, evaluation_batches
 from dml_fast.engine import Engine
-from dml_fast.errors import TrainingError, UserError
+from dml_fast.errors import TrainingError, reason
 from dml_fast.eval.classification import evaluate
 from dml_fast.history import best_epoch
 from dml_fast.log import Reporter
 from dml_fast.metrics import Meter
 from dml_fast.optim import lr_factor, ramp
 from dml_fast.rng import derive_seed
-from dml_fast.run import Run
+from dml_fast.run import Run, link
 from dml_fast.signals import StopRequest
 from dml_fast.weights import save_student
 
@@ -157,9 +160,9 @@ class Trainer:
             )
             self.meter.add(result, len(batch.target), learners)
             self.step += 1
-            self.seconds = before + time.monotonic() - start
             if self.step % self.config.log_every == 0 or self.step % per_epoch == 0:
-                self._check_students()
+                self._check_students()  # waits for the device, so the time below is the work's
+            self.seconds = before + time.monotonic() - start
             if self._save_due():
                 self._save()
         return True
@@ -205,34 +208,35 @@ class Trainer:
         self.meter.start_epoch()
         self.seconds = 0.0
         self._save(best=best_epoch(self.history) == epoch + 1)
-        self.run.write_metrics(self.history)
+        with self._writing():
+            self.run.write_metrics(self.history)
         self.reporter.epoch(line, self.config.total_epochs)
 
     def finish(self) -> None:
         """Write the students' weights and curves, and show the last table."""
         from dml_fast.plots import plot_curves  # matplotlib takes a second to import
 
-        for k, student in enumerate(self.cohort):
-            save_student(self.run.weights(k), student.model.state_dict(), student.arch, self.facts)
-        plot_curves(self.run.folder / "curves.png", {self.run.folder.name: self.history})
+        with self._writing():
+            for k, student in enumerate(self.cohort):
+                weights = student.model.state_dict()
+                save_student(self.run.weights(k), weights, student.arch, self.facts)
+            plot_curves(self.run.folder / "curves.png", {self.run.folder.name: self.history})
         self.reporter.table(self.history, best_epoch(self.history), self.run.folder)
 
-    def resume(self, state: dict[str, Any], name: str) -> None:
-        """Continue from a checkpoint.
+    def resume(self, state: dict[str, Any], path: Path) -> None:
+        """Continue from the checkpoint that ``path`` held, which becomes ``last.pt``.
 
         Raises:
-            UserError: it belongs to other data or another cohort.
+            UserError: it belongs to another cohort.
         """
-        if state["fingerprint"] != self.data.fingerprint:
-            raise UserError(
-                f"{name} was trained on other images or labels than --data {self.config.data} "
-                "holds: give the data it was trained on"
-            )
         self.cohort.load_state_dict(state["students"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.history = json.loads(state["history"])
+        self._saved = (self.step, time.monotonic())
         self.meter.sums.copy_(state["meter"])
         checkpoint.set_rng_state(state["rng"])
+        if path != self.run.checkpoint("last"):
+            link(path, self.run.checkpoint("last"))
         # a kill can fall between the checkpoint and what is written after it
         self.run.write_metrics(self.history)
         at_end_of_epoch = self.step == len(self.history) * self.loader.steps_per_epoch
@@ -282,5 +286,18 @@ class Trainer:
             "students": self.cohort.state_dict(),
             "rng": checkpoint.rng_state(),
         }
-        checkpoint.save(self.run, state, best=best)
+        with self._writing():
+            checkpoint.save(self.run, state, best=best)
         self._saved = (self.step, time.monotonic())
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A disk that fills up ends the run in one sentence; what was saved is whole."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # torch.save turns the one into the other
+            raise TrainingError(
+                f"{self.run.folder} cannot be written to at step {self.step} ({reason(error)}): "
+                f"make room, then continue from step {self._saved[0]} with "
+                f"--resume {self.run.folder}"
+            ) from error

@@ -3,63 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from engine_cases import CPU, Trap, assert_same, batch, engine_of, networks, sgd, student
 from torch import Tensor, nn
 
 from dml_fast.amp import Precision
 from dml_fast.cohort import Cohort
+from dml_fast.config import TrainConfig
 from dml_fast.engine import Engine
 from dml_fast.errors import UserError
-from dml_fast.models import create_model
-from dml_fast.optim import zero_momentum
+from dml_fast.metrics import Meter
+from dml_fast.optim import make_optimizer
 from dml_fast.student import Student
-
-CPU = torch.device("cpu")
-SHAPE = {"num_classes": 5, "in_channels": 1, "image_size": 8}
-
-
-class Trap(nn.Module):
-    """Gives NaN for a batch whose first pixel says so: a student that fails once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 5)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.body(x * torch.where(x[0, 0, 0, 0] > 50, torch.nan, 1.0))
-        return out
-
-
-def sgd(model: nn.Module) -> torch.optim.SGD:
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3, fused=True
-    )
-    zero_momentum(optimizer)
-    return optimizer
-
-
-def student(model: nn.Module, precision: Precision = Precision(CPU)) -> Student:  # noqa: B008
-    return Student(model, sgd(model), precision)
-
-
-def networks(count: int, dtype: torch.dtype = torch.float64) -> list[nn.Module]:
-    torch.manual_seed(1)
-    return [create_model("resnet8", **SHAPE).to(dtype) for _ in range(count)]
-
-
-def batch(seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(6, 1, 8, 8, generator=g, dtype=dtype), torch.randint(5, (6,), generator=g)
-
-
-def engine_of(models: list[nn.Module], **options: object) -> Engine:
-    return Engine(Cohort([student(m) for m in models]), **options)  # type: ignore[arg-type]
 
 
 def kl(peer: Tensor, own: Tensor, temperature: float = 1.0) -> Tensor:
@@ -84,11 +42,6 @@ def naive_step(
         loss.backward(retain_graph=True)
         optimizer.step()
     return [loss.detach() for loss in losses]
-
-
-def assert_same(a: nn.Module, b: nn.Module, tolerance: float = 0.0) -> None:
-    for (name, x), y in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
-        torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance, msg=name)
 
 
 def test_dml_is_the_naive_loop() -> None:
@@ -123,9 +76,11 @@ def test_independent_students_are_each_as_if_alone() -> None:
         assert_same(a, b)
 
 
-def test_dml_e_trains_like_dml_and_reports_the_mean_peer() -> None:
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_dml_e_trains_like_dml_and_reports_the_mean_peer(reduction: str) -> None:
     first, second = networks(3), networks(3)
-    engines = engine_of(first, method="dml"), engine_of(second, method="dml_e")
+    options = {"peer_reduction": reduction, "kl_weight": 0.3}
+    engines = engine_of(first, **options), engine_of(second, method="dml_e", **options)
     x, y = batch(0)
     with torch.no_grad():
         logits = [m(x) for m in copy.deepcopy(first)]
@@ -135,7 +90,9 @@ def test_dml_e_trains_like_dml_and_reports_the_mean_peer() -> None:
     for k, own in enumerate(logits):
         peers = torch.stack([z.softmax(1) for j, z in enumerate(logits) if j != k]).mean(0)
         expected = F.kl_div(own.log_softmax(1), peers, reduction="batchmean")
+        expected = expected * (2 if reduction == "sum" else 1)
         torch.testing.assert_close(results[1].kl[k], expected)
+        torch.testing.assert_close(results[1].losses[k], results[1].ce[k] + 0.3 * expected)
         assert results[1].kl[k] < results[0].kl[k]
 
 
@@ -207,53 +164,13 @@ def test_a_bad_step_leaves_no_trace_and_does_not_touch_the_peers() -> None:
     for a, b in zip(good, peers_alone, strict=True):
         assert_same(a, b, 1e-9)
     for name, tensor in bad.state_dict().items():
-        if not name.endswith("num_batches_tracked"):
-            assert torch.equal(tensor, weights[name]), name
+        assert torch.equal(tensor, weights[name]), name
     after = engine.cohort.students[0].optimizer.state_dict()["state"]
     for key, state in momentum.items():
         assert torch.equal(after[key]["momentum_buffer"], state["momentum_buffer"])
 
     x[0, 0, 0, 0] = 0.0
     assert not engine.step(x, y).skipped.any()
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_skipped_first_step_does_not_spoil_the_second(optimizer: str) -> None:
-    """torch 2.13 leaves the momentum of a skipped first step uninitialised."""
-
-    def build(model: nn.Module) -> Student:
-        if optimizer == "sgd":
-            return student(model)
-        adamw = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
-        return Student(model, adamw, Precision(CPU))
-
-    torch.manual_seed(0)
-    model = Trap()
-    other = copy.deepcopy(model)
-    skipping, plain = (Engine(Cohort([build(m)]), method="independent") for m in (model, other))
-    x, y = batch(0, torch.float32)
-    poisoned = x.clone()
-    poisoned[0, 0, 0, 0] = 99.0
-    assert skipping.step(poisoned, y).skipped.all()
-    skipping.step(x, y)
-    plain.step(x, y)
-    for name, tensor in model.state_dict().items():
-        if not name.endswith("num_batches_tracked"):
-            assert torch.equal(tensor, other.state_dict()[name]), name
-
-
-def test_zero_momentum_is_the_usual_first_step() -> None:
-    a, b = networks(1, torch.float32)[0], networks(1, torch.float32)[0]
-    usual = torch.optim.SGD(a.parameters(), lr=0.1, momentum=0.9, nesterov=True, fused=True)
-    ours = torch.optim.SGD(b.parameters(), lr=0.1, momentum=0.9, nesterov=True, fused=True)
-    zero_momentum(ours)
-    for seed in range(2):
-        x, y = batch(seed, torch.float32)
-        for model, optimizer in ((a, usual), (b, ours)):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
-    assert_same(a, b)
 
 
 def test_an_overflow_halves_the_scale_of_that_student_only() -> None:
@@ -307,12 +224,6 @@ def test_identical_students_are_let_pass_where_they_can_part() -> None:
         engine_of([model, copy.deepcopy(model)])
 
 
-def test_an_optimizer_that_cannot_skip_is_refused() -> None:
-    model = networks(1)[0]
-    with pytest.raises(UserError, match="fused=True"):
-        Student(model, torch.optim.SGD(model.parameters(), lr=0.1), Precision(CPU))
-
-
 @pytest.mark.parametrize("update", ["simultaneous", "alternating"])
 def test_statistics_move_once_a_step(update: str) -> None:
     models = networks(2)
@@ -321,30 +232,50 @@ def test_statistics_move_once_a_step(update: str) -> None:
     assert [int(m.bn.num_batches_tracked) for m in models] == [1, 1]
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_predicting_changes_nothing(training: bool) -> None:
-    one = student(networks(1)[0])
-    one.forward(batch(0)[0])  # moves the statistics off their start
-    before = copy.deepcopy(one.model.state_dict())
-    x, _ = batch(1)
-    logits = one.predict(x, training=training)
-    with torch.no_grad():
-        assert torch.equal(logits, copy.deepcopy(one.model).train(training)(x))
-    for name, tensor in one.model.state_dict().items():
-        assert torch.equal(tensor, before[name]), name
-    assert one.model.training
-    assert all(norm.track_running_stats for norm in one.norms)
+def test_an_autocast_around_the_step_changes_nothing() -> None:
+    models = networks(2, torch.float32)
+    others = copy.deepcopy(models)
+    half = Precision(CPU, torch.bfloat16)
+    a, b = (
+        Engine(Cohort([student(m, half) for m in ms]), update="alternating")
+        for ms in (models, others)
+    )
+    for seed in range(3):
+        x, y = batch(seed, torch.float32)
+        losses = a.step(x, y).losses
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(b.step(x, y).losses, losses)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
-def test_a_step_never_waits_for_the_gpu(dtype: torch.dtype | None) -> None:
+@pytest.mark.parametrize("method", ["dml", "dml_e", "alternating", "distill"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_step_never_waits_for_the_gpu(
+    dtype: torch.dtype | None, method: str, optimizer: str
+) -> None:
     cuda = torch.device("cuda")
-    models = [m.to(cuda) for m in networks(2, torch.float32)]
-    engine = Engine(Cohort([student(m, Precision(cuda, dtype)) for m in models]))
+    config = TrainConfig(optimizer=optimizer)  # type: ignore[arg-type]
+    students = [
+        Student(m, make_optimizer(m, config), Precision(cuda, dtype))
+        for m in (m.to(cuda) for m in networks(3, torch.float32))
+    ]
+    alternating = method == "alternating"
+    engine = Engine(
+        Cohort(students),
+        method="dml" if alternating else method,
+        update="alternating" if alternating else "simultaneous",
+    )
+    learners, teacher = ((1, 2), 0) if method == "distill" else ((0, 1, 2), None)
+    meter = Meter(3, cuda)
     x, y = (t.to(cuda) for t in batch(0, torch.float32))
-    engine.step(x, y)
-    step: Callable[[], object] = lambda: engine.step(x, y)  # noqa: E731
+
+    def step() -> None:
+        for one in students:
+            one.set_lr(0.01)
+        meter.add(engine.step(x, y, learners=learners, teacher=teacher), len(y), learners)
+
+    step()
     torch.cuda.set_sync_debug_mode("error")
     try:
         step()

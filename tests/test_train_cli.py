@@ -8,17 +8,21 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dml_fast import cli
+from dml_fast import checkpoint, cli
 from dml_fast.config import TrainConfig, from_mapping
 from dml_fast.errors import UserError
-from dml_fast.train import arguments, main
+from dml_fast.run import Run
+from dml_fast.signals import StopRequest
+from dml_fast.train import arguments, main, prepare
 
 QUICK = ["--arch", "resnet8", "--epochs", "1", "--train-fraction", "0.2"]
+THREE_EPOCHS = [*QUICK[:2], "--epochs", "3", "--train-fraction", "0.2"]
 
 
 def train(*options: str) -> int:
@@ -222,6 +226,79 @@ def test_resume_of_a_damaged_checkpoint_offers_the_previous(
     assert "continuing" in capfd.readouterr().err
 
 
+def test_resume_from_another_checkpoint_keeps_the_others(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert train(*THREE_EPOCHS, "--out", str(folder)) == 0
+    steps = steps_of(folder)
+    assert train("--resume", str(folder / "previous.pt")) == 0
+    assert steps_of(folder) == steps
+    (folder / "last.pt").unlink()
+    (folder / "last.pt").write_bytes(b"damaged")
+    args = arguments(["--resume", str(folder / "previous.pt")])
+    trainer = prepare(args, Run(folder), folder / "previous.pt", StopRequest())
+    assert steps_of(folder)["last"] == steps["previous"]
+    assert steps_of(folder)["best"] <= steps["best"]
+    trainer.fit()
+    assert steps_of(folder) == steps
+
+
+def steps_of(folder: Path) -> dict[str, int]:
+    names = ("last", "previous", "best")
+    return {name: checkpoint.load(folder / f"{name}.pt")["step"] for name in names}
+
+
+def test_two_processes_do_not_share_a_folder(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    with Run(folder).lock():
+        assert train(*QUICK, "--out", str(folder)) == 2
+        assert "another process is training in" in capfd.readouterr().err
+    assert train(*QUICK, "--out", str(folder)) == 0
+
+
+def test_a_batch_that_a_network_cannot_train_on_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    options = ["--arch", "mobilenet_v1", "--cohort", "2", "--batch-size", "1"]
+    assert train(*options, "--out", str(folder)) == 2
+    assert "mobilenet_v1 cannot train on batches of 1 images" in capfd.readouterr().err
+    assert not folder.exists()
+
+
+def test_a_hand_edited_config_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    assert train(*QUICK, "--out", str(folder)) == 0
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"epochs": 1', '"epochs": 2'))
+    assert train("--resume", str(folder)) == 2
+    assert "--epochs is 2 and the run" in capfd.readouterr().err
+
+
+def test_a_disk_that_fills_up_ends_the_run_in_one_sentence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    saves = 0
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        nonlocal saves
+        saves += 1
+        if saves == 2:
+            raise OSError(28, "No space left on device")
+        save(*args, **kwargs)
+
+    save = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", full)
+    assert train(*THREE_EPOCHS, "--out", str(folder)) == 1
+    err = capfd.readouterr().err
+    assert "error: " in err
+    assert "(No space left on device): make room, then continue from step 3" in err
+    monkeypatch.undo()
+    assert train("--resume", str(folder)) == 0
+
+
 def test_a_student_that_stays_bad_stops_the_run(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,6 +344,7 @@ def test_a_config_file_and_flags_say_the_same(tmp_path: Path) -> None:
         ('method = "dlm"', "method is 'dlm': give one of dml, dml_e, independent, distill"),
         ("amp = 1", "amp is 1: give a value of type bool"),
         ("epochs = ", "is not valid TOML"),
+        ('resume = "runs/x"', "unknown key 'resume'"),
     ],
 )
 def test_a_bad_config_file_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -116,6 +116,8 @@ def decode_all(
     Raises:
         UserError: a file is corrupt, sizes differ, or the images do not fit in memory.
     """
+    if image_size:  # before a single image of that size is made
+        _check_memory(len(paths), image_size, image_size)
     first, height, width = _first_size(paths, image_size, skip_corrupt)
     _check_memory(len(paths), height, width)
     images = np.empty((len(paths), 3, height, width), dtype=np.uint8)

@@ -93,8 +93,9 @@ def from_function(
     module_name, _, function_name = name.partition(":")
     try:
         module = import_module(module_name)
-    except ImportError as error:
-        raise UserError(f"{name!r}: cannot import {module_name}: {error}") from error
+    except Exception as error:  # a module runs when it is imported, and may raise anything
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise UserError(f"{name!r}: cannot import {module_name} ({reason}): check it") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UserError(f"{name!r}: {module_name} has no function {function_name!r}")
