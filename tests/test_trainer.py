@@ -110,6 +110,7 @@ def test_images_per_second_are_those_of_the_epoch(tmp_path: Path) -> None:
     images = trainer.loader.steps_per_epoch * trainer.config.batch_size
     for line in trainer.history:
         assert line["images_per_s"] * line["seconds"] == pytest.approx(images, rel=0.02)
+    assert trainer.seconds == 0.0  # each epoch's time starts anew
 
 
 def test_saving_every_so_many_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
