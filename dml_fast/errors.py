@@ -1,4 +1,4 @@
-"""The one error that a user can cause and mend."""
+"""Errors that end a command with one sentence, and the words of other errors for it."""
 
 
 class UserError(ValueError):
@@ -19,4 +19,9 @@ def reason(error: BaseException) -> str:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
         cause = cause.__cause__ or cause.__context__
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return first_line(error)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the traceback that some libraries put into it."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

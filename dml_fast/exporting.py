@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dml_fast import __version__
 from dml_fast.data.resident import evaluation_batches
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, first_line
 from dml_fast.run import Run, sync_folder
 from dml_fast.trained import Trained, open_data
 from dml_fast.weights import load_student, save_student
@@ -188,7 +188,7 @@ def _trace(student: Student, inputs: Tensor) -> torch.export.ExportedProgram:
         )
     except Exception as error:  # whatever a network does that cannot be traced
         raise UserError(
-            f"{student.arch} cannot be traced by torch.export ({_first_line(error)}): "
+            f"{student.arch} cannot be traced by torch.export ({first_line(error)}): "
             "give --format safetensors"
         ) from error
 
@@ -235,7 +235,3 @@ def _need(*packages: str) -> None:
 
     if missing := [name for name in packages if find_spec(name) is None]:
         raise UserError(f"--format onnx needs {', '.join(missing)}: pip install 'dml_fast[export]'")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -75,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     config.check()
     run = Run.open(args.resume) if args.resume else Run(new_folder(config))
     with run.lock(), StopRequest() as stop:  # before torch, which takes seconds to import
-        if not args.resume:
-            run.prepare(needed_bytes=2**22)
         try:
+            if not args.resume:
+                run.prepare(needed_bytes=2**22)
             trainer = prepare(config, run, Path(args.resume) if args.resume else None, stop)
         except BaseException:
             run.remove_if_empty()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, first_line
 
 
 def from_timm(
@@ -94,7 +94,7 @@ def from_function(
     try:
         module = import_module(module_name)
     except Exception as error:  # a module runs when it is imported, and may raise anything
-        reason = f"{type(error).__name__}: {_first_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{name!r}: cannot import {module_name} ({reason}): check it") from error
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -124,7 +124,7 @@ def _build(
     try:
         net = build()
     except Exception as error:
-        raise UserError(f"{subject}: cannot be built: {_first_line(error)}") from error
+        raise UserError(f"{subject}: cannot be built: {first_line(error)}") from error
     if not isinstance(net, nn.Module):
         raise UserError(f"{name}: returned a {type(net).__name__}, not a torch.nn.Module")
     # Evaluation mode leaves batch normalisation's statistics and the random generator alone.
@@ -135,7 +135,7 @@ def _build(
         with torch.no_grad():
             output = net(torch.zeros(shape, device=device))
     except Exception as error:
-        raise UserError(f"{subject}: its forward pass failed: {_first_line(error)}") from error
+        raise UserError(f"{subject}: its forward pass failed: {first_line(error)}") from error
     for module, training in modes.items():
         module.training = training
     got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
@@ -144,10 +144,6 @@ def _build(
             f"{subject}: a batch of 2 gives {got}, and must give logits of shape (2, {num_classes})"
         )
     return net
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _unknown(package: str, name: str, known: list[str]) -> UserError:
