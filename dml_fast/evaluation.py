@@ -88,6 +88,7 @@ def evaluate_run(
 def show(result: dict[str, Any]) -> None:
     """Print ``evaluate_run``'s result to stdout as a table."""
     console = Console()
+    console.width = max(console.width, 80)  # a narrower table would lose its figures
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("student", "architecture", "parameters", "validation, %", f"{result['split']}, %"):
         table.add_column(name, justify="left" if name == "architecture" else "right")

@@ -133,6 +133,7 @@ class Reporter:
         ensembles = (percent(line["ensemble_val_acc"]) for line in (last, top))
         table.add_row("ensemble", "mean of probabilities", *ensembles)
         output = Console()
+        output.width = max(output.width, 72)  # a narrower table would lose its figures
         output.print(table)
         output.print(
             f"{images_per_s(history):,.0f} images/s (median epoch; every student sees each "
