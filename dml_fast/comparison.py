@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from dml_fast.errors import UserError
-from dml_fast.history import History, best_epoch, best_student, images_per_s, mean_val_acc
+from dml_fast.history import History, best_epoch, best_student, images_per_s, mean_val_acc, percent
 from dml_fast.markdown import table
 from dml_fast.plots import plot_curves, plot_groups
 from dml_fast.run import Run, atomic_write
@@ -117,9 +117,9 @@ def to_markdown(entries: Sequence[Entry]) -> str:
             str(entry.run.config.seed),
             *_options(entry, differing),
             str(entry.best["epoch"]),
-            _percent(entry.best_val_acc),
-            _percent(mean_val_acc(entry.best)),
-            _percent(entry.best["ensemble_val_acc"]),
+            percent(entry.best_val_acc),
+            percent(mean_val_acc(entry.best)),
+            percent(entry.best["ensemble_val_acc"]),
             f"{images_per_s(entry.history):,.0f}",
         ]
         for entry in entries
@@ -242,7 +242,3 @@ def _mean_and_error(values: Sequence[float], digits: int) -> str:
         return f"{values[0]:,.{digits}f}"
     error = stdev(values) / sqrt(len(values))
     return f"{fmean(values):,.{digits}f} ± {error:,.{digits}f}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}"

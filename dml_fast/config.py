@@ -11,12 +11,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dml_fast.errors import UserError
 
 Method = Literal["dml", "dml_e", "independent", "distill"]
-ConfigT = TypeVar("ConfigT", bound="TrainConfig")
 
 
 @dataclass(frozen=True)
@@ -192,19 +191,18 @@ class TrainConfig:
         return asdict(self)
 
 
-def from_mapping(cls: type[ConfigT], values: Mapping[str, Any], where: str) -> ConfigT:
+def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
     """Build a configuration from names and values, as TOML and JSON give them.
 
     Args:
-        cls: the dataclass to build.
         values: field name (dashes or underscores) to value.
         where: what to call the source in an error.
 
     Raises:
         UserError: unknown name, or a value of the wrong type.
     """
-    hints = get_type_hints(cls)
-    names = [field.name for field in fields(cls)]
+    hints = get_type_hints(TrainConfig)
+    names = [field.name for field in fields(TrainConfig)]
     kwargs: dict[str, Any] = {}
     for key, value in values.items():
         name = key.replace("-", "_")
@@ -213,10 +211,10 @@ def from_mapping(cls: type[ConfigT], values: Mapping[str, Any], where: str) -> C
             hint = f"did you mean {' or '.join(near)}?" if near else "see --help for the names"
             raise UserError(f"{where}: unknown key {key!r}; {hint}")
         kwargs[name] = _typed(value, hints[name], f"{where}: {key}")
-    return cls(**kwargs)
+    return TrainConfig(**kwargs)
 
 
-def load_toml(cls: type[ConfigT], path: str) -> ConfigT:
+def load_toml(path: str) -> TrainConfig:
     """Read a configuration file; its keys are the long flags without the dashes in front."""
     if sys.version_info >= (3, 11):
         import tomllib
@@ -228,7 +226,7 @@ def load_toml(cls: type[ConfigT], path: str) -> ConfigT:
         raise UserError(f"--config {path} cannot be read ({error.strerror}): check it") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path} is not valid TOML: {error}") from None
-    return from_mapping(cls, values, path)
+    return from_mapping(values, path)
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:

@@ -17,6 +17,7 @@ from dml_fast.data import DataSet, ImageSet
 from dml_fast.data.resident import evaluation_batches
 from dml_fast.errors import UserError
 from dml_fast.eval.classification import evaluate
+from dml_fast.history import percent
 from dml_fast.run import Run
 from dml_fast.trained import Trained, open_data
 
@@ -98,10 +99,10 @@ def show(result: dict[str, Any]) -> None:
             f"{mark}{k}",
             student["arch"],
             f"{student['parameters']:,}",
-            _percent(student["val_acc"]),
-            _percent(student["accuracy"]),
+            percent(student["val_acc"]),
+            percent(student["accuracy"]),
         )
-    ensemble = _percent(result["ensemble_accuracy"])
+    ensemble = percent(result["ensemble_accuracy"])
     table.add_row("ensemble", "mean of probabilities", "", "", ensemble)
     console.print(table)
     console.print(
@@ -112,10 +113,6 @@ def show(result: dict[str, Any]) -> None:
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f}"
 
 
 def _precision(config: TrainConfig, device: torch.device) -> Precision:

@@ -26,6 +26,11 @@ def best_student(line: Mapping[str, Any]) -> int:
     return accuracies.index(max(accuracies))
 
 
+def percent(share: float | None, digits: int = 2) -> str:
+    """0.9712 as ``97.12``; None as a dash."""
+    return "-" if share is None else f"{100 * share:.{digits}f}"
+
+
 def images_per_s(history: History) -> float:
     """Images a second of the median epoch, each image counted once for all students."""
     return float(median(line["images_per_s"] for line in history))

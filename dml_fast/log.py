@@ -15,7 +15,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dml_fast.history import images_per_s
+from dml_fast.history import images_per_s, percent
 
 if TYPE_CHECKING:
     from dml_fast.amp import Precision
@@ -108,8 +108,8 @@ class Reporter:
             line["epoch"],
             epochs,
             losses,
-            " ".join(percent(s["val_acc"]) for s in students),
-            percent(line["ensemble_val_acc"]),
+            " ".join(percent(s["val_acc"], 1) for s in students),
+            percent(line["ensemble_val_acc"], 1),
             line["images_per_s"],
         )
         for k, student in enumerate(students):
@@ -129,8 +129,10 @@ class Reporter:
         for name in ("student", "architecture", "last epoch", "best epoch"):
             table.add_column(name, justify="left" if name == "architecture" else "right")
         for k, (now, then) in enumerate(zip(last["students"], top["students"], strict=True)):
-            table.add_row(str(k), now["arch"], percent(now["val_acc"]), percent(then["val_acc"]))
-        ensembles = (percent(line["ensemble_val_acc"]) for line in (last, top))
+            table.add_row(
+                str(k), now["arch"], percent(now["val_acc"], 1), percent(then["val_acc"], 1)
+            )
+        ensembles = (percent(line["ensemble_val_acc"], 1) for line in (last, top))
         table.add_row("ensemble", "mean of probabilities", *ensembles)
         output = Console()
         output.width = max(output.width, 72)  # a narrower table would lose its figures
@@ -154,8 +156,3 @@ class Reporter:
                     self._writer.add_scalar(f"{name}/student_{k}", student[name], line["step"])
         for name in ("ensemble_val_acc", "images_per_s", "lr"):
             self._writer.add_scalar(name, line[name], line["step"])
-
-
-def percent(share: float) -> str:
-    """0.9712 as ``97.1``."""
-    return f"{100 * share:.1f}"

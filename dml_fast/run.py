@@ -73,7 +73,7 @@ class Run:
     @cached_property
     def config(self) -> TrainConfig:
         """The configuration the run was started with."""
-        return from_mapping(TrainConfig, self.description["config"], str(self.config_file))
+        return from_mapping(self.description["config"], str(self.config_file))
 
     def describe(
         self, config: TrainConfig, data: Mapping[str, Any], students: list[dict[str, Any]]

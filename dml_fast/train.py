@@ -42,7 +42,7 @@ def arguments(argv: Sequence[str] | None) -> TrainArguments:
     if given.config and given.resume:
         raise UserError("--config and --resume exclude each other: a run keeps its configuration")
     if given.config:
-        recipe = TrainArguments(**load_toml(TrainConfig, given.config).to_dict())
+        recipe = TrainArguments(**load_toml(given.config).to_dict())
         return cli.parse(TrainArguments, argv, "train", default=recipe)
     if not given.resume:
         return given
@@ -117,7 +117,7 @@ def prepare(config: TrainConfig, run: Run, resume: Path | None, stop: StopReques
     reporter = Reporter(run.folder / "tensorboard" if config.tensorboard else None)
     data = open_dataset(config.data, download=config.download, **config.data_options)
     if state is not None:
-        saved = from_mapping(TrainConfig, json.loads(state["config"]), str(path))
+        saved = from_mapping(json.loads(state["config"]), str(path))
         check_same_run(saved, config, run.folder)
         if state["fingerprint"] != data.fingerprint:
             raise UserError(
