@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 
 from dml_fast.disagreement import add_disagreement
+from dml_fast.loss_autograd import tie
+from dml_fast.loss_inputs import may_look
 from dml_fast.loss_problem import MutualStats, Problem, Solution
 
 Factor = float | Tensor  # one for all rows: a number or (); one per row: (N,) or (K, N)
@@ -53,16 +55,41 @@ class _Peers(NamedTuple):
 class _Labels(NamedTuple):
     """The target t of the cross-entropy, class weights included: a sparse and a dense part."""
 
-    at: Tensor | None  # (K, N, 1) the class of the sparse part
+    at: Tensor | None  # (K, N, 1) int64, the class of the sparse part
     sparse: Factor  # t there
     dense: Tensor | None  # (1, C) for smoothing, (N, C) for probabilities
     labelled: Factor  # 1 or 0, multiplies the dense part
+    valid: Tensor | None  # (N,) bool, the same; None: every row has a label
     mass: Factor  # |t|, the sum of t over the classes
     denominator: Factor  # of the mean over rows
 
 
 def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
-    """The closed form as a `dml_fast.loss_problem.Backend`."""
+    """As `dml_fast.loss_problem.Backend.solve`."""
+    losses, grads, measured = compute(problem, with_grad, stats)
+    if grads is None:
+        return Solution(losses, None, measured)
+    if problem.grad_scale is not None:
+        scale = problem.grad_scale
+        grads.mul_(scale.reshape(-1, 1, 1) if isinstance(scale, Tensor) else scale)
+    parts = zip(grads, problem.students, strict=True)
+    return Solution(losses, tuple(g.to(z.dtype) for g, z in parts), measured)
+
+
+def learn(
+    problem: Problem, logits: tuple[Tensor, ...], stats: str
+) -> tuple[Tensor, MutualStats | None]:
+    """As `dml_fast.loss_problem.Backend.learn`; the gradients are made in the forward pass."""
+    with torch.no_grad():
+        losses, grads, measured = compute(problem, True, stats)
+    assert grads is not None
+    return tie(losses, grads, logits), measured
+
+
+def compute(
+    problem: Problem, with_grad: bool, stats: str
+) -> tuple[Tensor, Tensor | None, MutualStats | None]:
+    """Losses, their gradients (K, N, C) in ``problem.dtype``, without `grad_scale`, statistics."""
     students, rows, _ = problem.shape
     views = _look(problem)
     peers = _listen(problem, views) if len(views.p) > 1 else None
@@ -74,7 +101,8 @@ def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
         ce_rows = ce_rows * problem.row_weight
         kl_rows = kl_rows * problem.row_weight
     ce, kl = ce_rows.sum(1), kl_rows.sum(1)
-    per_label, per_row = _inverse(labels.denominator), _inverse(float(rows))
+    whole = (labels.denominator, rows) if problem.whole is None else problem.whole
+    per_label, per_row = _inverse(whole[0]), _inverse(float(whole[1]))
     mean_ce, mean_kl = ce * per_label, kl * per_row
     if problem.reduction == "mean":
         losses = _total(mean_ce, mean_kl, problem.kl_weight)
@@ -85,11 +113,11 @@ def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
 
     measured = None
     if stats != "none":
-        measured = _measure(problem, views, mean_ce, mean_kl)
+        measured = _measure(problem, views, labels, mean_ce, mean_kl)
         if stats == "all":
             measured = add_disagreement(measured, views.log_p[:students], problem.batch_shape)
     grads = _gradient(problem, views, peers, labels, per_label, per_row) if with_grad else None
-    return Solution(losses, grads, measured)
+    return losses, grads, measured
 
 
 def _look(problem: Problem) -> _Views:
@@ -105,16 +133,11 @@ def _look(problem: Problem) -> _Views:
         log_p, p = _softmax(z / problem.temperature)
         log_q, q = _softmax(z[:students])
     neg_entropy = _row_dots(p, log_p, guard=False)
-    if _may_look(z.device) and math.isfinite(neg_entropy.sum().item()):
+    if may_look(z.device) and math.isfinite(neg_entropy.sum().item()):
         return _Views(log_p, p, log_q, q, neg_entropy, None)
     usable = ~log_p[..., 0].isnan()  # all classes of an unusable row are NaN by now
     neg_entropy = _row_dots(p, log_p, guard=True).masked_fill_(~usable, 0.0)
     return _Views(log_p, p, log_q, q, neg_entropy, usable)
-
-
-def _may_look(device: torch.device) -> bool:
-    """Whether a value can be read without stalling the device."""
-    return device.type == "cpu"
 
 
 def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,21 +204,26 @@ def _read_labels(problem: Problem) -> _Labels:
             dense = dense * (1 - smoothing) + smoothing / classes
         if weight is not None:
             dense = dense * weight
-        return _Labels(None, 0.0, dense, 1.0, dense.sum(-1), float(rows))
+        return _Labels(None, 0.0, dense, 1.0, None, dense.sum(-1), float(rows))
 
-    at = problem.index.expand(students, rows).unsqueeze(-1)
+    index = problem.index.long()
+    valid: Tensor | None = None
     labelled: Factor = 1.0
-    if problem.labelled is not None:
-        labelled = problem.labelled.to(problem.dtype)
-    own = labelled if weight is None else weight[problem.index] * labelled
+    if problem.ignore_index is not None:
+        valid = index != problem.ignore_index
+        index = index.masked_fill(~valid, 0)
+        labelled = valid.to(problem.dtype)
+    at = index.expand(students, rows).unsqueeze(-1)
+    own = labelled if weight is None else weight[index] * labelled
     denominator = own.sum() if isinstance(own, Tensor) else float(rows)
     if not smoothing:
-        return _Labels(at, own, None, labelled, own, denominator)
+        return _Labels(at, own, None, labelled, valid, own, denominator)
     dense = problem.students[0].new_full((1, classes), smoothing / classes, dtype=problem.dtype)
     if weight is not None:
         dense = dense * weight
     sparse = own * (1 - smoothing)
-    return _Labels(at, sparse, dense, labelled, sparse + labelled * dense.sum(), denominator)
+    mass = sparse + labelled * dense.sum()
+    return _Labels(at, sparse, dense, labelled, valid, mass, denominator)
 
 
 def _cross_entropy(problem: Problem, labels: _Labels, views: _Views) -> Tensor:
@@ -208,8 +236,8 @@ def _cross_entropy(problem: Problem, labels: _Labels, views: _Views) -> Tensor:
         smooth = dots * (labels.labelled * -1)
         rows = smooth if rows is None else rows + smooth
     assert rows is not None
-    if problem.labelled is not None:
-        rows = rows.masked_fill_(~problem.labelled, 0.0)  # it may be 0 x inf
+    if labels.valid is not None:
+        rows = rows.masked_fill_(~labels.valid, 0.0)  # it may be 0 x inf
     return rows
 
 
@@ -254,15 +282,17 @@ def _multiply_add(base: Tensor | None, p: Tensor, factor: Factor) -> Tensor:
     return torch.add(base, p, alpha=factor, out=p)
 
 
-def _measure(problem: Problem, views: _Views, ce: Tensor, kl: Tensor) -> MutualStats:
-    if problem.index is not None:
-        true = problem.index
+def _measure(
+    problem: Problem, views: _Views, labels: _Labels, ce: Tensor, kl: Tensor
+) -> MutualStats:
+    if labels.at is not None:
+        true = labels.at.squeeze(-1)
     else:
         assert problem.soft is not None
         true = problem.soft.argmax(-1)
     correct = views.log_q.argmax(-1) == true
-    if problem.labelled is not None:
-        correct &= problem.labelled
+    if labels.valid is not None:
+        correct &= labels.valid
     students = len(problem.students)
     if views.usable is None:
         finite = torch.ones(students, dtype=torch.bool, device=problem.device)

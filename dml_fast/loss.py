@@ -10,12 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dml_fast import closed_form
+from dml_fast import backends
 from dml_fast.disagreement import peer_divergence
-from dml_fast.errors import UserError
-from dml_fast.loss_autograd import learn, shaped
 from dml_fast.loss_inputs import Logits, check_grad_scale, check_options, prepare
-from dml_fast.loss_problem import Backend, MutualStats
+from dml_fast.loss_problem import MutualStats
 
 __all__ = [
     "FusedMutualLoss",
@@ -24,8 +22,6 @@ __all__ = [
     "mutual_loss_and_grad",
     "peer_divergence",
 ]
-
-BACKENDS: dict[str, Backend] = {"closed_form": closed_form.solve}
 
 
 def mutual_loss(
@@ -95,17 +91,17 @@ def mutual_loss(
         row_weight=row_weight,
         teacher_logits=teacher_logits,
     )
-    solve = _find(backend)
+    solver = backends.find(backend, problem)
     inputs = (logits,) if isinstance(logits, Tensor) else tuple(logits)
-    with_grad = torch.is_grad_enabled() and any(z.requires_grad for z in inputs)
-    with torch.no_grad():
-        solution = solve(problem, with_grad, "all" if return_stats else "none")
-    losses = solution.losses
-    if solution.grads is not None:
-        losses = learn(losses, solution.grads, inputs)
+    wanted = "all" if return_stats else "none"
+    if torch.is_grad_enabled() and any(z.requires_grad for z in inputs):
+        losses, stats = solver.learn(problem, inputs, wanted)
+    else:
+        with torch.no_grad():
+            losses, _, stats = solver.solve(problem, False, wanted)
     if reduction == "none":
         losses = losses.reshape(-1, *problem.batch_shape)
-    return losses if solution.stats is None else (losses, solution.stats)
+    return losses if stats is None else (losses, stats)
 
 
 def mutual_loss_and_grad(
@@ -153,13 +149,13 @@ def mutual_loss_and_grad(
         teacher_logits=teacher_logits,
     )
     if isinstance(grad_scale, Tensor):
-        grad_scale = check_grad_scale(grad_scale, problem).reshape(-1, 1, 1)
+        grad_scale = check_grad_scale(grad_scale, problem)
+    problem.grad_scale = grad_scale
     with torch.no_grad():
-        losses, grads, stats = _find(backend)(problem, True, "all" if return_stats else "cheap")
-        assert grads is not None and stats is not None
-        if grad_scale is not None:
-            grads.mul_(grad_scale)
-        parts = [shaped(g, z.shape, z.dtype) for g, z in zip(grads, logits, strict=True)]
+        solver = backends.find(backend, problem)
+        losses, grads, stats = solver.solve(problem, True, "all" if return_stats else "cheap")
+    assert grads is not None and stats is not None
+    parts = [g.reshape(z.shape) for g, z in zip(grads, logits, strict=True)]
     if reduction == "none":
         losses = losses.reshape(-1, *problem.batch_shape)
     return losses, parts, stats
@@ -188,7 +184,7 @@ class FusedMutualLoss(nn.Module):
         """Check and keep the options."""
         super().__init__()
         check_options(kl_weight, temperature, label_smoothing, peer_reduction, reduction)
-        _find(backend)
+        backends.check(backend)
         self.kl_weight = kl_weight
         self.temperature = temperature
         self.label_smoothing = label_smoothing
@@ -234,11 +230,3 @@ class FusedMutualLoss(nn.Module):
             f"peer_reduction={self.peer_reduction!r}, reduction={self.reduction!r}, "
             f"backend={self.backend!r}"
         )
-
-
-def _find(backend: str) -> Backend:
-    if backend == "auto":
-        return closed_form.solve
-    if backend not in BACKENDS:
-        raise UserError(f"unknown backend {backend!r}: use 'auto' or one of {sorted(BACKENDS)}")
-    return BACKENDS[backend]

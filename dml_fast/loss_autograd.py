@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def learn(losses: Tensor, grads: Tensor, logits: tuple[Tensor, ...]) -> Tensor:
+def tie(losses: Tensor, grads: Tensor, logits: tuple[Tensor, ...]) -> Tensor:
     """The losses, differentiable once.
 
     Args:
@@ -18,6 +19,14 @@ def learn(losses: Tensor, grads: Tensor, logits: tuple[Tensor, ...]) -> Tensor:
     """
     tied: Tensor = _Learn.apply(losses, grads, *logits)  # type: ignore[no-untyped-call]
     return tied
+
+
+def once(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The gradients of a backward pass, which under ``create_graph`` refuse a second one."""
+    if not torch.is_grad_enabled():
+        return list(grads)
+    trap = torch.zeros((), requires_grad=True)
+    return [g if g is None else _Once.apply(g, trap) for g in grads]  # type: ignore[no-untyped-call]
 
 
 def shaped(grad: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
@@ -42,10 +51,7 @@ class _Learn(torch.autograd.Function):
         scaled = grads * outer.detach().reshape(len(grads), -1, 1)
         parts = (scaled,) if len(ctx.kinds) == 1 else scaled.unbind()
         result = [shaped(g, *kind) for g, kind in zip(parts, ctx.kinds, strict=True)]
-        if torch.is_grad_enabled():  # create_graph=True
-            trap = torch.zeros((), requires_grad=True)
-            result = [_Once.apply(g, trap) for g in result]  # type: ignore[no-untyped-call]
-        return None, None, *result
+        return None, None, *once(result)
 
 
 class _Once(torch.autograd.Function):

@@ -53,7 +53,7 @@ def prepare(
     batch_shape, classes = first.shape[:-1], first.shape[-1]
     rows = first.numel() // classes
     count = len(students)
-    index, labelled, soft = _target(target, first, dtype, ignore_index)
+    index, missing, soft = _target(target, first, dtype, ignore_index)
     if peer_weight is not None:
         shape = (count, count + len(teachers))
         meaning = "students x (students + teachers)"
@@ -78,7 +78,7 @@ def prepare(
         dtype=dtype,
         batch_shape=batch_shape,
         index=index,
-        labelled=labelled,
+        ignore_index=missing,
         soft=soft,
         class_weight=class_weight,
         row_weight=row_weight,
@@ -123,6 +123,11 @@ def check_grad_scale(scale: Tensor, problem: Problem) -> Tensor:
             f"grad_scale is on {scale.device} and the logits on {problem.device}", "move it there"
         )
     return scale.detach()
+
+
+def may_look(device: torch.device) -> bool:
+    """Whether a value can be read without stalling a device or breaking a graph."""
+    return device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def check_temperature(temperature: float) -> None:
@@ -191,24 +196,23 @@ def _constant(value: Tensor, name: str) -> None:
 
 def _target(
     target: Tensor, first: Tensor, dtype: torch.dtype, ignore_index: int
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(index, labelled, soft) of `Problem`."""
+) -> tuple[Tensor | None, int | None, Tensor | None]:
+    """(index, ignore_index, soft) of `Problem`."""
     batch_shape, classes = first.shape[:-1], first.shape[-1]
     if target.is_floating_point():
         soft = _tensor(target, first.shape, "target of probabilities", "(..., C)", first, dtype)
         return None, None, soft.reshape(-1, classes)
     if target.dtype == torch.bool or target.is_complex():
         _fail(f"target is {_name(target.dtype)}", "pass integer classes or probabilities")
-    index = _tensor(target, batch_shape, "target of classes", "batch", first, torch.int64)
+    index = _tensor(target, batch_shape, "target of classes", "batch", first, target.dtype)
     index = index.reshape(-1)
-    if index.device.type == "cpu" and index.numel():
-        # On other devices a look would stall: there the indexing's own assertion speaks.
+    if may_look(index.device) and index.numel():
+        # Elsewhere the indexing's own assertion speaks, or the row is poisoned with NaN.
         low, high = (int(bound) for bound in index.aminmax())
         if low >= 0 and high < classes and not low <= ignore_index <= high:
             return index, None, None
         _in_range(index, classes, ignore_index)
-    labelled = index != ignore_index
-    return index.masked_fill(~labelled, 0), labelled, None
+    return index, ignore_index, None
 
 
 def _in_range(index: Tensor, classes: int, ignore_index: int) -> None:

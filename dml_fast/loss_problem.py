@@ -5,9 +5,8 @@ Letters: K students, M teachers, L = K + M distributions, N rows, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -54,8 +53,8 @@ class Problem:
         teachers: M tensors (N, C), any floating dtype.
         dtype: the dtype to compute and accumulate in: fp32, or fp64 for fp64 students.
         batch_shape: the shape that N flattens.
-        index: (N,) int64 classes, 0 in rows without a label; None for a target of probabilities.
-        labelled: (N,) bool; None when every row has a label.
+        index: (N,) integer classes as given; None for a target of probabilities.
+        ignore_index: the class of rows without a label; None when every row is known to have one.
         soft: (N, C) target probabilities in ``dtype``; None for a target of classes.
         class_weight: (C,) in ``dtype``, or None.
         row_weight: (N,) in ``dtype``, or None.
@@ -65,6 +64,9 @@ class Problem:
         label_smoothing: in [0, 1].
         peer_reduction: "mean" or "sum", of the uniform weights.
         reduction: "mean", "sum" or "none", over rows.
+        whole: where these rows are a part of a batch, what its means divide by: the labelled
+            rows (their class weights, if given) as a number or () tensor, and the rows.
+        grad_scale: a number, or a () or (K,) tensor, of the gradients of `Backend.solve`.
     """
 
     students: tuple[Tensor, ...]
@@ -72,7 +74,7 @@ class Problem:
     dtype: torch.dtype
     batch_shape: torch.Size
     index: Tensor | None
-    labelled: Tensor | None
+    ignore_index: int | None
     soft: Tensor | None
     class_weight: Tensor | None
     row_weight: Tensor | None
@@ -82,6 +84,8 @@ class Problem:
     label_smoothing: float
     peer_reduction: str
     reduction: str
+    whole: tuple[float | Tensor, int] | None = None
+    grad_scale: float | Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -100,18 +104,32 @@ class Solution(NamedTuple):
 
     Attributes:
         losses: (K,), or (K, N) with reduction "none", in ``Problem.dtype``.
-        grads: (K, N, C) in ``Problem.dtype``, owned by the caller: slice k is the gradient of
-            ``losses[k].sum()`` for ``students[k]``; None unless asked for.
+        grads: K tensors (N, C), owned by the caller: the gradient of ``losses[k].sum()`` for
+            ``students[k]``, times ``grad_scale``, in that student's dtype; None unless asked for.
         stats: None unless asked for.
     """
 
     losses: Tensor
-    grads: Tensor | None
+    grads: tuple[Tensor, ...] | None
     stats: MutualStats | None
 
 
-Backend = Callable[[Problem, bool, str], Solution]
-"""``backend(problem, with_grad, stats)``, called without autograd; never writes to its inputs.
+class Backend(Protocol):
+    """One way to compute the loss. No backend writes to its inputs.
 
-``stats`` is "none", "cheap" (the first four fields of `MutualStats`) or "all".
-"""
+    ``stats`` is "none", "cheap" (the first four fields of `MutualStats`) or "all".
+    """
+
+    def solve(self, problem: Problem, with_grad: bool, stats: str) -> Solution:
+        """Losses, and gradients if wanted; autograd is off."""
+        ...
+
+    def learn(
+        self, problem: Problem, logits: tuple[Tensor, ...], stats: str
+    ) -> tuple[Tensor, MutualStats | None]:
+        """Losses as of `solve`, differentiable once, and statistics.
+
+        ``logits`` are what the user passed, to tie the losses to: K tensors (*batch, C), or one
+        (K, *batch, C).
+        """
+        ...
