@@ -1,0 +1,173 @@
+"""Compile a Triton kernel for a GPU that need not be here, and read what its machine code does.
+
+Triton's wheel carries NVIDIA's assemblers and disassemblers, so registers, spills and the widths of
+loads and stores are known without a GPU. What is not known here is time.
+
+Not under TRITON_INTERPRET=1: `triton.jit` then makes functions that only the interpreter can run.
+Tests, which set it, start `benchmarks/aot_report.py` in a process of its own.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+# `/*0090*/  @!P0 LDG.E.128.CONSTANT R4, ...`: address, predicate, operation, operands
+_INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]+)\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9]*)((?:\.\w+)*)(.*)")
+_LABEL = re.compile(r"\s*\.(L_x_\d+):")
+_WIDTH = re.compile(r"[US]?(8|16|64|128|256)")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of SASS, as in `LDG.E.128 R4, desc[UR8][R4.64]`."""
+
+    name: str  # LDG
+    modifiers: tuple[str, ...]  # E, 128
+    operands: str
+
+    @property
+    def bits(self) -> int:
+        """Bits that a load or store moves for one thread."""
+        widths = (_WIDTH.fullmatch(m) for m in self.modifiers)
+        return next((int(w[1]) for w in widths if w), 32)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The body of a loop: what one thread does in one pass of it."""
+
+    instructions: int
+    load_bytes: int
+    store_bytes: int
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the machine code of one kernel says."""
+
+    registers: int  # per thread
+    spills: int  # loads from and stores to local memory
+    stack_bytes: int
+    shared_bytes: int
+    instructions: int  # NOPs left out
+    loads: dict[int, int]  # bits of a thread's access -> instructions, global memory
+    stores: dict[int, int]
+    mufu: int  # exponentials, logarithms, reciprocals
+    shuffles: int
+    barriers: int
+    fp64: int  # mentions of 64-bit floats in the PTX
+    loops: tuple[Loop, ...]
+    ptx: str
+    sass: str
+
+    def figures(self) -> dict[str, Any]:
+        """Everything but the code, as JSON takes it."""
+        return {name: value for name, value in asdict(self).items() if name not in ("ptx", "sass")}
+
+
+def compile_for(
+    kernel: Any,
+    signature: Mapping[str, str],
+    constexprs: Mapping[str, Any],
+    arch: int,
+    *,
+    aligned: frozenset[str] = frozenset(),
+    **options: Any,
+) -> Compiled:
+    """Compile ``kernel`` and read the result.
+
+    Args:
+        kernel: what `triton.jit` made.
+        signature: type of each run-time argument: "*fp32" (a pointer), "i32", "fp32".
+        constexprs: value of every other argument.
+        arch: compute capability without the dot: 80, 90, 100.
+        aligned: run-time arguments divisible by 16, as Triton finds them when it launches.
+        options: num_warps, num_ctas, maxnreg, enable_fp_fusion.
+
+    Returns:
+        The figures, and the code itself.
+    """
+    names = kernel.arg_names
+    types = {name: "constexpr" if name in constexprs else signature[name] for name in names}
+    attrs = {(names.index(name),): [["tt.divisibility", 16]] for name in sorted(aligned)}
+    source = ASTSource(kernel, types, dict(constexprs), attrs)
+    built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(built.asm["cubin"])
+        cubin.flush()
+        usage = _tool("cuobjdump", "--dump-resource-usage", cubin.name)
+        sass = _tool("nvdisasm", "--print-code", cubin.name)
+    return _read(usage, built.asm["ptx"], sass, built.metadata.shared)
+
+
+def _tool(name: str, *arguments: str) -> str:
+    run = subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True)
+    return run.stdout
+
+
+def _read(usage: str, ptx: str, sass: str, shared_bytes: int) -> Compiled:
+    code, loops = _parse(sass)
+    counts = Counter(line.name for line in code)
+    resources = dict(re.findall(r"\b(REG|STACK):(\d+)", usage))
+    return Compiled(
+        registers=int(resources["REG"]),
+        spills=counts["LDL"] + counts["STL"],
+        stack_bytes=int(resources["STACK"]),
+        shared_bytes=shared_bytes,
+        instructions=_length(code),
+        loads=_widths(code, "LDG"),
+        stores=_widths(code, "STG"),
+        mufu=counts["MUFU"],
+        shuffles=counts["SHFL"],
+        barriers=counts["BAR"],
+        fp64=len(re.findall(r"\.f64\b", ptx)),
+        loops=loops,
+        ptx=ptx,
+        sass=sass,
+    )
+
+
+def _parse(sass: str) -> tuple[list[Instruction], tuple[Loop, ...]]:
+    """The instructions in order, and the loops: branches to a label further up."""
+    code: list[Instruction] = []
+    labels: dict[str, int] = {}  # label -> index of the instruction behind it
+    loops = []
+    for line in sass.splitlines():
+        if label := _LABEL.match(line):
+            labels[label[1]] = len(code)
+        elif found := _INSTRUCTION.match(line):
+            _, name, modifiers, operands = found.groups()
+            code.append(Instruction(name, tuple(modifiers.split(".")[1:]), operands))
+            target = re.search(r"`\(\.(L_x_\d+)\)", operands)
+            # A branch to itself is the trap behind the last EXIT.
+            if name == "BRA" and target and labels.get(target[1], len(code)) < len(code) - 1:
+                loops.append(_loop(code[labels[target[1]] :]))
+    return code, tuple(loops)
+
+
+def _loop(body: list[Instruction]) -> Loop:
+    return Loop(_length(body), _bytes(body, "LDG"), _bytes(body, "STG"))
+
+
+def _length(code: list[Instruction]) -> int:
+    return sum(line.name != "NOP" for line in code)
+
+
+def _bytes(code: list[Instruction], name: str) -> int:
+    return sum(line.bits for line in code if line.name == name) // 8
+
+
+def _widths(code: list[Instruction], name: str) -> dict[int, int]:
+    return dict(sorted(Counter(line.bits for line in code if line.name == name).items()))

@@ -1,0 +1,86 @@
+"""Kernels with known faults, for the test that benchmarks/aot.py sees each of them.
+
+    python aot_specimens.py FOLDER_OF_AOT
+
+prints a JSON object: specimen -> figures. Not under TRITON_INTERPRET=1.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def copy(x, y, n, C: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A copy of rows of C, one row a program, 1 load and 1 store of each element."""
+    row = tl.program_id(0).to(tl.int64) * C
+    column = tl.arange(0, BLOCK)
+    inside = column < C
+    tl.store(y + row + column, tl.load(x + row + column, mask=inside), mask=inside)
+
+
+@triton.jit
+def hoard(x, y, n, C: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Every value of the row is needed after a sum over all of them: all stay in registers."""
+    row = tl.program_id(0).to(tl.int64) * C
+    column = tl.arange(0, BLOCK)
+    values = tl.load(x + row + column)
+    tl.store(y + row + column, values / tl.sum(values))
+
+
+@triton.jit
+def promote(x, y, scale, C: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Multiplies by a scale, in fp64 if the scale is one."""
+    column = tl.arange(0, BLOCK)
+    tl.store(y + column, tl.load(x + column) * scale)
+
+
+@triton.jit
+def sweep(x, y, n, C: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Reads the row twice, in two loops, and writes it in the second."""
+    column = tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, n, BLOCK):
+        total += tl.load(x + start + column)
+    total = tl.sum(total)
+    for start in range(0, n, BLOCK):
+        tl.store(y + start + column, tl.load(x + start + column) / total)
+
+
+POINTERS = {"x": "*fp32", "y": "*fp32"}
+ALIGNED = frozenset(POINTERS)
+SPECIMENS: dict[str, tuple[Any, dict[str, str], dict[str, int], dict[str, Any]]] = {
+    "copy": (copy, {"n": "i32"}, {"C": 512, "BLOCK": 512}, {"aligned": ALIGNED}),
+    "copy of unaligned pointers": (copy, {"n": "i32"}, {"C": 512, "BLOCK": 512}, {}),
+    "copy of odd rows": (copy, {"n": "i32"}, {"C": 501, "BLOCK": 512}, {"aligned": ALIGNED}),
+    "hoard": (hoard, {"n": "i32"}, {"C": 8192, "BLOCK": 8192}, {"aligned": ALIGNED}),
+    "hoard in few registers": (
+        hoard,
+        {"n": "i32"},
+        {"C": 8192, "BLOCK": 8192},
+        {"aligned": ALIGNED, "maxnreg": 32},
+    ),
+    "scale in fp32": (promote, {"scale": "fp32"}, {"C": 512, "BLOCK": 512}, {}),
+    "scale in fp64": (promote, {"scale": "fp64"}, {"C": 512, "BLOCK": 512}, {}),
+    "two sweeps": (sweep, {"n": "i32"}, {"C": 0, "BLOCK": 512}, {"aligned": ALIGNED | {"n"}}),
+}
+
+
+def main() -> None:
+    sys.path.insert(0, sys.argv[1])
+    from aot import compile_for
+
+    figures = {}
+    for name, (kernel, types, constexprs, options) in SPECIMENS.items():
+        compiled = compile_for(kernel, POINTERS | types, constexprs, 90, num_warps=4, **options)
+        figures[name] = compiled.figures()
+    json.dump(figures, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
