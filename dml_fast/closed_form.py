@@ -102,7 +102,7 @@ def compute(
         kl_rows = kl_rows * problem.row_weight
     ce, kl = ce_rows.sum(1), kl_rows.sum(1)
     whole = (labels.denominator, rows) if problem.whole is None else problem.whole
-    per_label, per_row = _inverse(whole[0]), _inverse(float(whole[1]))
+    per_label, per_row = _inverse(whole[0]), _inverse(whole[1])
     mean_ce, mean_kl = ce * per_label, kl * per_row
     if problem.reduction == "mean":
         losses = _total(mean_ce, mean_kl, problem.kl_weight)
@@ -204,7 +204,7 @@ def _read_labels(problem: Problem) -> _Labels:
             dense = dense * (1 - smoothing) + smoothing / classes
         if weight is not None:
             dense = dense * weight
-        return _Labels(None, 0.0, dense, 1.0, None, dense.sum(-1), float(rows))
+        return _Labels(None, 0.0, dense, 1.0, None, dense.sum(-1), rows)
 
     index = problem.index.long()
     valid: Tensor | None = None
@@ -215,7 +215,7 @@ def _read_labels(problem: Problem) -> _Labels:
         labelled = valid.to(problem.dtype)
     at = index.expand(students, rows).unsqueeze(-1)
     own = labelled if weight is None else weight[index] * labelled
-    denominator = own.sum() if isinstance(own, Tensor) else float(rows)
+    denominator = own.sum() if isinstance(own, Tensor) else rows
     if not smoothing:
         return _Labels(at, own, None, labelled, valid, own, denominator)
     dense = problem.students[0].new_full((1, classes), smoothing / classes, dtype=problem.dtype)

@@ -92,7 +92,9 @@ def mutual_loss(
         teacher_logits=teacher_logits,
     )
     solver = backends.find(backend, problem)
-    inputs = (logits,) if isinstance(logits, Tensor) else tuple(logits)
+    inputs = problem.students
+    if isinstance(logits, Tensor):  # its gradient is one tensor too
+        inputs = (logits if logits.dim() == 3 else logits.reshape(problem.shape),)
     wanted = "all" if return_stats else "none"
     if torch.is_grad_enabled() and any(z.requires_grad for z in inputs):
         losses, stats = solver.learn(problem, inputs, wanted)

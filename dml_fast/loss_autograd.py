@@ -15,7 +15,7 @@ def tie(losses: Tensor, grads: Tensor, logits: tuple[Tensor, ...]) -> Tensor:
     Args:
         losses: (K,), or (K, N) by rows.
         grads: (K, N, C) gradient of ``losses[k].sum()`` for student k.
-        logits: K tensors (*batch, C), or one (K, *batch, C), to tie them to.
+        logits: K tensors (N, C), or one (K, N, C), to tie them to.
     """
     tied: Tensor = _Learn.apply(losses, grads, *logits)  # type: ignore[no-untyped-call]
     return tied
@@ -29,29 +29,22 @@ def once(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     return [g if g is None else _Once.apply(g, trap) for g in grads]  # type: ignore[no-untyped-call]
 
 
-def shaped(grad: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """A gradient as autograd wants it, like the logits that it belongs to."""
-    if grad.dtype != dtype:
-        grad = grad.to(dtype)
-    return grad if grad.shape == shape else grad.reshape(shape)
-
-
 class _Learn(torch.autograd.Function):
     """Ties losses (K,) or (K, N) to gradients that exist already, (K, N, C)."""
 
     @staticmethod
     def forward(ctx: Any, losses: Tensor, grads: Tensor, *logits: Tensor) -> Tensor:
         ctx.save_for_backward(grads)
-        ctx.kinds = [(z.shape, z.dtype) for z in logits]
+        ctx.stacked = logits[0].dim() == 3
+        ctx.dtypes = [z.dtype for z in logits]
         return losses
 
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
         (grads,) = ctx.saved_tensors
         scaled = grads * outer.detach().reshape(len(grads), -1, 1)
-        parts = (scaled,) if len(ctx.kinds) == 1 else scaled.unbind()
-        result = [shaped(g, *kind) for g, kind in zip(parts, ctx.kinds, strict=True)]
-        return None, None, *once(result)
+        parts = (scaled,) if ctx.stacked else scaled.unbind()
+        return None, None, *once([g.to(one) for g, one in zip(parts, ctx.dtypes, strict=True)])
 
 
 class _Once(torch.autograd.Function):

@@ -51,7 +51,7 @@ def prepare(
         _alike(teachers[0], first, "teacher_logits[0]", "logits[0]")
 
     batch_shape, classes = first.shape[:-1], first.shape[-1]
-    rows = first.numel() // classes
+    rows = math.prod(batch_shape)
     count = len(students)
     index, missing, soft = _target(target, first, dtype, ignore_index)
     if peer_weight is not None:
@@ -102,7 +102,7 @@ def check_options(
     if isinstance(kl_weight, Tensor):
         if kl_weight.dim():
             _fail(f"kl_weight has shape {tuple(kl_weight.shape)}", "pass a number or a 0-d tensor")
-    elif not math.isfinite(kl_weight):
+    elif not -math.inf < kl_weight < math.inf:  # torch.compile knows no isfinite of a float
         _fail(f"kl_weight is {kl_weight}", "pass a finite number")
     check_temperature(temperature)
     if not 0 <= label_smoothing <= 1:
@@ -181,7 +181,7 @@ def _tensor(
     first: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
-    if value.shape != torch.Size(shape):
+    if tuple(value.shape) != tuple(shape):  # a torch.Size would fix the numbers in torch.export
         _fail(f"{name} has shape {tuple(value.shape)}", f"it must be {tuple(shape)} ({meaning})")
     if value.device != first.device:
         _fail(f"{name} is on {value.device} and the logits on {first.device}", "move it there")

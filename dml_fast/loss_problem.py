@@ -129,7 +129,6 @@ class Backend(Protocol):
     ) -> tuple[Tensor, MutualStats | None]:
         """Losses as of `solve`, differentiable once, and statistics.
 
-        ``logits`` are what the user passed, to tie the losses to: K tensors (*batch, C), or one
-        (K, *batch, C).
+        ``logits`` are what to tie the losses to: K tensors (N, C), or one (K, N, C).
         """
         ...
