@@ -1,0 +1,209 @@
+"""From a `Problem` to a kernel's arguments."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dml_fast.kernels.launch_table import Config, choose
+from dml_fast.kernels.one_pass import one_pass
+from dml_fast.kernels.scratch import counters
+from dml_fast.loss_problem import MutualStats, Problem, Solution
+
+MOST = 8  # distributions: the kernels have that many pointers
+_FEW_ROWS = 1024  # up to here every program counts the labels itself
+_GROUP = 64  # of finish.py
+_STATS = {"none": 0, "cheap": 1, "all": 2}
+
+
+class Answer(NamedTuple):
+    """What a forward launch gives: `saved` only if asked for."""
+
+    solution: Solution
+    saved: Tensor | None
+
+
+def unsupported_reason(problem: Problem) -> str | None:
+    """Why the kernels cannot take a problem, or None."""
+    students, rows, _ = problem.shape
+    if problem.dtype == torch.float64:
+        return "they compute in float32 and the logits are float64"
+    if students + len(problem.teachers) > MOST:
+        return f"they take {MOST} students and teachers at most"
+    if rows == 0:
+        return "the batch is empty"
+    if rows >= 2**31:
+        return "they take fewer than 2^31 rows"
+    return None
+
+
+def launch(problem: Problem, *, with_grad: bool, save: bool, stats: str) -> Answer:
+    """Losses, statistics, and gradients or what the backward pass needs, in one launch.
+
+    A batch of over 1,024 rows whose labels must be counted first takes a second, small one.
+    """
+    count, rows, classes = problem.shape
+    wanted = _STATS[stats]
+    config = _configure(problem, wanted)
+    programs = -(-rows // config.rows)
+    quantities = (2 * count, 4 * count, 5 * count + 1 + count * count)[wanted]
+    by_row = problem.reduction == "none"
+    device = problem.device
+    common = common_arguments(problem)
+
+    def floats(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=device)
+
+    losses = floats(count, rows) if by_row else floats(count)
+    measured = floats(2, count)
+    correct = torch.empty(count, dtype=torch.int64, device=device)
+    finite = torch.empty(count, dtype=torch.uint8, device=device)
+    more = information = measured
+    if wanted == 2:
+        more, information = floats(count + 1 + count * count), floats(rows)
+    saved = floats(2 * count + 2 * len(problem.teachers) + count + 1, rows) if save else None
+    groups = -(-programs // _GROUP)
+    scratch = floats(quantities, programs + groups + 1).reshape(-1)
+    grads = None
+    if with_grad:
+        grads = tuple(torch.empty_like(z, memory_format=torch.contiguous_format) for z in problem.students)
+    kernel = one_pass
+    kernel[(programs,)](
+        **common,
+        **pointers("g", grads or problem.students),
+        grad_scale=1.0 if problem.grad_scale is None else problem.grad_scale,
+        losses=losses,
+        stats=measured,
+        correct=correct,
+        finite=finite,
+        more=more,
+        information=information,
+        saved=measured if saved is None else saved,
+        partials=scratch,
+        groups=scratch[quantities * programs :],
+        totals=scratch[quantities * (programs + groups) :],
+        counters=counters(device, 1 + groups),
+        R=config.rows,
+        BLOCK=config.block,
+        GRAD=with_grad,
+        SAVE=save,
+        STATS=wanted,
+        SCALE_ON_DEVICE=isinstance(problem.grad_scale, Tensor),
+        SCALE_STEP=int(isinstance(problem.grad_scale, Tensor) and problem.grad_scale.dim() > 0),
+        BY_ROW=by_row,
+        QUANTITIES=quantities,
+        num_warps=config.warps,
+        enable_fp_fusion=True,
+    )
+    result = None
+    if wanted:
+        result = MutualStats(measured[0], measured[1], correct, finite.view(torch.bool))
+    if wanted == 2:
+        result = result._replace(
+            entropy=more[:count],
+            mutual_information=more[count],
+            pairwise_kl=more[count + 1 :].reshape(count, count),
+            row_mutual_information=information.reshape(problem.batch_shape),
+        )
+    return Answer(Solution(losses, grads, result), saved)
+
+
+def pointers(name: str, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Eight arguments; those beyond the tensors repeat the first and are not read."""
+    filled = tensors + tensors[:1] * (MOST - len(tensors))
+    return {f"{name}{i}": tensor for i, tensor in enumerate(filled)}
+
+
+def common_arguments(problem: Problem) -> dict[str, Any]:
+    """What all kernels take: logits, target and options."""
+    count, rows, classes = problem.shape
+    students, student_strides = _alike(problem.students)
+    teachers, teacher_strides = _alike(problem.teachers) if problem.teachers else ((), (0, 0))
+    first = students[0]
+    soft = problem.soft
+    labels, given, label_count = _labels(problem)
+    optional = {
+        "index": problem.index,
+        "soft": soft,
+        "class_weight": problem.class_weight,
+        "row_weight": problem.row_weight,
+        "peer_weight": problem.peer_weight,
+        "label_count": label_count,
+    }
+    kl_weight = problem.kl_weight
+    if isinstance(kl_weight, Tensor) and kl_weight.device != first.device:
+        kl_weight = float(kl_weight)  # on the CPU: no wait
+    whole_rows = rows if problem.whole is None else problem.whole[1]
+    return {
+        **pointers("z", students + teachers),
+        **{name: first if value is None else value for name, value in optional.items()},
+        "kl_weight": kl_weight,
+        "N": rows,
+        "ignore_index": -1 if problem.ignore_index is None else problem.ignore_index,
+        "temperature": problem.temperature,
+        "smoothing": problem.label_smoothing,
+        "given_labels": given,
+        "per_row": 1.0 / whole_rows,
+        "K": count,
+        "L": count + len(teachers),
+        "C": classes,
+        "Z_ROW": student_strides[0],
+        "Z_COL": student_strides[1],
+        "T_ROW": teacher_strides[0],
+        "T_COL": teacher_strides[1],
+        "SOFT_ROW": 0 if soft is None else soft.stride(0),
+        "SOFT_COL": 0 if soft is None else soft.stride(1),
+        "LABELS": labels,
+        "SOFT": soft is not None,
+        "SMOOTH": problem.label_smoothing != 0.0,
+        "IGNORE": problem.ignore_index is not None,
+        "CLASS_WEIGHT": problem.class_weight is not None,
+        "ROW_WEIGHT": problem.row_weight is not None,
+        "PEER_WEIGHT": problem.peer_weight is not None,
+        "PEER_MEAN": problem.peer_reduction == "mean",
+        "TEMPERED": problem.temperature != 1.0,
+        "KL_ON_DEVICE": isinstance(kl_weight, Tensor),
+        "MEAN": problem.reduction == "mean",
+    }
+
+
+def _configure(problem: Problem, wanted: int) -> Config:
+    count, _, classes = problem.shape
+    itemsize = max(z.element_size() for z in problem.students + problem.teachers)
+    return choose(count + len(problem.teachers), classes, itemsize, wanted == 2)
+
+
+def _alike(tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
+    """The tensors with one pair of strides, which the kernels know when they are compiled."""
+    strides = {(z.stride(0), z.stride(1)) for z in tensors}
+    if len(strides) > 1:
+        tensors = tuple(z.contiguous() for z in tensors)
+    row, col = tensors[0].stride()
+    return tensors, (row, col)
+
+
+def _labels(problem: Problem) -> tuple[int, float, Tensor | None]:
+    """(LABELS, given_labels, label_count) of `dml_fast.kernels.rows.label_share`."""
+    _, rows, _ = problem.shape
+    if problem.whole is not None:
+        labels = problem.whole[0]
+        if isinstance(labels, Tensor):
+            return 1, 0.0, labels
+        return 0, 1.0 / labels if labels else 0.0, None
+    if problem.index is None or (problem.ignore_index is None and problem.class_weight is None):
+        return 0, 1.0 / rows, None
+    if rows <= _FEW_ROWS:
+        return 2, 0.0, None
+    return 1, 0.0, count_labels(problem)
+
+
+def count_labels(problem: Problem) -> Tensor:
+    """() fp32: the rows that have a label, or the sum of their class weights."""
+    index = problem.index
+    assert index is not None
+    valid = index != problem.ignore_index
+    if problem.class_weight is None:
+        return valid.sum().float()
+    return (problem.class_weight[index.long().masked_fill(~valid, 0)] * valid).sum()

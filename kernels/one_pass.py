@@ -1,0 +1,372 @@
+"""Kernel A: one read of the logits, one write of the gradients.
+
+A program holds R rows of all L distributions in registers, as z - max. The peers are met as
+S = Σ_l p_l, summed over l = k too, which adds KL(p_k || p_k) = 0:
+
+    KL_k = T² ln2 share (Σ_l Σ_c p_l log2 p_l - Σ_c S log2 p_k)
+    g_k  = A_k p_k - B_k S - [y] c_k            A, B, c: constants of the row
+
+so that nothing is computed pair by pair and a gradient is two multiply-adds. Losses, statistics
+and gradients leave in the same launch (finish.py). For autograd the gradient waits for its outer
+gradient: then what `gradient.py` needs is saved instead, O(N).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from dml_fast.kernels.finish import add_divergence, finish
+from dml_fast.kernels.rows import (
+    LEAST,
+    LN2,
+    LOG2E,
+    dense_target,
+    gradient_tile,
+    label_share,
+    pair_divergence,
+    peer_share,
+    read_labels,
+    read_scalar,
+)
+
+
+@triton.jit(do_not_specialize=["N"])
+def one_pass(
+    z0,  # students, then teachers: L pointers to (N, C)
+    z1,
+    z2,
+    z3,
+    z4,
+    z5,
+    z6,
+    z7,
+    g0,  # gradients, K pointers to (N, C)
+    g1,
+    g2,
+    g3,
+    g4,
+    g5,
+    g6,
+    g7,
+    index,  # (N,) integers
+    soft,  # (N, C) fp32, in place of `index`
+    class_weight,  # (C,) fp32
+    row_weight,  # (N,) fp32
+    peer_weight,  # (K, L) fp32
+    label_count,  # () or unused
+    kl_weight,  # a number or () tensor
+    grad_scale,  # a number, () or (K,) tensor
+    losses,  # (K,) or (K, N) fp32
+    stats,  # (2, K) fp32
+    correct,  # (K,) int64
+    finite,  # (K,) uint8
+    more,  # (K + 1 + K K,) fp32, see finish.py
+    information,  # (N,) fp32
+    saved,  # (2 L + K + 1, N) fp32: max, log2 d, log2 d at T = 1, the target's mass
+    partials,
+    groups,
+    totals,
+    counters,
+    N,
+    ignore_index,
+    temperature,
+    smoothing,
+    given_labels,  # 1 / labelled rows, if known
+    per_row,  # 1 / rows
+    K: tl.constexpr,
+    L: tl.constexpr,
+    C: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK: tl.constexpr,
+    Z_ROW: tl.constexpr,
+    Z_COL: tl.constexpr,
+    T_ROW: tl.constexpr,
+    T_COL: tl.constexpr,
+    SOFT_ROW: tl.constexpr,
+    SOFT_COL: tl.constexpr,
+    GRAD: tl.constexpr,
+    SAVE: tl.constexpr,
+    STATS: tl.constexpr,  # 0: none, 1: cheap, 2: all
+    LABELS: tl.constexpr,
+    SOFT: tl.constexpr,
+    SMOOTH: tl.constexpr,
+    IGNORE: tl.constexpr,
+    CLASS_WEIGHT: tl.constexpr,
+    ROW_WEIGHT: tl.constexpr,
+    PEER_WEIGHT: tl.constexpr,
+    PEER_MEAN: tl.constexpr,
+    TEMPERED: tl.constexpr,
+    KL_ON_DEVICE: tl.constexpr,
+    SCALE_ON_DEVICE: tl.constexpr,
+    SCALE_STEP: tl.constexpr,
+    MEAN: tl.constexpr,
+    BY_ROW: tl.constexpr,
+    QUANTITIES: tl.constexpr,
+):
+    """Losses, statistics, and gradients or what they need later. Grid: (⌈N / R⌉,)."""
+    zs = (z0, z1, z2, z3, z4, z5, z6, z7)
+    gs = (g0, g1, g2, g3, g4, g5, g6, g7)
+    DENSE: tl.constexpr = SOFT or SMOOTH
+    pid = tl.program_id(0)
+    row = pid * R + tl.arange(0, R)[:, None]
+    ok = row < N
+    far = row.to(tl.int64)
+    col = tl.arange(0, BLOCK)[None, :]
+    inside = ok & (col < C)
+    rate = LOG2E / temperature
+
+    # Phase 1: each distribution by itself, and their sum.
+    us = ()  # z - max
+    fines = ()
+    logs = ()  # log2 d at T
+    logs_1 = ()  # and at T = 1, students only
+    tops = ()
+    bests = ()  # the first of the largest
+    neg_entropies = ()  # Σ p log2 p
+    count = tl.zeros((R, 1), tl.float32)
+    heard = tl.zeros((R, 1), tl.float32)
+    mix = tl.zeros((R, BLOCK), tl.float32)
+    for i in tl.static_range(L):
+        if i < K:
+            at = far * Z_ROW + col * Z_COL
+        else:
+            at = far * T_ROW + col * T_COL
+        z = tl.load(zs[i] + at, mask=inside, other=float("-inf")).to(tl.float32)
+        top = tl.max(z, axis=1, keep_dims=True)
+        u = z - top
+        t = u * rate
+        e = tl.exp2(t)
+        d = tl.sum(e, axis=1, keep_dims=True)
+        fine = d > 0.0
+        log_d = tl.where(fine, tl.log2(d), 0.0)
+        scale = tl.where(fine, 1.0 / d, 0.0)
+        products = tl.sum(e * tl.maximum(t, LEAST), axis=1, keep_dims=True)
+        neg_entropy = tl.where(fine, products * scale - log_d, 0.0)
+        count += tl.where(fine, 1.0, 0.0)
+        heard += neg_entropy
+        if L > 1 and not PEER_WEIGHT:
+            mix += tl.where(fine, e * scale, 0.0)
+        us = us + (u,)
+        tops = tops + (top,)
+        fines = fines + (fine,)
+        logs = logs + (log_d,)
+        neg_entropies = neg_entropies + (neg_entropy,)
+        if i < K:
+            log_d_1 = log_d
+            if TEMPERED:
+                d_1 = tl.sum(tl.exp2(u * LOG2E), axis=1, keep_dims=True)
+                log_d_1 = tl.where(fine, tl.log2(d_1), 0.0)
+            logs_1 = logs_1 + (log_d_1,)
+            if STATS > 0:
+                bests = bests + (tl.min(tl.where(u == 0.0, col, C), axis=1, keep_dims=True),)
+        if SAVE:
+            tl.store(saved + i * N.to(tl.int64) + far, top, mask=ok)
+            mark = tl.where(fine, log_d, float("nan"))
+            tl.store(saved + (L + i) * N.to(tl.int64) + far, mark, mask=ok)
+            if i < K:
+                tl.store(saved + (2 * L + i) * N.to(tl.int64) + far, log_d_1, mask=ok)
+
+    # Phase 2: the label.
+    valid = ok
+    sparse = tl.zeros((R, 1), tl.float32)
+    mass = tl.zeros((R, 1), tl.float32)
+    y = tl.full((R, 1), -1, tl.int32)
+    dense = mix
+    if DENSE:
+        raw, dense = dense_target(
+            soft,
+            class_weight,
+            far,
+            col,
+            inside,
+            smoothing,
+            C,
+            SOFT,
+            SMOOTH,
+            CLASS_WEIGHT,
+            SOFT_ROW,
+            SOFT_COL,
+        )
+        mass = tl.sum(dense, axis=1, keep_dims=True)
+        if SOFT and STATS > 0:
+            most = tl.max(raw, axis=1, keep_dims=True)
+            y = tl.min(tl.where((raw == most) & inside, col, C), axis=1, keep_dims=True)
+    if not SOFT:
+        y, valid, own = read_labels(
+            index, class_weight, ignore_index, row, ok, C, IGNORE, CLASS_WEIGHT
+        )
+        sparse = own
+        if SMOOTH:
+            sparse = own * (1.0 - smoothing)
+        mass = sparse + tl.where(valid, mass, 0.0)
+    if SAVE:
+        tl.store(saved + (2 * L + K) * N.to(tl.int64) + far, mass, mask=ok)
+    of_row = tl.full((R, 1), 1.0, tl.float32)
+    if ROW_WEIGHT:
+        of_row = tl.load(row_weight + row, mask=ok, other=0.0)
+
+    per_label = given_labels
+    if MEAN or STATS > 0:
+        per_label = label_share(
+            index,
+            class_weight,
+            label_count,
+            given_labels,
+            ignore_index,
+            N,
+            C,
+            LABELS,
+            IGNORE,
+            CLASS_WEIGHT,
+        )
+    of_label = of_row
+    of_peers = of_row * temperature
+    if MEAN:
+        of_label = of_row * per_label
+        of_peers = of_row * (temperature * per_row)
+    kl_weight = read_scalar(kl_weight, KL_ON_DEVICE)
+    share = tl.full((R, 1), 1.0, tl.float32)
+    if not PEER_WEIGHT:
+        share = peer_share(count, PEER_MEAN)
+    strength = share * of_peers * kl_weight
+
+    # Phase 3: each student's divergence, loss and gradient.
+    programs = tl.num_programs(0).to(tl.int64)
+    for k in tl.static_range(K):
+        log_p = us[k] * rate - logs[k]
+        log_q = log_p
+        if TEMPERED:
+            log_q = us[k] * LOG2E - logs_1[k]
+        mass_k = count
+        heard_k = heard
+        if PEER_WEIGHT:
+            mix = tl.zeros((R, BLOCK), tl.float32)
+            mass_k = tl.zeros((R, 1), tl.float32)
+            heard_k = tl.zeros((R, 1), tl.float32)
+            for i in tl.static_range(L):
+                weight = tl.load(peer_weight + k * L + i)
+                mix += tl.where(fines[i], weight * tl.exp2(us[i] * rate - logs[i]), 0.0)
+                mass_k += tl.where(fines[i], weight, 0.0)
+                heard_k += weight * neg_entropies[i]
+        kl = tl.zeros((R, 1), tl.float32)
+        if L > 1:
+            met = tl.sum(tl.where(mix != 0.0, mix * log_p, 0.0), axis=1, keep_dims=True)
+            kl = heard_k - met
+            if not PEER_WEIGHT:
+                kl = tl.maximum(kl, 0.0)  # none is negative: that was rounding
+            kl = kl * (LN2 * temperature * temperature) * share * of_row
+            kl = tl.where(fines[k], kl, float("nan"))
+        ce = tl.zeros((R, 1), tl.float32)
+        if not SOFT:
+            at = far * Z_ROW + y * Z_COL
+            own_logit = tl.load(zs[k] + at, mask=ok, other=0.0).to(tl.float32)
+            ce = sparse * (logs_1[k] * LN2 - (own_logit - tops[k]))
+        if DENSE:
+            products = tl.where(dense != 0.0, dense * log_q, 0.0)
+            ce -= tl.sum(products, axis=1, keep_dims=True) * LN2
+        ce = tl.where(valid, tl.where(fines[k], ce, float("nan")) * of_row, 0.0)
+
+        if BY_ROW:
+            tl.store(losses + k * N.to(tl.int64) + far, add_divergence(ce, kl, kl_weight), mask=ok)
+        if not BY_ROW or STATS > 0:
+            here = partials + pid
+            tl.store(here + k * programs, tl.sum(tl.where(ok, ce, 0.0)))
+            tl.store(here + (K + k) * programs, tl.sum(tl.where(ok, kl, 0.0)))
+            if STATS > 0:
+                right = valid & fines[k] & (bests[k] == y)
+                tl.store(here + (2 * K + k) * programs, tl.sum(tl.where(right, 1.0, 0.0)))
+                wrong = ok & (fines[k] == 0)
+                tl.store(here + (3 * K + k) * programs, tl.sum(tl.where(wrong, 1.0, 0.0)))
+        if GRAD:
+            scale = read_scalar(grad_scale + k * SCALE_STEP, SCALE_ON_DEVICE)
+            strength_k = strength * scale
+            of_label_k = of_label * scale
+            p = tl.exp2(log_p)
+            q = p
+            if TEMPERED:
+                q = tl.exp2(log_q)
+            g = gradient_tile(
+                p,
+                q,
+                mix,
+                dense,
+                col == y,
+                tl.where(fines[k], mass_k * strength_k, float("nan")),
+                mass * of_label_k,
+                strength_k,
+                tl.where(valid, of_label_k, 0.0),
+                sparse * of_label_k,
+                L > 1,
+                TEMPERED,
+                DENSE,
+                not SOFT,
+            )
+            at = far * C + col
+            tl.store(gs[k] + at, g.to(gs[k].dtype.element_ty), mask=inside)
+
+    if STATS > 1:
+        disagree(us, fines, logs, rate, neg_entropies, partials, information, row, ok, N, K, R, BLOCK)
+    if not BY_ROW or STATS > 0:
+        finish(
+            partials,
+            groups,
+            totals,
+            counters,
+            losses,
+            stats,
+            correct,
+            finite,
+            more,
+            kl_weight,
+            per_label,
+            per_row,
+            K,
+            QUANTITIES,
+            MEAN,
+            BY_ROW,
+            STATS,
+        )
+
+
+@triton.jit
+def disagree(
+    us,
+    fines,
+    logs,
+    rate,
+    neg_entropies,
+    partials,
+    information,
+    row,
+    ok,
+    N,
+    K: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The statistics that compare students: entropies, pairs, mutual information."""
+    pid = tl.program_id(0)
+    programs = tl.num_programs(0).to(tl.int64)
+    here = partials + pid
+    count = tl.zeros((R, 1), tl.float32)
+    for k in tl.static_range(K):
+        count += tl.where(fines[k], 1.0, 0.0)
+    mean = tl.zeros((R, BLOCK), tl.float32)
+    mean_entropy = tl.zeros((R, 1), tl.float32)
+    for k in tl.static_range(K):
+        log_p = us[k] * rate - logs[k]
+        mean += tl.where(fines[k], tl.exp2(log_p) / count, 0.0)
+        mean_entropy -= neg_entropies[k] / count
+        entropy = tl.where(fines[k], -LN2 * neg_entropies[k], float("nan"))
+        tl.store(here + (4 * K + k) * programs, tl.sum(tl.where(ok, entropy, 0.0)))
+        for j in tl.static_range(K):
+            terms = pair_divergence(log_p, us[j] * rate - logs[j])
+            pair = tl.sum(terms, axis=1, keep_dims=True)
+            pair = tl.where(fines[k] & fines[j], tl.maximum(pair, 0.0), float("nan"))
+            tl.store(here + (5 * K + 1 + k * K + j) * programs, tl.sum(tl.where(ok, pair, 0.0)))
+    joint = tl.where(mean > 0.0, mean * tl.log2(tl.maximum(mean, 1e-38)), 0.0)
+    gap = LN2 * (-tl.sum(joint, axis=1, keep_dims=True) - mean_entropy)
+    gap = tl.where(count > 0.0, tl.maximum(gap, 0.0), float("nan"))
+    tl.store(information + row, gap, mask=ok)
+    tl.store(here + 5 * K * programs, tl.sum(tl.where(ok, gap, 0.0)))

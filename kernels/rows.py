@@ -1,0 +1,187 @@
+"""What the kernels of the mutual loss share: labels, row constants, one student's gradient.
+
+Everything is in base 2, since exp2 is one instruction and exp five: with z the logits of a row,
+m their maximum and T the temperature,
+
+    log2 p = (z - m) log2(e) / T - log2 d,    d = Σ 2^((z - m) log2(e) / T)
+
+The maximum is subtracted before the scaling: the other way round a common offset of 1e4 costs
+3.6e-4. A row is usable where d > 0: NaN, +inf and nothing but -inf all make d NaN or 0, while the
+maximum, in hardware, passes over NaN. Values by row are (R, 1) or scalars, tiles (R, BLOCK).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+LEAST = tl.constexpr(-1e30)  # stands for -inf where 0 times it must be 0
+
+
+@triton.jit
+def label_share(
+    index,  # (N,) integers
+    class_weight,  # (C,) fp32
+    label_count,  # () the labelled rows, or their weights
+    given,  # 1 / that, where the host knows it
+    ignore_index,
+    N,
+    C: tl.constexpr,
+    LABELS: tl.constexpr,  # 0: given, 1: read label_count, 2: count here
+    IGNORE: tl.constexpr,
+    CLASS_WEIGHT: tl.constexpr,
+):
+    """1 / the sum of the labelled rows' weights, and 0 where there is none."""
+    if LABELS == 0:
+        share = given
+    else:
+        if LABELS == 1:
+            count = tl.load(label_count).to(tl.float32)
+        else:
+            # Every program reads all labels: some KB from the cache, and a launch spared.
+            total = tl.zeros((128,), tl.float32)
+            start = 0
+            while start < N:
+                row = start + tl.arange(0, 128)
+                _, _, own = read_labels(
+                    index, class_weight, ignore_index, row, row < N, C, IGNORE, CLASS_WEIGHT
+                )
+                total += tl.where(own == own, own, 1.0)
+                start += 128
+            count = tl.sum(total, axis=0)
+        share = tl.where(count == 0.0, 0.0, 1.0 / count)
+    return share
+
+
+@triton.jit
+def read_labels(
+    index,
+    class_weight,
+    ignore_index,
+    row,
+    ok,
+    C: tl.constexpr,
+    IGNORE: tl.constexpr,
+    CLASS_WEIGHT: tl.constexpr,
+):
+    """Class (0 where there is none), whether the row has one, and its weight.
+
+    A class out of range has the weight NaN, which poisons its row: an error would have to wait
+    for the device.
+    """
+    given = tl.load(index + row, mask=ok, other=0).to(tl.int64)
+    valid = ok
+    if IGNORE:
+        valid = ok & (given != ignore_index)
+    wrong = valid & ((given < 0) | (given >= C))
+    y = tl.where(valid & (wrong == 0), given, 0).to(tl.int32)
+    own = tl.where(valid, 1.0, 0.0)
+    if CLASS_WEIGHT:
+        own = own * tl.load(class_weight + y)
+    return y, valid, tl.where(wrong, float("nan"), own)
+
+
+@triton.jit
+def dense_target(
+    soft,  # (N, C) fp32 probabilities
+    class_weight,
+    far,  # int64 row numbers
+    col,
+    inside,
+    smoothing,
+    C: tl.constexpr,
+    SOFT: tl.constexpr,
+    SMOOTH: tl.constexpr,
+    CLASS_WEIGHT: tl.constexpr,
+    SOFT_ROW: tl.constexpr,
+    SOFT_COL: tl.constexpr,
+):
+    """The dense part of the cross-entropy's target: (probabilities, these smoothed and weighted)."""
+    if SOFT:
+        raw = tl.load(soft + far * SOFT_ROW + col * SOFT_COL, mask=inside, other=0.0)
+        dense = raw
+        if SMOOTH:
+            dense = raw * (1.0 - smoothing) + smoothing / C
+    else:
+        raw = tl.where(inside, smoothing / C, 0.0)
+        dense = raw
+    if CLASS_WEIGHT:
+        dense = dense * tl.load(class_weight + col, mask=col < C, other=0.0)
+    return raw, tl.where(inside, dense, 0.0)
+
+
+@triton.jit
+def peer_share(count, MEAN: tl.constexpr):
+    """The uniform weight of a peer where `count` distributions are usable."""
+    if MEAN:
+        share = tl.where(count < 2.0, 0.0, 1.0 / tl.maximum(count - 1.0, 1.0))
+    else:
+        share = tl.where(count < 2.0, 0.0, 1.0)
+    return share
+
+
+@triton.jit
+def read_scalar(value, ON_DEVICE: tl.constexpr):
+    """A number, or what a pointer to one holds."""
+    if ON_DEVICE:
+        x = tl.load(value).to(tl.float32)
+    else:
+        x = value
+    return x
+
+
+@triton.jit
+def gradient_tile(
+    p,  # softmax at temperature T
+    q,  # and at temperature 1
+    mix,  # Σ_l w_kl p_l, or Σ_l p_l
+    dense,
+    here,  # whether a column is the label's
+    push_p,
+    push_q,
+    pull,
+    dense_pull,
+    sparse_pull,
+    MUTUAL: tl.constexpr,
+    TEMPERED: tl.constexpr,
+    DENSE: tl.constexpr,
+    SPARSE: tl.constexpr,
+):
+    """One student's gradient from row constants: g = A p - B mix - D dense - [y] c."""
+    if TEMPERED:
+        g = q * push_q
+        if MUTUAL:
+            g += p * push_p
+    else:
+        g = p * (push_q + push_p)
+    if MUTUAL:
+        g -= mix * pull
+    if DENSE:
+        g -= dense * dense_pull
+    if SPARSE:
+        g -= tl.where(here, sparse_pull, 0.0)
+    return g
+
+
+@triton.jit
+def pair_divergence(log_p, log_r):
+    """Terms, never negative, whose sum over the classes is KL(p || r); base-2 logarithms.
+
+    In the Bregman form, p (δ + e^-δ - 1) with δ = log p - log r: for students that differ by 1e-4
+    it keeps four digits in fp32, where p δ has hardly two.
+    """
+    p = tl.exp2(log_p)
+    delta = (log_p - log_r) * LN2
+    series = 1.0 / 362880.0
+    series = 1.0 / 40320.0 - delta * series
+    series = 1.0 / 5040.0 - delta * series
+    series = 1.0 / 720.0 - delta * series
+    series = 1.0 / 120.0 - delta * series
+    series = 1.0 / 24.0 - delta * series
+    series = 1.0 / 6.0 - delta * series
+    series = 0.5 - delta * series
+    near = p * delta * delta * series
+    far = tl.where(p == 0.0, 0.0, p * delta) - p + tl.exp2(log_r)
+    return tl.where(tl.abs(delta) < 0.5, near, far)
