@@ -1,116 +1,339 @@
-"""Forward and backward of a cohort's loss on the CPU: the pair loop, a careful loop, ours.
+"""The cohort's losses and gradients: ours beside what a user would write or pick instead.
 
-    pytest benchmarks/bench_loss.py
+    python benchmarks/bench_loss.py [--shapes 4x128x100 ...] [--dtype float32] [--json FILE]
+    pytest benchmarks/bench_loss.py --benchmark-only
 
-The contestants' gradients are compared before any is timed. On a shared machine
+The script is for comparing: contestants take turns within one run, and each is first checked
+against the reference in float64, so that nobody is timed doing another job. It prints a table for
+each shape and writes a report. pytest-benchmark times one contestant after the other: that each
+runs, and roughly how fast.
 
-    python benchmarks/bench_loss.py
-
-says more: contestants take turns, each call is timed in CPU time of its single thread, which
-leaves out the time that others had the core, and the ratios of the medians are printed.
+On a CPU both leave out the shapes that take minutes: name them (``--shapes all``), or set
+``DML_FAST_BENCH=all`` for pytest, which also lets it compile. The script uses one thread there and
+counts its CPU time, unless told ``--threads``.
 """
 
 from __future__ import annotations
 
-import random
+import argparse
+import functools
+import gc
+import json
+import os
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import counting
+import peers
 import pytest
+import timing
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from loss_case import DTYPES, SHAPES, LossCase
+from machine import provenance
+from peers import AbsentError, Contestant
 
-from dml_fast.loss import mutual_loss, mutual_loss_and_grad
+from dml_fast.errors import UserError
+from dml_fast.markdown import table
 
-SIZES = [(2, 128, 100), (4, 128, 100), (8, 128, 100), (4, 128, 10)]  # (K, N, C)
-Contestant = Callable[[list[Tensor], Tensor], Any]
-
-
-def pair_loop(logits: list[Tensor], target: Tensor) -> list[Tensor]:
-    """As most re-implementations have it: a softmax per pair."""
-    total = torch.zeros(())
-    for k, z in enumerate(logits):
-        loss = F.cross_entropy(z, target)
-        for j, other in enumerate(logits):
-            if j != k:
-                log_q, p = F.log_softmax(z, 1), F.softmax(other.detach(), 1)
-                loss = loss + F.kl_div(log_q, p, reduction="batchmean") / (len(logits) - 1)
-        total = total + loss
-    return list(torch.autograd.grad(total, logits))
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+EVERYTHING = os.environ.get("DML_FAST_BENCH") == "all"
+CIFAR = SHAPES[:4]  # launches, not bytes, are what these cost
+CPU_SHAPES = SHAPES[:5]
+GRAPH_CALLS = 20
+MIB = 2**20
 
 
-def careful_loop(logits: list[Tensor], target: Tensor) -> list[Tensor]:
-    """As a careful user would write it: one log-softmax a student."""
-    log_q = [F.log_softmax(z, 1) for z in logits]
-    p = [q.detach().exp() for q in log_q]
-    total = torch.zeros(())
-    for k, q in enumerate(log_q):
-        total = total + F.nll_loss(q, target)
-        for j, peer in enumerate(p):
-            if j != k:
-                total = total + F.kl_div(q, peer, reduction="batchmean") / (len(logits) - 1)
-    return list(torch.autograd.grad(total, logits))
+# ---------------------------------------------------------------- under pytest-benchmark
 
 
-def autograd_path(logits: list[Tensor], target: Tensor) -> list[Tensor]:
-    """`mutual_loss` and autograd."""
-    return list(torch.autograd.grad(mutual_loss(logits, target).sum(), logits))
-
-
-def engine_path(logits: list[Tensor], target: Tensor) -> list[Tensor]:
-    """`mutual_loss_and_grad`, which also counts correct answers and finite students."""
-    return mutual_loss_and_grad(logits, target)[1]
-
-
-CONTESTANTS: list[Contestant] = [pair_loop, careful_loop, autograd_path, engine_path]
-
-
-def make(size: tuple[int, int, int]) -> tuple[list[Tensor], Tensor]:
-    _, rows, classes = size
-    generator = torch.Generator().manual_seed(0)
-    target = torch.randint(classes, (rows,), generator=generator)
-    draws = torch.randn(size, generator=generator).unbind(0)
-    return [z.clone().requires_grad_() for z in draws], target
-
-
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("contestant", CONTESTANTS, ids=lambda c: c.__name__)
-def bench_loss(benchmark: Any, contestant: Contestant, size: tuple[int, int, int]) -> None:
-    """One loss and its gradients for K students."""
-    logits, target = make(size)
-    for ours, theirs in zip(contestant(logits, target), pair_loop(logits, target), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
-    benchmark.group = f"mutual loss {size}"
-    benchmark.extra_info["torch_threads"] = torch.get_num_threads()
-    benchmark.pedantic(contestant, (logits, target), rounds=200, warmup_rounds=20)
-
-
-def interleaved(size: tuple[int, int, int], rounds: int = 400) -> dict[str, float]:
-    """Median CPU milliseconds of each contestant, taking turns in random order."""
-    turns = random.Random(0)  # who runs after whom matters to caches and to the heap
-    logits, target = make(size)
-    samples: dict[str, list[float]] = {c.__name__: [] for c in CONTESTANTS}
-    for round_ in range(rounds + 20):
-        for contestant in turns.sample(CONTESTANTS, len(CONTESTANTS)):
-            start = time.thread_time()
-            contestant(logits, target)
-            if round_ >= 20:
-                samples[contestant.__name__].append(1e3 * (time.thread_time() - start))
-    return {name: statistics.median(times) for name, times in samples.items()}
-
-
-def main() -> None:
-    """Print a line for each size."""
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads of a busy machine wait for each other, sometimes a hundred times too long."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, 1 thread; median CPU ms (times as fast as pair_loop)")
-    for size in SIZES:
-        medians = interleaved(size)
-        cells = [f"{n} {t:.3f} ({medians['pair_loop'] / t:.1f})" for n, t in medians.items()]
-        print(f"{size!s:14}", "  ".join(cells))
+    yield
+    torch.set_num_threads(before)
+
+
+@functools.lru_cache(maxsize=1)
+def problem(shape: tuple[int, int, int], dtype: str) -> LossCase:
+    return LossCase(shape, DTYPES[dtype], DEVICE)
+
+
+@pytest.mark.parametrize("name", peers.names())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape",
+    SHAPES if EVERYTHING or DEVICE.type == "cuda" else CIFAR,
+    ids=lambda shape: "x".join(map(str, shape)),
+)
+def bench_loss(benchmark: Any, shape: tuple[int, int, int], dtype: str, name: str) -> None:
+    """One contestant on one problem."""
+    if name.endswith(peers.COMPILE) and not EVERYTHING:
+        pytest.skip("compiling takes minutes: DML_FAST_BENCH=all, or the script")
+    case = problem(shape, dtype)
+    try:
+        contestant = peers.contestant(name, DEVICE)
+        case.restore()
+        errors = case.errors(*contestant.run(case.logits, case.target))
+    except (AbsentError, UserError) as reason:
+        pytest.skip(str(reason))
+    assert case.is_right(errors), errors
+
+    def call() -> None:
+        contestant.run(case.logits, case.target)
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+
+    case.restore()
+    benchmark.group = f"mutual loss {shape} {dtype}"
+    benchmark.extra_info["bytes"] = case.floor_bytes
+    benchmark.extra_info.update(work_of(contestant, case))
+    benchmark.pedantic(call, rounds=20 if shape in CIFAR else 5, warmup_rounds=3)
+
+
+# ---------------------------------------------------------------- side by side
+
+
+def work_of(contestant: Contestant, case: LossCase) -> dict[str, int | None]:
+    """Kernels launched (on a CPU: operators run) and the memory needed beyond the logits."""
+
+    def call() -> object:
+        return contestant.run(case.logits, case.target)
+
+    if case.device.type == "cuda":
+        return {"kernels": counting.kernels(call), "peak_bytes": counting.device_bytes(call)}
+    if contestant.name.endswith(peers.COMPILE) or contestant.name.startswith("compiled"):
+        return {"operators": None, "peak_bytes": None}  # nothing sees into compiled code
+    operators, peak = counting.operators_and_bytes(call)
+    return {"operators": operators, "peak_bytes": peak}
+
+
+def admit(names: Sequence[str], case: LossCase) -> tuple[list[Contestant], list[dict[str, Any]]]:
+    """The contestants that run here and give the right answer; a row of the report for each name.
+
+    A row has the errors of the answer and the work done, or the reason why it was left out.
+    """
+    admitted, rows = [], []
+    for name in names:
+        row: dict[str, Any] = {"name": name}
+        rows.append(row)
+        try:
+            contestant = peers.contestant(name, case.device)
+            case.restore()
+            errors = case.errors(*contestant.run(case.logits, case.target))
+            row["loss_error"], row["grad_error"] = errors
+            if not case.is_right(errors):
+                row["failed"] = f"wrong by {errors[0]:.1e} (losses) and {errors[1]:.1e} (gradients)"
+                continue
+            row |= work_of(contestant, case)
+        except (AbsentError, UserError) as reason:
+            row["left_out"] = str(reason)
+        except torch.OutOfMemoryError:
+            row["left_out"] = "out of memory"
+        except Exception as error:  # a peer's fault must not lose the others' results
+            row["failed"] = f"{type(error).__name__}: {error}".splitlines()[0]
+        else:
+            admitted.append(contestant)
+    return admitted, rows
+
+
+def compare(case: LossCase, names: Sequence[str], budget_s: float) -> dict[str, Any]:
+    """Time the contestants on one problem, taking turns; a result for the report."""
+    on_cpu = case.device.type == "cpu"
+    admitted, rows = admit(names, case)
+    turns = {
+        c.name: timing.Turn(
+            functools.partial(c.run, case.logits, case.target),
+            case.restore if c.spoils_logits else None,
+        )
+        for c in admitted
+    }
+    if not on_cpu:
+        stopwatch = timing.device_time(cold=True)
+    else:
+        stopwatch = timing.thread_time if torch.get_num_threads() == 1 else timing.wall_time
+    copies = [timing.copy_gb_per_s(case.device, stopwatch)]
+    samples = timing.interleaved(turns, stopwatch, budget_s)
+    copies.append(timing.copy_gb_per_s(case.device, stopwatch))
+    copy = statistics.median(copies)
+
+    medians = {name: statistics.median(taken) for name, taken in samples.items()}
+    ours = peers.champion(case.device)
+    for row in rows:
+        if (median := medians.get(row["name"])) is None:
+            continue
+        row["median_ms"], row["min_ms"] = median, min(samples[row["name"]])
+        row["gb_per_s"] = case.floor_bytes / median / 1e6
+        row["of_copy"] = row["gb_per_s"] / copy
+        for other, key in (("naive", "naive_over_this"), (ours, "this_over_ours")):
+            if other in medians:
+                ratio = medians[other] / median
+                row[key] = ratio if other == "naive" else 1 / ratio
+    result = {
+        "shape": case.shape,
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "rounds": len(next(iter(samples.values()), [])),
+        "floor_bytes": case.floor_bytes,
+        "copy_gb_per_s": copy,
+        "ours": ours,
+        "contestants": rows,
+    }
+    if not on_cpu and case.shape in CIFAR:
+        add_launch_costs(result, case, admitted, turns, budget_s)
+    return result
+
+
+def add_launch_costs(
+    result: dict[str, Any],
+    case: LossCase,
+    admitted: Sequence[Contestant],
+    turns: dict[str, timing.Turn],
+    budget_s: float,
+) -> None:
+    """For small problems on a GPU: milliseconds of an eager call, and of one in a CUDA graph.
+
+    Here the inputs come from the cache, as they do in training, where the network's last layer has
+    just written them.
+    """
+    case.restore()
+    calls = timing.interleaved(turns, timing.back_to_back(GRAPH_CALLS), budget_s / 2)
+    case.restore()
+    graphs, refusals = {}, {}
+    for c in admitted:
+        try:
+            if not c.waits:
+                graphs[c.name] = timing.Turn(timing.capture(turns[c.name].call, GRAPH_CALLS))
+        except RuntimeError as error:
+            refusals[c.name] = str(error).splitlines()[0]
+    replays = timing.interleaved(graphs, timing.device_time(cold=False), budget_s / 2)
+    for row in result["contestants"]:
+        if row["name"] in calls:
+            row["call_ms"] = statistics.median(calls[row["name"]])
+        if row["name"] in replays:
+            row["graph_ms"] = statistics.median(replays[row["name"]]) / GRAPH_CALLS
+        if row["name"] in refusals:
+            row["no_graph"] = refusals[row["name"]]
+
+
+# ---------------------------------------------------------------- for people
+
+
+COLUMNS = [  # key, heading, factor, format
+    ("median_ms", "median ms", 1, ".4g"),
+    ("min_ms", "min ms", 1, ".4g"),
+    ("naive_over_this", "naive/this", 1, ".2f"),
+    ("this_over_ours", "this/ours", 1, ".2f"),
+    ("kernels", "kernels", 1, "d"),
+    ("operators", "operators", 1, "d"),
+    ("peak_bytes", "peak MiB", 1 / MIB, ".4g"),
+    ("gb_per_s", "GB/s", 1, ".4g"),
+    ("of_copy", "of copy %", 100, ".3g"),
+    ("call_ms", "eager call us", 1e3, ".4g"),
+    ("graph_ms", "in a graph us", 1e3, ".4g"),
+]
+
+
+def describe(result: dict[str, Any]) -> str:
+    """A result as Markdown: a heading, a table, and who is missing and why."""
+    students, rows, classes = result["shape"]
+    timed = [row for row in result["contestants"] if "median_ms" in row]
+    shown = [column for column in COLUMNS if any(column[0] in row for row in timed)]
+    cells = [
+        [
+            row["name"],
+            *(
+                format(row[key] * factor, style) if row.get(key) is not None else "-"
+                for key, _, factor, style in shown
+            ),
+        ]
+        for row in timed
+    ]
+    reasons = [
+        f"- {row['name']}: {row.get('left_out') or 'FAILED, ' + row['failed']}"
+        for row in result["contestants"]
+        if "median_ms" not in row
+    ]
+    return "\n".join(
+        [
+            f"(K, N, C) = ({students}, {rows}, {classes}), {result['dtype']}; "
+            f"{result['rounds']} rounds; a copy has {result['copy_gb_per_s']:.4g} GB/s; "
+            f"ours: {result['ours']}",
+            "",
+            table(["contestant", *(heading for _, heading, _, _ in shown)], cells),
+            *(["", "Not timed:", *reasons] if reasons else []),
+        ]
+    )
+
+
+def shape_of(text: str) -> tuple[int, int, int]:
+    """The shape that 4x128x100 is."""
+    try:
+        students, rows, classes = map(int, text.split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape: write KxNxC or all") from None
+    return students, rows, classes
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    every = list(DTYPES)
+    parser.add_argument("--shapes", nargs="+", metavar="KxNxC", help="those, or: all")
+    parser.add_argument("--dtype", nargs="+", choices=every, default=every)
+    parser.add_argument("--contestants", nargs="+", choices=peers.names(), default=peers.names())
+    parser.add_argument("--json", type=Path, help="write the report there")
+    parser.add_argument("--budget", type=float, default=8, help="seconds of timing a table")
+    parser.add_argument("--time-limit", type=float, help="start no table after so many seconds")
+    parser.add_argument("--threads", type=int, default=1, help="on a CPU")
+    args = parser.parse_args(argv)
+    if args.shapes == ["all"] or (args.shapes is None and DEVICE.type == "cuda"):
+        args.shapes = SHAPES
+    elif args.shapes is None:
+        args.shapes = CPU_SHAPES
+    else:
+        try:
+            args.shapes = [shape_of(text) for text in args.shapes]
+        except argparse.ArgumentTypeError as error:
+            parser.error(str(error))
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a table for each problem; 1 if a contestant failed, 3 if the time was up."""
+    args = arguments(argv)
+    started = time.monotonic()
+    if DEVICE.type == "cpu":
+        torch.set_num_threads(args.threads)
+    report = {"benchmark": "loss", **provenance(DEVICE), "results": []}
+    machine, versions = report["machine"], report["versions"]
+    print(f"{machine['device']}, torch {versions['torch']}, triton {versions['triton']}, "
+          f"{report['commit']}, {report['date']}")  # fmt: skip
+    unfinished = False
+    for dtype in args.dtype:
+        for shape in args.shapes:
+            if args.time_limit and time.monotonic() - started > args.time_limit:
+                unfinished = True
+                print(f"\n{shape}, {dtype}: not started, the time was up")
+                continue
+            torch.compiler.reset()  # it gives up on a function that it has compiled 8 times
+            result = compare(LossCase(shape, DTYPES[dtype], DEVICE), args.contestants, args.budget)
+            report["results"].append(result)
+            print(f"\n{describe(result)}", flush=True)
+            if args.json:  # each time: whoever stops us keeps what there is
+                args.json.write_text(json.dumps(report, indent=1) + "\n")
+            gc.collect()
+            if DEVICE.type == "cuda":
+                torch.cuda.empty_cache()
+    failed = any("failed" in row for result in report["results"] for row in result["contestants"])
+    return 1 if failed else 3 if unfinished else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
