@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dml_fast.kernels.launch_table import Config, choose
+from dml_fast.kernels.gradient import gradient
+from dml_fast.kernels.launch_table import Config, choose, choose_gradient
 from dml_fast.kernels.one_pass import one_pass
 from dml_fast.kernels.scratch import counters
+from dml_fast.kernels.two_sweep import two_sweep
 from dml_fast.loss_problem import MutualStats, Problem, Solution
 
 MOST = 8  # distributions: the kernels have that many pointers
@@ -44,7 +47,7 @@ def launch(problem: Problem, *, with_grad: bool, save: bool, stats: str) -> Answ
 
     A batch of over 1,024 rows whose labels must be counted first takes a second, small one.
     """
-    count, rows, classes = problem.shape
+    count, rows, _ = problem.shape
     wanted = _STATS[stats]
     config = _configure(problem, wanted)
     programs = -(-rows // config.rows)
@@ -68,8 +71,14 @@ def launch(problem: Problem, *, with_grad: bool, save: bool, stats: str) -> Answ
     scratch = floats(quantities, programs + groups + 1).reshape(-1)
     grads = None
     if with_grad:
-        grads = tuple(torch.empty_like(z, memory_format=torch.contiguous_format) for z in problem.students)
-    kernel = one_pass
+        grads = tuple(
+            torch.empty_like(z, memory_format=torch.contiguous_format) for z in problem.students
+        )
+    if config.kernel == "one_pass":
+        kernel, shape = one_pass, {"R": config.rows, "BLOCK": config.block}
+    else:
+        threads = 32 * config.warps
+        kernel, shape = two_sweep, {"THREADS": threads, "EACH": config.block // threads}
     kernel[(programs,)](
         **common,
         **pointers("g", grads or problem.students),
@@ -85,8 +94,7 @@ def launch(problem: Problem, *, with_grad: bool, save: bool, stats: str) -> Answ
         groups=scratch[quantities * programs :],
         totals=scratch[quantities * (programs + groups) :],
         counters=counters(device, 1 + groups),
-        R=config.rows,
-        BLOCK=config.block,
+        **shape,
         GRAD=with_grad,
         SAVE=save,
         STATS=wanted,
@@ -108,6 +116,41 @@ def launch(problem: Problem, *, with_grad: bool, save: bool, stats: str) -> Answ
             row_mutual_information=information.reshape(problem.batch_shape),
         )
     return Answer(Solution(losses, grads, result), saved)
+
+
+def launch_gradient(
+    problem: Problem, saved: Tensor, outer: Tensor, grads: Sequence[Tensor | None]
+) -> None:
+    """Write the gradient of ``(losses * outer).sum()`` into those of K tensors (N, C) given.
+
+    Args:
+        problem: the same as in `launch`.
+        saved: what `launch` saved.
+        outer: (K,), or (K, N) with reduction "none", any strides.
+        grads: contiguous; None for a student that does not learn.
+    """
+    _, rows, classes = problem.shape
+    config = choose_gradient(classes)
+    shape = (-(-rows // config.rows), -(-classes // config.block))
+    filled = tuple(z if g is None else g for z, g in zip(problem.students, grads, strict=True))
+    gradient[shape](
+        **common_arguments(problem),
+        **pointers("g", filled),
+        saved=saved,
+        outer=outer,
+        outer_student=outer.stride(0),
+        outer_row=outer.stride(1) if outer.dim() > 1 else 0,
+        R=config.rows,
+        BLOCK=config.block,
+        LEARNERS=sum(1 << k for k, g in enumerate(grads) if g is not None),
+        num_warps=config.warps,
+        enable_fp_fusion=True,
+    )
+
+
+def empty_like(z: Tensor) -> Tensor:
+    """Contiguous, whatever the strides of `z`: the kernels write rows of C."""
+    return torch.empty_like(z, memory_format=torch.contiguous_format)
 
 
 def pointers(name: str, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
@@ -201,9 +244,12 @@ def _labels(problem: Problem) -> tuple[int, float, Tensor | None]:
 
 def count_labels(problem: Problem) -> Tensor:
     """() fp32: the rows that have a label, or the sum of their class weights."""
-    index = problem.index
-    assert index is not None
+    assert problem.index is not None
+    index = problem.index.long()
+    if problem.ignore_index is None:
+        assert problem.class_weight is not None
+        return problem.class_weight[index].sum()
     valid = index != problem.ignore_index
     if problem.class_weight is None:
         return valid.sum().float()
-    return (problem.class_weight[index.long().masked_fill(~valid, 0)] * valid).sum()
+    return (problem.class_weight[index.masked_fill(~valid, 0)] * valid).sum()

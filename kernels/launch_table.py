@@ -13,7 +13,7 @@ class Config(NamedTuple):
     """How to launch.
 
     Attributes:
-        kernel: "one_pass" or "two_sweep".
+        kernel: "one_pass", "two_sweep" or "gradient".
         rows: rows of the batch a program.
         block: columns held at a time: all of them (one pass), or a tile.
         warps: of 32 threads.
@@ -37,4 +37,9 @@ def choose(distributions: int, classes: int, itemsize: int, everything: bool = F
     return Config("two_sweep", 1, 256 * vector, 8)
 
 
-GRADIENT_BLOCK = 1024
+def choose_gradient(classes: int) -> Config:
+    """The configuration of the gradient kernel, a tile of about 1,024 elements."""
+    block = max(16, 1 << (classes - 1).bit_length())
+    if block >= 1024:
+        return Config("gradient", 1, 1024, 4)
+    return Config("gradient", min(16, 1024 // block), block, 4)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from dml_fast.kernels.disagreement import disagree_here
 from dml_fast.kernels.finish import add_divergence, finish
 from dml_fast.kernels.rows import (
     LEAST,
@@ -24,7 +25,6 @@ from dml_fast.kernels.rows import (
     dense_target,
     gradient_tile,
     label_share,
-    pair_divergence,
     peer_share,
     read_labels,
     read_scalar,
@@ -306,7 +306,9 @@ def one_pass(
             tl.store(gs[k] + at, g.to(gs[k].dtype.element_ty), mask=inside)
 
     if STATS > 1:
-        disagree(us, fines, logs, rate, neg_entropies, partials, information, row, ok, N, K, R, BLOCK)
+        disagree_here(
+            us, fines, logs, rate, neg_entropies, partials, information, row, ok, N, K, R, BLOCK
+        )
     if not BY_ROW or STATS > 0:
         finish(
             partials,
@@ -327,46 +329,3 @@ def one_pass(
             BY_ROW,
             STATS,
         )
-
-
-@triton.jit
-def disagree(
-    us,
-    fines,
-    logs,
-    rate,
-    neg_entropies,
-    partials,
-    information,
-    row,
-    ok,
-    N,
-    K: tl.constexpr,
-    R: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """The statistics that compare students: entropies, pairs, mutual information."""
-    pid = tl.program_id(0)
-    programs = tl.num_programs(0).to(tl.int64)
-    here = partials + pid
-    count = tl.zeros((R, 1), tl.float32)
-    for k in tl.static_range(K):
-        count += tl.where(fines[k], 1.0, 0.0)
-    mean = tl.zeros((R, BLOCK), tl.float32)
-    mean_entropy = tl.zeros((R, 1), tl.float32)
-    for k in tl.static_range(K):
-        log_p = us[k] * rate - logs[k]
-        mean += tl.where(fines[k], tl.exp2(log_p) / count, 0.0)
-        mean_entropy -= neg_entropies[k] / count
-        entropy = tl.where(fines[k], -LN2 * neg_entropies[k], float("nan"))
-        tl.store(here + (4 * K + k) * programs, tl.sum(tl.where(ok, entropy, 0.0)))
-        for j in tl.static_range(K):
-            terms = pair_divergence(log_p, us[j] * rate - logs[j])
-            pair = tl.sum(terms, axis=1, keep_dims=True)
-            pair = tl.where(fines[k] & fines[j], tl.maximum(pair, 0.0), float("nan"))
-            tl.store(here + (5 * K + 1 + k * K + j) * programs, tl.sum(tl.where(ok, pair, 0.0)))
-    joint = tl.where(mean > 0.0, mean * tl.log2(tl.maximum(mean, 1e-38)), 0.0)
-    gap = LN2 * (-tl.sum(joint, axis=1, keep_dims=True) - mean_entropy)
-    gap = tl.where(count > 0.0, tl.maximum(gap, 0.0), float("nan"))
-    tl.store(information + row, gap, mask=ok)
-    tl.store(here + 5 * K * programs, tl.sum(tl.where(ok, gap, 0.0)))

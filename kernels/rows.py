@@ -98,7 +98,7 @@ def dense_target(
     SOFT_ROW: tl.constexpr,
     SOFT_COL: tl.constexpr,
 ):
-    """The dense part of the cross-entropy's target: (probabilities, these smoothed and weighted)."""
+    """The dense part of the cross-entropy's target: as given, and smoothed and weighted."""
     if SOFT:
         raw = tl.load(soft + far * SOFT_ROW + col * SOFT_COL, mask=inside, other=0.0)
         dense = raw
@@ -163,25 +163,3 @@ def gradient_tile(
     if SPARSE:
         g -= tl.where(here, sparse_pull, 0.0)
     return g
-
-
-@triton.jit
-def pair_divergence(log_p, log_r):
-    """Terms, never negative, whose sum over the classes is KL(p || r); base-2 logarithms.
-
-    In the Bregman form, p (δ + e^-δ - 1) with δ = log p - log r: for students that differ by 1e-4
-    it keeps four digits in fp32, where p δ has hardly two.
-    """
-    p = tl.exp2(log_p)
-    delta = (log_p - log_r) * LN2
-    series = 1.0 / 362880.0
-    series = 1.0 / 40320.0 - delta * series
-    series = 1.0 / 5040.0 - delta * series
-    series = 1.0 / 720.0 - delta * series
-    series = 1.0 / 120.0 - delta * series
-    series = 1.0 / 24.0 - delta * series
-    series = 1.0 / 6.0 - delta * series
-    series = 0.5 - delta * series
-    near = p * delta * delta * series
-    far = tl.where(p == 0.0, 0.0, p * delta) - p + tl.exp2(log_r)
-    return tl.where(tl.abs(delta) < 0.5, near, far)

@@ -1,0 +1,63 @@
+"""The kernels as a backend of the mutual loss: `dml_fast.loss_problem.Backend`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dml_fast.kernels.launch import empty_like, launch, launch_gradient
+from dml_fast.loss_autograd import once
+from dml_fast.loss_problem import MutualStats, Problem, Solution
+
+
+def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
+    """As `dml_fast.loss_problem.Backend.solve`."""
+    return launch(problem, with_grad=with_grad, save=False, stats=stats).solution
+
+
+def learn(
+    problem: Problem, logits: tuple[Tensor, ...], stats: str
+) -> tuple[Tensor, MutualStats | None]:
+    """As `dml_fast.loss_problem.Backend.learn`; the backward pass makes the gradients."""
+    held: list[MutualStats | None] = []
+    losses: Tensor = _Mutual.apply(problem, stats, held, *logits)  # type: ignore[no-untyped-call]
+    return losses, held[0]
+
+
+class _Mutual(torch.autograd.Function):
+    """Saves the logits and O(N) numbers, and no gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, problem: Problem, stats: str, held: list[MutualStats | None], *logits: Tensor
+    ) -> Tensor:
+        (losses, _, measured), saved = launch(problem, with_grad=False, save=True, stats=stats)
+        assert saved is not None
+        held.append(measured)
+        ctx.save_for_backward(saved, *logits)
+        ctx.students = len(problem.students)
+        ctx.problem = replace(problem, students=())  # the logits are autograd's to keep
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        saved, *logits = ctx.saved_tensors
+        classes = logits[0].shape[-1]
+        each = logits if len(logits) == ctx.students else logits[0].unbind()
+        students = tuple(z.detach().reshape(-1, classes) for z in each)
+        problem = replace(ctx.problem, students=students)
+        needed = ctx.needs_input_grad[3:]
+        if len(logits) == 1:
+            grad = empty_like(logits[0])
+            parts: list[Tensor | None] = list(grad.reshape(len(students), -1, classes).unbind())
+            launch_gradient(problem, saved, outer.detach(), parts)
+            return None, None, None, *once([grad])
+        grads = [
+            empty_like(z) if wanted else None for z, wanted in zip(logits, needed, strict=True)
+        ]
+        parts = [g if g is None else g.reshape(-1, classes) for g in grads]
+        launch_gradient(problem, saved, outer.detach(), parts)
+        return None, None, None, *once(grads)

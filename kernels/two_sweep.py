@@ -1,0 +1,529 @@
+"""Kernel B: rows too long for the registers.
+
+The first sweep reads each logit once and gives everything but the gradients. Each of the T threads
+keeps, for its own columns and without a word to the others, the running maximum m_l, d_l = Σ e_l
+and the K L sums
+
+    D_lk = Σ_c e_l t_k,     e_l = 2^t_l,  t_l = (z_l - m_l) log2(e) / T
+
+and when a maximum moves by δ it brings them along: d <- a d, D_lk <- a_l (D_lk + δ_k d_l), with
+a = 2^δ. At the end of the row the threads' sums are joined in the same way, and
+
+    Σ_c p_l log2 p_k = D_lk / d_l - log2 d_k
+
+holds the entropies and all pairs. So autograd's forward pass reads the logits once, and its
+backward pass once more (gradient.py). The engine's path makes the gradients in a second sweep, from
+the row's end to its start: its last columns may still be in the cache.
+
+A class that student k masks with -inf and a peer does not makes KL infinite. D would have 0 x -inf
+there: the sweep puts -1e30 for -inf, and only a row that has an -inf is swept again to see whether
+a peer gives it weight.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from dml_fast.kernels.disagreement import disagree_again
+from dml_fast.kernels.finish import add_divergence, finish
+from dml_fast.kernels.rows import (
+    LEAST,
+    LN2,
+    LOG2E,
+    dense_target,
+    gradient_tile,
+    label_share,
+    peer_share,
+    read_labels,
+    read_scalar,
+)
+
+LOWEST = tl.constexpr(-3.4028234663852886e38)  # of fp32: a maximum before the first logit
+
+
+@triton.jit(do_not_specialize=["N"])
+def two_sweep(
+    z0,  # students, then teachers: L pointers to (N, C)
+    z1,
+    z2,
+    z3,
+    z4,
+    z5,
+    z6,
+    z7,
+    g0,  # gradients, K pointers to (N, C)
+    g1,
+    g2,
+    g3,
+    g4,
+    g5,
+    g6,
+    g7,
+    index,  # (N,) integers
+    soft,  # (N, C) fp32, in place of `index`
+    class_weight,  # (C,) fp32
+    row_weight,  # (N,) fp32
+    peer_weight,  # (K, L) fp32
+    label_count,  # () or unused
+    kl_weight,  # a number or () tensor
+    grad_scale,  # a number, () or (K,) tensor
+    losses,  # (K,) or (K, N) fp32
+    stats,  # (2, K) fp32
+    correct,  # (K,) int64
+    finite,  # (K,) uint8
+    more,  # (K + 1 + K K,) fp32, see finish.py
+    information,  # (N,) fp32
+    saved,  # (2 L + K + 1, N) fp32: max, log2 d, log2 d at T = 1, the target's mass
+    partials,
+    groups,
+    totals,
+    counters,
+    N,
+    ignore_index,
+    temperature,
+    smoothing,
+    given_labels,  # 1 / labelled rows, if known
+    per_row,  # 1 / rows
+    K: tl.constexpr,
+    L: tl.constexpr,
+    C: tl.constexpr,
+    THREADS: tl.constexpr,
+    EACH: tl.constexpr,  # adjacent columns a thread
+    Z_ROW: tl.constexpr,
+    Z_COL: tl.constexpr,
+    T_ROW: tl.constexpr,
+    T_COL: tl.constexpr,
+    SOFT_ROW: tl.constexpr,
+    SOFT_COL: tl.constexpr,
+    GRAD: tl.constexpr,
+    SAVE: tl.constexpr,
+    STATS: tl.constexpr,  # 0: none, 1: cheap, 2: all
+    LABELS: tl.constexpr,
+    SOFT: tl.constexpr,
+    SMOOTH: tl.constexpr,
+    IGNORE: tl.constexpr,
+    CLASS_WEIGHT: tl.constexpr,
+    ROW_WEIGHT: tl.constexpr,
+    PEER_WEIGHT: tl.constexpr,
+    PEER_MEAN: tl.constexpr,
+    TEMPERED: tl.constexpr,
+    KL_ON_DEVICE: tl.constexpr,
+    SCALE_ON_DEVICE: tl.constexpr,
+    SCALE_STEP: tl.constexpr,
+    MEAN: tl.constexpr,
+    BY_ROW: tl.constexpr,
+    QUANTITIES: tl.constexpr,
+):
+    """Losses, statistics, and gradients or what they need later. Grid: (N,)."""
+    zs = (z0, z1, z2, z3, z4, z5, z6, z7)
+    gs = (g0, g1, g2, g3, g4, g5, g6, g7)
+    DENSE: tl.constexpr = SOFT or SMOOTH
+    STEP: tl.constexpr = THREADS * EACH
+    pid = tl.program_id(0)
+    row = pid
+    far = row.to(tl.int64)
+    rate = LOG2E / temperature
+    lane = tl.arange(0, THREADS)[:, None] * EACH + tl.arange(0, EACH)[None, :]
+    nothing = tl.zeros((THREADS, 1), tl.float32)
+
+    # Sweep 1. (THREADS, 1) each: maxima, sums at T and at T = 1, lowest logits, D, the first of
+    # the largest, ⟨target, z - max⟩.
+    tops = ()
+    sums = ()
+    sums_1 = ()
+    lows = ()
+    bests = ()
+    dots = ()
+    cross = ()
+    for i in tl.static_range(L):
+        tops = tops + (nothing + LOWEST,)
+        sums = sums + (nothing,)
+        for k in tl.static_range(K):
+            cross = cross + (nothing,)
+        if i < K:
+            sums_1 = sums_1 + (nothing,)
+            lows = lows + (nothing,)
+            bests = bests + (tl.full((THREADS, 1), C, tl.int32),)
+            dots = dots + (nothing,)
+    own_cross = ()  # D_ll of the teachers
+    for i in tl.static_range(L - K):
+        own_cross = own_cross + (nothing,)
+    mass = nothing
+    most = nothing - 1.0
+    most_at = tl.full((THREADS, 1), C, tl.int32)
+    for start in range(0, C, STEP):
+        col = start + lane
+        inside = col < C
+        if DENSE:
+            raw, dense = dense_target(
+                soft,
+                class_weight,
+                far,
+                col,
+                inside,
+                smoothing,
+                C,
+                SOFT,
+                SMOOTH,
+                CLASS_WEIGHT,
+                SOFT_ROW,
+                SOFT_COL,
+            )
+            if SOFT and STATS > 0:
+                raw = tl.where(inside, raw, -1.0)
+                high = tl.max(raw, axis=1, keep_dims=True)
+                where = tl.min(tl.where(raw == high, col, C), axis=1, keep_dims=True)
+                most_at = tl.where(high > most, where, most_at)
+                most = tl.maximum(most, high)
+        ts = ()
+        moves = ()  # δ
+        new_tops = ()
+        new_lows = ()
+        new_bests = ()
+        new_dots = ()
+        new_sums = ()
+        new_sums_1 = ()
+        new_cross = ()
+        new_own_cross = ()
+        for i in tl.static_range(L):
+            if i < K:
+                at = far * Z_ROW + col * Z_COL
+            else:
+                at = far * T_ROW + col * T_COL
+            z = tl.load(zs[i] + at, mask=inside, other=float("-inf")).to(tl.float32)
+            high = tl.max(z, axis=1, keep_dims=True)
+            top = tl.maximum(tops[i], high)
+            # At most one of the two is the lowest number; the bound keeps 0 x -inf away.
+            shift = tl.maximum(tops[i] - top, LEAST)
+            u = z - top
+            ts = ts + (u * rate,)
+            moves = moves + (shift * rate,)
+            new_tops = new_tops + (top,)
+            if i < K:
+                low = tl.where(inside, z, 0.0)
+                new_lows = new_lows + (tl.minimum(lows[i], tl.min(low, axis=1, keep_dims=True)),)
+                if STATS > 0:
+                    where = tl.min(tl.where(z == high, col, C), axis=1, keep_dims=True)
+                    new_bests = new_bests + (tl.where(high > tops[i], where, bests[i]),)
+                else:
+                    new_bests = new_bests + (bests[i],)
+                if TEMPERED:
+                    e = tl.sum(tl.exp2(u * LOG2E), axis=1, keep_dims=True)
+                    new_sums_1 = new_sums_1 + (sums_1[i] * tl.exp2(shift * LOG2E) + e,)
+                else:
+                    new_sums_1 = new_sums_1 + (sums_1[i],)
+                if DENSE:
+                    products = tl.where(dense != 0.0, dense * u, 0.0)
+                    dot = dots[i] + shift * mass
+                    new_dots = new_dots + (dot + tl.sum(products, axis=1, keep_dims=True),)
+                else:
+                    new_dots = new_dots + (dots[i],)
+        for i in tl.static_range(L):
+            e = tl.exp2(ts[i])
+            shrink = tl.exp2(moves[i])
+            new_sums = new_sums + (sums[i] * shrink + tl.sum(e, axis=1, keep_dims=True),)
+            for k in tl.static_range(K):
+                met = tl.sum(e * tl.maximum(ts[k], LEAST), axis=1, keep_dims=True)
+                held = cross[i * K + k] + moves[k] * sums[i]
+                new_cross = new_cross + (held * shrink + met,)
+            if i >= K:
+                met = tl.sum(e * tl.maximum(ts[i], LEAST), axis=1, keep_dims=True)
+                held = own_cross[i - K] + moves[i] * sums[i]
+                new_own_cross = new_own_cross + (held * shrink + met,)
+        tops = new_tops
+        sums = new_sums
+        sums_1 = new_sums_1
+        lows = new_lows
+        bests = new_bests
+        dots = new_dots
+        cross = new_cross
+        own_cross = new_own_cross
+        if DENSE:
+            mass += tl.sum(dense, axis=1, keep_dims=True)
+
+    # The threads' sums become the row's: scalars from here on.
+    row_tops = ()
+    row_sums = ()
+    moves = ()
+    fines = ()
+    logs = ()
+    neg_entropies = ()
+    count = 0.0
+    heard = 0.0
+    for i in tl.static_range(L):
+        top = tl.max(tops[i])
+        move = tl.maximum(tops[i] - top, LEAST) * rate
+        d = tl.sum(sums[i] * tl.exp2(move))
+        fine = d > 0.0
+        log_d = tl.where(fine, tl.log2(d), 0.0)
+        row_tops = row_tops + (top,)
+        row_sums = row_sums + (tl.where(fine, d, 1.0),)
+        moves = moves + (move,)
+        fines = fines + (fine,)
+        logs = logs + (log_d,)
+    row_cross = ()  # Σ_c p_l log2 p_k, 0 where l is unusable
+    for i in tl.static_range(L):
+        shrink = tl.exp2(moves[i])
+        for k in tl.static_range(K):
+            met = tl.sum((cross[i * K + k] + moves[k] * sums[i]) * shrink) / row_sums[i]
+            row_cross = row_cross + (tl.where(fines[i], met - logs[k], 0.0),)
+        if i < K:
+            neg_entropy = row_cross[i * K + i]
+        else:
+            met = tl.sum((own_cross[i - K] + moves[i] * sums[i]) * shrink) / row_sums[i]
+            neg_entropy = tl.where(fines[i], met - logs[i], 0.0)
+        neg_entropies = neg_entropies + (neg_entropy,)
+        count += tl.where(fines[i], 1.0, 0.0)
+        heard += neg_entropy
+
+    # Rows with -inf: does a peer give weight to what a student masks?
+    masked = 0.0
+    hits = ()
+    for k in tl.static_range(K):
+        masked = tl.minimum(masked, tl.min(lows[k]))
+        hits = hits + (nothing,)
+    limit = tl.where((masked == float("-inf")) & (L > 1), C, 0)
+    start = 0
+    while start < limit:
+        col = start + lane
+        inside = col < C
+        zeros = ()
+        for k in tl.static_range(K):
+            z = tl.load(zs[k] + far * Z_ROW + col * Z_COL, mask=inside, other=0.0)
+            zeros = zeros + (z.to(tl.float32) == float("-inf"),)
+        new_hits = hits
+        for i in tl.static_range(L):
+            if i < K:
+                at = far * Z_ROW + col * Z_COL
+            else:
+                at = far * T_ROW + col * T_COL
+            z = tl.load(zs[i] + at, mask=inside, other=float("-inf")).to(tl.float32)
+            present = tl.where(fines[i], tl.exp2((z - row_tops[i]) * rate), 0.0) > 0.0
+            kept = ()
+            for k in tl.static_range(K):
+                hit = tl.where(present & zeros[k], 1.0, 0.0)
+                if PEER_WEIGHT:
+                    hit = hit * tl.load(peer_weight + k * L + i)
+                kept = kept + (new_hits[k] + tl.sum(hit, axis=1, keep_dims=True),)
+            new_hits = kept
+        hits = new_hits
+        start += STEP
+
+    # The label.
+    valid = True
+    sparse = 0.0
+    row_mass = tl.sum(mass)
+    y = -1
+    if not SOFT:
+        y, valid, own = read_labels(
+            index, class_weight, ignore_index, row, row < N, C, IGNORE, CLASS_WEIGHT
+        )
+        sparse = own
+        if SMOOTH:
+            sparse = own * (1.0 - smoothing)
+        row_mass = sparse + tl.where(valid, row_mass, 0.0)
+    elif STATS > 0:
+        y = tl.min(tl.where(most == tl.max(most), most_at, C))
+    of_row = 1.0
+    if ROW_WEIGHT:
+        of_row = tl.load(row_weight + row)
+    per_label = given_labels
+    if MEAN or STATS > 0:
+        per_label = label_share(
+            index,
+            class_weight,
+            label_count,
+            given_labels,
+            ignore_index,
+            N,
+            C,
+            LABELS,
+            IGNORE,
+            CLASS_WEIGHT,
+        )
+    of_label = of_row
+    of_peers = of_row * temperature
+    if MEAN:
+        of_label = of_row * per_label
+        of_peers = of_row * (temperature * per_row)
+    kl_weight = read_scalar(kl_weight, KL_ON_DEVICE)
+    share = 1.0
+    if not PEER_WEIGHT:
+        share = peer_share(count, PEER_MEAN)
+    strength = share * of_peers * kl_weight
+
+    # Losses.
+    programs = tl.num_programs(0).to(tl.int64)
+    here = partials + pid
+    stride = N.to(tl.int64)
+    logs_1 = ()
+    masses = ()
+    for k in tl.static_range(K):
+        log_d_1 = logs[k]
+        if TEMPERED:
+            d_1 = tl.sum(sums_1[k] * tl.exp2(tl.maximum(tops[k] - row_tops[k], LEAST) * LOG2E))
+            log_d_1 = tl.where(fines[k], tl.log2(d_1), 0.0)
+        logs_1 = logs_1 + (log_d_1,)
+        met = 0.0
+        heard_k = heard
+        mass_k = count
+        if PEER_WEIGHT:
+            heard_k = 0.0
+            mass_k = 0.0
+        for i in tl.static_range(L):
+            if PEER_WEIGHT:
+                weight = tl.load(peer_weight + k * L + i)
+                met += weight * row_cross[i * K + k]
+                heard_k += weight * neg_entropies[i]
+                mass_k += tl.where(fines[i], weight, 0.0)
+            else:
+                met += row_cross[i * K + k]
+        masses = masses + (mass_k,)
+        kl = 0.0
+        if L > 1:
+            kl = heard_k - met
+            if not PEER_WEIGHT:
+                kl = tl.maximum(kl, 0.0)  # none is negative: that was rounding
+            hit = tl.sum(hits[k])
+            kl = tl.where(hit == 0.0, kl, hit * float("inf"))
+            kl = kl * (LN2 * temperature * temperature) * share * of_row
+            kl = tl.where(fines[k], kl, float("nan"))
+        ce = 0.0
+        if not SOFT:
+            own_logit = tl.load(zs[k] + far * Z_ROW + y * Z_COL).to(tl.float32)
+            ce = sparse * (log_d_1 * LN2 - (own_logit - row_tops[k]))
+        if DENSE:
+            shift = tl.maximum(tops[k] - row_tops[k], LEAST)
+            dot = tl.sum(dots[k] + shift * mass)
+            ce += tl.sum(mass) * log_d_1 * LN2 - dot
+        ce = tl.where(valid, tl.where(fines[k], ce, float("nan")) * of_row, 0.0)
+        if BY_ROW:
+            tl.store(losses + k * stride + far, add_divergence(ce, kl, kl_weight))
+        if not BY_ROW or STATS > 0:
+            tl.store(here + k * programs, ce)
+            tl.store(here + (K + k) * programs, kl)
+            if STATS > 0:
+                best = tl.min(tl.where(tops[k] == row_tops[k], bests[k], C))
+                right = valid & fines[k] & (best == y)
+                tl.store(here + (2 * K + k) * programs, tl.where(right, 1.0, 0.0))
+                tl.store(here + (3 * K + k) * programs, tl.where(fines[k], 0.0, 1.0))
+        if SAVE:
+            tl.store(saved + (2 * L + k) * stride + far, log_d_1)
+    if SAVE:
+        for i in tl.static_range(L):
+            tl.store(saved + i * stride + far, row_tops[i])
+            mark = tl.where(fines[i], logs[i], float("nan"))
+            tl.store(saved + (L + i) * stride + far, mark)
+        tl.store(saved + (2 * L + K) * stride + far, row_mass)
+
+    # Sweep 2: the gradients, from the end.
+    if GRAD:
+        pushes_p = ()
+        pushes_q = ()
+        scales = ()
+        for k in tl.static_range(K):
+            scale = read_scalar(grad_scale + k * SCALE_STEP, SCALE_ON_DEVICE)
+            push = tl.where(fines[k], masses[k] * strength * scale, float("nan"))
+            pushes_p = pushes_p + (push,)
+            push = tl.where(fines[k], row_mass * of_label * scale, float("nan"))
+            pushes_q = pushes_q + (push,)
+            scales = scales + (scale,)
+        for back in range(0, C, STEP):
+            col = (tl.cdiv(C, STEP) * STEP - STEP - back) + lane
+            inside = col < C
+            us = ()
+            ps = ()
+            mix = tl.zeros((THREADS, EACH), tl.float32)
+            for i in tl.static_range(L):
+                if i < K:
+                    at = far * Z_ROW + col * Z_COL
+                else:
+                    at = far * T_ROW + col * T_COL
+                z = tl.load(zs[i] + at, mask=inside, other=float("-inf")).to(tl.float32)
+                u = z - row_tops[i]
+                p = tl.where(fines[i], tl.exp2(u * rate - logs[i]), 0.0)
+                if L > 1 and not PEER_WEIGHT:
+                    mix += p
+                us = us + (u,)
+                ps = ps + (p,)
+            dense = mix
+            if DENSE:
+                _, dense = dense_target(
+                    soft,
+                    class_weight,
+                    far,
+                    col,
+                    inside,
+                    smoothing,
+                    C,
+                    SOFT,
+                    SMOOTH,
+                    CLASS_WEIGHT,
+                    SOFT_ROW,
+                    SOFT_COL,
+                )
+            for k in tl.static_range(K):
+                if PEER_WEIGHT:
+                    mix = tl.zeros((THREADS, EACH), tl.float32)
+                    for i in tl.static_range(L):
+                        mix += tl.load(peer_weight + k * L + i) * ps[i]
+                q = ps[k]
+                if TEMPERED:
+                    q = tl.exp2(us[k] * LOG2E - logs_1[k])
+                g = gradient_tile(
+                    ps[k],
+                    q,
+                    mix,
+                    dense,
+                    col == y,
+                    pushes_p[k],
+                    pushes_q[k],
+                    strength * scales[k],
+                    tl.where(valid, of_label * scales[k], 0.0),
+                    sparse * of_label * scales[k],
+                    L > 1,
+                    TEMPERED,
+                    DENSE,
+                    not SOFT,
+                )
+                tl.store(gs[k] + far * C + col, g.to(gs[k].dtype.element_ty), mask=inside)
+
+    if STATS > 1:
+        disagree_again(
+            zs,
+            fines,
+            row_tops,
+            logs,
+            rate,
+            neg_entropies,
+            partials,
+            information,
+            far,
+            K,
+            C,
+            THREADS,
+            EACH,
+            Z_ROW,
+            Z_COL,
+        )
+    if not BY_ROW or STATS > 0:
+        finish(
+            partials,
+            groups,
+            totals,
+            counters,
+            losses,
+            stats,
+            correct,
+            finite,
+            more,
+            kl_weight,
+            per_label,
+            per_row,
+            K,
+            QUANTITIES,
+            MEAN,
+            BY_ROW,
+            STATS,
+        )
