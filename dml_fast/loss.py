@@ -8,11 +8,12 @@ Peers are constants: the gradient of L_k for z_l is exactly zero. docs/loss.md i
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dml_fast import backends
 from dml_fast.disagreement import peer_divergence
-from dml_fast.loss_inputs import Logits, check_grad_scale, check_options, prepare
+from dml_fast.loss_inputs import Logits, check_grad_scale, prepare
+from dml_fast.loss_options import LossOptions
 from dml_fast.loss_problem import MutualStats
 
 __all__ = [
@@ -157,44 +158,18 @@ def mutual_loss_and_grad(
         solver = backends.find(backend, problem)
         losses, grads, stats = solver.solve(problem, True, "all" if return_stats else "cheap")
     assert grads is not None and stats is not None
-    parts = [g.reshape(z.shape) for g, z in zip(grads, logits, strict=True)]
+    parts = [g if z.dim() == 2 else g.reshape(z.shape) for g, z in zip(grads, logits, strict=True)]
     if reduction == "none":
         losses = losses.reshape(-1, *problem.batch_shape)
     return losses, parts, stats
 
 
-class FusedMutualLoss(nn.Module):
+class FusedMutualLoss(LossOptions):
     """`mutual_loss` as a module: ``FusedMutualLoss()(logits, target)`` gives (K,) losses.
 
     The options are attributes and may be changed between calls; ``class_weight`` is a buffer.
     Arguments, results and errors are those of `mutual_loss`.
     """
-
-    class_weight: Tensor | None
-
-    def __init__(
-        self,
-        kl_weight: float | Tensor = 1.0,
-        temperature: float = 1.0,
-        label_smoothing: float = 0.0,
-        class_weight: Tensor | None = None,
-        ignore_index: int = -100,
-        peer_reduction: str = "mean",
-        reduction: str = "mean",
-        backend: str = "auto",
-    ) -> None:
-        """Check and keep the options."""
-        super().__init__()
-        check_options(kl_weight, temperature, label_smoothing, peer_reduction, reduction)
-        backends.check(backend)
-        self.kl_weight = kl_weight
-        self.temperature = temperature
-        self.label_smoothing = label_smoothing
-        self.register_buffer("class_weight", class_weight)
-        self.ignore_index = ignore_index
-        self.peer_reduction = peer_reduction
-        self.reduction = reduction
-        self.backend = backend
 
     def forward(
         self,
@@ -210,25 +185,9 @@ class FusedMutualLoss(nn.Module):
         return mutual_loss(
             logits,
             target,
-            kl_weight=self.kl_weight,
-            temperature=self.temperature,
-            label_smoothing=self.label_smoothing,
-            class_weight=self.class_weight,
-            ignore_index=self.ignore_index,
-            peer_reduction=self.peer_reduction,
-            reduction=self.reduction,
-            backend=self.backend,
+            **self.options(),
             peer_weight=peer_weight,
             row_weight=row_weight,
             teacher_logits=teacher_logits,
             return_stats=return_stats,
-        )
-
-    def extra_repr(self) -> str:
-        """The options, for print()."""
-        return (
-            f"kl_weight={self.kl_weight}, temperature={self.temperature}, "
-            f"label_smoothing={self.label_smoothing}, ignore_index={self.ignore_index}, "
-            f"peer_reduction={self.peer_reduction!r}, reduction={self.reduction!r}, "
-            f"backend={self.backend!r}"
         )
