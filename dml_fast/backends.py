@@ -40,7 +40,7 @@ def find(name: str, problem: Problem) -> Backend:
 
 @cache
 def _load(name: str) -> Backend:
-    backend: Backend = import_module(_MODULES[name])  # type: ignore[assignment]
+    backend: Backend = import_module(_MODULES[name])
     return backend
 
 

@@ -108,7 +108,7 @@ def launch(problem: Problem, *, with_grad: bool, save: bool, stats: str) -> Answ
     result = None
     if wanted:
         result = MutualStats(measured[0], measured[1], correct, finite.view(torch.bool))
-    if wanted == 2:
+    if result is not None and wanted == 2:
         result = result._replace(
             entropy=more[:count],
             mutual_information=more[count],

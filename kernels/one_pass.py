@@ -307,7 +307,7 @@ def one_pass(
 
     if STATS > 1:
         disagree_here(
-            us, fines, logs, rate, neg_entropies, partials, information, row, ok, N, K, R, BLOCK
+            us, fines, logs, rate, neg_entropies, partials, information, row, ok, K, R, BLOCK
         )
     if not BY_ROW or STATS > 0:
         finish(
