@@ -7,6 +7,7 @@ fp32 as autocast would, and the gradients come back as bf16.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dml_fast import backends
+from dml_fast.errors import UserError
+from dml_fast.kernels.availability import unavailable_reason
 from dml_fast.loss import mutual_loss, mutual_loss_and_grad
 
 Losses = Callable[[list[Tensor], Tensor], Tensor]  # K x (N, C), (N,) -> (K,)
@@ -133,14 +136,24 @@ def ours(backend: str) -> Run:
 def names() -> list[str]:
     """All contestants, whether or not they can run here."""
     compiled = [f"{name}{COMPILE}" for name in ("naive", "careful", "closed_form")]
-    mine = [name + path for name in backends.BACKENDS for path in (AUTOGRAD, "")]
+    mine = [name + path for name in our_backends() for path in (AUTOGRAD, "")]
     return ["naive", compiled[0], "careful", compiled[1], "liger", compiled[2], *mine]
 
 
+def our_backends() -> list[str]:
+    """Those that this version has, the best for its device last."""
+    found = []
+    for name in ("closed_form", "compiled", "triton"):
+        with contextlib.suppress(UserError):
+            backends.check(name)
+            found.append(name)
+    return found
+
+
 def champion(device: torch.device) -> str:
-    """The contestant that all are compared with: what ``backend="auto"`` is to pick there."""
-    wanted = ["triton"] if device.type == "cuda" else ["compiled"]
-    return next(name for name in [*wanted, "closed_form"] if name in backends.BACKENDS)
+    """Ours, which all are compared with: what the engine uses on that device."""
+    kernel = "compiled" if device.type == "cpu" else "triton"
+    return kernel if kernel in our_backends() else "closed_form"
 
 
 def contestant(name: str, device: torch.device) -> Contestant:
@@ -151,8 +164,11 @@ def contestant(name: str, device: torch.device) -> Contestant:
     """
     if name == "liger":
         return Contestant(name, through_autograd(liger()), spoils_logits=True, waits=True)
-    if name.startswith("triton") and device.type == "cpu":
-        raise AbsentError("on a CPU Triton is interpreted, which is no measure of it")
+    if name.startswith("triton"):
+        if device.type == "cpu":
+            raise AbsentError("on a CPU Triton is interpreted, which is no measure of it")
+        if reason := unavailable_reason(device):  # or the closed form would run in its name
+            raise AbsentError(reason)
     plain = {"naive": naive, "careful": careful}
     base, is_compiled = name.removesuffix(COMPILE), name.endswith(COMPILE)
     if base in plain:
