@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from functools import cache
-from importlib import import_module
 
 import torch
 
@@ -14,14 +11,15 @@ from dml_fast.loss_problem import Backend, Problem
 
 logger = logging.getLogger("dml_fast")
 
-# Imported at first use: Triton takes a second, and is not everywhere.
-_MODULES = {"closed_form": "dml_fast.closed_form", "triton": "dml_fast.kernels.autograd"}
+_NAMES = ("closed_form", "triton")
+_reasons: dict[torch.device, str | None] = {}
+_said: set[str] = set()
 
 
 def check(name: str) -> None:
     """Raise a `UserError` for a name that is no backend."""
-    if name != "auto" and name not in _MODULES:
-        raise UserError(f"unknown backend {name!r}: use 'auto' or one of {sorted(_MODULES)}")
+    if name != "auto" and name not in _NAMES:
+        raise UserError(f"unknown backend {name!r}: use 'auto' or one of {sorted(_NAMES)}")
 
 
 def find(name: str, problem: Problem) -> Backend:
@@ -38,30 +36,38 @@ def find(name: str, problem: Problem) -> Backend:
     return _load(name)
 
 
-@cache
 def _load(name: str) -> Backend:
-    backend: Backend = import_module(_MODULES[name])
-    return backend
+    # Statements, as torch.compile follows them, and neither import_module nor a cache.
+    if name == "triton":
+        from dml_fast.kernels import autograd
+
+        return autograd
+    from dml_fast import closed_form
+
+    return closed_form
 
 
 def _no_kernel(problem: Problem) -> str | None:
-    return _no_triton(problem.device) or _unsupported()(problem)
-
-
-@cache
-def _no_triton(device: torch.device) -> str | None:
-    from dml_fast.kernels.availability import unavailable_reason
-
-    return unavailable_reason(device)
-
-
-@cache
-def _unsupported() -> Callable[[Problem], str | None]:
+    reason: str | None = _no_triton(problem.device)
+    if reason:
+        return reason
     from dml_fast.kernels.launch import unsupported_reason
 
-    return unsupported_reason
+    return unsupported_reason(problem)
 
 
-@cache  # once for each reason, not once a step
+# torch.compile calls it, rather than tracing it.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _no_triton(device: torch.device) -> str | None:
+    if device not in _reasons:
+        from dml_fast.kernels.availability import unavailable_reason
+
+        _reasons[device] = unavailable_reason(device)
+    return _reasons[device]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _say(reason: str) -> None:
-    logger.warning("mutual loss: the closed form in place of the Triton kernels: %s", reason)
+    if reason not in _said:  # once for each reason, not once a step
+        _said.add(reason)
+        logger.warning("mutual loss: the closed form in place of the Triton kernels: %s", reason)
