@@ -128,16 +128,21 @@ def _look(problem: Problem) -> _Views:
     z.sub_(z.amax(-1, keepdim=True))
     if problem.temperature == 1.0:
         log_p, p = _softmax(z)
-        log_q, q = log_p[:students], p[:students]
+        log_q, q = _first(log_p, students), _first(p, students)
     else:
         log_p, p = _softmax(z / problem.temperature)
-        log_q, q = _softmax(z[:students])
+        log_q, q = _softmax(_first(z, students))
     neg_entropy = _row_dots(p, log_p, guard=False)
     if may_look(z.device) and math.isfinite(neg_entropy.sum().item()):
         return _Views(log_p, p, log_q, q, neg_entropy, None)
     usable = ~log_p[..., 0].isnan()  # all classes of an unusable row are NaN by now
     neg_entropy = _row_dots(p, log_p, guard=True).masked_fill_(~usable, 0.0)
     return _Views(log_p, p, log_q, q, neg_entropy, usable)
+
+
+def _first(views: Tensor, students: int) -> Tensor:
+    """The students' part; slices are not free where rows are as short as CIFAR's."""
+    return views if len(views) == students else views[:students]
 
 
 def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,7 +191,7 @@ def _divergence(problem: Problem, peers: _Peers, views: _Views) -> Tensor:
     """(K, N): T² times the weighted sum over the peers l of KL(p_l || p_k)."""
     students = len(problem.students)
     guard = views.usable is not None
-    rows = peers.neg_entropy - _row_dots(peers.mix, views.log_p[:students], guard)
+    rows = peers.neg_entropy - _row_dots(peers.mix, _first(views.log_p, students), guard)
     if problem.peer_weight is None:
         rows.clamp_(min=0.0)  # no divergence is negative: that was rounding
     if views.usable is not None:
@@ -263,13 +268,14 @@ def _gradient(
         if problem.temperature == 1.0:
             push = push + peers.mass * strength  # p is q
         else:
-            pull = _multiply_add(pull, views.p[: len(views.q)], peers.mass * strength)
+            pull = _multiply_add(pull, _first(views.p, len(views.q)), peers.mass * strength)
     grads = _multiply_add(pull, views.q, push)
     if labels.at is not None:
         value = labels.sparse * ce_scale * -1
-        if not isinstance(value, Tensor):
-            value = grads.new_full((), value)
-        grads.scatter_add_(-1, labels.at, _column(value).expand(labels.at.shape))
+        if isinstance(value, Tensor):
+            grads.scatter_add_(-1, labels.at, _column(value).expand(labels.at.shape))
+        else:
+            grads.scatter_(-1, labels.at, value, reduce="add")
     return grads
 
 
@@ -319,6 +325,8 @@ def _inverse(denominator: Factor) -> Factor:
 
 
 def _total(ce: Tensor, kl: Tensor, kl_weight: float | Tensor) -> Tensor:
-    if isinstance(kl_weight, Tensor) or kl_weight:
+    if isinstance(kl_weight, Tensor):
         return ce + kl * kl_weight
+    if kl_weight:
+        return torch.add(ce, kl, alpha=kl_weight)
     return ce.clone()  # switched off: not even an infinite divergence counts

@@ -205,7 +205,7 @@ def _target(
     if target.dtype == torch.bool or target.is_complex():
         _fail(f"target is {_name(target.dtype)}", "pass integer classes or probabilities")
     index = _tensor(target, batch_shape, "target of classes", "batch", first, target.dtype)
-    index = index.reshape(-1)
+    index = index if index.dim() == 1 else index.reshape(-1)
     if may_look(index.device) and index.numel():
         # Elsewhere the indexing's own assertion speaks, or the row is poisoned with NaN.
         low, high = (int(bound) for bound in index.aminmax())
