@@ -13,10 +13,8 @@ from dml_fast.kernels.rows import LN2
 
 @triton.jit
 def disagree_here(
-    us,
+    log_ps,
     fines,
-    logs,
-    rate,
     neg_entropies,
     partials,
     information,
@@ -26,7 +24,7 @@ def disagree_here(
     R: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """From rows that are in registers, as z - max."""
+    """From rows that are in registers, as base-2 logarithms."""
     pid = tl.program_id(0)
     programs = tl.num_programs(0).to(tl.int64)
     here = partials + pid
@@ -36,13 +34,12 @@ def disagree_here(
     mean = tl.zeros((R, BLOCK), tl.float32)
     mean_entropy = tl.zeros((R, 1), tl.float32)
     for k in tl.static_range(K):
-        log_p = us[k] * rate - logs[k]
-        mean += tl.where(fines[k], tl.exp2(log_p) / count, 0.0)
+        mean += tl.where(fines[k], tl.exp2(log_ps[k]) / count, 0.0)
         mean_entropy -= neg_entropies[k] / count
         entropy = tl.where(fines[k], -LN2 * neg_entropies[k], float("nan"))
         tl.store(here + (4 * K + k) * programs, tl.sum(tl.where(ok, entropy, 0.0)))
         for j in tl.static_range(K):
-            terms = pair_divergence(log_p, us[j] * rate - logs[j])
+            terms = pair_divergence(log_ps[k], log_ps[j])
             pair = tl.sum(terms, axis=1, keep_dims=True)
             pair = tl.where(fines[k] & fines[j], tl.maximum(pair, 0.0), float("nan"))
             tl.store(here + (5 * K + 1 + k * K + j) * programs, tl.sum(tl.where(ok, pair, 0.0)))

@@ -176,8 +176,8 @@ def common_arguments(problem: Problem) -> dict[str, Any]:
         "label_count": label_count,
     }
     kl_weight = problem.kl_weight
-    if isinstance(kl_weight, Tensor) and kl_weight.device != first.device:
-        kl_weight = float(kl_weight)  # on the CPU: no wait
+    if not isinstance(kl_weight, Tensor) or kl_weight.device != first.device:
+        kl_weight = float(kl_weight)  # a tensor on the CPU: no wait
     whole_rows = rows if problem.whole is None else problem.whole[1]
     return {
         **pointers("z", students + teachers),

@@ -29,12 +29,15 @@ def choose(distributions: int, classes: int, itemsize: int, everything: bool = F
     """The configuration for L distributions of C classes; `everything` adds all statistics."""
     block = max(16, 1 << (classes - 1).bit_length())
     if block <= 16:
-        return Config("one_pass", 8, block, 1)
-    for limit, warps in ((256, 1), (2048, 4), (4096, 8)):
-        if block <= limit:
-            return Config("one_pass", 1, block, warps)
-    vector = 16 // itemsize
-    return Config("two_sweep", 1, 256 * vector, 8)
+        return Config("one_pass", 4, block, 1)
+    # Elements a thread x (L + 1) are what it holds; more of them share the reductions' cost.
+    held = 48 if everything else 80
+    warps = 1
+    while warps < 16 and block * (distributions + 1) > held * 32 * warps:
+        warps *= 2
+    if block * (distributions + 1) <= (72 if warps == 16 else held) * 32 * warps:
+        return Config("one_pass", 1, block, warps)
+    return Config("two_sweep", 1, 256 * (16 // itemsize), 8)
 
 
 def choose_gradient(classes: int) -> Config:

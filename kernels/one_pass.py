@@ -6,7 +6,10 @@ S = Σ_l p_l, summed over l = k too, which adds KL(p_k || p_k) = 0:
     KL_k = T² ln2 share (Σ_l Σ_c p_l log2 p_l - Σ_c S log2 p_k)
     g_k  = A_k p_k - B_k S - [y] c_k            A, B, c: constants of the row
 
-so that nothing is computed pair by pair and a gradient is two multiply-adds. Losses, statistics
+so that nothing is computed pair by pair and a gradient is two multiply-adds. What limits it is not
+the memory alone but the rate at which instructions are issued (README.md), so the way for good
+rows has no guards: 0 x -inf at a masked class, and any unusable row, leave a NaN in a sum, and such
+a program takes the sums again with guards (`careful_sums`). Losses, statistics
 and gradients leave in the same launch (finish.py). For autograd the gradient waits for its outer
 gradient: then what `gradient.py` needs is saved instead, O(N).
 """
@@ -116,63 +119,12 @@ def one_pass(
     inside = ok & (col < C)
     rate = LOG2E / temperature
 
-    # Phase 1: each distribution by itself, and their sum.
-    us = ()  # z - max
-    fines = ()
-    logs = ()  # log2 d at T
-    logs_1 = ()  # and at T = 1, students only
-    tops = ()
-    bests = ()  # the first of the largest
-    neg_entropies = ()  # Σ p log2 p
-    count = tl.zeros((R, 1), tl.float32)
-    heard = tl.zeros((R, 1), tl.float32)
-    mix = tl.zeros((R, BLOCK), tl.float32)
-    for i in tl.static_range(L):
-        if i < K:
-            at = far * Z_ROW + col * Z_COL
-        else:
-            at = far * T_ROW + col * T_COL
-        z = tl.load(zs[i] + at, mask=inside, other=float("-inf")).to(tl.float32)
-        top = tl.max(z, axis=1, keep_dims=True)
-        u = z - top
-        t = u * rate
-        e = tl.exp2(t)
-        d = tl.sum(e, axis=1, keep_dims=True)
-        fine = d > 0.0
-        log_d = tl.where(fine, tl.log2(d), 0.0)
-        scale = tl.where(fine, 1.0 / d, 0.0)
-        products = tl.sum(e * tl.maximum(t, LEAST), axis=1, keep_dims=True)
-        neg_entropy = tl.where(fine, products * scale - log_d, 0.0)
-        count += tl.where(fine, 1.0, 0.0)
-        heard += neg_entropy
-        if L > 1 and not PEER_WEIGHT:
-            mix += tl.where(fine, e * scale, 0.0)
-        us = us + (u,)
-        tops = tops + (top,)
-        fines = fines + (fine,)
-        logs = logs + (log_d,)
-        neg_entropies = neg_entropies + (neg_entropy,)
-        if i < K:
-            log_d_1 = log_d
-            if TEMPERED:
-                d_1 = tl.sum(tl.exp2(u * LOG2E), axis=1, keep_dims=True)
-                log_d_1 = tl.where(fine, tl.log2(d_1), 0.0)
-            logs_1 = logs_1 + (log_d_1,)
-            if STATS > 0:
-                bests = bests + (tl.min(tl.where(u == 0.0, col, C), axis=1, keep_dims=True),)
-        if SAVE:
-            tl.store(saved + i * N.to(tl.int64) + far, top, mask=ok)
-            mark = tl.where(fine, log_d, float("nan"))
-            tl.store(saved + (L + i) * N.to(tl.int64) + far, mark, mask=ok)
-            if i < K:
-                tl.store(saved + (2 * L + i) * N.to(tl.int64) + far, log_d_1, mask=ok)
-
-    # Phase 2: the label.
+    # The label first: whether a row is right is asked of the columns before it.
     valid = ok
     sparse = tl.zeros((R, 1), tl.float32)
     mass = tl.zeros((R, 1), tl.float32)
     y = tl.full((R, 1), -1, tl.int32)
-    dense = mix
+    dense = tl.zeros((R, BLOCK), tl.float32)
     if DENSE:
         raw, dense = dense_target(
             soft,
@@ -202,6 +154,116 @@ def one_pass(
         mass = sparse + tl.where(valid, mass, 0.0)
     if SAVE:
         tl.store(saved + (2 * L + K) * N.to(tl.int64) + far, mass, mask=ok)
+
+    # Each distribution by itself, and their sum.
+    us = ()  # log2 p; where temperatures differ, z - max
+    fines = ()
+    logs = ()  # log2 d at T
+    logs_1 = ()  # and at T = 1, students only
+    own_us = ()  # z - max at the label
+    rights = ()
+    neg_entropies = ()  # Σ p log2 p
+    count = tl.zeros((R, 1), tl.float32)
+    heard = tl.zeros((R, 1), tl.float32)
+    mix = tl.zeros((R, BLOCK), tl.float32)
+    for i in tl.static_range(L):
+        if i < K:
+            at = far * Z_ROW + col * Z_COL
+        else:
+            at = far * T_ROW + col * T_COL
+        z = tl.load(zs[i] + at, mask=inside, other=float("-inf")).to(tl.float32)
+        top = tl.max(z, axis=1, keep_dims=True)
+        u = z - top
+        if C < BLOCK:
+            u = tl.where(col < C, u, LEAST)  # of no weight, and not -inf
+        t = u * rate
+        e = tl.exp2(t)
+        d = tl.sum(e, axis=1, keep_dims=True)
+        fine = d > 0.0
+        log_d = tl.where(fine, tl.log2(d), 0.0)
+        scale = tl.where(fine, 1.0 / d, 0.0)
+        count += tl.where(fine, 1.0, 0.0)
+        if L > 1 or STATS > 1:
+            products = e * t
+            if PEER_WEIGHT:
+                products = tl.where(e > 0.0, products, 0.0)
+            neg_entropy = tl.sum(products, axis=1, keep_dims=True) * scale - log_d
+            if PEER_WEIGHT:
+                neg_entropy = tl.where(fine, neg_entropy, 0.0)
+            heard += neg_entropy
+            neg_entropies = neg_entropies + (neg_entropy,)
+            if not PEER_WEIGHT:
+                mix += e * scale
+        if TEMPERED:
+            us = us + (u,)
+        else:
+            us = us + (t - log_d,)
+        fines = fines + (fine,)
+        logs = logs + (log_d,)
+        if i < K:
+            log_d_1 = log_d
+            if TEMPERED:
+                d_1 = tl.sum(tl.exp2(u * LOG2E), axis=1, keep_dims=True)
+                log_d_1 = tl.where(fine, tl.log2(d_1), 0.0)
+            logs_1 = logs_1 + (log_d_1,)
+            own_u = top
+            if not SOFT:
+                own_logit = tl.load(zs[i] + far * Z_ROW + y * Z_COL, mask=ok, other=0.0)
+                own_u = own_logit.to(tl.float32) - top
+            own_us = own_us + (own_u,)
+            if STATS > 0:
+                # The first of the largest: none of the columns before is as large.
+                before = tl.max(tl.where(col < y, z, float("-inf")), axis=1, keep_dims=True)
+                if SOFT:
+                    highest = tl.max(tl.where(col == y, z, float("-inf")), axis=1, keep_dims=True)
+                    right = (highest == top) & (before < top)
+                else:
+                    right = (own_u == 0.0) & (before < top)
+                rights = rights + (right & fine & valid & (sparse == sparse),)
+        if SAVE:
+            tl.store(saved + i * N.to(tl.int64) + far, top, mask=ok)
+            mark = tl.where(fine, log_d, float("nan"))
+            tl.store(saved + (L + i) * N.to(tl.int64) + far, mark, mask=ok)
+            if i < K:
+                tl.store(saved + (2 * L + i) * N.to(tl.int64) + far, log_d_1, mask=ok)
+
+    # What the students make of their peers: Σ V log2 p_k, Σ_l w_kl Σ p_l log2 p_l, Σ_l w_kl.
+    mets = ()
+    heards = ()
+    masses = ()
+    for k in tl.static_range(K):
+        met = tl.zeros((R, 1), tl.float32)
+        if L > 1 and not PEER_WEIGHT:
+            log_p = us[k] * rate - logs[k] if TEMPERED else us[k]
+            met = tl.sum(mix * log_p, axis=1, keep_dims=True)
+        mets = mets + (met,)
+        heards = heards + (heard,)
+        masses = masses + (count,)
+    if L > 1 or STATS > 1:
+        doubt = heard
+        for k in tl.static_range(K):
+            doubt += mets[k]
+        # A number minus itself is 0; of NaN and the infinities it is NaN.
+        broken = tl.sum(tl.where(ok & ((doubt - doubt) != 0.0), 1, 0))
+        while broken > 0:
+            neg_entropies = ()
+            heard = tl.zeros((R, 1), tl.float32)
+            mix = tl.zeros((R, BLOCK), tl.float32)
+            for i in tl.static_range(L):
+                log_p = us[i] * rate - logs[i] if TEMPERED else us[i]
+                p = tl.where(fines[i], tl.exp2(log_p), 0.0)
+                products = tl.where(p > 0.0, p * log_p, 0.0)
+                neg_entropy = tl.sum(products, axis=1, keep_dims=True)
+                neg_entropies = neg_entropies + (neg_entropy,)
+                heard += neg_entropy
+                mix += p
+            mets = ()
+            for k in tl.static_range(K):
+                log_p = us[k] * rate - logs[k] if TEMPERED else us[k]
+                products = tl.where(mix > 0.0, mix * log_p, 0.0)
+                mets = mets + (tl.sum(products, axis=1, keep_dims=True),)
+            broken = 0
+
     of_row = tl.full((R, 1), 1.0, tl.float32)
     if ROW_WEIGHT:
         of_row = tl.load(row_weight + row, mask=ok, other=0.0)
@@ -231,27 +293,27 @@ def one_pass(
         share = peer_share(count, PEER_MEAN)
     strength = share * of_peers * kl_weight
 
-    # Phase 3: each student's divergence, loss and gradient.
+    # Each student's divergence, loss and gradient.
     programs = tl.num_programs(0).to(tl.int64)
     for k in tl.static_range(K):
-        log_p = us[k] * rate - logs[k]
-        log_q = log_p
-        if TEMPERED:
-            log_q = us[k] * LOG2E - logs_1[k]
-        mass_k = count
+        log_p = us[k] * rate - logs[k] if TEMPERED else us[k]
+        log_q = us[k] * LOG2E - logs_1[k] if TEMPERED else log_p
+        met = mets[k]
         heard_k = heard
+        mass_k = count
         if PEER_WEIGHT:
             mix = tl.zeros((R, BLOCK), tl.float32)
-            mass_k = tl.zeros((R, 1), tl.float32)
             heard_k = tl.zeros((R, 1), tl.float32)
+            mass_k = tl.zeros((R, 1), tl.float32)
             for i in tl.static_range(L):
                 weight = tl.load(peer_weight + k * L + i)
-                mix += tl.where(fines[i], weight * tl.exp2(us[i] * rate - logs[i]), 0.0)
-                mass_k += tl.where(fines[i], weight, 0.0)
+                peer = us[i] * rate - logs[i] if TEMPERED else us[i]
+                mix += tl.where(fines[i], weight * tl.exp2(peer), 0.0)
                 heard_k += weight * neg_entropies[i]
+                mass_k += tl.where(fines[i], weight, 0.0)
+            met = tl.sum(tl.where(mix != 0.0, mix * log_p, 0.0), axis=1, keep_dims=True)
         kl = tl.zeros((R, 1), tl.float32)
         if L > 1:
-            met = tl.sum(tl.where(mix != 0.0, mix * log_p, 0.0), axis=1, keep_dims=True)
             kl = heard_k - met
             if not PEER_WEIGHT:
                 kl = tl.maximum(kl, 0.0)  # none is negative: that was rounding
@@ -259,9 +321,7 @@ def one_pass(
             kl = tl.where(fines[k], kl, float("nan"))
         ce = tl.zeros((R, 1), tl.float32)
         if not SOFT:
-            at = far * Z_ROW + y * Z_COL
-            own_logit = tl.load(zs[k] + at, mask=ok, other=0.0).to(tl.float32)
-            ce = sparse * (logs_1[k] * LN2 - (own_logit - tops[k]))
+            ce = sparse * (logs_1[k] * LN2 - own_us[k])
         if DENSE:
             products = tl.where(dense != 0.0, dense * log_q, 0.0)
             ce -= tl.sum(products, axis=1, keep_dims=True) * LN2
@@ -274,8 +334,7 @@ def one_pass(
             tl.store(here + k * programs, tl.sum(tl.where(ok, ce, 0.0)))
             tl.store(here + (K + k) * programs, tl.sum(tl.where(ok, kl, 0.0)))
             if STATS > 0:
-                right = valid & fines[k] & (bests[k] == y)
-                tl.store(here + (2 * K + k) * programs, tl.sum(tl.where(right, 1.0, 0.0)))
+                tl.store(here + (2 * K + k) * programs, tl.sum(tl.where(rights[k], 1.0, 0.0)))
                 wrong = ok & (fines[k] == 0)
                 tl.store(here + (3 * K + k) * programs, tl.sum(tl.where(wrong, 1.0, 0.0)))
         if GRAD:
@@ -306,9 +365,11 @@ def one_pass(
             tl.store(gs[k] + at, g.to(gs[k].dtype.element_ty), mask=inside)
 
     if STATS > 1:
-        disagree_here(
-            us, fines, logs, rate, neg_entropies, partials, information, row, ok, K, R, BLOCK
-        )
+        log_ps = ()
+        for k in tl.static_range(K):
+            log_p = us[k] * rate - logs[k] if TEMPERED else us[k]
+            log_ps = log_ps + (log_p,)
+        disagree_here(log_ps, fines, neg_entropies, partials, information, row, ok, K, R, BLOCK)
     if not BY_ROW or STATS > 0:
         finish(
             partials,
