@@ -103,7 +103,7 @@ def mutual_loss(
         with torch.no_grad():
             losses, _, stats = solver.solve(problem, False, wanted)
     if reduction == "none":
-        losses = losses.reshape(-1, *problem.batch_shape)
+        losses = losses.reshape(len(problem.students), *problem.batch_shape)
     return losses if stats is None else (losses, stats)
 
 
@@ -160,7 +160,7 @@ def mutual_loss_and_grad(
     assert grads is not None and stats is not None
     parts = [g if z.dim() == 2 else g.reshape(z.shape) for g, z in zip(grads, logits, strict=True)]
     if reduction == "none":
-        losses = losses.reshape(-1, *problem.batch_shape)
+        losses = losses.reshape(len(problem.students), *problem.batch_shape)
     return losses, parts, stats
 
 

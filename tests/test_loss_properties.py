@@ -290,6 +290,8 @@ def test_an_empty_batch_is_zero() -> None:
     assert torch.equal(losses, torch.zeros(3))
     losses.sum().backward()
     assert logits[0].grad.shape == (0, 5)
+    assert mutual_loss(logits, target, reduction="none").shape == (3, 0)
+    assert mutual_loss_and_grad(logits, target, reduction="none")[0].shape == (3, 0)
 
 
 def test_the_module_moves_its_weights_and_can_be_ramped() -> None:
