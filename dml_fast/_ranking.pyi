@@ -1,4 +1,10 @@
-"""The C++ extension (csrc/). An array that is not C-contiguous raises TypeError."""
+"""The C++ extension (csrc/). An array of another type or layout raises TypeError.
+
+Arguments from ``query_identity`` to ``junk`` are the fields of `dml_fast.eval.labels.Labels`. The
+scores' columns are named in `dml_fast.eval.result`. Every function may be interrupted by Ctrl-C.
+"""
+
+from typing import SupportsIndex, SupportsInt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,3 +36,48 @@ def instruction_set() -> str:
     Raises:
         ValueError: ``DML_FAST_ISA`` names no instruction set, or one not supported here.
     """
+
+def rank_rows_f32(
+    dist: NDArray[np.float32],
+    query_identity: NDArray[np.int64],
+    item_identity: NDArray[np.int64],
+    query_camera: NDArray[np.int64],
+    item_camera: NDArray[np.int64],
+    member_offsets: NDArray[np.int64],
+    members: NDArray[np.int64],
+    junk: NDArray[np.int64],
+    ties: SupportsInt | SupportsIndex,
+    max_rank: SupportsInt | SupportsIndex,
+    topk: SupportsInt | SupportsIndex,
+    repeats: SupportsInt | SupportsIndex,
+    seed: SupportsInt | SupportsIndex,
+    threads: SupportsInt | SupportsIndex,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], int]:
+    """Score queries from their rows of distances (Q, G).
+
+    ``ties`` is 0..3 as in `dml_fast.eval.protocol.TIES`; ``repeats`` the draws of the
+    single-gallery-shot CMC, 0 for the mean over all, -1 for the plain CMC.
+
+    Returns:
+        ``scores`` (Q, 8), NaN without a valid positive; ``first_at`` and ``hits_at``
+        (chunks of 16 queries, max_rank), how many first positives and positives have each rank;
+        ``topk`` (Q, topk); the number of NaNs in the rows of the scored queries.
+    """
+
+def rank_rows_f64(
+    dist: NDArray[np.float64],
+    query_identity: NDArray[np.int64],
+    item_identity: NDArray[np.int64],
+    query_camera: NDArray[np.int64],
+    item_camera: NDArray[np.int64],
+    member_offsets: NDArray[np.int64],
+    members: NDArray[np.int64],
+    junk: NDArray[np.int64],
+    ties: SupportsInt | SupportsIndex,
+    max_rank: SupportsInt | SupportsIndex,
+    topk: SupportsInt | SupportsIndex,
+    repeats: SupportsInt | SupportsIndex,
+    seed: SupportsInt | SupportsIndex,
+    threads: SupportsInt | SupportsIndex,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], int]:
+    """As rank_rows_f32, compared in float64."""

@@ -110,7 +110,7 @@ def test_the_stub_matches_the_extension() -> None:
     for name, node in functions.items():
         signature = getattr(_ranking, name).__doc__.splitlines()[0]
         # The stub imports what pybind11 spells out in full.
-        spelled = re.sub(r"\b(numpy\.typing|numpy)\.", "", signature)
-        arguments = ast.unparse(node.args).replace("np.", "")
+        spelled = re.sub(r"\b(numpy\.typing|numpy|typing)\.", "", signature)
         assert node.returns is not None
-        assert spelled == f"{name}({arguments}) -> {ast.unparse(node.returns)}"
+        stubbed = f"{name}({ast.unparse(node.args)}) -> {ast.unparse(node.returns)}"
+        assert spelled == stubbed.replace("np.", "")

@@ -1,1 +1,32 @@
-"""How good students are: classification here, retrieval in the ranking core."""
+"""How good students are: classification, and retrieval over the C++ ranking core.
+
+The names are imported lazily: ranking a matrix does not need torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dml_fast.eval.protocol import SingleShot
+    from dml_fast.eval.ranking import rank_distances
+    from dml_fast.eval.result import RankingResult
+
+_HOMES = {
+    "RankingResult": "result",
+    "SingleShot": "protocol",
+    "rank_distances": "ranking",
+}
+
+__all__ = ["RankingResult", "SingleShot", "rank_distances"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dml_fast.eval' has no attribute {name!r}")
+    return getattr(import_module(f"dml_fast.eval.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

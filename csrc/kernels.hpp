@@ -1,0 +1,94 @@
+// The inner loops, compiled once per instruction set (kernels_*.cpp) and chosen at run time.
+// Each gives the same bits at every level.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "isa.hpp"
+
+namespace dml_fast {
+
+// Partial sums of a dot product: element i goes to number i mod DOT_LANES, and these are then
+// added by halves. The order is part of the result's definition.
+constexpr int DOT_LANES = 32;
+
+// Thresholds are sorted; a NaN among them is below all others (nothing is <= NaN).
+// counts[k] += the number of x[j] <= thresholds[k]. A NaN in x is never counted.
+template <class T>
+using CountAtMost = void (*)(const T* x, std::int64_t n, const T* thresholds, std::int64_t k,
+                             std::int64_t* counts);
+
+// A row of approximate scores against intervals [low[k], high[k]], both sorted:
+// counts[k] += the number of x[j] < low[k]; unsure[j] = 1 where x[j] is within an interval or no
+// number, else 0. Returns how many those are.
+using Screen = std::int64_t (*)(const float* x, std::int64_t n, const float* low, const float* high,
+                                std::int64_t k, std::int64_t* counts, std::uint8_t* unsure);
+
+// x[j] = offset[j] - scores[j], from float32 or from bfloat16 bits.
+template <class S>
+using Widen = void (*)(const S* scores, const float* offset, std::int64_t n, float* x);
+
+template <class T>
+using Dot = double (*)(const T* a, const T* b, std::int64_t n);
+
+// out[j] = the number of bits in which code and codes[j] differ, j = 0..n-1, of `words` each.
+using Hamming = void (*)(const std::uint64_t* code, const std::uint64_t* codes, std::int64_t n,
+                         std::int64_t words, std::uint16_t* out);
+
+struct Kernels {
+    CountAtMost<float> count_at_most_f32;
+    CountAtMost<double> count_at_most_f64;
+    Screen screen;
+    Widen<float> widen_f32;
+    Widen<std::uint16_t> widen_bf16;
+    Dot<float> dot_f32;
+    Dot<double> dot_f64;
+    Hamming hamming;
+
+    void count_at_most(const float* x, std::int64_t n, const float* t, std::int64_t k,
+                       std::int64_t* counts) const {
+        count_at_most_f32(x, n, t, k, counts);
+    }
+    void count_at_most(const double* x, std::int64_t n, const double* t, std::int64_t k,
+                       std::int64_t* counts) const {
+        count_at_most_f64(x, n, t, k, counts);
+    }
+    void widen(const float* s, const float* o, std::int64_t n, float* x) const {
+        widen_f32(s, o, n, x);
+    }
+    void widen(const std::uint16_t* s, const float* o, std::int64_t n, float* x) const {
+        widen_bf16(s, o, n, x);
+    }
+    double dot(const float* a, const float* b, std::int64_t n) const { return dot_f32(a, b, n); }
+    double dot(const double* a, const double* b, std::int64_t n) const { return dot_f64(a, b, n); }
+};
+
+namespace baseline {
+extern const Kernels KERNELS;
+}
+#if defined(__GNUC__) && defined(__x86_64__)
+namespace avx2 {
+extern const Kernels KERNELS;
+}
+namespace avx512 {
+extern const Kernels KERNELS;
+}
+#endif
+
+// Those of the instruction set in use (isa.hpp).
+inline const Kernels& active_kernels() {
+#if defined(__GNUC__) && defined(__x86_64__)
+    switch (active_isa()) {
+        case Isa::avx512:
+            return avx512::KERNELS;
+        case Isa::avx2:
+            return avx2::KERNELS;
+        default:
+            break;
+    }
+#endif
+    return baseline::KERNELS;
+}
+
+}  // namespace dml_fast

@@ -1,0 +1,74 @@
+// The inner loops with AVX2. Only called where isa.hpp has found it.
+#include "kernels.hpp"
+
+#if defined(__GNUC__) && defined(__x86_64__)
+#include <immintrin.h>
+
+// After the standard headers: their inline functions must run on any CPU.
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,bmi2,popcnt"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,bmi2,popcnt")
+#endif
+
+namespace dml_fast {
+namespace avx2 {
+
+struct Floats {
+    using Scalar = float;
+    using Vector = __m256;
+    using Mask = __m256;
+    using Counter = __m256i;
+    static constexpr int WIDTH = 8;
+    static Vector load(const float* p) { return _mm256_loadu_ps(p); }
+    static Vector same(float x) { return _mm256_set1_ps(x); }
+    static Mask at_most(Vector x, Vector t) { return _mm256_cmp_ps(x, t, _CMP_LE_OQ); }
+    static Mask less(Vector x, Vector t) { return _mm256_cmp_ps(x, t, _CMP_LT_OQ); }
+    static Mask not_above(Vector x, Vector t) { return _mm256_cmp_ps(x, t, _CMP_NGT_UQ); }
+    static Mask none() { return _mm256_setzero_ps(); }
+    static Mask unless(Mask out, Mask in) { return _mm256_andnot_ps(out, in); }
+    static Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }
+    static unsigned bits(Mask m) { return static_cast<unsigned>(_mm256_movemask_ps(m)); }
+    static Counter zero() { return _mm256_setzero_si256(); }
+    static Counter add(Counter c, Mask m) { return _mm256_sub_epi32(c, _mm256_castps_si256(m)); }
+    static std::int64_t sum(Counter c) {
+        alignas(32) std::int32_t parts[8];
+        _mm256_store_si256(reinterpret_cast<__m256i*>(parts), c);
+        std::int64_t total = 0;
+        for (std::int32_t part : parts) total += part;
+        return total;
+    }
+};
+
+struct Doubles {
+    using Scalar = double;
+    using Vector = __m256d;
+    using Mask = __m256d;
+    using Counter = __m256i;
+    static constexpr int WIDTH = 4;
+    static Vector load(const double* p) { return _mm256_loadu_pd(p); }
+    static Vector same(double x) { return _mm256_set1_pd(x); }
+    static Mask at_most(Vector x, Vector t) { return _mm256_cmp_pd(x, t, _CMP_LE_OQ); }
+    static Counter zero() { return _mm256_setzero_si256(); }
+    static Counter add(Counter c, Mask m) { return _mm256_sub_epi64(c, _mm256_castpd_si256(m)); }
+    static std::int64_t sum(Counter c) {
+        alignas(32) std::int64_t parts[4];
+        _mm256_store_si256(reinterpret_cast<__m256i*>(parts), c);
+        return parts[0] + parts[1] + parts[2] + parts[3];
+    }
+};
+
+constexpr std::int64_t SEARCH_FROM = 64;
+
+#include "kernels_body.hpp"
+
+}  // namespace avx2
+}  // namespace dml_fast
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

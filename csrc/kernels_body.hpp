@@ -1,0 +1,197 @@
+// The inner loops themselves, included once per instruction set: no include guard, no headers.
+// `Floats` and `Doubles` are that set's vectors; SEARCH_FROM is defined there too.
+
+#if defined(__GNUC__)
+inline int lowest_bit(unsigned bits) { return __builtin_ctz(bits); }
+inline int bits_set(std::uint64_t word) { return __builtin_popcountll(word); }
+#else
+inline int bits_set(std::uint64_t word) {
+    word -= word >> 1 & 0x5555555555555555u;
+    word = (word & 0x3333333333333333u) + (word >> 2 & 0x3333333333333333u);
+    return static_cast<int>(((word + (word >> 4)) & 0x0f0f0f0f0f0f0f0fu) * 0x0101010101010101u >> 56);
+}
+inline int lowest_bit(unsigned bits) { return bits_set((bits & (0u - bits)) - 1u); }
+#endif
+
+constexpr std::int64_t BLOCK = 2048;  // elements: 8 KiB of float32 stay in the L1 cache
+
+// At most 8 thresholds at once, each with its counter in a register.
+template <class V, int K>
+inline void count_few(const typename V::Scalar* x, std::int64_t n,
+                      const typename V::Scalar* thresholds, std::int64_t* counts) {
+    typename V::Vector t[K];
+    typename V::Counter c[K];
+    for (int k = 0; k < K; ++k) {
+        t[k] = V::same(thresholds[k]);
+        c[k] = V::zero();
+    }
+    std::int64_t j = 0;
+    for (; j + V::WIDTH <= n; j += V::WIDTH) {
+        const typename V::Vector v = V::load(x + j);
+        for (int k = 0; k < K; ++k) c[k] = V::add(c[k], V::at_most(v, t[k]));
+    }
+    for (int k = 0; k < K; ++k) counts[k] += V::sum(c[k]);
+    for (; j < n; ++j) {
+        for (int k = 0; k < K; ++k) counts[k] += x[j] <= thresholds[k];
+    }
+}
+
+template <class V>
+inline void count_linear(const typename V::Scalar* x, std::int64_t n,
+                         const typename V::Scalar* thresholds, std::int64_t k,
+                         std::int64_t* counts) {
+    std::int64_t i = 0;
+    for (; i + 8 <= k; i += 8) count_few<V, 8>(x, n, thresholds + i, counts + i);
+    for (; i + 2 <= k; i += 2) count_few<V, 2>(x, n, thresholds + i, counts + i);
+    if (i < k) count_few<V, 1>(x, n, thresholds + i, counts + i);
+}
+
+// Each element's place among many thresholds by halving, 64 elements in step: the compiler turns
+// the inner loop into gathers. `below[i]` counts the elements above i thresholds.
+template <class T>
+inline void count_by_search(const T* x, std::int64_t n, const T* thresholds, std::int64_t k,
+                            std::int64_t* counts) {
+    constexpr int STEP = 64;
+    std::int64_t half = 1;
+    while (half * 2 <= k) half *= 2;
+    std::int32_t place[STEP];
+    for (std::int64_t begin = 0; begin < n; begin += STEP) {
+        const int m = static_cast<int>(n - begin < STEP ? n - begin : STEP);
+        const T* v = x + begin;
+        // The first step may overlap the second half, so that k need not be a power of two.
+        const auto rest = static_cast<std::int32_t>(k - half);
+        for (int j = 0; j < m; ++j) place[j] = v[j] <= thresholds[half - 1] ? 0 : rest;
+        for (std::int64_t step = half / 2; step > 0; step /= 2) {
+            const auto s = static_cast<std::int32_t>(step);
+            for (int j = 0; j < m; ++j) {
+                place[j] += v[j] <= thresholds[place[j] + s - 1] ? 0 : s;
+            }
+        }
+        for (int j = 0; j < m; ++j) {
+            // The last step: whether the one threshold left is passed too.
+            const std::int32_t last = place[j];
+            if (v[j] <= thresholds[last]) ++counts[last];
+        }
+    }
+}
+
+template <class V>
+void count_at_most(const typename V::Scalar* x, std::int64_t n,
+                   const typename V::Scalar* thresholds, std::int64_t k, std::int64_t* counts) {
+    if (k < SEARCH_FROM) {
+        for (std::int64_t begin = 0; begin < n; begin += BLOCK) {
+            const std::int64_t m = n - begin < BLOCK ? n - begin : BLOCK;
+            count_linear<V>(x + begin, m, thresholds, k, counts);
+        }
+        return;
+    }
+    // The search counts where an element falls; sums of these are what is asked for. What the
+    // caller had counted before is taken apart in the same way and comes back with the sums.
+    for (std::int64_t i = k - 1; i > 0; --i) counts[i] -= counts[i - 1];
+    count_by_search(x, n, thresholds, k, counts);
+    for (std::int64_t i = 1; i < k; ++i) counts[i] += counts[i - 1];
+}
+
+template <class V, int K>
+inline void screen_few(const float* x, std::int64_t n, const float* low, const float* high,
+                       std::int64_t* counts, std::uint8_t* unsure) {
+    typename V::Vector lo[K], hi[K];
+    typename V::Counter c[K];
+    for (int k = 0; k < K; ++k) {
+        lo[k] = V::same(low[k]);
+        hi[k] = V::same(high[k]);
+        c[k] = V::zero();
+    }
+    std::int64_t j = 0;
+    for (; j + V::WIDTH <= n; j += V::WIDTH) {
+        const typename V::Vector v = V::load(x + j);
+        typename V::Mask within = V::none();
+        for (int k = 0; k < K; ++k) {
+            const typename V::Mask before = V::less(v, lo[k]);
+            c[k] = V::add(c[k], before);
+            within = V::either(within, V::unless(before, V::not_above(v, hi[k])));
+        }
+        for (unsigned bits = V::bits(within); bits != 0; bits &= bits - 1) {
+            unsure[j + lowest_bit(bits)] = 1;
+        }
+    }
+    for (int k = 0; k < K; ++k) counts[k] += V::sum(c[k]);
+    for (; j < n; ++j) {
+        for (int k = 0; k < K; ++k) {
+            const bool before = x[j] < low[k];
+            counts[k] += before;
+            if (!before && !(x[j] > high[k])) unsure[j] = 1;
+        }
+    }
+}
+
+std::int64_t screen(const float* x, std::int64_t n, const float* low, const float* high,
+                    std::int64_t k, std::int64_t* counts, std::uint8_t* unsure) {
+    for (std::int64_t j = 0; j < n; ++j) unsure[j] = 0;
+    std::int64_t i = 0;
+    for (; i + 6 <= k; i += 6) {
+        screen_few<Floats, 6>(x, n, low + i, high + i, counts + i, unsure);
+    }
+    for (; i < k; ++i) screen_few<Floats, 1>(x, n, low + i, high + i, counts + i, unsure);
+    std::int64_t total = 0;
+    for (std::int64_t j = 0; j < n; ++j) total += unsure[j];
+    return total;
+}
+
+void widen_f32(const float* scores, const float* offset, std::int64_t n, float* x) {
+    for (std::int64_t j = 0; j < n; ++j) x[j] = offset[j] - scores[j];
+}
+
+void widen_bf16(const std::uint16_t* scores, const float* offset, std::int64_t n, float* x) {
+    for (std::int64_t j = 0; j < n; ++j) {
+        const std::uint32_t bits = std::uint32_t{scores[j]} << 16;
+        float score;
+        std::memcpy(&score, &bits, sizeof score);
+        x[j] = offset[j] - score;
+    }
+}
+
+// Products of float32 are exact in float64, so that fusing them would change nothing; those of
+// float64 are rounded, at every level alike (-ffp-contract=off).
+template <class T>
+double dot(const T* a, const T* b, std::int64_t n) {
+    double lanes[DOT_LANES] = {};
+    std::int64_t i = 0;
+    for (; i + DOT_LANES <= n; i += DOT_LANES) {
+        for (int l = 0; l < DOT_LANES; ++l) {
+            lanes[l] += static_cast<double>(a[i + l]) * static_cast<double>(b[i + l]);
+        }
+    }
+    for (int l = 0; i < n; ++i, ++l) {
+        lanes[l] += static_cast<double>(a[i]) * static_cast<double>(b[i]);
+    }
+    for (int half = DOT_LANES / 2; half > 0; half /= 2) {
+        for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+    }
+    return lanes[0];
+}
+
+template <int WORDS>
+inline void hamming_rows(const std::uint64_t* code, const std::uint64_t* codes, std::int64_t n,
+                         std::int64_t words, std::uint16_t* out) {
+    const std::int64_t width = WORDS > 0 ? WORDS : words;
+    for (std::int64_t j = 0; j < n; ++j) {
+        int bits = 0;
+        for (std::int64_t w = 0; w < width; ++w) {
+            bits += bits_set(code[w] ^ codes[j * width + w]);
+        }
+        out[j] = static_cast<std::uint16_t>(bits);
+    }
+}
+
+void hamming(const std::uint64_t* code, const std::uint64_t* codes, std::int64_t n,
+             std::int64_t words, std::uint16_t* out) {
+    if (words == 1) return hamming_rows<1>(code, codes, n, words, out);
+    if (words == 8) return hamming_rows<8>(code, codes, n, words, out);
+    hamming_rows<0>(code, codes, n, words, out);
+}
+
+const Kernels KERNELS = {
+    &count_at_most<Floats>, &count_at_most<Doubles>, &screen,     &widen_f32, &widen_bf16,
+    &dot<float>,            &dot<double>,            &hamming,
+};

@@ -1,0 +1,79 @@
+"""What users pass for ranking: arrays of numpy or tensors of torch, as the C++ code takes them."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dml_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ArrayLike: TypeAlias = "NDArray[Any] | Tensor | list[Any] | tuple[Any, ...]"
+Floats: TypeAlias = "NDArray[np.float32] | NDArray[np.float64]"
+Ints: TypeAlias = NDArray[np.int64]
+
+
+def as_numpy(value: ArrayLike) -> NDArray[Any]:
+    """The same numbers as an array; a CPU tensor's memory is shared, a CUDA tensor is copied."""
+    if hasattr(value, "detach"):
+        tensor = value.detach().cpu()
+        if str(tensor.dtype) == "torch.bfloat16":  # numpy has no such type
+            tensor = tensor.float()
+        return np.asarray(tensor.numpy())
+    return np.asarray(value)
+
+
+def as_floats(value: ArrayLike, name: str, shape: str) -> Floats:
+    """A C-contiguous (rows, columns) array of float32 or float64; float64 stays float64.
+
+    Args:
+        value: float32 and float64 are taken as they are (copied only if strided or misaligned);
+            float16, bfloat16 and integers become the smallest of these types that holds them.
+        name: for messages.
+        shape: for messages, for example ``(Q, G)``.
+
+    Raises:
+        UserError: not two-dimensional, empty, or not numbers.
+    """
+    array = as_numpy(value)
+    if array.ndim != 2:
+        raise UserError(f"{name} has {array.ndim} dimension(s): pass {shape}")
+    if 0 in array.shape:
+        raise UserError(f"{name} is empty, its shape is {array.shape}: pass {shape}")
+    if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
+        raise UserError(f"{name} has type {array.dtype}: pass float32 or float64")
+    single = np.can_cast(array.dtype, np.float32)
+    return np.require(array, np.float32 if single else np.float64, ["C", "A"])
+
+
+def as_ids(value: ArrayLike, name: str, length: int) -> NDArray[Any]:
+    """Identities or cameras: (length,) int64, or strings.
+
+    Raises:
+        UserError: another length, shape or type.
+    """
+    array = as_numpy(value)
+    if array.ndim != 1 or len(array) != length:
+        raise UserError(f"{name} has shape {array.shape}: pass one for each row, ({length},)")
+    if array.dtype.kind == "U":
+        return array
+    if array.dtype.kind not in "iu" or (array.dtype == np.uint64 and array.max() > 2**63 - 1):
+        raise UserError(f"{name} has type {array.dtype}: pass integers up to 64 bits, or strings")
+    return array.astype(np.int64)
+
+
+def threads() -> int:
+    """CPUs that this process may use, or the environment variable ``DML_FAST_THREADS``."""
+    wanted = os.environ.get("DML_FAST_THREADS", "")
+    if wanted:
+        if not wanted.isdecimal() or int(wanted) == 0:
+            raise UserError(f"DML_FAST_THREADS={wanted} is not a number of threads: give 1 or more")
+        return int(wanted)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,94 @@
+"""The rules of an evaluation, checked once for all ways of ranking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dml_fast.errors import UserError
+
+TIES = ("stable", "expected", "optimistic", "pessimistic")  # csrc/scores.hpp: enum Ties
+PROTOCOLS = ("market1501", "cuhk03", "all")
+
+
+@dataclass(frozen=True)
+class SingleShot:
+    """CUHK03's single-gallery-shot CMC by drawing, as others compute it.
+
+    ``protocol="cuhk03"`` is the mean over all draws, computed exactly, and has no noise.
+
+    Attributes:
+        repeats: how often one gallery image of each identity is drawn for each query.
+        seed: of the draws, 0 to 2^64 - 1; they depend on nothing else.
+    """
+
+    repeats: int = 10
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Arguments common to all ways of ranking, as the C++ code takes them.
+
+    Attributes:
+        max_rank: length of the curves.
+        protocol: its name.
+        ties: the tie rule's name.
+        junk_pid: identity of gallery items to drop, or None.
+        camera_rule: whether same identity in the same camera is left out.
+        count_invalid: whether queries without a valid match score 0.
+        topk: how many nearest items to report.
+        repeats: draws of the single-gallery-shot CMC, 0 for the exact mean, -1 for the plain CMC.
+        seed: of the draws.
+    """
+
+    max_rank: int
+    protocol: str
+    ties: str
+    junk_pid: int | None
+    camera_rule: bool
+    count_invalid: bool
+    topk: int
+    repeats: int
+    seed: int
+
+    @property
+    def ties_number(self) -> int:
+        """Of the C++ enumeration."""
+        return TIES.index(self.ties)
+
+
+def make_rules(
+    *,
+    max_rank: int,
+    protocol: str | SingleShot,
+    ties: str,
+    junk_pid: int | None,
+    camera_rule: bool,
+    count_invalid: bool,
+    topk: int,
+) -> Rules:
+    """Check the arguments.
+
+    Raises:
+        UserError: one of them is out of range or unknown.
+    """
+    if max_rank < 1:
+        raise UserError(f"max_rank is {max_rank}: it must be at least 1")
+    if topk < 0:
+        raise UserError(f"topk is {topk}: it must be at least 0")
+    if ties not in TIES:
+        raise UserError(f"ties={ties!r} is unknown: choose from {', '.join(TIES)}")
+    repeats, seed = -1, 0
+    if isinstance(protocol, SingleShot):
+        if protocol.repeats < 1 or not 0 <= protocol.seed < 2**64:
+            raise UserError(f"{protocol} is impossible: repeats >= 1 and 0 <= seed < 2**64")
+        name, repeats, seed = "cuhk03", protocol.repeats, protocol.seed
+    elif protocol in PROTOCOLS:
+        name = protocol
+        repeats = 0 if protocol == "cuhk03" else -1
+    else:
+        raise UserError(
+            f"protocol={protocol!r} is unknown: choose from {', '.join(PROTOCOLS)}, or SingleShot"
+        )
+    cameras = camera_rule and name != "all"
+    return Rules(max_rank, name, ties, junk_pid, cameras, count_invalid, topk, repeats, seed)
