@@ -6,12 +6,12 @@ S = Σ_l p_l, summed over l = k too, which adds KL(p_k || p_k) = 0:
     KL_k = T² ln2 share (Σ_l Σ_c p_l log2 p_l - Σ_c S log2 p_k)
     g_k  = A_k p_k - B_k S - [y] c_k            A, B, c: constants of the row
 
-so that nothing is computed pair by pair and a gradient is two multiply-adds. What limits it is not
-the memory alone but the rate at which instructions are issued (README.md), so the way for good
-rows has no guards: 0 x -inf at a masked class, and any unusable row, leave a NaN in a sum, and such
-a program takes the sums again with guards (`careful_sums`). Losses, statistics
-and gradients leave in the same launch (finish.py). For autograd the gradient waits for its outer
+so that nothing is computed pair by pair and a gradient is two multiply-adds. Losses, statistics and
+gradients leave in the same launch (finish.py). For autograd the gradient waits for its outer
 gradient: then what `gradient.py` needs is saved instead, O(N).
+
+Instructions count as much as bytes here (README.md), so the sums have no guards: a masked class, as
+0 x -inf, or an unusable row leave a NaN in them, and such a program takes them again with guards.
 """
 
 from __future__ import annotations
@@ -245,24 +245,26 @@ def one_pass(
             doubt += mets[k]
         # A number minus itself is 0; of NaN and the infinities it is NaN.
         broken = tl.sum(tl.where(ok & ((doubt - doubt) != 0.0), 1, 0))
-        while broken > 0:
-            neg_entropies = ()
+        if broken > 0:
+            new_entropies = ()
             heard = tl.zeros((R, 1), tl.float32)
             mix = tl.zeros((R, BLOCK), tl.float32)
             for i in tl.static_range(L):
                 log_p = us[i] * rate - logs[i] if TEMPERED else us[i]
-                p = tl.where(fines[i], tl.exp2(log_p), 0.0)
+                # Not the exponential of below: to share it the compiler would keep all of them.
+                p = tl.where(fines[i], tl.exp2(tl.maximum(log_p, LEAST)), 0.0)
                 products = tl.where(p > 0.0, p * log_p, 0.0)
                 neg_entropy = tl.sum(products, axis=1, keep_dims=True)
-                neg_entropies = neg_entropies + (neg_entropy,)
+                new_entropies = new_entropies + (neg_entropy,)
                 heard += neg_entropy
                 mix += p
-            mets = ()
+            new_mets = ()
             for k in tl.static_range(K):
                 log_p = us[k] * rate - logs[k] if TEMPERED else us[k]
                 products = tl.where(mix > 0.0, mix * log_p, 0.0)
-                mets = mets + (tl.sum(products, axis=1, keep_dims=True),)
-            broken = 0
+                new_mets = new_mets + (tl.sum(products, axis=1, keep_dims=True),)
+            neg_entropies = new_entropies
+            mets = new_mets
 
     of_row = tl.full((R, 1), 1.0, tl.float32)
     if ROW_WEIGHT:

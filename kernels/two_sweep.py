@@ -15,9 +15,8 @@ holds the entropies and all pairs. So autograd's forward pass reads the logits o
 backward pass once more (gradient.py). The engine's path makes the gradients in a second sweep, from
 the row's end to its start: its last columns may still be in the cache.
 
-A class that student k masks with -inf and a peer does not makes KL infinite. D would have 0 x -inf
-there: the sweep puts -1e30 for -inf, and only a row that has an -inf is swept again to see whether
-a peer gives it weight.
+A class masked with -inf leaves 0 x -inf in D, and an unusable row leaves NaN. Only a row with such
+sums is swept again, with guards, now that its maxima are known.
 """
 
 from __future__ import annotations
@@ -127,12 +126,11 @@ def two_sweep(
     lane = tl.arange(0, THREADS)[:, None] * EACH + tl.arange(0, EACH)[None, :]
     nothing = tl.zeros((THREADS, 1), tl.float32)
 
-    # Sweep 1. (THREADS, 1) each: maxima, sums at T and at T = 1, lowest logits, D, the first of
-    # the largest, ⟨target, z - max⟩.
+    # Sweep 1. (THREADS, 1) each: maxima, sums at T and at T = 1, the first of the largest,
+    # ⟨target, z - max⟩, D.
     tops = ()
     sums = ()
     sums_1 = ()
-    lows = ()
     bests = ()
     dots = ()
     cross = ()
@@ -143,7 +141,6 @@ def two_sweep(
             cross = cross + (nothing,)
         if i < K:
             sums_1 = sums_1 + (nothing,)
-            lows = lows + (nothing,)
             bests = bests + (tl.full((THREADS, 1), C, tl.int32),)
             dots = dots + (nothing,)
     own_cross = ()  # D_ll of the teachers
@@ -179,7 +176,6 @@ def two_sweep(
         ts = ()
         moves = ()  # δ
         new_tops = ()
-        new_lows = ()
         new_bests = ()
         new_dots = ()
         new_sums = ()
@@ -197,12 +193,12 @@ def two_sweep(
             # At most one of the two is the lowest number; the bound keeps 0 x -inf away.
             shift = tl.maximum(tops[i] - top, LEAST)
             u = z - top
+            if C % STEP != 0:
+                u = tl.where(inside, u, LEAST)  # of no weight, and not -inf
             ts = ts + (u * rate,)
             moves = moves + (shift * rate,)
             new_tops = new_tops + (top,)
             if i < K:
-                low = tl.where(inside, z, 0.0)
-                new_lows = new_lows + (tl.minimum(lows[i], tl.min(low, axis=1, keep_dims=True)),)
                 if STATS > 0:
                     where = tl.min(tl.where(z == high, col, C), axis=1, keep_dims=True)
                     new_bests = new_bests + (tl.where(high > tops[i], where, bests[i]),)
@@ -224,17 +220,16 @@ def two_sweep(
             shrink = tl.exp2(moves[i])
             new_sums = new_sums + (sums[i] * shrink + tl.sum(e, axis=1, keep_dims=True),)
             for k in tl.static_range(K):
-                met = tl.sum(e * tl.maximum(ts[k], LEAST), axis=1, keep_dims=True)
+                met = tl.sum(e * ts[k], axis=1, keep_dims=True)
                 held = cross[i * K + k] + moves[k] * sums[i]
                 new_cross = new_cross + (held * shrink + met,)
             if i >= K:
-                met = tl.sum(e * tl.maximum(ts[i], LEAST), axis=1, keep_dims=True)
+                met = tl.sum(e * ts[i], axis=1, keep_dims=True)
                 held = own_cross[i - K] + moves[i] * sums[i]
                 new_own_cross = new_own_cross + (held * shrink + met,)
         tops = new_tops
         sums = new_sums
         sums_1 = new_sums_1
-        lows = new_lows
         bests = new_bests
         dots = new_dots
         cross = new_cross
@@ -250,7 +245,6 @@ def two_sweep(
     logs = ()
     neg_entropies = ()
     count = 0.0
-    heard = 0.0
     for i in tl.static_range(L):
         top = tl.max(tops[i])
         move = tl.maximum(tops[i] - top, LEAST) * rate
@@ -262,53 +256,86 @@ def two_sweep(
         moves = moves + (move,)
         fines = fines + (fine,)
         logs = logs + (log_d,)
-    row_cross = ()  # Σ_c p_l log2 p_k, 0 where l is unusable
+    mets = ()  # Σ_l w_kl Σ_c p_l log2 p_k
+    heards = ()  # Σ_l w_kl Σ_c p_l log2 p_l
+    masses = ()  # Σ_l w_kl
+    doubt = 0.0
     for i in tl.static_range(L):
-        shrink = tl.exp2(moves[i])
-        for k in tl.static_range(K):
-            met = tl.sum((cross[i * K + k] + moves[k] * sums[i]) * shrink) / row_sums[i]
-            row_cross = row_cross + (tl.where(fines[i], met - logs[k], 0.0),)
         if i < K:
-            neg_entropy = row_cross[i * K + i]
+            at_home = cross[i * K + i]
         else:
-            met = tl.sum((own_cross[i - K] + moves[i] * sums[i]) * shrink) / row_sums[i]
-            neg_entropy = tl.where(fines[i], met - logs[i], 0.0)
+            at_home = own_cross[i - K]
+        neg_entropy = joined(at_home, sums[i], moves[i], moves[i], row_sums[i]) - logs[i]
         neg_entropies = neg_entropies + (neg_entropy,)
+        doubt += neg_entropy
         count += tl.where(fines[i], 1.0, 0.0)
-        heard += neg_entropy
-
-    # Rows with -inf: does a peer give weight to what a student masks?
-    masked = 0.0
-    hits = ()
     for k in tl.static_range(K):
-        masked = tl.minimum(masked, tl.min(lows[k]))
-        hits = hits + (nothing,)
-    limit = tl.where((masked == float("-inf")) & (L > 1), C, 0)
-    start = 0
-    while start < limit:
-        col = start + lane
-        inside = col < C
-        zeros = ()
-        for k in tl.static_range(K):
-            z = tl.load(zs[k] + far * Z_ROW + col * Z_COL, mask=inside, other=0.0)
-            zeros = zeros + (z.to(tl.float32) == float("-inf"),)
-        new_hits = hits
+        met = 0.0
+        heard = 0.0
+        mass_k = 0.0
         for i in tl.static_range(L):
-            if i < K:
-                at = far * Z_ROW + col * Z_COL
-            else:
-                at = far * T_ROW + col * T_COL
-            z = tl.load(zs[i] + at, mask=inside, other=float("-inf")).to(tl.float32)
-            present = tl.where(fines[i], tl.exp2((z - row_tops[i]) * rate), 0.0) > 0.0
-            kept = ()
+            weight = 1.0
+            if PEER_WEIGHT:
+                weight = tl.load(peer_weight + k * L + i)
+            seen = joined(cross[i * K + k], sums[i], moves[k], moves[i], row_sums[i]) - logs[k]
+            met += weight * seen
+            heard += weight * neg_entropies[i]
+            mass_k += tl.where(fines[i], weight, 0.0)
+        mets = mets + (met,)
+        heards = heards + (heard,)
+        masses = masses + (mass_k,)
+        doubt += met
+
+    # A number minus itself is 0; of NaN and the infinities it is NaN.
+    if ((doubt - doubt) != 0.0) & (L > 1 or STATS > 1):
+        careful = ()
+        for i in tl.static_range(L + K):
+            careful = careful + (nothing,)
+        for start in range(0, C, STEP):
+            col = start + lane
+            inside = col < C
+            new = ()
+            ps = ()
+            log_ps = ()
+            for i in tl.static_range(L):
+                if i < K:
+                    at = far * Z_ROW + col * Z_COL
+                else:
+                    at = far * T_ROW + col * T_COL
+                z = tl.load(zs[i] + at, mask=inside, other=float("-inf")).to(tl.float32)
+                log_p = (z - row_tops[i]) * rate - logs[i]
+                p = tl.where(fines[i], tl.exp2(log_p), 0.0)
+                products = tl.where(p > 0.0, p * log_p, 0.0)
+                new = new + (careful[i] + tl.sum(products, axis=1, keep_dims=True),)
+                ps = ps + (p,)
+                log_ps = log_ps + (log_p,)
             for k in tl.static_range(K):
-                hit = tl.where(present & zeros[k], 1.0, 0.0)
+                mix = tl.zeros((THREADS, EACH), tl.float32)
+                for i in tl.static_range(L):
+                    if PEER_WEIGHT:
+                        mix += tl.load(peer_weight + k * L + i) * ps[i]
+                    else:
+                        mix += ps[i]
+                products = tl.where(mix != 0.0, mix * log_ps[k], 0.0)
+                new = new + (careful[L + k] + tl.sum(products, axis=1, keep_dims=True),)
+            careful = new
+        new_entropies = ()
+        new_mets = ()
+        new_heards = ()
+        for i in tl.static_range(L):
+            new_entropies = new_entropies + (tl.sum(careful[i]),)
+        for k in tl.static_range(K):
+            heard = 0.0
+            for i in tl.static_range(L):
                 if PEER_WEIGHT:
-                    hit = hit * tl.load(peer_weight + k * L + i)
-                kept = kept + (new_hits[k] + tl.sum(hit, axis=1, keep_dims=True),)
-            new_hits = kept
-        hits = new_hits
-        start += STEP
+                    heard += tl.load(peer_weight + k * L + i) * new_entropies[i]
+                else:
+                    heard += new_entropies[i]
+            new_mets = new_mets + (tl.sum(careful[L + k]),)
+            new_heards = new_heards + (heard,)
+        neg_entropies = new_entropies
+        mets = new_mets
+        heards = new_heards
 
     # The label.
     valid = True
@@ -358,35 +385,17 @@ def two_sweep(
     here = partials + pid
     stride = N.to(tl.int64)
     logs_1 = ()
-    masses = ()
     for k in tl.static_range(K):
         log_d_1 = logs[k]
         if TEMPERED:
             d_1 = tl.sum(sums_1[k] * tl.exp2(tl.maximum(tops[k] - row_tops[k], LEAST) * LOG2E))
             log_d_1 = tl.where(fines[k], tl.log2(d_1), 0.0)
         logs_1 = logs_1 + (log_d_1,)
-        met = 0.0
-        heard_k = heard
-        mass_k = count
-        if PEER_WEIGHT:
-            heard_k = 0.0
-            mass_k = 0.0
-        for i in tl.static_range(L):
-            if PEER_WEIGHT:
-                weight = tl.load(peer_weight + k * L + i)
-                met += weight * row_cross[i * K + k]
-                heard_k += weight * neg_entropies[i]
-                mass_k += tl.where(fines[i], weight, 0.0)
-            else:
-                met += row_cross[i * K + k]
-        masses = masses + (mass_k,)
         kl = 0.0
         if L > 1:
-            kl = heard_k - met
+            kl = heards[k] - mets[k]
             if not PEER_WEIGHT:
                 kl = tl.maximum(kl, 0.0)  # none is negative: that was rounding
-            hit = tl.sum(hits[k])
-            kl = tl.where(hit == 0.0, kl, hit * float("inf"))
             kl = kl * (LN2 * temperature * temperature) * share * of_row
             kl = tl.where(fines[k], kl, float("nan"))
         ce = 0.0
@@ -527,3 +536,9 @@ def two_sweep(
             BY_ROW,
             STATS,
         )
+
+
+@triton.jit
+def joined(cross, sums, move_k, move_l, row_sum):
+    """Σ_c p_l (log2 p_k + log2 d_k) from each thread's D_lk and d_l."""
+    return tl.sum((cross + move_k * sums) * tl.exp2(move_l)) / row_sum
