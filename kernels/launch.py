@@ -129,8 +129,8 @@ def launch_gradient(
         outer: (K,), or (K, N) with reduction "none", any strides.
         grads: contiguous; None for a student that does not learn.
     """
-    _, rows, classes = problem.shape
-    config = choose_gradient(classes)
+    count, rows, classes = problem.shape
+    config = choose_gradient(count + len(problem.teachers), classes)
     shape = (-(-rows // config.rows), -(-classes // config.block))
     filled = tuple(z if g is None else g for z, g in zip(problem.students, grads, strict=True))
     gradient[shape](

@@ -40,9 +40,8 @@ def choose(distributions: int, classes: int, itemsize: int, everything: bool = F
     return Config("two_sweep", 1, 256 * (16 // itemsize), 8)
 
 
-def choose_gradient(classes: int) -> Config:
-    """The configuration of the gradient kernel, a tile of about 1,024 elements."""
-    block = max(16, 1 << (classes - 1).bit_length())
-    if block >= 1024:
-        return Config("gradient", 1, 1024, 4)
-    return Config("gradient", min(16, 1024 // block), block, 4)
+def choose_gradient(distributions: int, classes: int) -> Config:
+    """The configuration of the gradient kernel: tiles of 1,024 elements."""
+    block = min(1024, max(16, 1 << (classes - 1).bit_length()))
+    warps = 1 if distributions <= 2 else 2 if distributions <= 4 else 4
+    return Config("gradient", min(16, 1024 // block), block, warps)
