@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from kernel_cases import KERNELS, QUIET, answer_with
 from torch import Tensor
 
 from dml_fast import reference
 from dml_fast.loss import FusedMutualLoss, mutual_loss, mutual_loss_and_grad, peer_divergence
 
+pytestmark = QUIET
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
+
+@pytest.fixture(params=["closed_form", *KERNELS], autouse=True)
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.manual_seed(0)
+    if request.param == "closed_form":
+        yield
+        return
+    with answer_with(request.param):
+        yield
 
 
 def cohort(
@@ -189,7 +198,7 @@ def test_backward_scales_repeats_and_adds_up() -> None:
     losses = mutual_loss(logits, target)
     (2 * losses).sum().backward(retain_graph=True)
     for z, g in zip(logits, grads, strict=True):
-        assert torch.equal(z.grad, 2 * g)
+        torch.testing.assert_close(z.grad, 2 * g)
     losses.sum().backward()
     mutual_loss(logits, target)[2].backward()  # a second loss on the same logits
     for k, (z, g) in enumerate(zip(logits, grads, strict=True)):
@@ -231,8 +240,8 @@ def test_a_second_derivative_is_refused_even_where_the_outer_gradient_is_constan
 
 def test_grad_scale_comes_before_rounding() -> None:
     """Unscaled, these gradients vanish in fp16."""
-    logits, target = cohort(3, 64, 50, torch.float16)
-    weight = torch.full((64,), 1e-4)
+    logits, target = cohort(3, 16, 50, torch.float16)
+    weight = torch.full((16,), 2.5e-5)
     plain = mutual_loss_and_grad(logits, target, row_weight=weight)[1]
     exact = mutual_loss_and_grad([z.double() for z in logits], target, row_weight=weight)[1]
     scale = torch.tensor([2.0**16, 2.0**10, 1.0])
