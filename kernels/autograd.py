@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dml_fast.kernels.launch import empty_like, launch, launch_gradient
+from dml_fast.kernels.launch import counted, empty_like, launch, launch_gradient
 from dml_fast.loss_autograd import once
 from dml_fast.loss_problem import MutualStats, Problem, Solution
 
@@ -34,6 +34,7 @@ class _Mutual(torch.autograd.Function):
     def forward(
         ctx: Any, problem: Problem, stats: str, held: list[MutualStats | None], *logits: Tensor
     ) -> Tensor:
+        problem = counted(problem)
         (losses, _, measured), saved = launch(problem, with_grad=False, save=True, stats=stats)
         assert saved is not None
         held.append(measured)

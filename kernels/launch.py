@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from dml_fast.kernels.count import count
 from dml_fast.kernels.gradient import gradient
 from dml_fast.kernels.launch_table import Config, choose, choose_gradient
 from dml_fast.kernels.one_pass import one_pass
@@ -47,11 +49,11 @@ def launch(problem: Problem, *, with_grad: bool, save: bool, stats: str) -> Answ
 
     A batch of over 1,024 rows whose labels must be counted first takes a second, small one.
     """
-    count, rows, _ = problem.shape
+    students, rows, _ = problem.shape
     wanted = _STATS[stats]
     config = _configure(problem, wanted)
     programs = -(-rows // config.rows)
-    quantities = (2 * count, 4 * count, 5 * count + 1 + count * count)[wanted]
+    quantities = (2 * students, 4 * students, 5 * students + 1 + students * students)[wanted]
     by_row = problem.reduction == "none"
     device = problem.device
     common = common_arguments(problem)
@@ -59,14 +61,14 @@ def launch(problem: Problem, *, with_grad: bool, save: bool, stats: str) -> Answ
     def floats(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=device)
 
-    losses = floats(count, rows) if by_row else floats(count)
-    measured = floats(2, count)
-    correct = torch.empty(count, dtype=torch.int64, device=device)
-    finite = torch.empty(count, dtype=torch.uint8, device=device)
+    losses = floats(students, rows) if by_row else floats(students)
+    measured = floats(2, students)
+    correct = torch.empty(students, dtype=torch.int64, device=device)
+    finite = torch.empty(students, dtype=torch.uint8, device=device)
     more = information = measured
     if wanted == 2:
-        more, information = floats(count + 1 + count * count), floats(rows)
-    saved = floats(2 * count + 2 * len(problem.teachers) + count + 1, rows) if save else None
+        more, information = floats(students + 1 + students * students), floats(rows)
+    saved = floats(2 * students + 2 * len(problem.teachers) + students + 1, rows) if save else None
     groups = -(-programs // _GROUP)
     scratch = floats(quantities, programs + groups + 1).reshape(-1)
     grads = None
@@ -110,9 +112,9 @@ def launch(problem: Problem, *, with_grad: bool, save: bool, stats: str) -> Answ
         result = MutualStats(measured[0], measured[1], correct, finite.view(torch.bool))
     if result is not None and wanted == 2:
         result = result._replace(
-            entropy=more[:count],
-            mutual_information=more[count],
-            pairwise_kl=more[count + 1 :].reshape(count, count),
+            entropy=more[:students],
+            mutual_information=more[students],
+            pairwise_kl=more[students + 1 :].reshape(students, students),
             row_mutual_information=information.reshape(problem.batch_shape),
         )
     return Answer(Solution(losses, grads, result), saved)
@@ -129,8 +131,8 @@ def launch_gradient(
         outer: (K,), or (K, N) with reduction "none", any strides.
         grads: contiguous; None for a student that does not learn.
     """
-    count, rows, classes = problem.shape
-    config = choose_gradient(count + len(problem.teachers), classes)
+    students, rows, classes = problem.shape
+    config = choose_gradient(students + len(problem.teachers), classes)
     shape = (-(-rows // config.rows), -(-classes // config.block))
     filled = tuple(z if g is None else g for z, g in zip(problem.students, grads, strict=True))
     gradient[shape](
@@ -161,7 +163,7 @@ def pointers(name: str, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
 
 def common_arguments(problem: Problem) -> dict[str, Any]:
     """What all kernels take: logits, target and options."""
-    count, rows, classes = problem.shape
+    _, rows, classes = problem.shape
     students, student_strides = _alike(problem.students)
     teachers, teacher_strides = _alike(problem.teachers) if problem.teachers else ((), (0, 0))
     first = students[0]
@@ -189,8 +191,8 @@ def common_arguments(problem: Problem) -> dict[str, Any]:
         "smoothing": problem.label_smoothing,
         "given_labels": given,
         "per_row": 1.0 / whole_rows,
-        "K": count,
-        "L": count + len(teachers),
+        "K": len(students),
+        "L": len(students) + len(teachers),
         "C": classes,
         "Z_ROW": student_strides[0],
         "Z_COL": student_strides[1],
@@ -213,9 +215,9 @@ def common_arguments(problem: Problem) -> dict[str, Any]:
 
 
 def _configure(problem: Problem, wanted: int) -> Config:
-    count, _, classes = problem.shape
+    _, _, classes = problem.shape
     itemsize = max(z.element_size() for z in problem.students + problem.teachers)
-    return choose(count + len(problem.teachers), classes, itemsize, wanted == 2)
+    return choose(len(problem.students + problem.teachers), classes, itemsize, wanted == 2)
 
 
 def _alike(tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
@@ -243,13 +245,28 @@ def _labels(problem: Problem) -> tuple[int, float, Tensor | None]:
 
 
 def count_labels(problem: Problem) -> Tensor:
-    """() fp32: the rows that have a label, or the sum of their class weights."""
-    assert problem.index is not None
-    index = problem.index.long()
-    if problem.ignore_index is None:
-        assert problem.class_weight is not None
-        return problem.class_weight[index].sum()
-    valid = index != problem.ignore_index
-    if problem.class_weight is None:
-        return valid.sum().float()
-    return (problem.class_weight[index.masked_fill(~valid, 0)] * valid).sum()
+    """() fp32: the rows that have a label, or the sum of their class weights; one launch."""
+    index, weight = problem.index, problem.class_weight
+    assert index is not None
+    total = torch.empty((), dtype=torch.float32, device=index.device)
+    count[(1,)](
+        index,
+        index if weight is None else weight,
+        total,
+        -1 if problem.ignore_index is None else problem.ignore_index,
+        index.shape[0],
+        C=problem.shape[2],
+        BLOCK=8192,
+        IGNORE=problem.ignore_index is not None,
+        CLASS_WEIGHT=weight is not None,
+        num_warps=16,
+    )
+    return total
+
+
+def counted(problem: Problem) -> Problem:
+    """The problem with its labels counted, if that takes a launch: once for both passes."""
+    labels, _, label_count = _labels(problem)
+    if labels != 1 or problem.whole is not None or label_count is None:
+        return problem
+    return replace(problem, whole=(label_count, problem.shape[1]))
