@@ -11,24 +11,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dml_fast.config import TrainConfig
     from dml_fast.engine import Engine
+    from dml_fast.linear_loss import FusedLinearMutualLoss, linear_mutual_loss
     from dml_fast.loss import FusedMutualLoss, mutual_loss, mutual_loss_and_grad
     from dml_fast.models import create_model
 
 __version__ = "0.1.0"
 __all__ = [
     "Engine",
+    "FusedLinearMutualLoss",
     "FusedMutualLoss",
     "TrainConfig",
     "create_model",
+    "linear_mutual_loss",
     "mutual_loss",
     "mutual_loss_and_grad",
 ]
 
 _HOMES = {
     "Engine": "dml_fast.engine",
+    "FusedLinearMutualLoss": "dml_fast.linear_loss",
     "FusedMutualLoss": "dml_fast.loss",
     "TrainConfig": "dml_fast.config",
     "create_model": "dml_fast.models",
+    "linear_mutual_loss": "dml_fast.linear_loss",
     "mutual_loss": "dml_fast.loss",
     "mutual_loss_and_grad": "dml_fast.loss",
 }

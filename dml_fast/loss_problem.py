@@ -98,6 +98,19 @@ class Problem:
         """Where everything is, and where the answer goes."""
         return self.students[0].device
 
+    def count_labels(self) -> float | Tensor:
+        """What the mean cross-entropy divides by: rows with a label, or their class weights."""
+        if self.index is None or (self.ignore_index is None and self.class_weight is None):
+            return self.shape[1]
+        index = self.index.long()
+        if self.ignore_index is None:
+            assert self.class_weight is not None
+            return self.class_weight[index].sum()
+        valid = index != self.ignore_index
+        if self.class_weight is None:
+            return valid.sum().to(self.dtype)
+        return (self.class_weight[index.masked_fill(~valid, 0)] * valid).sum()
+
 
 class Solution(NamedTuple):
     """A backend's answer.
