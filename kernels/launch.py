@@ -101,7 +101,7 @@ def launch(problem: Problem, *, with_grad: bool, save: bool, stats: str) -> Answ
         SAVE=save,
         STATS=wanted,
         SCALE_ON_DEVICE=isinstance(problem.grad_scale, Tensor),
-        SCALE_STEP=int(isinstance(problem.grad_scale, Tensor) and problem.grad_scale.dim() > 0),
+        SCALE_STEP=_step(problem.grad_scale),
         BY_ROW=by_row,
         QUANTITIES=quantities,
         num_warps=config.warps,
@@ -169,9 +169,8 @@ def common_arguments(problem: Problem) -> dict[str, Any]:
     first = students[0]
     soft = problem.soft
     labels, given, label_count = _labels(problem)
-    optional = {
+    dense = {
         "index": problem.index,
-        "soft": soft,
         "class_weight": problem.class_weight,
         "row_weight": problem.row_weight,
         "peer_weight": problem.peer_weight,
@@ -183,7 +182,8 @@ def common_arguments(problem: Problem) -> dict[str, Any]:
     whole_rows = rows if problem.whole is None else problem.whole[1]
     return {
         **pointers("z", students + teachers),
-        **{name: first if value is None else value for name, value in optional.items()},
+        "soft": first if soft is None else soft,
+        **{name: first if x is None else x.contiguous() for name, x in dense.items()},
         "kl_weight": kl_weight,
         "N": rows,
         "ignore_index": -1 if problem.ignore_index is None else problem.ignore_index,
@@ -206,7 +206,7 @@ def common_arguments(problem: Problem) -> dict[str, Any]:
         "IGNORE": problem.ignore_index is not None,
         "CLASS_WEIGHT": problem.class_weight is not None,
         "ROW_WEIGHT": problem.row_weight is not None,
-        "PEER_WEIGHT": problem.peer_weight is not None,
+        "PEER_WEIGHT": problem.peer_weight is not None and len(students + teachers) > 1,
         "PEER_MEAN": problem.peer_reduction == "mean",
         "TEMPERED": problem.temperature != 1.0,
         "KL_ON_DEVICE": isinstance(kl_weight, Tensor),
@@ -229,6 +229,11 @@ def _alike(tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[int, 
     return tensors, (row, col)
 
 
+def _step(scale: float | Tensor | None) -> int:
+    """From one student's gradient scale to the next one's."""
+    return scale.stride(0) if isinstance(scale, Tensor) and scale.dim() else 0
+
+
 def _labels(problem: Problem) -> tuple[int, float, Tensor | None]:
     """(LABELS, given_labels, label_count) of `dml_fast.kernels.rows.label_share`."""
     _, rows, _ = problem.shape
@@ -246,12 +251,12 @@ def _labels(problem: Problem) -> tuple[int, float, Tensor | None]:
 
 def count_labels(problem: Problem) -> Tensor:
     """() fp32: the rows that have a label, or the sum of their class weights; one launch."""
-    index, weight = problem.index, problem.class_weight
-    assert index is not None
+    assert problem.index is not None
+    index, weight = problem.index.contiguous(), problem.class_weight
     total = torch.empty((), dtype=torch.float32, device=index.device)
     count[(1,)](
         index,
-        index if weight is None else weight,
+        index if weight is None else weight.contiguous(),
         total,
         -1 if problem.ignore_index is None else problem.ignore_index,
         index.shape[0],

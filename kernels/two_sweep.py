@@ -415,6 +415,8 @@ def two_sweep(
             if STATS > 0:
                 best = tl.min(tl.where(tops[k] == row_tops[k], bests[k], C))
                 right = valid & fines[k] & (best == y)
+                if not SOFT:
+                    right = right & (sparse == sparse)
                 tl.store(here + (2 * K + k) * programs, tl.where(right, 1.0, 0.0))
                 tl.store(here + (3 * K + k) * programs, tl.where(fines[k], 0.0, 1.0))
         if SAVE:
