@@ -1,0 +1,473 @@
+"""The Triton kernels against float64 by the rule of loss_cases.py, in every option and layout.
+
+What they share with the closed form is in test_loss_bad_rows.py, test_loss_properties.py and
+test_loss_stats.py, which run on both kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kernel_cases import DEVICE, INTERPRETED, KERNELS, QUIET, STEP, forced, on_device
+from loss_cases import Case, assert_exact, by_autograd, cases
+from torch import Tensor
+
+from dml_fast import closed_form
+from dml_fast.kernels import autograd, finish, launch
+from dml_fast.kernels.launch_table import Config, choose
+from dml_fast.loss import mutual_loss, mutual_loss_and_grad
+from dml_fast.loss_inputs import prepare
+from dml_fast.loss_problem import MutualStats, Problem
+
+pytestmark = QUIET
+
+fused = partial(mutual_loss, backend="triton")
+fused_and_grad = partial(mutual_loss_and_grad, backend="triton")
+by_backward = partial(by_autograd, fused)
+# Compiled, every example is several kernels of its own to compile, in 2 to 10 seconds each.
+EXAMPLES = 15
+
+
+@pytest.fixture(params=KERNELS)
+def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
+    with forced(request.param):
+        yield request.param
+
+
+def by_engine(case: Case) -> tuple[Tensor, list[Tensor]]:
+    """Gradients as the engine takes them, each scaled on the device by a power of two."""
+    scale = torch.tensor([0.5, 2.0, 1.0, 4.0, 0.25, 1.0, 8.0, 1.0], device=DEVICE)
+    scale = scale[: len(case.logits)]
+    losses, grads, _ = fused_and_grad(case.logits, case.target, **case.options, grad_scale=scale)
+    return losses, [g / s for g, s in zip(grads, scale, strict=True)]
+
+
+def cohort(
+    students: int = 3, rows: int = 6, classes: int = 10, dtype: torch.dtype = torch.float32
+) -> tuple[list[Tensor], Tensor]:
+    g = torch.Generator().manual_seed(students + rows + classes)
+    logits = 3 * torch.randn((students, rows, classes), generator=g)
+    target = torch.randint(classes, (rows,), generator=g)
+    return [z.to(DEVICE, dtype) for z in logits], target.to(DEVICE)
+
+
+def assert_same(found: Any, expected: Any, **tolerance: Any) -> None:
+    """Of two answers, each whatever the loss returns."""
+    for a, b in zip(found, expected, strict=True):
+        if isinstance(a, (list, tuple)):
+            assert_same(a, b, **tolerance)
+        elif a is None or b is None:
+            assert a is b
+        else:
+            torch.testing.assert_close(
+                a, b, equal_nan=True, check_dtype=False, check_device=False, **tolerance
+            )
+
+
+def in_double(problem: Problem) -> Problem:
+    """The same numbers, in float64 on the CPU."""
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(cast(one) for one in value)
+        if isinstance(value, Tensor):
+            return value.cpu().double() if value.is_floating_point() else value.cpu()
+        return value
+
+    values = {name: cast(getattr(problem, name)) for name in Problem.__slots__}
+    return replace(problem, **values | {"dtype": torch.float64})
+
+
+def assert_solves(
+    problem: Problem, stats: str = "all", rtol: float = 1e-5, atol: float = 1e-5
+) -> None:
+    """Losses, gradients and statistics as of the closed form in float64."""
+    found = launch.launch(problem, with_grad=True, save=False, stats=stats).solution
+    exact = closed_form.solve(in_double(problem), True, stats)
+    assert_same(found, exact, rtol=rtol, atol=atol)
+
+
+def checked(logits: list[Tensor], target: Tensor, **options: Any) -> Problem:
+    """As the loss makes it, with defaults for what is not given."""
+    defaults: dict[str, Any] = {
+        "kl_weight": 1.0,
+        "temperature": 1.0,
+        "label_smoothing": 0.0,
+        "class_weight": None,
+        "ignore_index": -100,
+        "peer_reduction": "mean",
+        "reduction": "mean",
+        "peer_weight": None,
+        "row_weight": None,
+        "teacher_logits": None,
+    }
+    return prepare(logits, target, **defaults | options)
+
+
+WIDTHS = st.sampled_from([1, 2, 7, 12, 33, STEP, STEP + 1, 2 * STEP + 2])
+NARROW = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(case=cases(NARROW, WIDTHS))
+def test_autograd_is_exact_in_every_option(kernel: str, case: Case) -> None:
+    assert_exact(case, DEVICE, by_backward)
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(case=cases(NARROW, WIDTHS))
+def test_gradients_in_one_launch_are_exact_in_every_option(kernel: str, case: Case) -> None:
+    assert_exact(case, DEVICE, by_engine)
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(case=cases(NARROW, WIDTHS))
+def test_statistics_are_exact_in_every_option(kernel: str, case: Case) -> None:
+    case = case.to(case.logits[0].dtype, DEVICE)
+    problem = on_device(checked(case.logits, case.target, **case.options))
+    for wanted in ("cheap", "all"):
+        found = launch.launch(problem, with_grad=False, save=True, stats=wanted).solution.stats
+        exact = closed_form.solve(in_double(problem), False, wanted).stats
+        assert isinstance(found, MutualStats)
+        assert_same(found, exact, rtol=1e-5, atol=1e-5)
+
+
+SIZES = [(1, 1), (3, 2), (128, 2), (3, 10), (5, 100), (1, 127), (1, 1000), (3, 1001), (1, 4099)]
+
+
+@pytest.mark.parametrize("answer", [by_backward, by_engine], ids=["autograd", "engine"])
+@pytest.mark.parametrize("kernel", [None, *KERNELS], ids=["by the table", *KERNELS])
+@pytest.mark.parametrize(("rows", "classes"), SIZES)
+def test_odd_sizes(rows: int, classes: int, kernel: str | None, answer: Any) -> None:
+    if kernel == "two_sweep" and rows > 100:
+        pytest.skip("a program a row: nothing that three rows do not show")
+    logits, target = cohort(2, rows, classes)
+    options = {"kl_weight": 1.0, "temperature": 1.0, "ignore_index": -100}
+    options |= {"peer_reduction": "mean", "reduction": "mean"}
+    case = Case([z.cpu() for z in logits], target.cpu(), options)
+    if kernel is None:
+        assert_exact(case, DEVICE, answer)
+    else:
+        with forced(kernel):
+            assert_exact(case, DEVICE, answer)
+
+
+def test_the_table_has_both_kernels() -> None:
+    """So that "by the table" above is both of them."""
+    assert choose(2, 1001, 4).kernel == "one_pass"
+    assert choose(2, 2**18, 4).kernel == "two_sweep"
+
+
+@pytest.mark.parametrize("students", [1, 8])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_one_student_and_eight(kernel: str, students: int, reduction: str) -> None:
+    logits, target = cohort(students, 3, 5)
+    assert_solves(checked(logits, target, reduction=reduction))
+
+
+def test_students_and_teachers_of_all_precisions(kernel: str) -> None:
+    logits, target = cohort(3)
+    logits = [logits[0].half(), logits[1].bfloat16(), logits[2]]
+    teachers = [cohort(2, 6, 10, d)[0][0] for d in (torch.float64, torch.bfloat16)]
+    assert_solves(checked(logits, target, teacher_logits=teachers), rtol=1e-2, atol=1e-4)
+    grads = fused_and_grad(logits, target)[1]
+    assert [g.dtype for g in grads] == [z.dtype for z in logits]
+    leaves = [z.requires_grad_() for z in logits]
+    fused(leaves, target).sum().backward()
+    for z, g in zip(leaves, grads, strict=True):
+        assert z.grad is not None and z.grad.dtype == z.dtype
+        torch.testing.assert_close(z.grad, g, rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_labels_of_every_integer_at_any_address(kernel: str, dtype: torch.dtype) -> None:
+    logits, target = cohort()
+    missing = 255 if dtype == torch.uint8 else -1
+    target[2] = missing
+    expected = fused_and_grad(logits, target, ignore_index=missing)
+    buffer = torch.cat([target[:1], target]).to(dtype)
+    assert_same(fused_and_grad(logits, buffer[1:], ignore_index=missing), expected)
+
+
+def strided(z: Tensor, way: str) -> Tensor:
+    """The same numbers, laid out otherwise."""
+    if way == "transposed":
+        return z.t().contiguous().t()
+    if way == "sliced":  # NaN between: reading the wrong element shows
+        wide = z.new_full((2 * z.shape[0], 2 * z.shape[1] + 3), torch.nan)
+        wide[::2, 3::2] = z
+        return wide[::2, 3::2]
+    return z[:1].expand_as(z)
+
+
+@pytest.mark.parametrize("way", ["transposed", "sliced", "expanded"])
+def test_logits_of_any_strides(kernel: str, way: str) -> None:
+    logits, target = cohort(2)
+    teacher = logits[0].flip(0)
+    laid = [strided(z, way) for z in (*logits, teacher)]
+    assert not laid[0].is_contiguous()
+    plain = [z.contiguous() for z in laid]
+    expected = fused_and_grad(plain[:2], target, teacher_logits=plain[2:])
+    assert_same(fused_and_grad(laid[:2], target, teacher_logits=laid[2:]), expected)
+    mixed = [laid[0], plain[1]]
+    assert_same(fused_and_grad(mixed, target, teacher_logits=laid[2:]), expected)
+    for few in (laid[:2], mixed):
+        case = Case(few, target, {"teacher_logits": laid[2:]})
+        losses, grads = by_autograd_in_place(case)
+        torch.testing.assert_close(losses, expected[0])
+        assert_same(grads, expected[1])
+
+
+def by_autograd_in_place(case: Case) -> tuple[Tensor, list[Tensor]]:
+    """`by_autograd` makes copies, and with them other strides."""
+    leaves = [z.detach().requires_grad_() for z in case.logits]
+    losses = fused(leaves, case.target, **case.options)
+    return losses.detach(), list(torch.autograd.grad(losses.sum(), leaves))
+
+
+def spread_out(x: Tensor) -> Tensor:
+    """Every second element of a vector that has NaN, or no class, between."""
+    wide = x.new_full((2 * len(x),), torch.nan if x.is_floating_point() else -7)
+    wide[::2] = x
+    return wide[::2]
+
+
+def test_options_of_any_strides(kernel: str) -> None:
+    logits, target = cohort()
+    options = {
+        "class_weight": torch.rand(10, device=DEVICE),
+        "row_weight": torch.rand(6, device=DEVICE),
+    }
+    expected = fused_and_grad(logits, target, **options)
+    wide = {name: spread_out(x) for name, x in options.items()}
+    assert_same(fused_and_grad(logits, spread_out(target), **wide), expected)
+    # One number for all of them.
+    for name, x in options.items():
+        one = {name: x[:1].expand_as(x)}
+        ones = {name: x[:1].repeat(len(x))}
+        assert_same(fused_and_grad(logits, target, **one), fused_and_grad(logits, target, **ones))
+    weight = torch.rand(3, 3, device=DEVICE)
+    assert_same(
+        fused_and_grad(logits, target, peer_weight=weight.t()),
+        fused_and_grad(logits, target, peer_weight=weight.t().contiguous()),
+    )
+    soft = torch.rand(6, 10, device=DEVICE)
+    expected = fused_and_grad(logits, soft)
+    for way in ("transposed", "sliced"):
+        assert_same(fused_and_grad(logits, strided(soft, way)), expected)
+    scale = torch.tensor([2.0, 3.0, 4.0], device=DEVICE)
+    expected = fused_and_grad(logits, target, grad_scale=scale)
+    assert_same(fused_and_grad(logits, target, grad_scale=spread_out(scale)), expected)
+    scale = scale[:1].expand(3)
+    expected = fused_and_grad(logits, target, grad_scale=2.0)
+    assert_same(fused_and_grad(logits, target, grad_scale=scale), expected)
+
+
+def test_a_stack_with_batch_dimensions_has_one_gradient(kernel: str) -> None:
+    logits, target = cohort(3, 8, 5)
+    expected = fused_and_grad(logits, target)
+    stack = torch.stack(logits, -1).reshape(2, 4, 5, 3)  # (B, T, C, K)
+    stack = stack.permute(3, 0, 1, 2).requires_grad_()
+    assert not stack.is_contiguous()
+    losses = fused(stack, target.reshape(2, 4))
+    torch.testing.assert_close(losses.detach(), expected[0])
+    losses.sum().backward()
+    assert stack.grad is not None
+    assert_same(stack.grad.detach().reshape(3, 8, 5), expected[1])
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "some unlabelled": {"ignore_index": 3},
+    "class weights": {"ignore_index": 3, "class_weight": torch.rand(5)},
+    "by row": {"reduction": "none", "kl_weight": torch.tensor(0.5)},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("rows", [70, 530])
+def test_sums_over_many_programs(name: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More groups than one group holds: three levels would be needed where two were forgotten."""
+    if INTERPRETED:  # groups of 4 and fewer rows stand for groups of 64
+        monkeypatch.setattr(finish, "GROUP", finish.tl.constexpr(4))
+        monkeypatch.setattr(launch, "_GROUP", 4)
+        rows //= 10
+    else:
+        rows *= 10
+    monkeypatch.setattr(launch, "choose", lambda *_: Config("one_pass", 1, 16, 1))
+    logits, target = cohort(1, rows, 5)
+    options = {k: v.to(DEVICE) if k == "class_weight" else v for k, v in OPTIONS[name].items()}
+    assert_solves(checked(logits, target, **options))
+
+
+def test_groups_of_64_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "choose", lambda *_: Config("one_pass", 1, 16, 1))
+    logits, target = cohort(1, 130, 3)
+    problem = checked(logits, target)
+    found = launch.launch(problem, with_grad=False, save=False, stats="cheap").solution
+    assert_same(found, closed_form.solve(in_double(problem), False, "cheap"))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("first", [0, 3])
+def test_labels_counted_by_a_launch_of_their_own(
+    kernel: str, weighted: bool, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_FEW_ROWS", 4)
+    logits, target = cohort()
+    target[first:5] = 3
+    weight = torch.rand(10, device=DEVICE) if weighted else None
+    wide = None if weight is None else spread_out(weight)
+    assert_solves(checked(logits, spread_out(target), ignore_index=3, class_weight=wide))
+    assert_solves(checked(logits, target, class_weight=weight))
+
+
+@pytest.mark.parametrize("labelled", [0, 1])
+def test_a_batch_with_hardly_a_label(kernel: str, labelled: int) -> None:
+    logits, target = cohort()
+    target[labelled:] = -100
+    for weight in (None, torch.rand(10, device=DEVICE)):
+        problem = checked(logits, target, class_weight=weight, label_smoothing=0.1)
+        assert_solves(problem)
+
+
+@pytest.mark.parametrize("labels", [7.5, 0.0, torch.tensor(3.0), torch.tensor(0)], ids=str)
+def test_part_of_a_batch_divides_by_the_whole(kernel: str, labels: Any) -> None:
+    logits, target = cohort()
+    target[1] = -100
+    labels = labels.to(DEVICE) if isinstance(labels, Tensor) else labels
+    problem = replace(checked(logits, target, label_smoothing=0.1), whole=(labels, 40))
+    assert_solves(problem, stats="cheap")
+    (losses, _, _), saved = launch.launch(problem, with_grad=False, save=True, stats="none")
+    assert saved is not None
+    grads = [torch.empty_like(z) for z in logits]
+    launch.launch_gradient(problem, saved, torch.ones_like(losses), grads)
+    assert_same(grads, closed_form.solve(in_double(problem), True, "none").grads)
+
+
+@pytest.mark.parametrize("wrong", [10, -(2**40)])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"class_weight": None}])
+def test_a_class_out_of_range_poisons_its_row(
+    kernel: str, wrong: int, options: dict[str, Any]
+) -> None:
+    """On a device nobody looks at the labels first."""
+    if "class_weight" in options:
+        options = {"class_weight": torch.rand(10, device=DEVICE)}
+    logits, target = cohort()
+    logits[0][4, 0] = 50.0  # class 0, which stands for the wrong one
+    good = checked(logits, target, reduction="none", **options)
+    target = target.clone()
+    target[4] = wrong
+    bad = replace(good, index=target)
+    others = [0, 1, 2, 3, 5]
+    (losses, grads, stats), _ = launch.launch(bad, with_grad=True, save=False, stats="cheap")
+    expected, saved = launch.launch(good, with_grad=True, save=True, stats="cheap")
+    assert grads is not None and saved is not None and expected.grads is not None
+    assert losses[:, 4].isnan().all()
+    assert_same(losses[:, others], expected.losses[:, others])
+    later = [torch.empty_like(z) for z in logits]
+    saved = launch.launch(bad, with_grad=False, save=True, stats="none").saved
+    assert saved is not None
+    launch.launch_gradient(bad, saved, torch.ones_like(losses), later)
+    for g, again, e in zip(grads, later, expected.grads, strict=True):
+        assert g[4].isnan().any() and again[4].isnan().any()
+        assert_same(g[others], e[others])
+        assert_same(again[others], e[others])
+    assert stats is not None and stats.finite.all()
+    single = replace(bad, index=torch.full_like(target, wrong))
+    counted = launch.launch(single, with_grad=False, save=False, stats="cheap").solution.stats
+    assert counted is not None and not counted.correct.any()
+
+
+def test_outer_gradients_of_students_and_rows(kernel: str) -> None:
+    logits, target = cohort()
+    leaves = [z.requires_grad_() for z in logits]
+    _, grads, _ = fused_and_grad(logits, target)
+    losses = fused(leaves, target)
+    outer = torch.tensor([0.0, -2.0, 0.5], device=DEVICE)
+    found = torch.autograd.grad(losses, leaves, outer, retain_graph=True)
+    assert not found[0].any()
+    assert_same(found, [g * w for g, w in zip(grads, outer, strict=True)])
+    again = torch.autograd.grad(losses, leaves, outer)
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    with pytest.raises(RuntimeError, match="second time"):
+        losses.sum().backward()
+
+    rows = fused(leaves, target, reduction="none")
+    weight = torch.rand(6, 3, device=DEVICE).t()  # (K, N) of any strides
+    found = torch.autograd.grad(rows, leaves, weight, retain_graph=True)
+    for k, g in enumerate(found):
+        weighted = fused_and_grad(logits, target, row_weight=weight[k], reduction="sum")[1]
+        torch.testing.assert_close(g, weighted[k])
+    for k in range(3):  # autograd hands down a gradient with stride 0
+        (g,) = torch.autograd.grad(rows[k].sum(), leaves[k], retain_graph=True)
+        torch.testing.assert_close(g, fused_and_grad(logits, target, reduction="sum")[1][k])
+
+
+def test_only_learners_are_written(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, target = cohort()
+    expected = fused_and_grad(logits, target)[1]
+    logits[0].requires_grad_()
+    logits[2].requires_grad_()
+    copy = logits[1].clone()
+    fused(logits, target).sum().backward()
+    assert torch.equal(logits[1], copy)
+    assert logits[1].grad is None
+    assert_same([logits[0].grad, logits[2].grad], expected[::2])
+
+
+def test_logits_changed_after_the_loss_are_an_error() -> None:
+    logits, target = cohort()
+    leaves = [z.requires_grad_() for z in logits]
+    doubled = [z * 2 for z in leaves]
+    losses = fused(doubled, target)
+    doubled[1].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        losses.sum().backward()
+
+
+def test_ties_go_to_the_first_class_in_any_tile(kernel: str) -> None:
+    """As torch's argmax says on a CPU."""
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randint(0, 3, (2, 8, 150), generator=g).float()
+    first = logits.argmax(-1)
+    target = first[0].clone()
+    target[::2] = 149  # as large perhaps, never the first
+    logits[0, ::2, 149] = 2.0
+    first = logits.argmax(-1)
+    for labels in (target, torch.nn.functional.one_hot(target, 150).float()):
+        problem = on_device(checked(list(logits), labels))
+        stats = launch.launch(problem, with_grad=False, save=False, stats="cheap").solution.stats
+        assert stats is not None
+        assert stats.correct.tolist() == (first == target).sum(1).tolist()
+        assert 4 <= int(stats.correct[0]) < 8
+
+
+def test_the_door_gives_what_the_kernels_give(kernel: str) -> None:
+    """Of statistics and shapes; numbers are compared elsewhere."""
+    logits, target = cohort(2, 6, 5)
+    folded = [z.reshape(3, 2, 5) for z in logits]
+    losses, stats = fused(folded, target.reshape(3, 2), reduction="none", return_stats=True)
+    assert losses.shape == (2, 3, 2)
+    assert stats.row_mutual_information.shape == (3, 2)
+    assert stats.finite.dtype == torch.bool and stats.correct.dtype == torch.int64
+    direct = autograd.solve(checked(folded, target.reshape(3, 2)), False, "all")
+    assert_same(direct.stats, stats)
