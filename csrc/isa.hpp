@@ -36,6 +36,15 @@ inline Isa detect_isa() {
     return Isa::baseline;
 }
 
+// Whether products of bfloat16 are faster than those of float32 here.
+inline bool has_fast_bf16() {
+#if defined(__GNUC__) && defined(__x86_64__)
+    return __builtin_cpu_supports("avx512bf16");
+#else
+    return false;
+#endif
+}
+
 // The level to use: `requested` by name, or `highest` where `requested` is null or empty.
 // Throws std::invalid_argument on a name that is unknown or above `highest`.
 inline Isa choose_isa(const char* requested, Isa highest) {

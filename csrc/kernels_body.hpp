@@ -46,33 +46,49 @@ inline void count_linear(const typename V::Scalar* x, std::int64_t n,
     if (i < k) count_few<V, 1>(x, n, thresholds + i, counts + i);
 }
 
-// Each element's place among many thresholds by halving, 64 elements in step: the compiler turns
-// the inner loop into gathers. `below[i]` counts the elements above i thresholds.
+constexpr int STEP = 64;  // elements searched for side by side
+
+// place[j] = how many of the k sorted thresholds v[j] is not at most (not below, if `BELOW`), by
+// halving, j < m <= STEP. The compiler turns the inner loops into gathers.
+template <bool BELOW, class T>
+inline void find_places(const T* v, int m, const T* thresholds, std::int64_t k,
+                        std::int32_t* place) {
+    const auto stays = [](T x, T t) { return BELOW ? x < t : x <= t; };
+    std::int64_t half = 1;
+    while (half * 2 <= k) half *= 2;
+    // The first step may overlap the second half, so that k need not be a power of two.
+    const auto rest = static_cast<std::int32_t>(k - half);
+    for (int j = 0; j < m; ++j) place[j] = stays(v[j], thresholds[half - 1]) ? 0 : rest;
+    for (std::int64_t step = half / 2; step > 0; step /= 2) {
+        const auto s = static_cast<std::int32_t>(step);
+        for (int j = 0; j < m; ++j) {
+            place[j] += stays(v[j], thresholds[place[j] + s - 1]) ? 0 : s;
+        }
+    }
+    for (int j = 0; j < m; ++j) place[j] += stays(v[j], thresholds[place[j]]) ? 0 : 1;
+}
+
+// counts[i] += the elements that are above i thresholds, 0 <= i < k.
 template <class T>
 inline void count_by_search(const T* x, std::int64_t n, const T* thresholds, std::int64_t k,
                             std::int64_t* counts) {
-    constexpr int STEP = 64;
-    std::int64_t half = 1;
-    while (half * 2 <= k) half *= 2;
     std::int32_t place[STEP];
     for (std::int64_t begin = 0; begin < n; begin += STEP) {
         const int m = static_cast<int>(n - begin < STEP ? n - begin : STEP);
-        const T* v = x + begin;
-        // The first step may overlap the second half, so that k need not be a power of two.
-        const auto rest = static_cast<std::int32_t>(k - half);
-        for (int j = 0; j < m; ++j) place[j] = v[j] <= thresholds[half - 1] ? 0 : rest;
-        for (std::int64_t step = half / 2; step > 0; step /= 2) {
-            const auto s = static_cast<std::int32_t>(step);
-            for (int j = 0; j < m; ++j) {
-                place[j] += v[j] <= thresholds[place[j] + s - 1] ? 0 : s;
-            }
-        }
+        find_places<false>(x + begin, m, thresholds, k, place);
         for (int j = 0; j < m; ++j) {
-            // The last step: whether the one threshold left is passed too.
-            const std::int32_t last = place[j];
-            if (v[j] <= thresholds[last]) ++counts[last];
+            if (place[j] < k) ++counts[place[j]];
         }
     }
+}
+
+// The search counts where an element falls; what is asked for are sums of these. What the caller
+// had counted before is taken apart in the same way and comes back with the sums.
+inline void differences(std::int64_t* counts, std::int64_t k) {
+    for (std::int64_t i = k - 1; i > 0; --i) counts[i] -= counts[i - 1];
+}
+inline void sums(std::int64_t* counts, std::int64_t k) {
+    for (std::int64_t i = 1; i < k; ++i) counts[i] += counts[i - 1];
 }
 
 template <class V>
@@ -85,11 +101,9 @@ void count_at_most(const typename V::Scalar* x, std::int64_t n,
         }
         return;
     }
-    // The search counts where an element falls; sums of these are what is asked for. What the
-    // caller had counted before is taken apart in the same way and comes back with the sums.
-    for (std::int64_t i = k - 1; i > 0; --i) counts[i] -= counts[i - 1];
+    differences(counts, k);
     count_by_search(x, n, thresholds, k, counts);
-    for (std::int64_t i = 1; i < k; ++i) counts[i] += counts[i - 1];
+    sums(counts, k);
 }
 
 template <class V, int K>
@@ -125,14 +139,35 @@ inline void screen_few(const float* x, std::int64_t n, const float* low, const f
     }
 }
 
+inline void screen_by_search(const float* x, std::int64_t n, const float* low, const float* high,
+                             std::int64_t k, std::int64_t* counts, std::uint8_t* unsure) {
+    std::int32_t not_below[STEP], above[STEP];
+    for (std::int64_t begin = 0; begin < n; begin += STEP) {
+        const int m = static_cast<int>(n - begin < STEP ? n - begin : STEP);
+        const float* v = x + begin;
+        find_places<true>(v, m, low, k, not_below);
+        find_places<false>(v, m, high, k, above);
+        for (int j = 0; j < m; ++j) {
+            if (not_below[j] < k) ++counts[not_below[j]];
+            unsure[begin + j] = not_below[j] > above[j] || v[j] != v[j];
+        }
+    }
+}
+
 std::int64_t screen(const float* x, std::int64_t n, const float* low, const float* high,
                     std::int64_t k, std::int64_t* counts, std::uint8_t* unsure) {
     for (std::int64_t j = 0; j < n; ++j) unsure[j] = 0;
-    std::int64_t i = 0;
-    for (; i + 6 <= k; i += 6) {
-        screen_few<Floats, 6>(x, n, low + i, high + i, counts + i, unsure);
+    if (k < SEARCH_FROM) {
+        std::int64_t i = 0;
+        for (; i + 6 <= k; i += 6) {
+            screen_few<Floats, 6>(x, n, low + i, high + i, counts + i, unsure);
+        }
+        for (; i < k; ++i) screen_few<Floats, 1>(x, n, low + i, high + i, counts + i, unsure);
+    } else {
+        differences(counts, k);
+        screen_by_search(x, n, low, high, k, counts, unsure);
+        sums(counts, k);
     }
-    for (; i < k; ++i) screen_few<Floats, 1>(x, n, low + i, high + i, counts + i, unsure);
     std::int64_t total = 0;
     for (std::int64_t j = 0; j < n; ++j) total += unsure[j];
     return total;

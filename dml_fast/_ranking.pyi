@@ -37,6 +37,9 @@ def instruction_set() -> str:
         ValueError: ``DML_FAST_ISA`` names no instruction set, or one not supported here.
     """
 
+def has_fast_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 faster than float32."""
+
 def rank_rows_f32(
     dist: NDArray[np.float32],
     query_identity: NDArray[np.int64],
@@ -81,3 +84,145 @@ def rank_rows_f64(
     threads: SupportsInt | SupportsIndex,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], int]:
     """As rank_rows_f32, compared in float64."""
+
+class FeaturesF32:
+    """Ranks Q queries and G items with D features each: csrc/features.hpp says how.
+
+    ``query_norms`` and ``item_norms`` are squared. ``start`` chooses queries. Then
+    ``query_operands_*`` and, for one part of the gallery after the other, ``panel_operands_*``
+    write what is to be multiplied to ``out``, (rows, D), bfloat16 as the bits of int16; ``loose``
+    says that products of float32 may round it to bfloat16. ``count_*`` takes a tile of these
+    products, whose first row is query number ``query`` and whose first column is item ``item``, and
+    returns how many pairs it had to decide exactly; threads may call it at the same time for
+    different queries. ``finish`` returns what rank_rows_f32 does, for the started queries.
+    ``exact_rows`` returns float64 numbers that grow with the distance, for queries begin..end-1.
+    """
+
+    def __init__(
+        self,
+        queries: NDArray[np.float32],
+        gallery: NDArray[np.float32],
+        cosine: bool,
+        query_identity: NDArray[np.int64],
+        item_identity: NDArray[np.int64],
+        query_camera: NDArray[np.int64],
+        item_camera: NDArray[np.int64],
+        member_offsets: NDArray[np.int64],
+        members: NDArray[np.int64],
+        junk: NDArray[np.int64],
+        topk: SupportsInt | SupportsIndex,
+        threads: SupportsInt | SupportsIndex,
+    ) -> None: ...
+    def query_norms(self) -> NDArray[np.float64]: ...
+    def item_norms(self) -> NDArray[np.float64]: ...
+    def start(
+        self,
+        begin: SupportsInt | SupportsIndex,
+        end: SupportsInt | SupportsIndex,
+    ) -> None: ...
+    def query_operands_f32(self, out: NDArray[np.float32], loose: bool) -> None: ...
+    def query_operands_bf16(self, out: NDArray[np.int16], loose: bool) -> None: ...
+    def panel_operands_f32(
+        self,
+        begin: SupportsInt | SupportsIndex,
+        end: SupportsInt | SupportsIndex,
+        out: NDArray[np.float32],
+        loose: bool,
+    ) -> None: ...
+    def panel_operands_bf16(
+        self,
+        begin: SupportsInt | SupportsIndex,
+        end: SupportsInt | SupportsIndex,
+        out: NDArray[np.int16],
+        loose: bool,
+    ) -> None: ...
+    def count_f32(
+        self,
+        tile: NDArray[np.float32],
+        query: SupportsInt | SupportsIndex,
+        item: SupportsInt | SupportsIndex,
+    ) -> int: ...
+    def count_bf16(
+        self,
+        tile: NDArray[np.int16],
+        query: SupportsInt | SupportsIndex,
+        item: SupportsInt | SupportsIndex,
+    ) -> int: ...
+    def finish(
+        self,
+        ties: SupportsInt | SupportsIndex,
+        max_rank: SupportsInt | SupportsIndex,
+    ) -> tuple[
+        NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], int
+    ]: ...
+    def exact_rows(
+        self,
+        begin: SupportsInt | SupportsIndex,
+        end: SupportsInt | SupportsIndex,
+    ) -> NDArray[np.float64]: ...
+
+class FeaturesF64:
+    """As FeaturesF32, for float64 features."""
+
+    def __init__(
+        self,
+        queries: NDArray[np.float64],
+        gallery: NDArray[np.float64],
+        cosine: bool,
+        query_identity: NDArray[np.int64],
+        item_identity: NDArray[np.int64],
+        query_camera: NDArray[np.int64],
+        item_camera: NDArray[np.int64],
+        member_offsets: NDArray[np.int64],
+        members: NDArray[np.int64],
+        junk: NDArray[np.int64],
+        topk: SupportsInt | SupportsIndex,
+        threads: SupportsInt | SupportsIndex,
+    ) -> None: ...
+    def query_norms(self) -> NDArray[np.float64]: ...
+    def item_norms(self) -> NDArray[np.float64]: ...
+    def start(
+        self,
+        begin: SupportsInt | SupportsIndex,
+        end: SupportsInt | SupportsIndex,
+    ) -> None: ...
+    def query_operands_f32(self, out: NDArray[np.float32], loose: bool) -> None: ...
+    def query_operands_bf16(self, out: NDArray[np.int16], loose: bool) -> None: ...
+    def panel_operands_f32(
+        self,
+        begin: SupportsInt | SupportsIndex,
+        end: SupportsInt | SupportsIndex,
+        out: NDArray[np.float32],
+        loose: bool,
+    ) -> None: ...
+    def panel_operands_bf16(
+        self,
+        begin: SupportsInt | SupportsIndex,
+        end: SupportsInt | SupportsIndex,
+        out: NDArray[np.int16],
+        loose: bool,
+    ) -> None: ...
+    def count_f32(
+        self,
+        tile: NDArray[np.float32],
+        query: SupportsInt | SupportsIndex,
+        item: SupportsInt | SupportsIndex,
+    ) -> int: ...
+    def count_bf16(
+        self,
+        tile: NDArray[np.int16],
+        query: SupportsInt | SupportsIndex,
+        item: SupportsInt | SupportsIndex,
+    ) -> int: ...
+    def finish(
+        self,
+        ties: SupportsInt | SupportsIndex,
+        max_rank: SupportsInt | SupportsIndex,
+    ) -> tuple[
+        NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], int
+    ]: ...
+    def exact_rows(
+        self,
+        begin: SupportsInt | SupportsIndex,
+        end: SupportsInt | SupportsIndex,
+    ) -> NDArray[np.float64]: ...

@@ -104,13 +104,27 @@ def test_only_the_bindings_know_python() -> None:
 def test_the_stub_matches_the_extension() -> None:
     """Names, arguments and results; pybind11 writes each signature as a docstring's first line."""
     stub = ast.parse((ROOT / "dml_fast" / "_ranking.pyi").read_text(encoding="utf-8"))
-    functions = {node.name: node for node in stub.body if isinstance(node, ast.FunctionDef)}
-    built = {name for name in dir(_ranking) if not name.startswith("_")}
-    assert functions.keys() == built
-    for name, node in functions.items():
-        signature = getattr(_ranking, name).__doc__.splitlines()[0]
-        # The stub imports what pybind11 spells out in full.
-        spelled = re.sub(r"\b(numpy\.typing|numpy|typing)\.", "", signature)
-        assert node.returns is not None
-        stubbed = f"{name}({ast.unparse(node.args)}) -> {ast.unparse(node.returns)}"
-        assert spelled == stubbed.replace("np.", "")
+    defined = (ast.FunctionDef, ast.ClassDef)
+    names = {node.name for node in stub.body if isinstance(node, defined)}
+    assert names == {name for name in dir(_ranking) if not name.startswith("_")}
+    for node in stub.body:
+        if isinstance(node, ast.FunctionDef):
+            compare_signature(node, getattr(_ranking, node.name))
+        elif isinstance(node, ast.ClassDef):
+            built = getattr(_ranking, node.name)
+            methods = {method.name: method for method in node.body if isinstance(method, defined)}
+            public = {name for name in vars(built) if not name.startswith("_")}
+            assert methods.keys() == public | {"__init__"}
+            for name, method in methods.items():
+                assert isinstance(method, ast.FunctionDef)
+                compare_signature(method, getattr(built, name))
+
+
+def compare_signature(node: ast.FunctionDef, built: object) -> None:
+    """The stub imports what pybind11 spells out in full, and leaves out the type of self."""
+    signature = (built.__doc__ or "").splitlines()[0]
+    spelled = re.sub(r"\b(numpy\.typing|numpy|typing)\.", "", signature)
+    spelled = re.sub(r"\(self: [\w.]+", "(self", spelled)
+    assert node.returns is not None
+    stubbed = f"{node.name}({ast.unparse(node.args)}) -> {ast.unparse(node.returns)}"
+    assert spelled == stubbed.replace("np.", "")

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dml_fast.eval.features import rank_features
     from dml_fast.eval.protocol import SingleShot
     from dml_fast.eval.ranking import rank_distances
     from dml_fast.eval.result import RankingResult
@@ -17,9 +18,10 @@ _HOMES = {
     "RankingResult": "result",
     "SingleShot": "protocol",
     "rank_distances": "ranking",
+    "rank_features": "features",
 }
 
-__all__ = ["RankingResult", "SingleShot", "rank_distances"]
+__all__ = ["RankingResult", "SingleShot", "rank_distances", "rank_features"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,341 @@
+#include "features.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+
+#include "operands.hpp"
+#include "parallel.hpp"
+
+namespace dml_fast {
+
+namespace {
+
+constexpr double INFINITE = std::numeric_limits<double>::infinity();
+double one_over_norm(double squared) {
+    return squared > 0.0 && usable(squared) ? 1.0 / std::sqrt(squared) : 1.0;
+}
+
+float at_most(double value) {
+    const auto nearest = static_cast<float>(value);
+    if (static_cast<double>(nearest) <= value) return nearest;
+    return std::nextafter(nearest, -std::numeric_limits<float>::infinity());
+}
+
+float at_least(double value) { return -at_most(-value); }
+
+}  // namespace
+
+template <class T>
+FeatureRanker<T>::FeatureRanker(const FeatureSets<T>& features, const Labels& labels,
+                                std::int64_t topk, int threads, const Poll& interrupted)
+    : features_(features),
+      labels_(labels),
+      kernels_(active_kernels()),
+      topk_(topk),
+      query_norms_(static_cast<std::size_t>(labels.queries)),
+      item_norms_(static_cast<std::size_t>(labels.items)) {
+    const std::int64_t dims = features_.dims;
+    const auto measure = [&](const T* rows, std::vector<double>& norms) {
+        const auto count = static_cast<std::int64_t>(norms.size());
+        parallel_for((count + FEATURE_ROWS - 1) / FEATURE_ROWS, threads, interrupted, [&] {
+            return [&](std::int64_t piece) {
+                const std::int64_t end = std::min(count, (piece + 1) * FEATURE_ROWS);
+                for (std::int64_t i = piece * FEATURE_ROWS; i < end; ++i) {
+                    const T* row = rows + i * dims;
+                    norms[static_cast<std::size_t>(i)] = kernels_.dot(row, row, dims);
+                }
+            };
+        });
+    };
+    measure(features_.queries, query_norms_);
+    measure(features_.gallery, item_norms_);
+    query_power_ = power_for(query_norms_);
+    item_power_ = power_for(item_norms_);
+}
+
+template <class T>
+double FeatureRanker<T>::exact(std::int64_t query, std::int64_t item) const {
+    const double product = kernels_.dot(features_.queries + query * features_.dims,
+                                        features_.gallery + item * features_.dims, features_.dims);
+    const double squared = item_norms_[static_cast<std::size_t>(item)];
+    double z = 0.5 * squared - product;
+    if (features_.metric == Metric::cosine) {
+        z = -(squared == 0.0 ? product : product / std::sqrt(squared));
+    }
+    return std::isnan(z) ? INFINITE : z;
+}
+
+template <class T>
+double FeatureRanker<T>::query_scale(std::int64_t query) const {
+    if (features_.metric == Metric::euclidean) return query_power_;
+    return one_over_norm(query_norms_[static_cast<std::size_t>(query)]);
+}
+
+template <class T>
+double FeatureRanker<T>::item_scale(std::int64_t item) const {
+    if (features_.metric == Metric::euclidean) return item_power_;
+    return one_over_norm(item_norms_[static_cast<std::size_t>(item)]);
+}
+
+template <class T>
+double FeatureRanker<T>::unit(std::int64_t query) const {
+    const bool cosine = features_.metric == Metric::cosine;  // v is in z already
+    return query_scale(query) * (cosine ? 1.0 : item_power_);
+}
+
+template <class T>
+void FeatureRanker<T>::start(std::int64_t begin, std::int64_t end, int threads,
+                             const Poll& interrupted) {
+    begin_ = begin;
+    started_.assign(static_cast<std::size_t>(end - begin), Query{});
+    parallel_for(end - begin, threads, interrupted, [&] {
+        return [&](std::int64_t i) {
+            const std::int64_t q = begin_ + i;
+            Query& query = started_[static_cast<std::size_t>(i)];
+            query.cut = INFINITE;
+            for (const auto* m = labels_.same_begin(q); m != labels_.same_end(q); ++m) {
+                if (labels_.excluded(q, *m)) continue;
+                query.positives.push_back({exact(q, *m), *m, 0, 0, 0});
+            }
+            auto& positives = query.positives;
+            std::sort(positives.begin(), positives.end(), [](const auto& a, const auto& b) {
+                return a.z < b.z || (a.z == b.z && a.item < b.item);
+            });
+            for (std::size_t p = 0; p < positives.size(); ++p) {
+                if (p == 0 || positives[p].z != positives[p - 1].z) query.firsts.push_back(p);
+                if (topk_ > 0) {
+                    const double x = positives[p].z * unit(q);
+                    const double off = 1e-12 * std::abs(x);
+                    const bool known = std::isfinite(x);
+                    query.candidates.push_back({known ? x - off : -INFINITE,
+                                                known ? x + off : INFINITE, positives[p].item});
+                }
+            }
+            if (topk_ > 0) prune(query);
+        };
+    });
+}
+
+// How far the approximation of a number near x may be off, for any item of the panel.
+template <class T>
+double FeatureRanker<T>::bound(const Query& query, double x) const {
+    const double product = query.operand_norm * panel_.operand_norm;
+    const double dims = static_cast<double>(features_.dims);
+    double off = query.operand_norm * panel_.slip +
+                 query.slip * (panel_.operand_norm + panel_.slip);
+    // A sum of D products in float32, in any order, with any rounding to a neighbour, tiny terms
+    // flushed to zero; z's own rounding in float64 is far below the slack of this.
+    off += (dims + 8.0) * (0x1p-23 * product + 1e-37);
+    const double size = std::abs(x) + off + panel_.offset_size;
+    return off + panel_.result_rounding * size + 0x1p-21 * size;
+}
+
+template <class T>
+template <class S>
+std::int64_t FeatureRanker<T>::count(const S* tile, std::int64_t query_begin,
+                                     std::int64_t query_end, std::int64_t item_begin,
+                                     std::int64_t item_end) {
+    const DefaultFloats guard;
+    const std::int64_t n = item_end - item_begin;
+    std::vector<float> x(static_cast<std::size_t>(n)), low, high;
+    std::vector<std::uint8_t> unsure(static_cast<std::size_t>(n));
+    std::vector<std::int64_t> counts;
+    std::int64_t settled = 0;
+    for (std::int64_t q = query_begin; q < query_end; ++q) {
+        Query& query = started_[static_cast<std::size_t>(q - begin_)];
+        const std::size_t groups = query.firsts.size();
+        if (groups == 0 && topk_ == 0) continue;
+        kernels_.widen(tile + (q - query_begin) * n,
+                       panel_.offset.data() + (item_begin - panel_.begin), n, x.data());
+        // Positives and excluded items are known exactly, and no others.
+        const auto* same_end = labels_.same_end(q);
+        for (const auto* m = std::lower_bound(labels_.same_begin(q), same_end, item_begin);
+             m != same_end && *m < item_end; ++m) {
+            x[static_cast<std::size_t>(*m - item_begin)] = std::numeric_limits<float>::infinity();
+        }
+        if (topk_ > 0) gather_candidates(q, x.data(), n, item_begin);
+        if (groups == 0) continue;
+
+        low.resize(groups);
+        high.resize(groups);
+        counts.assign(groups, 0);
+        for (std::size_t k = 0; k < groups; ++k) {
+            const double wanted = query.positives[query.firsts[k]].z * unit(q);
+            // An infinite z comes of an unusable row: every pair of usable ones is on the near side.
+            const double off = std::isfinite(wanted) ? bound(query, wanted) : 0.0;
+            low[k] = at_most(wanted - off);
+            high[k] = at_least(wanted + off);
+        }
+        const std::int64_t left =
+            kernels_.screen(x.data(), n, low.data(), high.data(),
+                            static_cast<std::int64_t>(groups), counts.data(), unsure.data());
+        for (std::size_t k = 0; k < groups; ++k) {
+            query.positives[query.firsts[k]].nearer += counts[k];
+        }
+        if (left == 0) continue;
+        settled += left;
+        for (std::int64_t j = 0; j < n; ++j) {
+            if (!unsure[static_cast<std::size_t>(j)]) continue;
+            const std::int64_t item = item_begin + j;
+            const std::int64_t identity = labels_.item_identity[item];
+            if (identity < 0 || identity == labels_.query_identity[q]) continue;
+            // The groups whose intervals hold x: all for a NaN.
+            const float value = x[static_cast<std::size_t>(j)];
+            std::size_t from = 0, to = groups;
+            if (!std::isnan(value)) {
+                from = static_cast<std::size_t>(
+                    std::lower_bound(high.begin(), high.end(), value) - high.begin());
+                to = static_cast<std::size_t>(std::upper_bound(low.begin(), low.end(), value) -
+                                              low.begin());
+            }
+            settle(q, item, from, to);
+        }
+    }
+    return settled;
+}
+
+// Decides a pair by z, for the tie groups from..to-1.
+template <class T>
+void FeatureRanker<T>::settle(std::int64_t q, std::int64_t item, std::size_t from,
+                              std::size_t to) {
+    Query& query = started_[static_cast<std::size_t>(q - begin_)];
+    const double z = exact(q, item);
+    for (std::size_t k = from; k < to; ++k) {
+        const std::size_t first = query.firsts[k];
+        Positive& head = query.positives[first];
+        if (z < head.z) {
+            ++head.nearer;
+        } else if (z == head.z) {
+            ++head.tied;
+            const std::size_t end =
+                k + 1 < query.firsts.size() ? query.firsts[k + 1] : query.positives.size();
+            for (std::size_t p = first; p < end; ++p) {
+                if (query.positives[p].item > item) {
+                    ++query.positives[p].follows;
+                    break;
+                }
+            }
+        }
+    }
+}
+
+template <class T>
+void FeatureRanker<T>::gather_candidates(std::int64_t q, const float* x, std::int64_t n,
+                                         std::int64_t item_begin) {
+    Query& query = started_[static_cast<std::size_t>(q - begin_)];
+    const std::size_t enough = static_cast<std::size_t>(4 * topk_ + 64);
+    const auto limit = [&] {
+        if (query.cut == INFINITE) return std::numeric_limits<float>::infinity();
+        return at_least(query.cut + 3.0 * bound(query, query.cut));
+    };
+    float most = limit();
+    for (std::int64_t j = 0; j < n; ++j) {
+        if (x[j] > most) continue;
+        const std::int64_t item = item_begin + j;
+        const std::int64_t identity = labels_.item_identity[item];
+        if (identity < 0 || identity == labels_.query_identity[q]) continue;
+        const double off = std::isfinite(x[j]) ? 2.0 * bound(query, x[j]) : INFINITE;
+        const double value = std::isfinite(x[j]) ? x[j] : 0.0;
+        query.candidates.push_back({value - off, value + off, item});
+        if (query.candidates.size() < 2 * enough) continue;
+        prune(query);
+        most = limit();
+    }
+    if (query.candidates.size() > enough) prune(query);
+}
+
+// Drops candidates that topk others surely precede.
+template <class T>
+void FeatureRanker<T>::prune(Query& query) const {
+    auto& candidates = query.candidates;
+    const auto k = static_cast<std::ptrdiff_t>(topk_);
+    if (static_cast<std::ptrdiff_t>(candidates.size()) <= k) return;
+    std::nth_element(candidates.begin(), candidates.begin() + (k - 1), candidates.end(),
+                     [](const auto& a, const auto& b) { return a.high < b.high; });
+    query.cut = std::min(query.cut, candidates[static_cast<std::size_t>(k - 1)].high);
+    const double cut = query.cut;
+    candidates.erase(std::remove_if(candidates.begin(), candidates.end(),
+                                    [cut](const auto& c) { return c.low > cut; }),
+                     candidates.end());
+}
+
+template <class T>
+void FeatureRanker<T>::nearest(std::int64_t q, std::int64_t* out) const {
+    const Query& query = started_[static_cast<std::size_t>(q - begin_)];
+    std::vector<std::pair<double, std::int64_t>> exactly;
+    for (const Candidate& candidate : query.candidates) {
+        exactly.emplace_back(exact(q, candidate.item), candidate.item);
+    }
+    std::sort(exactly.begin(), exactly.end());
+    std::fill(out, out + topk_, -1);
+    const auto found = std::min(exactly.size(), static_cast<std::size_t>(topk_));
+    for (std::size_t i = 0; i < found; ++i) out[i] = exactly[i].second;
+}
+
+template <class T>
+void FeatureRanker<T>::finish(Ties ties, std::int64_t max_rank, const RankOutput& out, int threads,
+                              const Poll& interrupted) {
+    const auto queries = static_cast<std::int64_t>(started_.size());
+    parallel_for((queries + CHUNK - 1) / CHUNK, threads, interrupted, [&] {
+        return [&](std::int64_t chunk) {
+            QueryRanks ranks;
+            const std::int64_t end = std::min(queries, (chunk + 1) * CHUNK);
+            for (std::int64_t i = chunk * CHUNK; i < end; ++i) {
+                const Query& query = started_[static_cast<std::size_t>(i)];
+                double* scores = out.scores + i * SCORES;
+                if (topk_ > 0) nearest(begin_ + i, out.nearest + i * topk_);
+                if (query.positives.empty()) {
+                    std::fill(scores, scores + SCORES, std::numeric_limits<double>::quiet_NaN());
+                    continue;
+                }
+                ranks.groups.clear();
+                ranks.others_before.clear();
+                for (std::size_t k = 0; k < query.firsts.size(); ++k) {
+                    const std::size_t first = query.firsts[k];
+                    const std::size_t next =
+                        k + 1 < query.firsts.size() ? query.firsts[k + 1] : query.positives.size();
+                    std::int64_t before = 0;
+                    for (std::size_t p = first; p < next; ++p) {
+                        before += query.positives[p].follows;
+                        ranks.others_before.push_back(before);
+                    }
+                    const Positive& head = query.positives[first];
+                    ranks.groups.push_back({head.nearer + static_cast<std::int64_t>(first),
+                                            static_cast<std::int64_t>(next - first), head.tied});
+                }
+                score_query(ranks, ties, max_rank, scores, out.first_at + chunk * max_rank,
+                            out.hits_at + chunk * max_rank);
+            }
+        };
+    });
+}
+
+template <class T>
+void FeatureRanker<T>::exact_rows(std::int64_t begin, std::int64_t end, double* out, int threads,
+                                  const Poll& interrupted) const {
+    // Pieces of the gallery stay in the cache while all queries meet them.
+    parallel_for((labels_.items + FEATURE_ROWS - 1) / FEATURE_ROWS, threads, interrupted, [&] {
+        return [&](std::int64_t piece) {
+            const std::int64_t stop = std::min(labels_.items, (piece + 1) * FEATURE_ROWS);
+            for (std::int64_t q = begin; q < end; ++q) {
+                for (std::int64_t g = piece * FEATURE_ROWS; g < stop; ++g) {
+                    out[(q - begin) * labels_.items + g] = exact(q, g);
+                }
+            }
+        };
+    });
+}
+
+#define INSTANTIATE(T)                                                                       \
+    template class FeatureRanker<T>;                                                         \
+    template std::int64_t FeatureRanker<T>::count(const float*, std::int64_t, std::int64_t,  \
+                                                  std::int64_t, std::int64_t);               \
+    template std::int64_t FeatureRanker<T>::count(const std::uint16_t*, std::int64_t,        \
+                                                  std::int64_t, std::int64_t, std::int64_t);
+INSTANTIATE(float)
+INSTANTIATE(double)
+#undef INSTANTIATE
+
+}  // namespace dml_fast
