@@ -166,12 +166,15 @@ def one_pass(
     count = tl.zeros((R, 1), tl.float32)
     heard = tl.zeros((R, 1), tl.float32)
     mix = tl.zeros((R, BLOCK), tl.float32)
+    raws = ()  # all under way before the first reduction waits
     for i in tl.static_range(L):
         if i < K:
             at = far * Z_ROW + col * Z_COL
         else:
             at = far * T_ROW + col * T_COL
-        z = tl.load(zs[i] + at, mask=inside, other=float("-inf")).to(tl.float32)
+        raws = raws + (tl.load(zs[i] + at, mask=inside, other=float("-inf")),)
+    for i in tl.static_range(L):
+        z = raws[i].to(tl.float32)
         top = tl.max(z, axis=1, keep_dims=True)
         u = z - top
         if C < BLOCK:
