@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from dml_fast import reference
 from dml_fast.linear_loss import FusedLinearMutualLoss, linear_mutual_loss
-from dml_fast.loss import mutual_loss_and_grad
+from dml_fast.loss import mutual_loss, mutual_loss_and_grad
 
 
 def test_one_weight_for_two_students_gets_both_gradients() -> None:
@@ -219,6 +221,57 @@ def test_the_module_passes_every_option_on() -> None:
     assert "temperature=2.0" in repr(module)
     assert "chunk_rows=5" in repr(module)
     assert module(hidden, weight, target, return_stats=True, **called)[1].ce.shape == (3,)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # of its interpreter
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_kernels_solve_the_chunks_as_well(reduction: str) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    hidden, weight, target = cohort(dtype=torch.float32)
+    target[3] = -100
+    leaves = [t.detach().to(device).requires_grad_() for t in hidden + weight]
+    losses, stats = linear_mutual_loss(
+        leaves[:3],
+        leaves[3:],
+        target.to(device),
+        backend="triton",
+        chunk_rows=5,
+        reduction=reduction,
+        return_stats=True,
+    )
+    expected = exact(hidden, weight, target, reduction=reduction)
+    torch.testing.assert_close(losses.cpu(), expected)
+    found = torch.autograd.grad(losses.sum(), leaves)
+    for a, b in zip(found, torch.autograd.grad(expected.sum(), hidden + weight), strict=True):
+        torch.testing.assert_close(a.cpu(), b)
+    whole = mutual_loss_and_grad(
+        [F.linear(*head) for head in zip(hidden, weight, strict=True)], target
+    )[2]
+    torch.testing.assert_close([s.cpu() for s in stats[:4]], list(whole[:4]))
+
+
+def test_the_pages_example_runs() -> None:
+    """docs/loss.md, on students built like Hugging Face's."""
+    page = (Path(__file__).parents[1] / "docs" / "loss.md").read_text(encoding="utf-8")
+    code = page.split("## Large heads")[1].split("```python\n")[1].split("```")[0]
+    tokens = torch.randint(9, (2, 5))
+
+    class Student(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = torch.nn.Embedding(9, 4)
+            self.lm_head = torch.nn.Linear(4, 9, bias=False)
+
+        def model(self, tokens: Tensor) -> SimpleNamespace:
+            return SimpleNamespace(last_hidden_state=self.embedding(tokens))
+
+    students = [Student() for _ in range(3)]
+    names: dict[str, Any] = {"students": students, "tokens": tokens}
+    exec(code, names)
+    logits = [s.lm_head(s.embedding(tokens))[:, :-1] for s in students]
+    torch.testing.assert_close(names["losses"], mutual_loss(logits, tokens[:, 1:]))
+    assert all(p.grad is not None for s in students for p in s.parameters())
 
 
 def test_torch_compile_breaks_the_graph_and_gets_the_same_bits() -> None:

@@ -1,0 +1,279 @@
+"""Linear heads and their mutual loss: time and memory with whole logits and without.
+
+    python benchmarks/bench_linear_loss.py [--shape KxNxCxD] [--dtype float32] [--json FILE]
+    pytest benchmarks/bench_linear_loss.py --benchmark-only
+
+From hidden states (N, D) and weights (C, D) of K students to the gradients of both. On CUDA the
+shape is 4 students of a language model, N = 4096, C = 131072, D = 1024 in bf16; on a CPU a small
+one. Peaks are beyond hidden states and weights: on CUDA ``torch.cuda.max_memory_allocated``, on a
+CPU the bytes of all tensors alive at once, seen from PyTorch's dispatcher, and in the script also
+the growth of the resident set of a fresh process. ``predicted`` is the dispatcher's account on
+the meta device, where the large shape costs nothing; there the closed form stands in for the
+kernels.
+
+The arithmetic for that shape, in GiB; K N C logits are 4 in bf16 and 8 in fp32:
+
+    naive              64.0  logits 4; fp32 softmax and log-softmax of 12 pairs 48, of the
+                             cross-entropies 8; gradients on their way 4
+    careful            26.0  logits 4, log-softmax 8, softmax 8, gradients of log-softmax 6
+    closed form        30.5  logits 4, three fp32 buffers 24, what the peers share 2.5
+    kernels             8.3  logits 4, their gradients 4, a gradient of the weights 0.25
+    without logits      2.3  fp32 gradients of weights 2 and of hidden states 0.06; the closed
+                             form's chunk of 32 rows and a product, 0.28
+                        2.6  the same with kernels: a chunk of 256 rows, 0.5
+
+So 1/25 of the usual loop, 1/12 of the closed form, a tenth of the careful loop. Beside the kernels
+on whole logits it would be a third: the gradients of the weights, 1 in bf16, have to be there, and
+take 2 while they are summed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import counting
+import peers
+import pytest
+import timing
+import torch
+import torch.nn.functional as F
+from loss_case import DTYPES
+from machine import provenance
+from torch import Tensor
+
+from dml_fast import reference
+from dml_fast.linear_loss import linear_mutual_loss
+from dml_fast.loss import mutual_loss
+from dml_fast.markdown import table
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+LARGE = (4, 4096, 131072, 1024)  # (K, N, C, D)
+SHAPE, DTYPE = (LARGE, "bfloat16") if DEVICE.type == "cuda" else ((4, 512, 8192, 64), "float32")
+# Of the norm of the gradients' error, relative. Logits rounded to bf16 are off by 0.4%.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
+MIB = 2**20
+PROC_STATUS = Path("/proc/self/status")  # on Linux
+
+Shape = tuple[int, int, int, int]
+Losses = Callable[[list[Tensor], list[Tensor], Tensor], Tensor]
+
+
+def with_logits(losses: Callable[[list[Tensor], Tensor], Any]) -> Losses:
+    """A loss of logits, as one of hidden states and weights."""
+
+    def call(hidden: list[Tensor], weight: list[Tensor], target: Tensor) -> Tensor:
+        found: Tensor = losses(
+            [F.linear(*head) for head in zip(hidden, weight, strict=True)], target
+        )
+        return found
+
+    return call
+
+
+CONTESTANTS: dict[str, Losses] = {
+    "naive": with_logits(peers.naive),
+    "careful": with_logits(peers.careful),
+    "mutual_loss": with_logits(mutual_loss),
+    "linear_mutual_loss": linear_mutual_loss,  # type: ignore[dict-item]  # no statistics asked for
+}
+
+
+class Heads:
+    """Hidden states, weights and a target, and what a contestant makes of them."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device | str):
+        """Draw them, so that logits have a standard deviation of 2."""
+        students, rows, classes, width = shape
+        draw = functools.partial(torch.randn, dtype=dtype, device=device)
+        torch.manual_seed(0)
+        self.hidden = [draw(rows, width).requires_grad_() for _ in range(students)]
+        self.weight = [
+            draw(classes, width).mul_(2 * width**-0.5).requires_grad_() for _ in range(students)
+        ]
+        self.target = torch.randint(classes, (rows,), device=device)
+
+    def run(self, losses: Losses) -> tuple[Tensor, ...]:
+        """The gradients of all hidden states and weights."""
+        total = losses(self.hidden, self.weight, self.target).sum()
+        return torch.autograd.grad(total, self.hidden + self.weight)
+
+
+def error_of(name: str, shape: Shape, dtype: str) -> float:
+    """Of a contestant's gradients, relative to float64, for 8 of the rows."""
+    students, _, classes, width = shape
+    small = Heads((students, 8, classes, width), DTYPES[dtype], DEVICE)
+    found = small.run(CONTESTANTS[name])
+    for tensors in (small.hidden, small.weight):
+        tensors[:] = [t.detach().double().requires_grad_() for t in tensors]
+    exact = small.run(with_logits(reference.mutual_loss))
+    pairs = zip(found, exact, strict=True)
+    return max(float((a.double() - b).norm() / b.norm()) for a, b in pairs)
+
+
+def peak_of(name: str, heads: Heads) -> int:
+    """Bytes at the most, beyond the heads: on CUDA as allocated, else by the dispatcher."""
+    call = functools.partial(heads.run, CONTESTANTS[name])
+    if DEVICE.type == "cuda":
+        return counting.device_bytes(call)
+    return counting.operators_and_bytes(call)[1]
+
+
+def predicted(name: str, shape: Shape, dtype: str) -> int:
+    """`peak_of` tensors without numbers, by the dispatcher."""
+    heads = Heads(shape, DTYPES[dtype], "meta")
+    return counting.operators_and_bytes(functools.partial(heads.run, CONTESTANTS[name]))[1]
+
+
+# ---------------------------------------------------------------- under pytest-benchmark
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads of a busy machine wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", CONTESTANTS)
+def bench_linear_loss(benchmark: Any, name: str) -> None:
+    """Forward and backward of one contestant."""
+    assert error_of(name, SHAPE, DTYPE) < TOLERANCE[DTYPE]
+    heads = Heads(SHAPE, DTYPES[DTYPE], DEVICE)
+
+    def call() -> None:
+        heads.run(CONTESTANTS[name])
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+
+    benchmark.group = f"linear heads and mutual loss {SHAPE} {DTYPE}"
+    try:
+        benchmark.extra_info["peak_bytes"] = peak_of(name, heads)
+    except torch.OutOfMemoryError:
+        pytest.skip("out of memory")
+    benchmark.extra_info["predicted_peak_bytes_of_the_large_shape"] = predicted(
+        name, LARGE, "bfloat16"
+    )
+    benchmark.pedantic(call, rounds=3, warmup_rounds=1)
+
+
+# ---------------------------------------------------------------- side by side
+
+
+def resident(name: str, shape: Shape, dtype: str) -> int:
+    """Bytes by which a fresh process grows beyond its heads."""
+    command = [sys.executable, __file__, "--resident", name, "--dtype", dtype]
+    command += ["--shape", "x".join(map(str, shape))]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def own_growth(name: str, shape: Shape, dtype: str) -> int:
+    """What `resident` runs there."""
+    heads = Heads(shape, DTYPES[dtype], DEVICE)
+    before = high_water()
+    heads.run(CONTESTANTS[name])
+    return high_water() - before
+
+
+def high_water() -> int:
+    """The largest resident set so far, in bytes. Not ru_maxrss, which a child inherits."""
+    (line,) = (x for x in PROC_STATUS.read_text().splitlines() if x.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
+
+
+def compare(shape: Shape, dtype: str, budget_s: float) -> list[dict[str, Any]]:
+    """Errors, memory and time of every contestant; one that does not fit says so."""
+    heads = Heads(shape, DTYPES[dtype], DEVICE)
+    rows: list[dict[str, Any]] = []
+    for name in CONTESTANTS:
+        row = {"name": name, "grad_error": error_of(name, shape, dtype)}
+        rows.append(row)
+        row["predicted_large_peak_bytes"] = predicted(name, LARGE, "bfloat16")
+        try:
+            row["peak_bytes"] = peak_of(name, heads)
+        except torch.OutOfMemoryError:
+            row["left_out"] = "out of memory"
+        if DEVICE.type == "cpu" and PROC_STATUS.exists():
+            row["resident_bytes"] = resident(name, shape, dtype)
+    turns = {
+        row["name"]: timing.Turn(functools.partial(heads.run, CONTESTANTS[row["name"]]))
+        for row in rows
+        if "left_out" not in row
+    }
+    stopwatch = timing.thread_time if DEVICE.type == "cpu" else timing.device_time(cold=False)
+    samples = timing.interleaved(turns, stopwatch, budget_s, rounds=(3, 50))
+    for row in rows:
+        if row["name"] in samples:
+            row["median_ms"] = statistics.median(samples[row["name"]])
+    return rows
+
+
+COLUMNS = [  # key, heading, unit, format
+    ("median_ms", "median ms", 1, ".4g"),
+    ("peak_bytes", "peak MiB", MIB, ".4g"),
+    ("resident_bytes", "resident MiB", MIB, ".4g"),
+    ("grad_error", "gradients' error", 1, ".1e"),
+    ("predicted_large_peak_bytes", "predicted MiB of the large shape", MIB, ".5g"),
+]
+
+
+def describe(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    shown = [column for column in COLUMNS if any(column[0] in row for row in rows)]
+    cells = [
+        [
+            row["name"],
+            *(format(row[k] / unit, f) if k in row else row["left_out"] for k, _, unit, f in shown),
+        ]
+        for row in rows
+    ]
+    return table(["contestant", *(heading for _, heading, _, _ in shown)], cells)
+
+
+def shape_of(text: str) -> Shape:
+    """The shape that 4x512x8192x64 is."""
+    try:
+        students, rows, classes, width = map(int, text.split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape: write KxNxCxD") from None
+    return students, rows, classes, width
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a table, and write it; 1 if a contestant's gradients are wrong."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", type=shape_of, default=SHAPE, metavar="KxNxCxD")
+    parser.add_argument("--dtype", choices=list(DTYPES), default=DTYPE)
+    parser.add_argument("--json", type=Path, help="write the report there")
+    parser.add_argument("--budget", type=float, default=20, help="seconds of timing")
+    parser.add_argument("--resident", choices=list(CONTESTANTS), help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if DEVICE.type == "cpu":
+        torch.set_num_threads(1)
+    if args.resident:
+        print(own_growth(args.resident, args.shape, args.dtype))
+        return 0
+    report = {"benchmark": "linear_loss", **provenance(DEVICE)}
+    print(f"{report['machine']['device']}, torch {report['versions']['torch']}, {report['commit']}")
+    print(f"(K, N, C, D) = {args.shape}, {args.dtype}\n")
+    rows = compare(args.shape, args.dtype, args.budget)
+    print(describe(rows))
+    report |= {"shape": args.shape, "dtype": args.dtype, "large": LARGE, "contestants": rows}
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    return int(any(row["grad_error"] > TOLERANCE[args.dtype] for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
