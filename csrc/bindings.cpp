@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "features.hpp"
+#include "hamming.hpp"
 #include "isa.hpp"
 #include "parallel.hpp"
 #include "ranking.hpp"
@@ -124,27 +125,58 @@ struct Arrays {
     RankOutput out;
 };
 
+struct Options {
+    SingleShot single_shot;
+    RankOptions options;
+
+    Options(int ties, std::int64_t max_rank, std::int64_t topk, std::int64_t repeats,
+            std::uint64_t seed, int threads)
+        : single_shot{repeats, seed},
+          options{ties_of(ties), max_rank, topk, repeats < 0 ? nullptr : &single_shot, threads} {
+        require(max_rank >= 1 && topk >= 0, "max_rank must be at least 1, topk at least 0");
+    }
+    Options(const Options&) = delete;  // it points into itself
+};
+
 template <class T>
-Part rank_rows_of(
-    const Array<T>& dist, const Ints& query_identity, const Ints& item_identity,
-    const Ints& query_camera, const Ints& item_camera, const Ints& member_offsets,
-    const Ints& members, const Ints& junk, int ties, std::int64_t max_rank, std::int64_t topk,
-    std::int64_t repeats, std::uint64_t seed, int threads) {
+Part rank_rows_of(const Array<T>& dist, const Ints& query_identity, const Ints& item_identity,
+                  const Ints& query_camera, const Ints& item_camera, const Ints& member_offsets,
+                  const Ints& members, const Ints& junk, int ties, std::int64_t max_rank,
+                  std::int64_t topk, std::int64_t repeats, std::uint64_t seed, int threads) {
     const Labels labels = labels_of(query_identity, item_identity, query_camera, item_camera,
                                     member_offsets, members, junk);
+    const Options rules(ties, max_rank, topk, repeats, seed, threads);
     const T* rows = data_of(dist, "dist", 2);
     require(dist.shape(0) == labels.queries && dist.shape(1) == labels.items,
             "dist must have a row for each query and a column for each item");
-    require(max_rank >= 1 && topk >= 0, "max_rank must be at least 1, topk at least 0");
-    const SingleShot single_shot{repeats, seed};
-    const RankOptions options{ties_of(ties), max_rank, topk, repeats < 0 ? nullptr : &single_shot,
-                              threads};
     Arrays arrays(labels.queries, max_rank, topk);
     std::int64_t nans = 0;
-    without_gil([&] { nans = rank_rows(rows, labels, options, arrays.out, signalled); });
+    without_gil([&] { nans = rank_rows(rows, labels, rules.options, arrays.out, signalled); });
     return arrays.part(nans);
 }
 
+using Codes = Array<std::uint64_t>;
+
+Part rank_codes_of(const Codes& queries, const Codes& gallery, const Ints& query_identity,
+                   const Ints& item_identity, const Ints& query_camera, const Ints& item_camera,
+                   const Ints& member_offsets, const Ints& members, const Ints& junk, int ties,
+                   std::int64_t max_rank, std::int64_t topk, std::int64_t repeats,
+                   std::uint64_t seed, int threads) {
+    const Labels labels = labels_of(query_identity, item_identity, query_camera, item_camera,
+                                    member_offsets, members, junk);
+    const Options rules(ties, max_rank, topk, repeats, seed, threads);
+    const std::uint64_t* q = data_of(queries, "queries", 2);
+    const std::uint64_t* g = data_of(gallery, "gallery", 2);
+    const std::int64_t words = queries.shape(1);
+    require(queries.shape(0) == labels.queries && gallery.shape(0) == labels.items &&
+                gallery.shape(1) == words && words > 0,
+            "queries and gallery must have a row for each label and the same columns");
+    require(words < 1024, "codes must be shorter than 65,536 bits");
+    require(labels.junk_count == 0, "junk must be left out beforehand");
+    Arrays arrays(labels.queries, max_rank, topk);
+    without_gil([&] { rank_codes(q, g, words, labels, rules.options, arrays.out, signalled); });
+    return arrays.part(0);
+}
 
 // Keeps the arrays alive that the ranker reads.
 template <class T>
@@ -262,12 +294,9 @@ class Features {
         py::arg("member_offsets").noconvert(), py::arg("members").noconvert(),            \
         py::arg("junk").noconvert()
 
-template <class T>
-void define_rank_rows(py::module_& module, const char* name) {
-    module.def(name, &rank_rows_of<T>, py::arg("dist").noconvert(), LABEL_ARGS, py::arg("ties"),
-               py::arg("max_rank"), py::arg("topk"), py::arg("repeats"), py::arg("seed"),
-               py::arg("threads"));
-}
+#define RULE_ARGS                                                             \
+    py::arg("ties"), py::arg("max_rank"), py::arg("topk"), py::arg("repeats"), \
+        py::arg("seed"), py::arg("threads")
 
 template <class T>
 void define_features(py::module_& module, const char* name) {
@@ -304,8 +333,12 @@ PYBIND11_MODULE(_ranking, module) {
     module.def("average_precision", &average_precision, py::arg("ranks").noconvert());
     module.def("instruction_set", [] { return std::string(isa_name(active_isa())); });
     module.def("has_fast_bf16", &has_fast_bf16);
-    define_rank_rows<float>(module, "rank_rows_f32");
-    define_rank_rows<double>(module, "rank_rows_f64");
+    module.def("rank_rows_f32", &rank_rows_of<float>, py::arg("dist").noconvert(), LABEL_ARGS,
+               RULE_ARGS);
+    module.def("rank_rows_f64", &rank_rows_of<double>, py::arg("dist").noconvert(), LABEL_ARGS,
+               RULE_ARGS);
+    module.def("rank_codes", &rank_codes_of, py::arg("queries").noconvert(),
+               py::arg("gallery").noconvert(), LABEL_ARGS, RULE_ARGS);
     define_features<float>(module, "FeaturesF32");
     define_features<double>(module, "FeaturesF64");
 }

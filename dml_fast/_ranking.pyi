@@ -85,6 +85,25 @@ def rank_rows_f64(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], int]:
     """As rank_rows_f32, compared in float64."""
 
+def rank_codes(
+    queries: NDArray[np.uint64],
+    gallery: NDArray[np.uint64],
+    query_identity: NDArray[np.int64],
+    item_identity: NDArray[np.int64],
+    query_camera: NDArray[np.int64],
+    item_camera: NDArray[np.int64],
+    member_offsets: NDArray[np.int64],
+    members: NDArray[np.int64],
+    junk: NDArray[np.int64],
+    ties: SupportsInt | SupportsIndex,
+    max_rank: SupportsInt | SupportsIndex,
+    topk: SupportsInt | SupportsIndex,
+    repeats: SupportsInt | SupportsIndex,
+    seed: SupportsInt | SupportsIndex,
+    threads: SupportsInt | SupportsIndex,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], int]:
+    """As rank_rows_f32, by the bits in which codes (Q, words) and (G, words) differ; no junk."""
+
 class FeaturesF32:
     """Ranks Q queries and G items with D features each: csrc/features.hpp says how.
 

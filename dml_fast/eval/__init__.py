@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dml_fast.eval.features import rank_features
+    from dml_fast.eval.hamming import rank_hamming
     from dml_fast.eval.protocol import SingleShot
     from dml_fast.eval.ranking import rank_distances
     from dml_fast.eval.result import RankingResult
@@ -19,9 +20,10 @@ _HOMES = {
     "SingleShot": "protocol",
     "rank_distances": "ranking",
     "rank_features": "features",
+    "rank_hamming": "hamming",
 }
 
-__all__ = ["RankingResult", "SingleShot", "rank_distances", "rank_features"]
+__all__ = ["RankingResult", "SingleShot", "rank_distances", "rank_features", "rank_hamming"]
 
 
 def __getattr__(name: str) -> Any:
