@@ -272,6 +272,8 @@ def _gradient(
     grads = _multiply_add(pull, views.q, push)
     if labels.at is not None:
         value = labels.sparse * ce_scale * -1
+        if torch.compiler.is_compiling() and not isinstance(value, Tensor):
+            value = grads.new_full((), value)  # it may be symbolic, which scatter_ does not take
         if isinstance(value, Tensor):
             grads.scatter_add_(-1, labels.at, _column(value).expand(labels.at.shape))
         else:
@@ -296,7 +298,7 @@ def _measure(
     else:
         assert problem.soft is not None
         true = problem.soft.argmax(-1)
-    correct = views.log_q.argmax(-1) == true
+    correct = _argmax(views.log_q) == true
     if labels.valid is not None:
         correct &= labels.valid
     students = len(problem.students)
@@ -306,6 +308,16 @@ def _measure(
         correct &= views.usable[:students]
         finite = views.usable[:students].all(1)
     return MutualStats(ce, kl, correct.sum(1), finite)
+
+
+def _argmax(x: Tensor) -> Tensor:
+    """(K, N): where each row has its largest number, the first of equals; as ``x.argmax(-1)``."""
+    if not torch.compiler.is_compiling():
+        return x.argmax(-1)
+    # Inductor's own is a scalar loop on the CPU, which took longer than the rest of the loss.
+    places = torch.arange(x.shape[-1], dtype=torch.int32, device=x.device)
+    largest = x == x.amax(-1, keepdim=True)
+    return torch.where(largest, places, x.shape[-1]).amin(-1)
 
 
 @overload

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from dml_fast.errors import UserError
 from dml_fast.loss_problem import Problem
@@ -37,6 +38,7 @@ def prepare(
     """
     check_options(kl_weight, temperature, label_smoothing, peer_reduction, reduction)
     students = distributions(logits, "logits")
+    _no_transform(students)
     first = students[0]
     dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
     for k, z in enumerate(students[1:], 1):
@@ -128,6 +130,23 @@ def check_grad_scale(scale: Tensor, problem: Problem) -> Tensor:
 def may_look(device: torch.device) -> bool:
     """Whether a value can be read without stalling a device or breaking a graph."""
     return device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _no_transform(students: tuple[Tensor, ...]) -> None:
+    """Refuse what would derive the loss without knowing that peers are constants."""
+    what = None
+    if torch._C._are_functorch_transforms_active():  # as torch.autograd.Function asks
+        what = "a transform of torch.func (grad, vmap, jvp, ...) is active"
+    elif not torch.compiler.is_compiling() and any(
+        forward_ad.unpack_dual(z).tangent is not None  # type: ignore[no-untyped-call]
+        for z in students
+    ):
+        what = "logits have a tangent of forward-mode differentiation"
+    if what:
+        _fail(
+            f"{what}, and the mutual loss has only a backward pass",
+            "use torch.autograd.grad, or dml_fast.reference.mutual_loss",
+        )
 
 
 def check_temperature(temperature: float) -> None:
