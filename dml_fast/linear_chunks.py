@@ -143,8 +143,10 @@ def _part(plan: Plan, span: slice, chunk: Sequence[Head]) -> Problem:
 
 
 def _zeros(head: Head, wanted: Wanted, dtype: torch.dtype) -> Grads:
-    pairs = zip(head, wanted, strict=True)
-    return Grads(*(torch.zeros_like(t, dtype=dtype) if w else None for t, w in pairs))
+    def zeros(tensor: Tensor | None, asked: bool) -> Tensor | None:
+        return None if tensor is None or not asked else torch.zeros_like(tensor, dtype=dtype)
+
+    return Grads(*map(zeros, head, wanted))
 
 
 def _times(grads: Sequence[Tensor], outer: Tensor) -> tuple[Tensor, ...]:
