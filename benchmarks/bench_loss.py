@@ -73,8 +73,8 @@ def problem(shape: tuple[int, int, int], dtype: str) -> LossCase:
 )
 def bench_loss(benchmark: Any, shape: tuple[int, int, int], dtype: str, name: str) -> None:
     """One contestant on one problem."""
-    if name.endswith(peers.COMPILE) and not EVERYTHING:
-        pytest.skip("compiling takes minutes: DML_FAST_BENCH=all, or the script")
+    if peers.needs_compiling(name) and not EVERYTHING:
+        pytest.skip("compiling all takes minutes: DML_FAST_BENCH=all, or the script")
     case = problem(shape, dtype)
     try:
         contestant = peers.contestant(name, DEVICE)
@@ -107,7 +107,7 @@ def work_of(contestant: Contestant, case: LossCase) -> dict[str, int | None]:
 
     if case.device.type == "cuda":
         return {"kernels": counting.kernels(call), "peak_bytes": counting.device_bytes(call)}
-    if contestant.name.endswith(peers.COMPILE) or contestant.name.startswith("compiled"):
+    if peers.needs_compiling(contestant.name):
         return {"operators": None, "peak_bytes": None}  # nothing sees into compiled code
     operators, peak = counting.operators_and_bytes(call)
     return {"operators": operators, "peak_bytes": peak}

@@ -141,7 +141,7 @@ def names() -> list[str]:
 
 
 def our_backends() -> list[str]:
-    """Those that this version has, the best for its device last."""
+    """Those that this version has."""
     found = []
     for name in ("closed_form", "compiled", "triton"):
         with contextlib.suppress(UserError):
@@ -151,9 +151,13 @@ def our_backends() -> list[str]:
 
 
 def champion(device: torch.device) -> str:
-    """Ours, which all are compared with: what the engine uses on that device."""
-    kernel = "compiled" if device.type == "cpu" else "triton"
-    return kernel if kernel in our_backends() else "closed_form"
+    """Ours, which all are compared with: what ``backend="auto"`` is on that device."""
+    return "triton" if device.type == "cuda" else "closed_form"
+
+
+def needs_compiling(name: str) -> bool:
+    """Whether torch.compile makes it, which takes seconds to a minute."""
+    return name.endswith(COMPILE) or name.removesuffix(AUTOGRAD) == "compiled"
 
 
 def contestant(name: str, device: torch.device) -> Contestant:
@@ -164,6 +168,8 @@ def contestant(name: str, device: torch.device) -> Contestant:
     """
     if name == "liger":
         return Contestant(name, through_autograd(liger()), spoils_logits=True, waits=True)
+    if name.startswith("compiled") and device.type == "cuda":
+        raise AbsentError(f"for CPUs; on a GPU, closed_form{COMPILE} is the same")
     if name.startswith("triton"):
         if device.type == "cpu":
             raise AbsentError("on a CPU Triton is interpreted, which is no measure of it")

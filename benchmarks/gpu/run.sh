@@ -1,0 +1,210 @@
+#!/usr/bin/env bash
+# Tests, sanitizer and benchmarks on a machine with a CUDA GPU and without network.
+#
+#     benchmarks/gpu/run.sh [--out DIR] [--rehearse] [STAGE...]
+#
+# Stages: tests, sanitize, bench-small, bench-large, bench-linear; all of them if none is named.
+# README.md beside this says what each does, what is written, and which fit into ten minutes.
+# Exit code: 0, 1 if a stage failed or ran out of time, 2 if nothing could be run.
+set -uo pipefail
+cd "$(dirname "$0")/../.." || exit 2
+
+ALL=(tests sanitize bench-small bench-large bench-linear)
+PYTHON=${PYTHON:-python3}
+LIMIT=${LIMIT:-570} # seconds for all stages together
+WORKERS=${WORKERS:-8}
+out=${OUT:-runs/gpu}
+rehearsing=
+stages=()
+
+usage() {
+    sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"
+}
+
+while (($#)); do
+    case $1 in
+        --out)
+            out=${2:?--out needs a folder}
+            shift
+            ;;
+        --rehearse) rehearsing=1 ;;
+        -h | --help)
+            usage
+            exit 0
+            ;;
+        *)
+            if [[ " ${ALL[*]} " != *" $1 "* ]]; then
+                echo "run.sh: no stage is called $1: use ${ALL[*]}" >&2
+                exit 2
+            fi
+            stages+=("$1")
+            ;;
+    esac
+    shift
+done
+((${#stages[@]})) || stages=("${ALL[@]}")
+
+if ! "$PYTHON" -c 'import torch' 2>/dev/null; then
+    echo "run.sh: $PYTHON has no torch: set PYTHON to one that has" >&2
+    exit 2
+fi
+if [[ $rehearsing ]]; then
+    export TRITON_INTERPRET=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} CUDA_VISIBLE_DEVICES=
+elif ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    echo "run.sh: there is no CUDA device here; --rehearse runs what a CPU can" >&2
+    exit 2
+fi
+
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+started=$SECONDS
+summary=()
+failed=0
+
+# stage NAME SECONDS LOG COMMAND...: run it within its own limit and what is left of LIMIT.
+stage() {
+    local name=$1 limit=$2 log=$out/$3 begun=$SECONDS left status
+    shift 3
+    left=$((LIMIT - (SECONDS - started)))
+    ((limit = limit < left ? limit : left))
+    printf '\n=== %s (at most %d s)\n' "$name" "$((limit > 0 ? limit : 0))"
+    if ((limit < 10)); then
+        summary+=("$name: not started, the $LIMIT s were up")
+        failed=1
+        return 1
+    fi
+    printf '=== %s\n' "$name" >>"$log"
+    timeout --kill-after=10 "$limit" "$@" 2>&1 | tee -a "$log"
+    status=${PIPESTATUS[0]}
+    case $status in
+        0) summary+=("$name: passed, $((SECONDS - begun)) s") ;;
+        124 | 137) summary+=("$name: OUT OF TIME after $limit s, see ${log##*/}") ;;
+        *) summary+=("$name: FAILED with exit code $status, see ${log##*/}") ;;
+    esac
+    ((status == 0)) || failed=1
+    return "$status"
+}
+
+machine() {
+    date -u +%Y-%m-%dT%H:%M:%SZ
+    uname -srm
+    nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit \
+        --format=csv 2>/dev/null || echo "nvidia-smi: not here"
+    "$PYTHON" - <<'PYTHON_CODE'
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+print("python", platform.python_version())
+for name in ("torch", "triton", "numpy", "pybind11", "pytest", "liger-kernel", "timm"):
+    try:
+        print(name, version(name))
+    except PackageNotFoundError:
+        print(name, "not installed")
+PYTHON_CODE
+}
+
+# The extension, for tests that rank; the kernels do without it.
+build() {
+    if "$PYTHON" -c 'import dml_fast._ranking' 2>/dev/null; then
+        echo "dml_fast._ranking is there"
+    elif ! command -v c++ >/dev/null; then
+        echo "no C++ compiler: dml_fast._ranking is not built"
+    elif ! "$PYTHON" -c 'import pybind11' 2>/dev/null; then
+        echo "no pybind11: dml_fast._ranking is not built"
+    elif "$PYTHON" setup.py -q build_ext --inplace; then
+        echo "dml_fast._ranking is built"
+    else
+        echo "dml_fast._ranking: the build failed"
+    fi
+}
+
+# The tests marked gpu, and those of the kernels and of the loss, which run compiled here.
+run_tests() {
+    local files options=(-q --durations=5 -p no:cacheprovider)
+    if [[ $rehearsing ]]; then
+        files=(tests/test_kernels_gpu.py tests/test_kernel_availability.py)
+    else
+        export DML_FAST_REQUIRE=gpu
+        mapfile -t files < <(
+            {
+                grep -l 'mark\.gpu' tests/test_*.py
+                ls tests/test_kernel*.py tests/test_loss*.py tests/test_linear*.py 2>/dev/null
+            } | sort -u
+        )
+    fi
+    if "$PYTHON" -c 'import xdist' 2>/dev/null; then
+        options+=(-n "$WORKERS") # Triton compiles most of the time
+    fi
+    stage tests 400 tests.log "$PYTHON" -m pytest "${options[@]}" "${files[@]}"
+}
+
+find_sanitizer() {
+    command -v compute-sanitizer || compgen -G '/usr/local/cuda*/bin/compute-sanitizer' | head -n 1
+}
+
+run_sanitize() {
+    local driver=benchmarks/gpu/sanitize.py parts=16 tool sanitizer
+    if [[ $rehearsing ]]; then
+        stage "sanitize: interpreted" 300 sanitize.log "$PYTHON" $driver --part 0/12
+        return
+    fi
+    # Compile first, side by side; then each tool finds the kernels in the cache.
+    stage "sanitize: compile" 150 sanitize.log bash -c \
+        "seq 0 $((parts - 1)) | xargs -P $WORKERS -I{} '$PYTHON' $driver --part {}/$parts"
+    sanitizer=$(find_sanitizer)
+    if [[ ! $sanitizer ]]; then
+        summary+=("sanitize: compute-sanitizer is not installed here")
+        return
+    fi
+    for tool in memcheck racecheck initcheck synccheck; do
+        # Without its cache PyTorch asks the driver for each tensor, so the tool knows their bounds.
+        stage "sanitize: $tool" 200 sanitize.log env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+            "$sanitizer" --tool "$tool" --error-exitcode 1 --print-limit 20 "$PYTHON" $driver
+    done
+}
+
+CIFAR=(2x128x100 4x128x10 4x128x100 8x128x100)
+LARGE=(4x1024x1000 4x8192x1000 4x4096x32768 2x2048x131072)
+
+run_bench() { # NAME SHAPE...
+    local name=$1 options=(--budget 2 --time-limit 220)
+    shift
+    if [[ $rehearsing ]]; then
+        options=(--budget 0.2 --dtype float32 --contestants naive closed_form liger triton)
+        set -- 2x16x10
+    fi
+    stage "$name" 280 bench.log "$PYTHON" benchmarks/bench_loss.py --shapes "$@" \
+        --json "$out/$name.json" "${options[@]}"
+}
+
+run_bench_linear() {
+    local options=()
+    [[ ! $rehearsing ]] || options=(--shape 2x16x64x8 --budget 0.2)
+    stage bench-linear 200 bench.log "$PYTHON" benchmarks/bench_linear_loss.py \
+        --json "$out/bench-linear.json" "${options[@]}"
+}
+
+{
+    machine
+    build
+} 2>&1 | tee "$out/machine.txt"
+for name in "${stages[@]}"; do # what a stage left there the last time
+    rm -f "$out/${name%%-*}.log" "$out/$name.json"
+done
+for name in "${stages[@]}"; do
+    case $name in
+        tests) run_tests ;;
+        sanitize) run_sanitize ;;
+        bench-small) run_bench "$name" "${CIFAR[@]}" ;;
+        bench-large) run_bench "$name" "${LARGE[@]}" ;;
+        bench-linear) run_bench_linear ;;
+    esac
+done
+
+{
+    printf '\n=== summary, %d s, results in %s\n' "$((SECONDS - started))" "$out"
+    printf '%s\n' "${summary[@]}"
+    "$PYTHON" benchmarks/gpu/summary.py "$out"/bench-*.json
+} 2>&1 | tee "$out/summary.txt"
+exit "$failed"
