@@ -157,6 +157,7 @@ def compare(case: LossCase, names: Sequence[str], budget_s: float) -> dict[str, 
         stopwatch = timing.device_time(cold=True)
     else:
         stopwatch = timing.thread_time if torch.get_num_threads() == 1 else timing.wall_time
+    case.restore()
     copies = [timing.copy_gb_per_s(case.device, stopwatch)]
     samples = timing.interleaved(turns, stopwatch, budget_s)
     copies.append(timing.copy_gb_per_s(case.device, stopwatch))
@@ -200,9 +201,7 @@ def add_launch_costs(
     Here the inputs come from the cache, as they do in training, where the network's last layer has
     just written them.
     """
-    case.restore()
     calls = timing.interleaved(turns, timing.back_to_back(GRAPH_CALLS), budget_s / 2)
-    case.restore()
     graphs, refusals = {}, {}
     for c in admitted:
         try:

@@ -28,8 +28,8 @@ class Turn:
     """One contestant of `interleaved`."""
 
     call: Call
-    before: Call | None = None
-    """Runs before each call, untimed: puts back what a call destroys."""
+    after: Call | None = None
+    """Runs after each call, untimed: puts back what the call destroyed."""
 
 
 def thread_time(call: Call) -> float:
@@ -140,9 +140,9 @@ def interleaved(
     def one_round() -> None:
         for name in order.sample(list(turns), len(turns)):
             turn = turns[name]
-            if turn.before is not None:
-                turn.before()
             samples[name].append(stopwatch(turn.call))
+            if turn.after is not None:
+                turn.after()
 
     start = time.perf_counter()
     for _ in range(3):

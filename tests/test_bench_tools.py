@@ -55,10 +55,10 @@ def test_operators_and_memory_are_counted() -> None:
     assert counting.operators_and_bytes(call) == (4, 8000)
 
 
-def test_everyone_has_as_many_turns_and_preparation_is_not_timed() -> None:
+def test_everyone_has_as_many_turns_and_mending_is_not_timed() -> None:
     seen: list[str] = []
     turns = {
-        "a": timing.Turn(lambda: seen.append("a"), before=lambda: seen.append("prepare a")),
+        "a": timing.Turn(lambda: seen.append("a"), after=lambda: seen.append("mend a")),
         "b": timing.Turn(lambda: seen.append("b")),
     }
 
@@ -72,7 +72,7 @@ def test_everyone_has_as_many_turns_and_preparation_is_not_timed() -> None:
     assert [len(samples[name]) for name in turns] == [6, 6]
     calls = [name for name in seen if name in turns]
     assert calls.count("a") == calls.count("b") == 6 + 3
-    assert all(seen[i - 1] == "prepare a" for i, name in enumerate(seen) if name == "a")
+    assert all(seen[i + 1] == "mend a" for i, name in enumerate(seen) if name == "a")
     assert len({tuple(calls[i : i + 2]) for i in range(0, len(calls), 2)}) == 2  # both orders
 
 
