@@ -49,6 +49,12 @@ def launch(problem: Problem, *, with_grad: bool, save: bool, stats: str) -> Answ
 
     A batch of over 1,024 rows whose labels must be counted first takes a second, small one.
     """
+    outputs = launch_forward(problem, with_grad, save, stats)
+    return unpack(problem, outputs, with_grad, save, stats)
+
+
+def launch_forward(problem: Problem, with_grad: bool, save: bool, stats: str) -> list[Tensor]:
+    """What `unpack` reads: none of the tensors shares memory with another."""
     students, rows, _ = problem.shape
     wanted = _STATS[stats]
     config = _configure(problem, wanted)
@@ -73,9 +79,7 @@ def launch(problem: Problem, *, with_grad: bool, save: bool, stats: str) -> Answ
     scratch = floats(quantities, programs + groups + 1).reshape(-1)
     grads = None
     if with_grad:
-        grads = tuple(
-            torch.empty_like(z, memory_format=torch.contiguous_format) for z in problem.students
-        )
+        grads = tuple(empty_like(z) for z in problem.students)
     if config.kernel == "one_pass":
         kernel, shape = one_pass, {"R": config.rows, "BLOCK": config.block}
     else:
@@ -107,16 +111,37 @@ def launch(problem: Problem, *, with_grad: bool, save: bool, stats: str) -> Answ
         num_warps=config.warps,
         enable_fp_fusion=True,
     )
-    result = None
+    outputs = [losses]
     if wanted:
+        outputs += [measured, correct, finite]
+    if wanted == 2:
+        outputs += [more, information]
+    if saved is not None:
+        outputs.append(saved)
+    return outputs + list(grads or ())
+
+
+def unpack(
+    problem: Problem, outputs: list[Tensor], with_grad: bool, save: bool, stats: str
+) -> Answer:
+    """Names for the tensors of `launch_forward`."""
+    students = len(problem.students)
+    left = iter(outputs)
+    losses = next(left)
+    result = None
+    if stats != "none":
+        measured, correct, finite = next(left), next(left), next(left)
         result = MutualStats(measured[0], measured[1], correct, finite.view(torch.bool))
-    if result is not None and wanted == 2:
-        result = result._replace(
-            entropy=more[:students],
-            mutual_information=more[students],
-            pairwise_kl=more[students + 1 :].reshape(students, students),
-            row_mutual_information=information.reshape(problem.batch_shape),
-        )
+        if stats == "all":
+            more, information = next(left), next(left)
+            result = result._replace(
+                entropy=more[:students],
+                mutual_information=more[students],
+                pairwise_kl=more[students + 1 :].reshape(students, students),
+                row_mutual_information=information.reshape(problem.batch_shape),
+            )
+    saved = next(left) if save else None
+    grads = tuple(left) if with_grad else None
     return Answer(Solution(losses, grads, result), saved)
 
 
