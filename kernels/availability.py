@@ -27,7 +27,9 @@ def unavailable_reason(device: torch.device) -> str | None:
         if os.environ.get("TRITON_INTERPRET") == "1":
             return None
         return "Triton runs on the CPU only in its interpreter: set TRITON_INTERPRET=1"
-    if device.type != "cuda":
+    if device.type == "xpu":
+        return None if torch.xpu.is_available() else "no XPU device is available to this torch"
+    if device.type != "cuda":  # which is also what ROCm calls itself
         return f"Triton does not run on {device.type} tensors: use a CUDA device"
     if not torch.cuda.is_available():
         return "no CUDA device is available to this torch: run nvidia-smi to see why"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dml_fast.kernels.count import count
+from dml_fast.kernels.finish import GROUP
 from dml_fast.kernels.gradient import gradient
 from dml_fast.kernels.launch_table import Config, choose, choose_gradient
 from dml_fast.kernels.one_pass import one_pass
@@ -19,7 +20,6 @@ from dml_fast.loss_problem import MutualStats, Problem, Solution
 
 MOST = 8  # distributions: the kernels have that many pointers
 _FEW_ROWS = 1024  # up to here every program counts the labels itself
-_GROUP = 64  # of finish.py
 _STATS = {"none": 0, "cheap": 1, "all": 2}
 
 
@@ -75,7 +75,7 @@ def launch_forward(problem: Problem, with_grad: bool, save: bool, stats: str) ->
     if wanted == 2:
         more, information = floats(students + 1 + students * students), floats(rows)
     saved = floats(2 * students + 2 * len(problem.teachers) + students + 1, rows) if save else None
-    groups = -(-programs // _GROUP)
+    groups = -(-programs // GROUP.value)
     scratch = floats(quantities, programs + groups + 1).reshape(-1)
     grads = None
     if with_grad:

@@ -157,5 +157,5 @@ def test_no_second_derivative() -> None:
 def test_vmap_is_refused() -> None:
     logits, target = batch()
     stack = torch.stack([torch.stack([z.detach() for z in logits])] * 2)
-    with pytest.raises(UserError, match="a transform of torch.func"):
+    with pytest.raises(UserError, match=r"a transform of torch\.func"):
         torch.vmap(lambda z: loss(z, target))(stack)
