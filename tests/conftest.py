@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -50,6 +51,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name, reason in missing.items():
             if item.get_closest_marker(name):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(params=["one_pass", "two_sweep"])
+def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each Triton kernel of the loss in turn; every launch is of that one."""
+    from kernel_cases import forced
+
+    with forced(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=["closed form", "closed form with guards", "one_pass", "two_sweep"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each way to compute the mutual loss in turn, whatever backend a test asks for."""
+    torch.manual_seed(0)
+    if request.param.startswith("closed form"):
+        if request.param.endswith("guards"):  # which are always on off the CPU
+            monkeypatch.setattr("dml_fast.closed_form.may_look", lambda device: False)
+        yield request.param
+        return
+    from kernel_cases import answer_with
+
+    with answer_with(request.param):
+        yield request.param
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,11 @@ written for the closed form can run on either, see `answer_with`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +18,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dml_fast import backends
+from dml_fast import backends, closed_form
+from dml_fast.loss import mutual_loss, mutual_loss_and_grad
+from dml_fast.loss_inputs import prepare
 from dml_fast.loss_problem import Problem
 
 pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
@@ -26,6 +30,8 @@ from triton.runtime import interpreter
 from dml_fast.kernels import launch
 from dml_fast.kernels.launch_table import Config
 
+fused = partial(mutual_loss, backend="triton")
+fused_and_grad = partial(mutual_loss_and_grad, backend="triton")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 INTERPRETED = DEVICE.type == "cpu"
 KERNELS = ("one_pass", "two_sweep")
@@ -45,7 +51,8 @@ def small_tiles(kernel: str, classes: int) -> Config:
 @contextmanager
 def forced(kernel: str) -> Iterator[None]:
     """Every launch is of that kernel, and its gradients have tiles of 2 x 32."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton")
         patch.setattr(launch, "choose", lambda _, classes, *rest: small_tiles(kernel, classes))
         patch.setattr(launch, "choose_gradient", lambda *_: Config("gradient", 2, 32, 1))
         yield
@@ -95,6 +102,68 @@ def _move(value: Any, device: torch.device) -> Any:
         moved = [_move(one, device) for one in value]
         return type(value)(*moved) if hasattr(value, "_fields") else tuple(moved)
     return value
+
+
+def cohort(
+    students: int = 3, rows: int = 6, classes: int = 10, dtype: torch.dtype = torch.float32
+) -> tuple[list[Tensor], Tensor]:
+    g = torch.Generator().manual_seed(students + rows + classes)
+    logits = 3 * torch.randn((students, rows, classes), generator=g)
+    target = torch.randint(classes, (rows,), generator=g)
+    return [z.to(DEVICE, dtype) for z in logits], target.to(DEVICE)
+
+
+def assert_same(found: Any, expected: Any, **tolerance: Any) -> None:
+    """Of two answers, each whatever the loss returns."""
+    for a, b in zip(found, expected, strict=True):
+        if isinstance(a, (list, tuple)):
+            assert_same(a, b, **tolerance)
+        elif a is None or b is None:
+            assert a is b
+        else:
+            torch.testing.assert_close(
+                a, b, equal_nan=True, check_dtype=False, check_device=False, **tolerance
+            )
+
+
+def in_double(problem: Problem) -> Problem:
+    """The same numbers, in float64 on the CPU."""
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(cast(one) for one in value)
+        if isinstance(value, Tensor):
+            return value.cpu().double() if value.is_floating_point() else value.cpu()
+        return value
+
+    values = {name: cast(getattr(problem, name)) for name in Problem.__slots__}
+    return replace(problem, **values | {"dtype": torch.float64})
+
+
+def assert_solves(
+    problem: Problem, stats: str = "all", rtol: float = 1e-5, atol: float = 1e-5
+) -> None:
+    """Losses, gradients and statistics as of the closed form in float64."""
+    found = launch.launch(problem, with_grad=True, save=False, stats=stats).solution
+    exact = closed_form.solve(in_double(problem), True, stats)
+    assert_same(found, exact, rtol=rtol, atol=atol)
+
+
+def checked(logits: list[Tensor], target: Tensor, **options: Any) -> Problem:
+    """As the loss makes it, with defaults for what is not given."""
+    defaults: dict[str, Any] = {
+        "kl_weight": 1.0,
+        "temperature": 1.0,
+        "label_smoothing": 0.0,
+        "class_weight": None,
+        "ignore_index": -100,
+        "peer_reduction": "mean",
+        "reduction": "mean",
+        "peer_weight": None,
+        "row_weight": None,
+        "teacher_logits": None,
+    }
+    return prepare(logits, target, **defaults | options)
 
 
 def _patch_once_a_launch() -> None:

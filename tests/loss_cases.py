@@ -44,10 +44,11 @@ def cases(
     draw: st.DrawFn,
     dtypes: list[torch.dtype] = DTYPES,
     widths: st.SearchStrategy[int] = st.integers(1, 12),  # noqa: B008
+    sides: st.SearchStrategy[int] = st.integers(1, 6),  # noqa: B008
 ) -> Case:
     """K in 1..5 students, up to two batch dimensions, and any combination of the options."""
     students, classes = draw(st.integers(1, 5)), draw(widths)
-    batch = tuple(draw(st.lists(st.integers(1, 6), min_size=0, max_size=2)))
+    batch = tuple(draw(st.lists(sides, min_size=0, max_size=2)))
     dtype = draw(st.sampled_from(dtypes))
     spread = draw(st.sampled_from([0.1, 1.0, 8.0]))
     g = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))

@@ -6,7 +6,6 @@ test_loss_stats.py, which run on both kernels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,30 +14,37 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_cases import DEVICE, INTERPRETED, KERNELS, QUIET, STEP, forced, on_device
+from kernel_cases import (
+    DEVICE,
+    INTERPRETED,
+    KERNELS,
+    QUIET,
+    STEP,
+    assert_same,
+    assert_solves,
+    checked,
+    cohort,
+    forced,
+    fused,
+    fused_and_grad,
+    in_double,
+    on_device,
+)
 from loss_cases import Case, assert_exact, by_autograd, cases
 from torch import Tensor
 
 from dml_fast import closed_form
 from dml_fast.kernels import autograd, finish, launch
 from dml_fast.kernels.launch_table import Config, choose
-from dml_fast.loss import mutual_loss, mutual_loss_and_grad
-from dml_fast.loss_inputs import prepare
-from dml_fast.loss_problem import MutualStats, Problem
+from dml_fast.loss_problem import MutualStats
 
 pytestmark = QUIET
 
-fused = partial(mutual_loss, backend="triton")
-fused_and_grad = partial(mutual_loss_and_grad, backend="triton")
 by_backward = partial(by_autograd, fused)
-# Compiled, every example is several kernels of its own to compile, in 2 to 10 seconds each.
-EXAMPLES = 15
-
-
-@pytest.fixture(params=KERNELS)
-def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
-    with forced(request.param):
-        yield request.param
+# Not more: compiled, every example is several kernels of its own, of 2 to 10 seconds each.
+SOME = settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def by_engine(case: Case) -> tuple[Tensor, list[Tensor]]:
@@ -49,98 +55,24 @@ def by_engine(case: Case) -> tuple[Tensor, list[Tensor]]:
     return losses, [g / s for g, s in zip(grads, scale, strict=True)]
 
 
-def cohort(
-    students: int = 3, rows: int = 6, classes: int = 10, dtype: torch.dtype = torch.float32
-) -> tuple[list[Tensor], Tensor]:
-    g = torch.Generator().manual_seed(students + rows + classes)
-    logits = 3 * torch.randn((students, rows, classes), generator=g)
-    target = torch.randint(classes, (rows,), generator=g)
-    return [z.to(DEVICE, dtype) for z in logits], target.to(DEVICE)
-
-
-def assert_same(found: Any, expected: Any, **tolerance: Any) -> None:
-    """Of two answers, each whatever the loss returns."""
-    for a, b in zip(found, expected, strict=True):
-        if isinstance(a, (list, tuple)):
-            assert_same(a, b, **tolerance)
-        elif a is None or b is None:
-            assert a is b
-        else:
-            torch.testing.assert_close(
-                a, b, equal_nan=True, check_dtype=False, check_device=False, **tolerance
-            )
-
-
-def in_double(problem: Problem) -> Problem:
-    """The same numbers, in float64 on the CPU."""
-
-    def cast(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(cast(one) for one in value)
-        if isinstance(value, Tensor):
-            return value.cpu().double() if value.is_floating_point() else value.cpu()
-        return value
-
-    values = {name: cast(getattr(problem, name)) for name in Problem.__slots__}
-    return replace(problem, **values | {"dtype": torch.float64})
-
-
-def assert_solves(
-    problem: Problem, stats: str = "all", rtol: float = 1e-5, atol: float = 1e-5
-) -> None:
-    """Losses, gradients and statistics as of the closed form in float64."""
-    found = launch.launch(problem, with_grad=True, save=False, stats=stats).solution
-    exact = closed_form.solve(in_double(problem), True, stats)
-    assert_same(found, exact, rtol=rtol, atol=atol)
-
-
-def checked(logits: list[Tensor], target: Tensor, **options: Any) -> Problem:
-    """As the loss makes it, with defaults for what is not given."""
-    defaults: dict[str, Any] = {
-        "kl_weight": 1.0,
-        "temperature": 1.0,
-        "label_smoothing": 0.0,
-        "class_weight": None,
-        "ignore_index": -100,
-        "peer_reduction": "mean",
-        "reduction": "mean",
-        "peer_weight": None,
-        "row_weight": None,
-        "teacher_logits": None,
-    }
-    return prepare(logits, target, **defaults | options)
-
-
 WIDTHS = st.sampled_from([1, 2, 7, 12, 33, STEP, STEP + 1, 2 * STEP + 2])
-NARROW = [torch.float32, torch.bfloat16, torch.float16]
+SMALL = cases([torch.float32, torch.bfloat16, torch.float16], WIDTHS, st.integers(1, 3))
 
 
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(case=cases(NARROW, WIDTHS))
+@SOME
+@given(case=SMALL)
 def test_autograd_is_exact_in_every_option(kernel: str, case: Case) -> None:
     assert_exact(case, DEVICE, by_backward)
 
 
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(case=cases(NARROW, WIDTHS))
+@SOME
+@given(case=SMALL)
 def test_gradients_in_one_launch_are_exact_in_every_option(kernel: str, case: Case) -> None:
     assert_exact(case, DEVICE, by_engine)
 
 
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(case=cases(NARROW, WIDTHS))
+@SOME
+@given(case=SMALL)
 def test_statistics_are_exact_in_every_option(kernel: str, case: Case) -> None:
     case = case.to(case.logits[0].dtype, DEVICE)
     problem = on_device(checked(case.logits, case.target, **case.options))
@@ -198,103 +130,6 @@ def test_students_and_teachers_of_all_precisions(kernel: str) -> None:
         torch.testing.assert_close(z.grad, g, rtol=1e-2, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
-def test_labels_of_every_integer_at_any_address(kernel: str, dtype: torch.dtype) -> None:
-    logits, target = cohort()
-    missing = 255 if dtype == torch.uint8 else -1
-    target[2] = missing
-    expected = fused_and_grad(logits, target, ignore_index=missing)
-    buffer = torch.cat([target[:1], target]).to(dtype)
-    assert_same(fused_and_grad(logits, buffer[1:], ignore_index=missing), expected)
-
-
-def strided(z: Tensor, way: str) -> Tensor:
-    """The same numbers, laid out otherwise."""
-    if way == "transposed":
-        return z.t().contiguous().t()
-    if way == "sliced":  # NaN between: reading the wrong element shows
-        wide = z.new_full((2 * z.shape[0], 2 * z.shape[1] + 3), torch.nan)
-        wide[::2, 3::2] = z
-        return wide[::2, 3::2]
-    return z[:1].expand_as(z)
-
-
-@pytest.mark.parametrize("way", ["transposed", "sliced", "expanded"])
-def test_logits_of_any_strides(kernel: str, way: str) -> None:
-    logits, target = cohort(2)
-    teacher = logits[0].flip(0)
-    laid = [strided(z, way) for z in (*logits, teacher)]
-    assert not laid[0].is_contiguous()
-    plain = [z.contiguous() for z in laid]
-    expected = fused_and_grad(plain[:2], target, teacher_logits=plain[2:])
-    assert_same(fused_and_grad(laid[:2], target, teacher_logits=laid[2:]), expected)
-    mixed = [laid[0], plain[1]]
-    assert_same(fused_and_grad(mixed, target, teacher_logits=laid[2:]), expected)
-    for few in (laid[:2], mixed):
-        case = Case(few, target, {"teacher_logits": laid[2:]})
-        losses, grads = by_autograd_in_place(case)
-        torch.testing.assert_close(losses, expected[0])
-        assert_same(grads, expected[1])
-
-
-def by_autograd_in_place(case: Case) -> tuple[Tensor, list[Tensor]]:
-    """`by_autograd` makes copies, and with them other strides."""
-    leaves = [z.detach().requires_grad_() for z in case.logits]
-    losses = fused(leaves, case.target, **case.options)
-    return losses.detach(), list(torch.autograd.grad(losses.sum(), leaves))
-
-
-def spread_out(x: Tensor) -> Tensor:
-    """Every second element of a vector that has NaN, or no class, between."""
-    wide = x.new_full((2 * len(x),), torch.nan if x.is_floating_point() else -7)
-    wide[::2] = x
-    return wide[::2]
-
-
-def test_options_of_any_strides(kernel: str) -> None:
-    logits, target = cohort()
-    options = {
-        "class_weight": torch.rand(10, device=DEVICE),
-        "row_weight": torch.rand(6, device=DEVICE),
-    }
-    expected = fused_and_grad(logits, target, **options)
-    wide = {name: spread_out(x) for name, x in options.items()}
-    assert_same(fused_and_grad(logits, spread_out(target), **wide), expected)
-    # One number for all of them.
-    for name, x in options.items():
-        one = {name: x[:1].expand_as(x)}
-        ones = {name: x[:1].repeat(len(x))}
-        assert_same(fused_and_grad(logits, target, **one), fused_and_grad(logits, target, **ones))
-    weight = torch.rand(3, 3, device=DEVICE)
-    assert_same(
-        fused_and_grad(logits, target, peer_weight=weight.t()),
-        fused_and_grad(logits, target, peer_weight=weight.t().contiguous()),
-    )
-    soft = torch.rand(6, 10, device=DEVICE)
-    expected = fused_and_grad(logits, soft)
-    for way in ("transposed", "sliced"):
-        assert_same(fused_and_grad(logits, strided(soft, way)), expected)
-    scale = torch.tensor([2.0, 3.0, 4.0], device=DEVICE)
-    expected = fused_and_grad(logits, target, grad_scale=scale)
-    assert_same(fused_and_grad(logits, target, grad_scale=spread_out(scale)), expected)
-    scale = scale[:1].expand(3)
-    expected = fused_and_grad(logits, target, grad_scale=2.0)
-    assert_same(fused_and_grad(logits, target, grad_scale=scale), expected)
-
-
-def test_a_stack_with_batch_dimensions_has_one_gradient(kernel: str) -> None:
-    logits, target = cohort(3, 8, 5)
-    expected = fused_and_grad(logits, target)
-    stack = torch.stack(logits, -1).reshape(2, 4, 5, 3)  # (B, T, C, K)
-    stack = stack.permute(3, 0, 1, 2).requires_grad_()
-    assert not stack.is_contiguous()
-    losses = fused(stack, target.reshape(2, 4))
-    torch.testing.assert_close(losses.detach(), expected[0])
-    losses.sum().backward()
-    assert stack.grad is not None
-    assert_same(stack.grad.detach().reshape(3, 8, 5), expected[1])
-
-
 OPTIONS: dict[str, dict[str, Any]] = {
     "some unlabelled": {"ignore_index": 3},
     "class weights": {"ignore_index": 3, "class_weight": torch.rand(5)},
@@ -324,20 +159,6 @@ def test_groups_of_64_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = checked(logits, target)
     found = launch.launch(problem, with_grad=False, save=False, stats="cheap").solution
     assert_same(found, closed_form.solve(in_double(problem), False, "cheap"))
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("first", [0, 3])
-def test_labels_counted_by_a_launch_of_their_own(
-    kernel: str, weighted: bool, first: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(launch, "_FEW_ROWS", 4)
-    logits, target = cohort()
-    target[first:5] = 3
-    weight = torch.rand(10, device=DEVICE) if weighted else None
-    wide = None if weight is None else spread_out(weight)
-    assert_solves(checked(logits, spread_out(target), ignore_index=3, class_weight=wide))
-    assert_solves(checked(logits, target, class_weight=weight))
 
 
 @pytest.mark.parametrize("labelled", [0, 1])
@@ -395,53 +216,6 @@ def test_a_class_out_of_range_poisons_its_row(
     single = replace(bad, index=torch.full_like(target, wrong))
     counted = launch.launch(single, with_grad=False, save=False, stats="cheap").solution.stats
     assert counted is not None and not counted.correct.any()
-
-
-def test_outer_gradients_of_students_and_rows(kernel: str) -> None:
-    logits, target = cohort()
-    leaves = [z.requires_grad_() for z in logits]
-    _, grads, _ = fused_and_grad(logits, target)
-    losses = fused(leaves, target)
-    outer = torch.tensor([0.0, -2.0, 0.5], device=DEVICE)
-    found = torch.autograd.grad(losses, leaves, outer, retain_graph=True)
-    assert not found[0].any()
-    assert_same(found, [g * w for g, w in zip(grads, outer, strict=True)])
-    again = torch.autograd.grad(losses, leaves, outer)
-    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
-    with pytest.raises(RuntimeError, match="second time"):
-        losses.sum().backward()
-
-    rows = fused(leaves, target, reduction="none")
-    weight = torch.rand(6, 3, device=DEVICE).t()  # (K, N) of any strides
-    found = torch.autograd.grad(rows, leaves, weight, retain_graph=True)
-    for k, g in enumerate(found):
-        weighted = fused_and_grad(logits, target, row_weight=weight[k], reduction="sum")[1]
-        torch.testing.assert_close(g, weighted[k])
-    for k in range(3):  # autograd hands down a gradient with stride 0
-        (g,) = torch.autograd.grad(rows[k].sum(), leaves[k], retain_graph=True)
-        torch.testing.assert_close(g, fused_and_grad(logits, target, reduction="sum")[1][k])
-
-
-def test_only_learners_are_written(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, target = cohort()
-    expected = fused_and_grad(logits, target)[1]
-    logits[0].requires_grad_()
-    logits[2].requires_grad_()
-    copy = logits[1].clone()
-    fused(logits, target).sum().backward()
-    assert torch.equal(logits[1], copy)
-    assert logits[1].grad is None
-    assert_same([logits[0].grad, logits[2].grad], expected[::2])
-
-
-def test_logits_changed_after_the_loss_are_an_error() -> None:
-    logits, target = cohort()
-    leaves = [z.requires_grad_() for z in logits]
-    doubled = [z * 2 for z in leaves]
-    losses = fused(doubled, target)
-    doubled[1].mul_(2)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        losses.sum().backward()
 
 
 def test_ties_go_to_the_first_class_in_any_tile(kernel: str) -> None:

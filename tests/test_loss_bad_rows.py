@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_cases import KERNELS, QUIET, answer_with
 from torch import Tensor
 
-from dml_fast import closed_form, reference
+from dml_fast import reference
 from dml_fast.loss import mutual_loss, mutual_loss_and_grad, peer_divergence
 
-pytestmark = QUIET
+pytestmark = pytest.mark.usefixtures("way")
 
 INF, NAN = torch.inf, torch.nan
 BROKEN = {
@@ -42,19 +40,6 @@ def assert_as_exact(logits: list[Tensor], target: Tensor, **options: Any) -> Non
     torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-6, equal_nan=True)
     for g, e in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(g.double(), e, rtol=1e-5, atol=1e-6, equal_nan=True)
-
-
-@pytest.fixture(params=["guards when needed", "guards always", *KERNELS], autouse=True)
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Off the CPU the closed form's guards are always on: run every test on that path too."""
-    torch.manual_seed(0)
-    if request.param in KERNELS:
-        with answer_with(request.param):
-            yield
-        return
-    if request.param == "guards always":
-        monkeypatch.setattr(closed_form, "may_look", lambda device: False)
-    yield
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_cases import KERNELS, QUIET, answer_with
 from torch import Tensor
 
 from dml_fast import reference
 from dml_fast.loss import FusedMutualLoss, mutual_loss, mutual_loss_and_grad, peer_divergence
 
-pytestmark = QUIET
-
-
-@pytest.fixture(params=["closed_form", *KERNELS], autouse=True)
-def way(request: pytest.FixtureRequest) -> Iterator[None]:
-    torch.manual_seed(0)
-    if request.param == "closed_form":
-        yield
-        return
-    with answer_with(request.param):
-        yield
+pytestmark = pytest.mark.usefixtures("way")
 
 
 def cohort(

@@ -1,0 +1,136 @@
+"""Every element that a kernel is to write is written, and none beyond; its counters end at zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from kernel_cases import QUIET, STEP, checked, cohort
+from torch import Tensor
+
+from dml_fast.kernels import launch
+
+pytestmark = [pytest.mark.usefixtures("kernel"), QUIET]
+GUARD, BYTE = 512, 0xAB  # bytes on either side, and what all memory is filled with
+
+
+class Arena:
+    """Allocates for dml_fast.kernels.launch, each tensor between guards."""
+
+    def __init__(self) -> None:
+        self.buffers: list[tuple[Tensor, int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def empty(self, shape: Any, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        shape = torch.Size([shape] if isinstance(shape, int) else shape)
+        size = shape.numel() * dtype.itemsize
+        buffer = torch.full((size + 2 * GUARD,), BYTE, dtype=torch.uint8, device=device)
+        self.buffers.append((buffer, size))
+        return buffer[GUARD : GUARD + size].view(dtype).reshape(shape)
+
+    def empty_like(self, z: Tensor, *, memory_format: torch.memory_format) -> Tensor:
+        assert memory_format == torch.contiguous_format
+        return self.empty(z.shape, dtype=z.dtype, device=z.device)
+
+    def assert_guards_stand(self) -> None:
+        assert self.buffers
+        for buffer, size in self.buffers:
+            assert (buffer[:GUARD] == BYTE).all()
+            assert (buffer[GUARD + size :] == BYTE).all()
+
+
+def assert_written(*tensors: Tensor | None) -> None:
+    for x in tensors:
+        assert x is not None
+        found = x.contiguous().reshape(-1).view(torch.uint8).reshape(-1, x.element_size())
+        assert not (found == BYTE).all(1).any()
+
+
+@pytest.fixture
+def arena(monkeypatch: pytest.MonkeyPatch) -> Arena:
+    arena = Arena()
+    monkeypatch.setattr(launch, "torch", arena)
+    return arena
+
+
+@pytest.fixture
+def counters(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What launches count with."""
+    made: list[Tensor] = []
+    real = launch.counters
+
+    def kept(device: torch.device, size: int) -> Tensor:
+        made.append(real(device, size))
+        assert made[-1].numel() >= size
+        return made[-1]
+
+    monkeypatch.setattr(launch, "counters", kept)
+    return made
+
+
+def guarded(z: Tensor) -> Tensor:
+    """The same numbers with NaN before and after, which no kernel may meet."""
+    wide = z.new_full((z.numel() + 128,), torch.nan)
+    inner = wide[64 : 64 + z.numel()].reshape(z.shape)
+    inner.copy_(z)
+    return inner
+
+
+SHAPES = [(2, 1, 1), (3, 5, 7), (1, 9, 16), (2, 3, STEP + 1), (2, 2, 2 * STEP)]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_all_is_written_and_nothing_else(
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    reduction: str,
+    arena: Arena,
+    counters: list[Tensor],
+) -> None:
+    students, rows, classes = shape
+    logits, target = cohort(students, rows, classes, dtype)
+    problem = checked([guarded(z) for z in logits], target, reduction=reduction)
+    kept = [z.clone() for z in problem.students]
+    (losses, grads, stats), saved = launch.launch(problem, with_grad=True, save=True, stats="all")
+    assert grads is not None and stats is not None and saved is not None
+    arena.assert_guards_stand()
+    assert_written(losses, *grads, saved, *stats)
+    assert all(x.isfinite().all() for x in (losses, *grads, saved, *stats))
+
+    outer = torch.ones_like(losses)
+    later = [launch.empty_like(z) for z in problem.students]
+    launch.launch_gradient(problem, saved, outer, later)
+    arena.assert_guards_stand()
+    assert_written(*later)
+    only = [None] * (students - 1) + [launch.empty_like(problem.students[-1])]
+    launch.launch_gradient(problem, saved, outer, only)
+    assert torch.equal(only[-1], later[-1])
+    assert all(torch.equal(a, b) for a, b in zip(kept, problem.students, strict=True))
+    assert counters and not any(c.any() for c in counters)
+
+
+def test_counters_are_zero_for_the_next_launch(counters: list[Tensor]) -> None:
+    """With many programs in several groups, and without a sum to make."""
+    logits, target = cohort(1, 70, 3)
+    problem = checked(logits, target)
+    first = launch.launch(problem, with_grad=False, save=False, stats="none").solution.losses
+    counts = counters[0]
+    assert not counts.any()
+    again = launch.launch(problem, with_grad=False, save=False, stats="none").solution.losses
+    assert torch.equal(first, again)
+
+
+def test_without_statistics_only_losses_are_written(arena: Arena) -> None:
+    logits, target = cohort(2, 5, 7)
+    problem = checked(logits, target)
+    (losses, grads, stats), saved = launch.launch(
+        problem, with_grad=False, save=False, stats="none"
+    )
+    arena.assert_guards_stand()
+    assert_written(losses)
+    assert grads is stats is saved is None
