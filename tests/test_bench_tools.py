@@ -6,6 +6,7 @@ from pathlib import Path
 
 import bench_loss
 import counting
+import loss_summary
 import peers
 import pytest
 import timing
@@ -100,3 +101,27 @@ def test_a_failing_contestant_is_reported_and_the_others_timed(
     assert ours["naive_over_this"] == pytest.approx(naive["median_ms"] / ours["median_ms"])
     # 2 students x 4 rows x 5 classes x 4 bytes, read and written
     assert ours["gb_per_s"] == pytest.approx(320 / ours["median_ms"] / 1e6)
+
+
+def test_the_summary_leaves_out_what_nobody_measured() -> None:
+    contestants = [
+        {"name": "naive", "median_ms": 3.0, "this_over_ours": 3.0},
+        {"name": "liger", "left_out": "no GPU"},
+        {"name": "closed_form", "median_ms": 1.0, "this_over_ours": 1.0, "of_copy": 0.25},
+    ]
+    result = {"shape": [2, 3, 4], "dtype": "float32", "ours": "closed_form"}
+    heading, _, line = loss_summary.summary([result | {"contestants": contestants}]).splitlines()
+    assert [cell.strip() for cell in heading.split("|")[1:-1]] == [
+        "K x N x C",
+        "dtype",
+        "closed_form us",
+        "closed_form of copy %",
+        "naive / closed_form",
+    ]
+    assert [cell.strip() for cell in line.split("|")[1:-1]] == [
+        "2x3x4",
+        "float32",
+        "1000",
+        "25",
+        "3",
+    ]

@@ -207,6 +207,6 @@ done
 {
     printf '\n=== summary, %d s, results in %s\n' "$((SECONDS - started))" "$out"
     printf '%s\n' "${summary[@]}"
-    "$PYTHON" benchmarks/gpu/summary.py "${reports[@]}"
+    "$PYTHON" benchmarks/loss_summary.py "${reports[@]}"
 } 2>&1 | tee "$out/summary.txt"
 exit "$failed"
