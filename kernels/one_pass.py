@@ -230,18 +230,14 @@ def one_pass(
             if i < K:
                 tl.store(saved + (2 * L + i) * N.to(tl.int64) + far, log_d_1, mask=ok)
 
-    # What the students make of their peers: Σ V log2 p_k, Σ_l w_kl Σ p_l log2 p_l, Σ_l w_kl.
+    # What the students make of their peers: Σ V log2 p_k.
     mets = ()
-    heards = ()
-    masses = ()
     for k in tl.static_range(K):
         met = tl.zeros((R, 1), tl.float32)
         if L > 1 and not PEER_WEIGHT:
             log_p = us[k] * rate - logs[k] if TEMPERED else us[k]
             met = tl.sum(mix * log_p, axis=1, keep_dims=True)
         mets = mets + (met,)
-        heards = heards + (heard,)
-        masses = masses + (count,)
     if L > 1 or STATS > 1:
         doubt = heard
         for k in tl.static_range(K):
@@ -357,7 +353,7 @@ def one_pass(
                 dense,
                 col == y,
                 tl.where(fines[k], mass_k * strength_k, float("nan")),
-                mass * of_label_k,
+                tl.where(fines[k], mass * of_label_k, float("nan")),
                 strength_k,
                 tl.where(valid, of_label_k, 0.0),
                 sparse * of_label_k,

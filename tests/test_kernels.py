@@ -184,14 +184,16 @@ def test_part_of_a_batch_divides_by_the_whole(kernel: str, labels: Any) -> None:
     assert_same(grads, closed_form.solve(in_double(problem), True, "none").grads)
 
 
-@pytest.mark.parametrize("wrong", [10, -(2**40)])
-@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"class_weight": None}])
+@pytest.mark.parametrize(
+    ("wrong", "options"),
+    [(10, {}), (-(2**40), {"label_smoothing": 0.1}), (2**40, {"class_weight": torch.rand(10)})],
+    ids=["plain", "smoothed", "weighted"],
+)
 def test_a_class_out_of_range_poisons_its_row(
     kernel: str, wrong: int, options: dict[str, Any]
 ) -> None:
     """On a device nobody looks at the labels first."""
-    if "class_weight" in options:
-        options = {"class_weight": torch.rand(10, device=DEVICE)}
+    options = {k: x.to(DEVICE) if isinstance(x, Tensor) else x for k, x in options.items()}
     logits, target = cohort()
     logits[0][4, 0] = 50.0  # class 0, which stands for the wrong one
     good = checked(logits, target, reduction="none", **options)

@@ -128,7 +128,7 @@ def test_a_masked_target_costs_infinity_as_in_torch() -> None:
 def test_a_broken_student_is_as_if_absent(
     kind: str, peer_reduction: str, temperature: float
 ) -> None:
-    logits, target = cohort(4)
+    logits, target = cohort(4, 3)
     logits[2] = BROKEN[kind](logits[2])
     options = {"temperature": temperature, "peer_reduction": peer_reduction}
     losses, grads, stats = mutual_loss_and_grad(logits, target, return_stats=True, **options)
@@ -168,6 +168,19 @@ def test_a_lone_survivor_learns_from_the_label_alone() -> None:
     alone = mutual_loss_and_grad([logits[1]], target)
     assert torch.equal(losses[1], alone[0][0])
     torch.testing.assert_close(grads[1], alone[1][0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_row_of_one_student_has_no_gradient(kind: str, temperature: float) -> None:
+    logits, target = cohort(1)
+    logits[0][3] = BROKEN[kind](logits[0][3])
+    _, (g,), _ = mutual_loss_and_grad(logits, target, temperature=temperature)
+    assert g[3].isnan().all()
+    assert g[torch.arange(8) != 3].isfinite().all()
+    leaf = logits[0].requires_grad_()
+    mutual_loss([leaf], target, temperature=temperature).sum().backward()
+    torch.testing.assert_close(leaf.grad, g, equal_nan=True)
 
 
 def test_a_broken_row_without_label_or_peers_is_still_reported() -> None:
