@@ -13,10 +13,6 @@ namespace dml_fast {
 namespace {
 
 constexpr double INFINITE = std::numeric_limits<double>::infinity();
-double one_over_norm(double squared) {
-    return squared > 0.0 && usable(squared) ? 1.0 / std::sqrt(squared) : 1.0;
-}
-
 float at_most(double value) {
     const auto nearest = static_cast<float>(value);
     if (static_cast<double>(nearest) <= value) return nearest;
@@ -29,11 +25,13 @@ float at_least(double value) { return -at_most(-value); }
 
 template <class T>
 FeatureRanker<T>::FeatureRanker(const FeatureSets<T>& features, const Labels& labels,
-                                std::int64_t topk, int threads, const Poll& interrupted)
+                                std::int64_t topk, bool farthest, int threads,
+                                const Poll& interrupted)
     : features_(features),
       labels_(labels),
       kernels_(active_kernels()),
       topk_(topk),
+      farthest_(farthest),
       query_norms_(static_cast<std::size_t>(labels.queries)),
       item_norms_(static_cast<std::size_t>(labels.items)) {
     const std::int64_t dims = features_.dims;
@@ -89,12 +87,14 @@ template <class T>
 void FeatureRanker<T>::start(std::int64_t begin, std::int64_t end, int threads,
                              const Poll& interrupted) {
     begin_ = begin;
-    started_.assign(static_cast<std::size_t>(end - begin), Query{});
+    started_.clear();
+    started_.resize(static_cast<std::size_t>(end - begin));
     parallel_for(end - begin, threads, interrupted, [&] {
         return [&](std::int64_t i) {
             const std::int64_t q = begin_ + i;
             Query& query = started_[static_cast<std::size_t>(i)];
-            query.cut = INFINITE;
+            query.nearest = Smallest(topk_);
+            query.farthest = Smallest(1);
             for (const auto* m = labels_.same_begin(q); m != labels_.same_end(q); ++m) {
                 if (labels_.excluded(q, *m)) continue;
                 query.positives.push_back({exact(q, *m), *m, 0, 0, 0});
@@ -109,11 +109,11 @@ void FeatureRanker<T>::start(std::int64_t begin, std::int64_t end, int threads,
                     const double x = positives[p].z * unit(q);
                     const double off = 1e-12 * std::abs(x);
                     const bool known = std::isfinite(x);
-                    query.candidates.push_back({known ? x - off : -INFINITE,
-                                                known ? x + off : INFINITE, positives[p].item});
+                    query.nearest.add(known ? x - off : -INFINITE, known ? x + off : INFINITE,
+                                      positives[p].item,
+                                      [&](std::int64_t item) { return exact(q, item); });
                 }
             }
-            if (topk_ > 0) prune(query);
         };
     });
 }
@@ -146,7 +146,7 @@ std::int64_t FeatureRanker<T>::count(const S* tile, std::int64_t query_begin,
     for (std::int64_t q = query_begin; q < query_end; ++q) {
         Query& query = started_[static_cast<std::size_t>(q - begin_)];
         const std::size_t groups = query.firsts.size();
-        if (groups == 0 && topk_ == 0) continue;
+        if (groups == 0 && topk_ == 0 && !farthest_) continue;
         kernels_.widen(tile + (q - query_begin) * n,
                        panel_.offset.data() + (item_begin - panel_.begin), n, x.data());
         // Positives and excluded items are known exactly, and no others.
@@ -155,7 +155,8 @@ std::int64_t FeatureRanker<T>::count(const S* tile, std::int64_t query_begin,
              m != same_end && *m < item_end; ++m) {
             x[static_cast<std::size_t>(*m - item_begin)] = std::numeric_limits<float>::infinity();
         }
-        if (topk_ > 0) gather_candidates(q, x.data(), n, item_begin);
+        if (topk_ > 0) gather(q, x.data(), n, item_begin, 1.0, query.nearest);
+        if (farthest_) gather(q, x.data(), n, item_begin, -1.0, query.farthest);
         if (groups == 0) continue;
 
         low.resize(groups);
@@ -221,57 +222,54 @@ void FeatureRanker<T>::settle(std::int64_t q, std::int64_t item, std::size_t fro
     }
 }
 
+// Offers the items of a tile's row to the smallest of sign * x.
 template <class T>
-void FeatureRanker<T>::gather_candidates(std::int64_t q, const float* x, std::int64_t n,
-                                         std::int64_t item_begin) {
-    Query& query = started_[static_cast<std::size_t>(q - begin_)];
-    const std::size_t enough = static_cast<std::size_t>(4 * topk_ + 64);
+void FeatureRanker<T>::gather(std::int64_t q, const float* x, std::int64_t n,
+                              std::int64_t item_begin, double sign, Smallest& smallest) const {
+    const Query& query = started_[static_cast<std::size_t>(q - begin_)];
+    const auto side = static_cast<float>(sign);
+    // A number that is off from x by at most 2 bound(x) may be below the cut if x is below this.
     const auto limit = [&] {
-        if (query.cut == INFINITE) return std::numeric_limits<float>::infinity();
-        return at_least(query.cut + 3.0 * bound(query, query.cut));
+        const double cut = smallest.cut();
+        if (!std::isfinite(cut)) return std::numeric_limits<float>::infinity();
+        return at_least(cut + 3.0 * bound(query, cut));
     };
     float most = limit();
     for (std::int64_t j = 0; j < n; ++j) {
-        if (x[j] > most) continue;
+        if (side * x[j] > most) continue;
         const std::int64_t item = item_begin + j;
         const std::int64_t identity = labels_.item_identity[item];
         if (identity < 0 || identity == labels_.query_identity[q]) continue;
-        const double off = std::isfinite(x[j]) ? 2.0 * bound(query, x[j]) : INFINITE;
-        const double value = std::isfinite(x[j]) ? x[j] : 0.0;
-        query.candidates.push_back({value - off, value + off, item});
-        if (query.candidates.size() < 2 * enough) continue;
-        prune(query);
+        const bool known = std::isfinite(x[j]);
+        const double off = known ? 2.0 * bound(query, x[j]) : INFINITE;
+        const double value = known ? sign * x[j] : 0.0;
+        smallest.add(value - off, value + off, item,
+                     [&](std::int64_t i) { return sign * exact(q, i); });
         most = limit();
     }
-    if (query.candidates.size() > enough) prune(query);
-}
-
-// Drops candidates that topk others surely precede.
-template <class T>
-void FeatureRanker<T>::prune(Query& query) const {
-    auto& candidates = query.candidates;
-    const auto k = static_cast<std::ptrdiff_t>(topk_);
-    if (static_cast<std::ptrdiff_t>(candidates.size()) <= k) return;
-    std::nth_element(candidates.begin(), candidates.begin() + (k - 1), candidates.end(),
-                     [](const auto& a, const auto& b) { return a.high < b.high; });
-    query.cut = std::min(query.cut, candidates[static_cast<std::size_t>(k - 1)].high);
-    const double cut = query.cut;
-    candidates.erase(std::remove_if(candidates.begin(), candidates.end(),
-                                    [cut](const auto& c) { return c.low > cut; }),
-                     candidates.end());
 }
 
 template <class T>
-void FeatureRanker<T>::nearest(std::int64_t q, std::int64_t* out) const {
-    const Query& query = started_[static_cast<std::size_t>(q - begin_)];
-    std::vector<std::pair<double, std::int64_t>> exactly;
-    for (const Candidate& candidate : query.candidates) {
-        exactly.emplace_back(exact(q, candidate.item), candidate.item);
-    }
-    std::sort(exactly.begin(), exactly.end());
+void FeatureRanker<T>::write_nearest(std::int64_t q, std::int64_t* out) {
+    Query& query = started_[static_cast<std::size_t>(q - begin_)];
     std::fill(out, out + topk_, -1);
-    const auto found = std::min(exactly.size(), static_cast<std::size_t>(topk_));
-    for (std::size_t i = 0; i < found; ++i) out[i] = exactly[i].second;
+    const auto exactly = [&](std::int64_t item) { return exact(q, item); };
+    for (const Ranked& ranked : query.nearest.finish(exactly)) *out++ = ranked.second;
+}
+
+template <class T>
+void FeatureRanker<T>::neighbours(std::int64_t* nearest, double* farthest, int threads,
+                                  const Poll& interrupted) {
+    const auto queries = static_cast<std::int64_t>(started_.size());
+    parallel_for(queries, threads, interrupted, [&] {
+        return [&](std::int64_t i) {
+            const std::int64_t q = begin_ + i;
+            write_nearest(q, nearest + i * topk_);
+            const auto exactly = [&](std::int64_t item) { return -exact(q, item); };
+            const auto last = started_[static_cast<std::size_t>(i)].farthest.finish(exactly);
+            farthest[i] = last.empty() ? -INFINITE : -last.front().first;
+        };
+    });
 }
 
 template <class T>
@@ -285,7 +283,7 @@ void FeatureRanker<T>::finish(Ties ties, std::int64_t max_rank, const RankOutput
             for (std::int64_t i = chunk * CHUNK; i < end; ++i) {
                 const Query& query = started_[static_cast<std::size_t>(i)];
                 double* scores = out.scores + i * SCORES;
-                if (topk_ > 0) nearest(begin_ + i, out.nearest + i * topk_);
+                if (topk_ > 0) write_nearest(begin_ + i, out.nearest + i * topk_);
                 if (query.positives.empty()) {
                     std::fill(scores, scores + SCORES, std::numeric_limits<double>::quiet_NaN());
                     continue;

@@ -21,6 +21,7 @@
 #include "kernels.hpp"
 #include "labels.hpp"
 #include "ranking.hpp"
+#include "topk.hpp"
 
 namespace dml_fast {
 
@@ -39,9 +40,10 @@ struct FeatureSets {
 template <class T>
 class FeatureRanker {
   public:
-    // Everything is borrowed and must outlive the ranker. Computes the norms.
+    // Everything is borrowed and must outlive the ranker. Computes the norms. The topk nearest and,
+    // with `farthest`, the farthest valid item of each query are kept too.
     FeatureRanker(const FeatureSets<T>& features, const Labels& labels, std::int64_t topk,
-                  int threads, const Poll& interrupted);
+                  bool farthest, int threads, const Poll& interrupted);
 
     // Squared norms; NaN where a feature is NaN.
     const std::vector<double>& query_norms() const { return query_norms_; }
@@ -71,6 +73,11 @@ class FeatureRanker {
     void finish(Ties ties, std::int64_t max_rank, const RankOutput& out, int threads,
                 const Poll& interrupted);
 
+    // Instead of scores: the topk nearest items of the started queries, (N, topk), -1 where there
+    // are fewer, and the largest z of each (`farthest` at construction), (N).
+    void neighbours(std::int64_t* nearest, double* farthest, int threads,
+                    const Poll& interrupted);
+
     // z of the queries begin..end-1 and all items, (end - begin, G).
     void exact_rows(std::int64_t begin, std::int64_t end, double* out, int threads,
                     const Poll& interrupted) const;
@@ -85,15 +92,10 @@ class FeatureRanker {
         std::int64_t tied;     // others with the same z
         std::int64_t follows;  // of these, those between the previous positive's index and this one's
     };
-    struct Candidate {  // for topk: x is within [low, high]
-        double low, high;
-        std::int64_t item;
-    };
     struct Query {
         std::vector<Positive> positives;
         std::vector<std::size_t> firsts;  // of each tie group
-        std::vector<Candidate> candidates;
-        double cut;                 // an upper bound of the topk-th smallest x so far
+        Smallest nearest, farthest;  // by x and by -x
         double operand_norm, slip;  // |a| and |a - u q|
     };
     struct Panel {
@@ -105,20 +107,20 @@ class FeatureRanker {
     };
 
     double exact(std::int64_t query, std::int64_t item) const;
+    void write_nearest(std::int64_t query, std::int64_t* out);
     double query_scale(std::int64_t query) const;
     double item_scale(std::int64_t item) const;
     double unit(std::int64_t query) const;  // u v
     double bound(const Query& query, double x) const;
     void settle(std::int64_t query, std::int64_t item, std::size_t from, std::size_t to);
-    void gather_candidates(std::int64_t query, const float* x, std::int64_t n,
-                           std::int64_t item_begin);
-    void prune(Query& query) const;
-    void nearest(std::int64_t query, std::int64_t* out) const;
+    void gather(std::int64_t query, const float* x, std::int64_t n, std::int64_t item_begin,
+                double sign, Smallest& smallest) const;
 
     FeatureSets<T> features_;
     Labels labels_;
     const Kernels& kernels_;
     std::int64_t topk_;
+    bool farthest_;
     std::vector<double> query_norms_, item_norms_;  // squared
     double query_power_ = 1.0, item_power_ = 1.0;   // euclidean: powers of two that bring norms to 1
     std::int64_t begin_ = 0;                        // the first started query

@@ -60,6 +60,10 @@ Rounded round_row(const T* row, std::int64_t dims, double scale, bool loose, S* 
 // A row that can be approximated: its products with another such row are finite.
 inline bool usable(double squared_norm) { return squared_norm < 1e300; }
 
+inline double one_over_norm(double squared) {
+    return squared > 0.0 && usable(squared) ? 1.0 / std::sqrt(squared) : 1.0;
+}
+
 // The power of two that brings the largest usable norm into 1/2..1.
 inline double power_for(const std::vector<double>& squared_norms) {
     double largest = 0.0;

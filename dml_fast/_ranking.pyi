@@ -4,7 +4,7 @@ Arguments from ``query_identity`` to ``junk`` are the fields of `dml_fast.eval.l
 scores' columns are named in `dml_fast.eval.result`. Every function may be interrupted by Ctrl-C.
 """
 
-from typing import SupportsIndex, SupportsInt
+from typing import SupportsFloat, SupportsIndex, SupportsInt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,6 +114,7 @@ class FeaturesF32:
     products, whose first row is query number ``query`` and whose first column is item ``item``, and
     returns how many pairs it had to decide exactly; threads may call it at the same time for
     different queries. ``finish`` returns what rank_rows_f32 does, for the started queries.
+    ``neighbours`` returns the topk nearest of these and the largest number of each instead.
     ``exact_rows`` returns float64 numbers that grow with the distance, for queries begin..end-1.
     """
 
@@ -130,6 +131,7 @@ class FeaturesF32:
         members: NDArray[np.int64],
         junk: NDArray[np.int64],
         topk: SupportsInt | SupportsIndex,
+        farthest: bool,
         threads: SupportsInt | SupportsIndex,
     ) -> None: ...
     def query_norms(self) -> NDArray[np.float64]: ...
@@ -174,6 +176,7 @@ class FeaturesF32:
     ) -> tuple[
         NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], int
     ]: ...
+    def neighbours(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]: ...
     def exact_rows(
         self,
         begin: SupportsInt | SupportsIndex,
@@ -196,6 +199,7 @@ class FeaturesF64:
         members: NDArray[np.int64],
         junk: NDArray[np.int64],
         topk: SupportsInt | SupportsIndex,
+        farthest: bool,
         threads: SupportsInt | SupportsIndex,
     ) -> None: ...
     def query_norms(self) -> NDArray[np.float64]: ...
@@ -240,7 +244,55 @@ class FeaturesF64:
     ) -> tuple[
         NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], int
     ]: ...
+    def neighbours(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]: ...
     def exact_rows(
+        self,
+        begin: SupportsInt | SupportsIndex,
+        end: SupportsInt | SupportsIndex,
+    ) -> NDArray[np.float64]: ...
+
+class RerankF32:
+    """New distances by k-reciprocal neighbours (csrc/rerank.hpp) of N images, queries first.
+
+    ``nearest`` (N, k1 + 1) and ``farthest`` (N,) are what FeaturesF32.neighbours returns for all
+    images as queries and as gallery. ``rows`` returns distances of the queries begin..end-1 to all
+    images that are no queries.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[np.float32],
+        queries: SupportsInt | SupportsIndex,
+        cosine: bool,
+        nearest: NDArray[np.int64],
+        farthest: NDArray[np.float64],
+        k1: SupportsInt | SupportsIndex,
+        k2: SupportsInt | SupportsIndex,
+        lambda_value: SupportsFloat | SupportsIndex,
+        threads: SupportsInt | SupportsIndex,
+    ) -> None: ...
+    def rows(
+        self,
+        begin: SupportsInt | SupportsIndex,
+        end: SupportsInt | SupportsIndex,
+    ) -> NDArray[np.float64]: ...
+
+class RerankF64:
+    """As RerankF32, for float64 features."""
+
+    def __init__(
+        self,
+        images: NDArray[np.float64],
+        queries: SupportsInt | SupportsIndex,
+        cosine: bool,
+        nearest: NDArray[np.int64],
+        farthest: NDArray[np.float64],
+        k1: SupportsInt | SupportsIndex,
+        k2: SupportsInt | SupportsIndex,
+        lambda_value: SupportsFloat | SupportsIndex,
+        threads: SupportsInt | SupportsIndex,
+    ) -> None: ...
+    def rows(
         self,
         begin: SupportsInt | SupportsIndex,
         end: SupportsInt | SupportsIndex,

@@ -98,7 +98,7 @@ def test_no_file_has_over_400_lines() -> None:
 
 def test_only_the_bindings_know_python() -> None:
     knowing = {path.name for path in sources(".cpp", ".hpp") if "pybind11" in path.read_text()}
-    assert knowing == {"bindings.cpp"}
+    assert knowing == {"bindings.hpp"}
 
 
 def test_the_stub_matches_the_extension() -> None:

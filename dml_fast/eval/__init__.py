@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dml_fast.eval.hamming import rank_hamming
     from dml_fast.eval.protocol import SingleShot
     from dml_fast.eval.ranking import rank_distances
+    from dml_fast.eval.reranking import rerank
     from dml_fast.eval.result import RankingResult
 
 _HOMES = {
@@ -21,9 +22,17 @@ _HOMES = {
     "rank_distances": "ranking",
     "rank_features": "features",
     "rank_hamming": "hamming",
+    "rerank": "reranking",
 }
 
-__all__ = ["RankingResult", "SingleShot", "rank_distances", "rank_features", "rank_hamming"]
+__all__ = [
+    "RankingResult",
+    "SingleShot",
+    "rank_distances",
+    "rank_features",
+    "rank_hamming",
+    "rerank",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -103,7 +103,9 @@ def feature_pair(query: ArrayLike, gallery: ArrayLike) -> tuple[Floats, Floats]:
     return q, g
 
 
-def make_ranker(q: Floats, g: Floats, labels: Labels, metric: str, topk: int) -> Ranker:
+def make_ranker(
+    q: Floats, g: Floats, labels: Labels, metric: str, topk: int, farthest: bool = False
+) -> Ranker:
     """The C++ ranker of these features.
 
     Raises:
@@ -118,10 +120,10 @@ def make_ranker(q: Floats, g: Floats, labels: Labels, metric: str, topk: int) ->
     ranker: Ranker
     if q.dtype == np.float32:
         q32, g32 = cast("NDArray[np.float32]", q), cast("NDArray[np.float32]", g)
-        ranker = _ranking.FeaturesF32(q32, g32, cosine, *labels, topk, threads())
+        ranker = _ranking.FeaturesF32(q32, g32, cosine, *labels, topk, farthest, threads())
     else:
         q64, g64 = cast("NDArray[np.float64]", q), cast("NDArray[np.float64]", g)
-        ranker = _ranking.FeaturesF64(q64, g64, cosine, *labels, topk, threads())
+        ranker = _ranking.FeaturesF64(q64, g64, cosine, *labels, topk, farthest, threads())
     for name, norms in (("query", ranker.query_norms()), ("gallery", ranker.item_norms())):
         bad = np.flatnonzero(np.isnan(norms))
         if len(bad):
