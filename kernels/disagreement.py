@@ -43,7 +43,7 @@ def disagree_here(
             pair = tl.sum(terms, axis=1, keep_dims=True)
             pair = tl.where(fines[k] & fines[j], tl.maximum(pair, 0.0), float("nan"))
             tl.store(here + (5 * K + 1 + k * K + j) * programs, tl.sum(tl.where(ok, pair, 0.0)))
-    joint = tl.where(mean > 0.0, mean * tl.log2(tl.maximum(mean, 1e-38)), 0.0)
+    joint = tl.where(mean > 0.0, mean * tl.log2(tl.maximum(mean, 1e-37)), 0.0)
     gap = LN2 * (-tl.sum(joint, axis=1, keep_dims=True) - mean_entropy)
     gap = tl.where(count > 0.0, tl.maximum(gap, 0.0), float("nan"))
     tl.store(information + row, gap, mask=ok)
@@ -96,7 +96,7 @@ def disagree_again(
                 terms = tl.sum(pair_divergence(log_ps[k], log_ps[j]), axis=1, keep_dims=True)
                 new_pairs = new_pairs + (pairs[k * K + j] + terms,)
         pairs = new_pairs
-        terms = tl.where(mean > 0.0, mean * tl.log2(tl.maximum(mean, 1e-38)), 0.0)
+        terms = tl.where(mean > 0.0, mean * tl.log2(tl.maximum(mean, 1e-37)), 0.0)
         joint += tl.sum(terms, axis=1, keep_dims=True)
     mean_entropy = 0.0
     for k in tl.static_range(K):

@@ -242,7 +242,13 @@ def common_arguments(problem: Problem) -> dict[str, Any]:
 def _configure(problem: Problem, wanted: int) -> Config:
     _, _, classes = problem.shape
     itemsize = max(z.element_size() for z in problem.students + problem.teachers)
-    return choose(len(problem.students + problem.teachers), classes, itemsize, wanted == 2)
+    extras = (
+        problem.soft is not None or problem.label_smoothing != 0.0,
+        problem.peer_weight is not None,
+        problem.temperature != 1.0,
+        wanted == 2,
+    )
+    return choose(len(problem.students + problem.teachers) + sum(extras), classes, itemsize)
 
 
 def _alike(tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[int, int]]:

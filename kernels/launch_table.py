@@ -25,19 +25,26 @@ class Config(NamedTuple):
     warps: int
 
 
-def choose(distributions: int, classes: int, itemsize: int, everything: bool = False) -> Config:
-    """The configuration for L distributions of C classes; `everything` adds all statistics."""
+def choose(tiles: int, classes: int, itemsize: int) -> Config:
+    """The configuration for rows of C classes.
+
+    Args:
+        tiles: how many rows' worth of registers a row of the batch takes: the L distributions,
+            and one each for a dense target, peer weights, another temperature, all statistics.
+        classes: C.
+        itemsize: bytes of the widest logit.
+    """
     block = max(16, 1 << (classes - 1).bit_length())
     if block <= 16:
         return Config("one_pass", 4, block, 1)
-    # Elements a thread x (L + 1) are what it holds; more of them share the reductions' cost.
-    held = 48 if everything else 80
+    # Elements a thread x (tiles + 1) are what it holds; more of them share the reductions' cost.
     warps = 1
-    while warps < 16 and block * (distributions + 1) > held * 32 * warps:
+    while warps < 8 and block * (tiles + 1) > 80 * 32 * warps:
         warps *= 2
-    if block * (distributions + 1) <= (72 if warps == 16 else held) * 32 * warps:
+    if block * (tiles + 1) <= 96 * 32 * warps:
         return Config("one_pass", 1, block, warps)
-    return Config("two_sweep", 1, 256 * (16 // itemsize), 8)
+    warps = 8 if tiles <= 4 else 4
+    return Config("two_sweep", 1, 32 * warps * (16 // itemsize), warps)
 
 
 def choose_gradient(distributions: int, classes: int) -> Config:
