@@ -143,7 +143,7 @@ def test_sums_over_many_programs(name: str, rows: int, monkeypatch: pytest.Monke
     """More groups than one group holds: three levels would be needed where two were forgotten."""
     if INTERPRETED:  # groups of 4 and fewer rows stand for groups of 64
         monkeypatch.setattr(finish, "GROUP", finish.tl.constexpr(4))
-        monkeypatch.setattr(launch, "_GROUP", 4)
+        monkeypatch.setattr(launch, "GROUP", finish.tl.constexpr(4))
         rows //= 10
     else:
         rows *= 10
@@ -215,6 +215,10 @@ def test_a_class_out_of_range_poisons_its_row(
         assert_same(g[others], e[others])
         assert_same(again[others], e[others])
     assert stats is not None and stats.finite.all()
+    mean = replace(bad, reduction="mean", ignore_index=-100)
+    averaged = launch.launch(mean, with_grad=True, save=False, stats="none").solution.grads
+    assert averaged is not None and all(g[others].isfinite().all() for g in averaged)
+    assert launch.count_labels(mean).isfinite()
     single = replace(bad, index=torch.full_like(target, wrong))
     counted = launch.launch(single, with_grad=False, save=False, stats="cheap").solution.stats
     assert counted is not None and not counted.correct.any()
