@@ -11,7 +11,7 @@ from dml_fast.loss_problem import Backend, Problem
 
 logger = logging.getLogger("dml_fast")
 
-_NAMES = ("closed_form", "triton")
+_NAMES = ("closed_form", "compiled", "triton")
 _reasons: dict[torch.device, str | None] = {}
 _said: set[str] = set()
 
@@ -42,6 +42,10 @@ def _load(name: str) -> Backend:
         from dml_fast.kernels import autograd
 
         return autograd
+    if name == "compiled":
+        from dml_fast import compiled
+
+        return compiled
     from dml_fast import closed_form
 
     return closed_form
