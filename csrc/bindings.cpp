@@ -3,6 +3,7 @@
 
 #include "hamming.hpp"
 #include "isa.hpp"
+#include "sets.hpp"
 
 using namespace dml_fast;
 
@@ -68,6 +69,41 @@ Part rank_codes_of(const Codes& queries, const Codes& gallery, const Ints& query
     return arrays.part(0);
 }
 
+Sets sets_of(const Ints& offsets, const Ints& members, std::int64_t images) {
+    const Sets sets{offsets.size() - 1, data_of(offsets, "offsets", 1),
+                    data_of(members, "members", 1)};
+    require(sets.count >= 0 && std::is_sorted(sets.offsets, sets.offsets + offsets.size()) &&
+                sets.offsets[0] == 0 && sets.offsets[sets.count] == members.size() &&
+                std::all_of(sets.members, sets.members + members.size(),
+                            [&](std::int64_t image) { return 0 <= image && image < images; }),
+            "offsets and members must describe sets of the images");
+    return sets;
+}
+
+Array<double> reduce_rows_of(const Array<double>& dist, const Ints& query_identity,
+                             const Ints& item_identity, const Ints& query_camera,
+                             const Ints& item_camera, const Ints& member_offsets,
+                             const Ints& members, const Ints& junk, const Ints& query_offsets,
+                             const Ints& query_members, const Ints& item_offsets,
+                             const Ints& item_members, int reduction, double temperature,
+                             int threads) {
+    const Labels labels = labels_of(query_identity, item_identity, query_camera, item_camera,
+                                    member_offsets, members, junk);
+    const double* rows = data_of(dist, "dist", 2);
+    require(dist.shape(0) == labels.queries && dist.shape(1) == labels.items,
+            "dist must have a row for each query and a column for each item");
+    const Sets queries = sets_of(query_offsets, query_members, labels.queries);
+    const Sets items = sets_of(item_offsets, item_members, labels.items);
+    require(0 <= reduction && reduction <= 2 && temperature > 0, "reduction must be 0..2");
+    Array<double> out({queries.count, items.count});
+    double* data = out.mutable_data();
+    without_gil([&] {
+        reduce_rows(rows, labels, queries, items, static_cast<Reduction>(reduction), temperature,
+                    data, threads, signalled);
+    });
+    return out;
+}
+
 #define RULE_ARGS                                                             \
     py::arg("ties"), py::arg("max_rank"), py::arg("topk"), py::arg("repeats"), \
         py::arg("seed"), py::arg("threads")
@@ -85,5 +121,9 @@ PYBIND11_MODULE(_ranking, module) {
                RULE_ARGS);
     module.def("rank_codes", &rank_codes_of, py::arg("queries").noconvert(),
                py::arg("gallery").noconvert(), LABEL_ARGS, RULE_ARGS);
+    module.def("reduce_rows", &reduce_rows_of, py::arg("dist").noconvert(), LABEL_ARGS,
+               py::arg("query_offsets").noconvert(), py::arg("query_members").noconvert(),
+               py::arg("item_offsets").noconvert(), py::arg("item_members").noconvert(),
+               py::arg("reduction"), py::arg("temperature"), py::arg("threads"));
     define_feature_classes(module);
 }

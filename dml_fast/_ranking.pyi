@@ -104,6 +104,30 @@ def rank_codes(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], int]:
     """As rank_rows_f32, by the bits in which codes (Q, words) and (G, words) differ; no junk."""
 
+def reduce_rows(
+    dist: NDArray[np.float64],
+    query_identity: NDArray[np.int64],
+    item_identity: NDArray[np.int64],
+    query_camera: NDArray[np.int64],
+    item_camera: NDArray[np.int64],
+    member_offsets: NDArray[np.int64],
+    members: NDArray[np.int64],
+    junk: NDArray[np.int64],
+    query_offsets: NDArray[np.int64],
+    query_members: NDArray[np.int64],
+    item_offsets: NDArray[np.int64],
+    item_members: NDArray[np.int64],
+    reduction: SupportsInt | SupportsIndex,
+    temperature: SupportsFloat | SupportsIndex,
+    threads: SupportsInt | SupportsIndex,
+) -> NDArray[np.float64]:
+    """Reduce distances of images to distances of sets, (query sets, gallery sets).
+
+    A set's images are ``members[offsets[s]:offsets[s + 1]]``. ``reduction`` is 0..2 as in
+    `dml_fast.eval.sets.REDUCTIONS`. Pairs of images that the labels exclude have no part; NaN where
+    none is left.
+    """
+
 class FeaturesF32:
     """Ranks Q queries and G items with D features each: csrc/features.hpp says how.
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dml_fast.eval.ranking import rank_distances
     from dml_fast.eval.reranking import rerank
     from dml_fast.eval.result import RankingResult
+    from dml_fast.eval.sets import pool_queries, rank_sets
 
 _HOMES = {
     "RankingResult": "result",
@@ -22,15 +23,19 @@ _HOMES = {
     "rank_distances": "ranking",
     "rank_features": "features",
     "rank_hamming": "hamming",
+    "rank_sets": "sets",
     "rerank": "reranking",
+    "pool_queries": "sets",
 }
 
 __all__ = [
     "RankingResult",
     "SingleShot",
+    "pool_queries",
     "rank_distances",
     "rank_features",
     "rank_hamming",
+    "rank_sets",
     "rerank",
 ]
 

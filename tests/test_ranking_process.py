@@ -1,0 +1,133 @@
+"""What only whole processes show: Ctrl-C, memory, and no torch where none is needed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+WORK = """
+import sys
+import numpy as np
+from dml_fast.eval import SingleShot, rank_distances, rank_features, rank_hamming, rerank
+rng = np.random.default_rng(0)
+
+def labels(queries, items, people=50):
+    zeros, ones = np.zeros(queries, int), np.ones(items, int)
+    return np.arange(queries) % people, np.arange(items) % people, zeros, ones
+
+def distances():
+    rank_distances(rng.random((2_000, 5_000)), *labels(2_000, 5_000), protocol=SingleShot(50_000))
+
+def features():
+    q, g = (rng.standard_normal((n, 256)).astype(np.float32) for n in (20_000, 40_000))
+    rank_features(q, g, *labels(20_000, 40_000))
+
+def hamming():
+    q, g = (rng.integers(0, 256, (n, 4096), np.uint8) for n in (20_000, 20_000))
+    rank_hamming(q, g, *labels(20_000, 20_000))
+
+def reranking():
+    q, g = (rng.standard_normal((n, 64)).astype(np.float32) for n in (2_000, 60_000))
+    rerank(q, g, *labels(2_000, 60_000))
+"""
+
+INTERRUPTED = (
+    WORK
+    + """
+import threading, time
+threading.Timer(0.1, lambda: print("begun", flush=True)).start()
+try:
+    while True:
+        globals()[sys.argv[1]]()
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+@pytest.mark.parametrize("work", ["distances", "features", "hamming", "reranking"])
+def test_ctrl_c_ends_the_work_at_once(work: str) -> None:
+    """Alone it would go on for minutes; generous, as the machine may be busy."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, work],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert output == "interrupted\n" and process.returncode == 0
+
+
+PEAK = (
+    WORK
+    + """
+def high_water():
+    for line in open("/proc/self/status"):
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+
+def used():
+    for line in open("/proc/self/status"):
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024
+
+def extra(call):
+    before = used()
+    open("/proc/self/clear_refs", "w").write("5")  # high water from here on
+    call()
+    return high_water() - before
+
+Q, G = 1_000, 16_000
+who = labels(Q, G, 750)
+if sys.argv[1] == "distances":
+    dist = rng.random((Q, G), dtype=np.float32)
+    rank_distances(dist[:16, :500], *[x[:16] if len(x) == Q else x[:500] for x in who])
+    print(extra(lambda: rank_distances(dist, *who)))
+else:
+    q, g = (rng.standard_normal((n, 512)).astype(np.float32) for n in (Q, G))
+    small = [x[:64] if len(x) == Q else x[:3000] for x in who]
+    rank_features(q[:64], g[:3000], *small)  # what torch needs anyway
+    print(extra(lambda: rank_features(q, g, *who)))
+"""
+)
+
+
+@pytest.mark.parametrize(("work", "most_mib"), [("distances", 8), ("features", 64)])
+def test_extra_memory_is_bounded(work: str, most_mib: float) -> None:
+    """The matrix of distances alone would have 61 MiB in one case and is 61 MiB in the other."""
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("no /proc/self/clear_refs to measure a peak with")
+    run = subprocess.run(
+        [sys.executable, "-c", PEAK, work],
+        capture_output=True,
+        text=True,
+        env={**environment(), "DML_FAST_THREADS": "2"},
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert float(run.stdout) <= most_mib
+
+
+def test_ranking_distances_does_not_import_torch() -> None:
+    code = (
+        "import sys; from dml_fast.eval import rank_distances, rank_hamming\n"
+        "rank_distances([[1.0]], [1], [1], [0], [1])\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment())
