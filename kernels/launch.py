@@ -76,7 +76,9 @@ def launch_forward(problem: Problem, with_grad: bool, save: bool, stats: str) ->
         more, information = floats(students + 1 + students * students), floats(rows)
     saved = floats(2 * students + 2 * len(problem.teachers) + students + 1, rows) if save else None
     groups = -(-programs // GROUP.value)
-    scratch = floats(quantities, programs + groups + 1).reshape(-1)
+    # Multiples of 16 bytes: for another alignment Triton would compile anew.
+    first, second = (-(-quantities * n // 4) * 4 for n in (programs, groups))
+    scratch = floats(first + second + quantities)
     grads = None
     if with_grad:
         grads = tuple(empty_like(z) for z in problem.students)
@@ -97,8 +99,8 @@ def launch_forward(problem: Problem, with_grad: bool, save: bool, stats: str) ->
         information=information,
         saved=measured if saved is None else saved,
         partials=scratch,
-        groups=scratch[quantities * programs :],
-        totals=scratch[quantities * (programs + groups) :],
+        groups=scratch[first:],
+        totals=scratch[first + second :],
         counters=counters(device, 1 + groups),
         **shape,
         GRAD=with_grad,
@@ -296,6 +298,7 @@ def count_labels(problem: Problem) -> Tensor:
         IGNORE=problem.ignore_index is not None,
         CLASS_WEIGHT=weight is not None,
         num_warps=16,
+        enable_fp_fusion=True,
     )
     return total
 
