@@ -119,6 +119,14 @@ def one_pass(
     inside = ok & (col < C)
     rate = LOG2E / temperature
 
+    raws = ()  # all under way before the first reduction waits
+    for i in tl.static_range(L):
+        if i < K:
+            at = far * Z_ROW + col * Z_COL
+        else:
+            at = far * T_ROW + col * T_COL
+        raws = raws + (tl.load(zs[i] + at, mask=inside, other=float("-inf")),)
+
     # The label first: whether a row is right is asked of the columns before it.
     valid = ok
     sparse = tl.zeros((R, 1), tl.float32)
@@ -166,13 +174,6 @@ def one_pass(
     count = tl.zeros((R, 1), tl.float32)
     heard = tl.zeros((R, 1), tl.float32)
     mix = tl.zeros((R, BLOCK), tl.float32)
-    raws = ()  # all under way before the first reduction waits
-    for i in tl.static_range(L):
-        if i < K:
-            at = far * Z_ROW + col * Z_COL
-        else:
-            at = far * T_ROW + col * T_COL
-        raws = raws + (tl.load(zs[i] + at, mask=inside, other=float("-inf")),)
     for i in tl.static_range(L):
         z = raws[i].to(tl.float32)
         top = tl.max(z, axis=1, keep_dims=True)
