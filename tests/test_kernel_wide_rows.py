@@ -53,6 +53,20 @@ def test_a_masked_class_of_a_peer_that_is_not_heard() -> None:
     assert fused(logits, target).isfinite().all()
 
 
+def test_one_student_alone_has_an_entropy_where_classes_are_masked() -> None:
+    logits, target = wide(1)
+    logits[0][1, :STEP] = -INF
+    assert_solves(checked(logits, target))
+
+
+def test_a_row_that_every_student_has_broken() -> None:
+    logits, target = wide()
+    for z, value in zip(logits, (NAN, INF, -INF), strict=True):
+        z[1] = value
+    assert_solves(checked(logits, target))
+    assert_solves(checked(logits, target, reduction="none"))
+
+
 @pytest.mark.parametrize("column", [0, STEP + 1, C - 1])
 @pytest.mark.parametrize("value", [NAN, INF])
 def test_a_broken_class_in_any_tile(column: int, value: float) -> None:

@@ -233,7 +233,9 @@ def test_ties_go_to_the_first_class_in_any_tile(kernel: str) -> None:
     target[::2] = 149  # as large perhaps, never the first
     logits[0, ::2, 149] = 2.0
     first = logits.argmax(-1)
-    for labels in (target, torch.nn.functional.one_hot(target, 150).float()):
+    soft = torch.nn.functional.one_hot(target, 150).float() / 2
+    soft[:, STEP:] += soft[:, :-STEP].clone()  # as probable, and in the same place of its tile
+    for labels in (target, soft):
         problem = on_device(checked(list(logits), labels))
         stats = launch.launch(problem, with_grad=False, save=False, stats="cheap").solution.stats
         assert stats is not None
