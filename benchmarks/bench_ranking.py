@@ -180,7 +180,8 @@ def bench_ranking(benchmark: Any, tenth: Data, contestant: Contestant) -> None:
         benchmark.extra_info["bytes"] = tenth.dist.nbytes  # each distance read once
     if contestant in SLOW:
         assert contestant(tenth) == pytest.approx(ours_distances(tenth), abs=1e-6)
-    benchmark.pedantic(contestant, (tenth,), rounds=1 if contestant in SLOW else 5)
+    rounds = 1 if contestant in (*SLOW, ours_rerank) else 5
+    benchmark.pedantic(contestant, (tenth,), rounds=rounds)
 
 
 def extra_mib(call: Callable[[], object]) -> float:

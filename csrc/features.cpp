@@ -49,8 +49,9 @@ FeatureRanker<T>::FeatureRanker(const FeatureSets<T>& features, const Labels& la
     };
     measure(features_.queries, query_norms_);
     measure(features_.gallery, item_norms_);
-    query_power_ = power_for(query_norms_);
     item_power_ = power_for(item_norms_);
+    // Not above the items' power, so that u v |g|^2 is at most 1 too.
+    query_power_ = std::min(power_for(query_norms_), item_power_);
 }
 
 template <class T>

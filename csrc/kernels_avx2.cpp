@@ -50,6 +50,7 @@ struct Doubles {
     static Vector load(const double* p) { return _mm256_loadu_pd(p); }
     static Vector same(double x) { return _mm256_set1_pd(x); }
     static Mask at_most(Vector x, Vector t) { return _mm256_cmp_pd(x, t, _CMP_LE_OQ); }
+    static unsigned bits(Mask m) { return static_cast<unsigned>(_mm256_movemask_pd(m)); }
     static Counter zero() { return _mm256_setzero_si256(); }
     static Counter add(Counter c, Mask m) { return _mm256_sub_epi64(c, _mm256_castpd_si256(m)); }
     static std::int64_t sum(Counter c) {

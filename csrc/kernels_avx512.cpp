@@ -53,6 +53,7 @@ struct Doubles {
     static Vector load(const double* p) { return _mm512_loadu_pd(p); }
     static Vector same(double x) { return _mm512_set1_pd(x); }
     static Mask at_most(Vector x, Vector t) { return _mm512_cmp_pd_mask(x, t, _CMP_LE_OQ); }
+    static unsigned bits(Mask m) { return m; }
     static Counter zero() { return _mm512_setzero_si512(); }
     static Counter add(Counter c, Mask m) {
         return _mm512_mask_sub_epi64(c, m, c, _mm512_set1_epi64(-1));

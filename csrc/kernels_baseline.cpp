@@ -43,6 +43,7 @@ struct Doubles {
     static Vector load(const double* p) { return _mm_loadu_pd(p); }
     static Vector same(double x) { return _mm_set1_pd(x); }
     static Mask at_most(Vector x, Vector t) { return _mm_cmple_pd(x, t); }
+    static unsigned bits(Mask m) { return static_cast<unsigned>(_mm_movemask_pd(m)); }
     static Counter zero() { return _mm_setzero_si128(); }
     static Counter add(Counter c, Mask m) { return _mm_sub_epi64(c, _mm_castpd_si128(m)); }
     static std::int64_t sum(Counter c) {

@@ -91,19 +91,50 @@ inline void sums(std::int64_t* counts, std::int64_t k) {
     for (std::int64_t i = 1; i < k; ++i) counts[i] += counts[i - 1];
 }
 
+// kept = the elements of a block that are at most `top`; returns how many.
+template <class V>
+inline std::int64_t keep_at_most(const typename V::Scalar* x, std::int64_t n,
+                                 typename V::Scalar top, typename V::Scalar* kept) {
+    const typename V::Vector t = V::same(top);
+    std::int64_t count = 0, j = 0;
+    for (; j + V::WIDTH <= n; j += V::WIDTH) {
+        unsigned bits = V::bits(V::at_most(V::load(x + j), t));
+        for (; bits != 0; bits &= bits - 1) kept[count++] = x[j + lowest_bit(bits)];
+    }
+    for (; j < n; ++j) {
+        if (x[j] <= top) kept[count++] = x[j];
+    }
+    return count;
+}
+
+// The two highest thresholds are counted first. Where few elements are at most the lower of them,
+// as in the rows of a good network, only these meet the rest.
 template <class V>
 void count_at_most(const typename V::Scalar* x, std::int64_t n,
                    const typename V::Scalar* thresholds, std::int64_t k, std::int64_t* counts) {
-    if (k < SEARCH_FROM) {
-        for (std::int64_t begin = 0; begin < n; begin += BLOCK) {
-            const std::int64_t m = n - begin < BLOCK ? n - begin : BLOCK;
-            count_linear<V>(x + begin, m, thresholds, k, counts);
+    if (k < 3) return count_linear<V>(x, n, thresholds, k, counts);
+    typename V::Scalar kept[BLOCK];
+    const std::int64_t rest = k - 2;
+    const bool search = rest >= SEARCH_FROM;
+    if (search) differences(counts, rest);
+    for (std::int64_t begin = 0; begin < n; begin += BLOCK) {
+        const typename V::Scalar* block = x + begin;
+        std::int64_t m = n - begin < BLOCK ? n - begin : BLOCK;
+        const std::int64_t before = counts[rest];
+        count_few<V, 2>(block, m, thresholds + rest, counts + rest);
+        const std::int64_t left = counts[rest] - before;
+        if (left == 0) continue;
+        if (4 * left < m) {
+            m = keep_at_most<V>(block, m, thresholds[rest], kept);
+            block = kept;
         }
-        return;
+        if (search) {
+            count_by_search(block, m, thresholds, rest, counts);
+        } else {
+            count_linear<V>(block, m, thresholds, rest, counts);
+        }
     }
-    differences(counts, k);
-    count_by_search(x, n, thresholds, k, counts);
-    sums(counts, k);
+    if (search) sums(counts, rest);
 }
 
 template <class V, int K>
@@ -119,6 +150,7 @@ inline void screen_few(const float* x, std::int64_t n, const float* low, const f
     std::int64_t j = 0;
     for (; j + V::WIDTH <= n; j += V::WIDTH) {
         const typename V::Vector v = V::load(x + j);
+        if (!V::bits(V::not_above(v, hi[K - 1]))) continue;  // most are beyond all
         typename V::Mask within = V::none();
         for (int k = 0; k < K; ++k) {
             const typename V::Mask before = V::less(v, lo[k]);

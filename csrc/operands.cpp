@@ -37,7 +37,7 @@ void FeatureRanker<T>::panel_operands(std::int64_t begin, std::int64_t end, S* o
     panel_.begin = begin;
     panel_.end = end;
     panel_.offset.assign(static_cast<std::size_t>(count), 0.0f);
-    panel_.result_rounding = sizeof(S) == 2 ? 1.01 / 512 : 0.0;
+    panel_.result_rounding = sizeof(S) == 2 ? 1.01 / 256 : 0.0;  // 8 bits, rounded to nearest
     parallel_for((count + FEATURE_ROWS - 1) / FEATURE_ROWS, threads, interrupted, [&] {
         return [&](std::int64_t piece) {
             const std::int64_t stop = std::min(count, (piece + 1) * FEATURE_ROWS);

@@ -62,7 +62,7 @@ settings_of_screens = st.sampled_from(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=40)
 @given(
     cases(max_items=14, max_queries=40),
     st.sampled_from(["cosine", "euclidean"]),
@@ -162,6 +162,30 @@ def test_flushed_denormals_change_no_bit() -> None:
     finally:
         torch.set_flush_denormal(False)
     same_bits(flushed, rank_distances(dist, *labels))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
+@pytest.mark.parametrize("bf16", [True, False])
+def test_queries_and_gallery_of_very_different_size(scale: float, bf16: bool) -> None:
+    rng = np.random.default_rng(0)
+    q = (scale * rng.standard_normal((20, 6))).astype(np.float32)
+    g = rng.standard_normal((200, 6), np.float32)
+    g[100:] *= np.float32(1e6)
+    labels = [rng.integers(0, 5, n) for n in (20, 200, 20, 200)]
+    result = rank_features(q, g, *labels, metric="euclidean", tiling=Tiling(bf16=bf16))
+    same_bits(result, rank_distances(exact(q, g, "euclidean"), *labels))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_the_bound_holds_in_its_worst_case(metric: str) -> None:
+    """One feature: no errors cancel. Neighbours of any size, each a hair nearer or as near."""
+    rng = np.random.default_rng(0)
+    q = rng.uniform(0.5, 1, (200, 1)).astype(np.float32)
+    g = np.repeat(q, 3, axis=0) * np.float32([[1], [1], [1 + 2**-20]] * 200)
+    labels = (np.arange(200), np.tile([0, 1, 2], 200) + 3 * np.arange(200).repeat(3))
+    labels = (labels[0] * 3 + 1, labels[1], None, None)
+    result = rank_features(q, g, *labels, metric=metric, protocol="all", tiling=BF16)
+    same_bits(result, rank_distances(exact(q, g, metric), *labels, protocol="all"))
 
 
 def test_the_number_of_torchs_threads_is_left_as_it_was() -> None:
