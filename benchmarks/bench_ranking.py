@@ -94,7 +94,8 @@ def torchmetrics_map(data: Data) -> float:
         keep = (data.g_pids != pid) | (data.g_cams != cam)
         match = torch.from_numpy(data.g_pids[keep] == pid)
         if match.any():
-            aps.append(module.retrieval_average_precision(torch.from_numpy(-row[keep]), match))
+            scores = torch.from_numpy(2 - row[keep])  # it drops scores of 0 and less
+            aps.append(module.retrieval_average_precision(scores, match))
     return float(torch.stack(aps).mean())
 
 
@@ -106,7 +107,7 @@ def torchreid_python(data: Data) -> float:
 def torchreid_cython(data: Data) -> float:
     rank = importlib.import_module("torchreid.reid.metrics.rank_cylib.rank_cy")
     ids = [x.astype(np.int64) for x in data.labels]
-    return float(rank.eval_market1501_cy(data.dist, *ids, 50)[1])
+    return float(rank.evaluate_cy(data.dist, *ids, 50)[1])
 
 
 def mm_float32(data: Data) -> None:

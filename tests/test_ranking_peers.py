@@ -1,0 +1,75 @@
+"""Other people's evaluations on data without ties, where they are installed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+
+from dml_fast.eval import rank_distances
+
+
+def evaluation() -> tuple[Any, tuple[Any, Any, Any, Any]]:
+    """Rows longer than the curve, as the peers want them, and no ties."""
+    rng = np.random.default_rng(0)
+    labels = tuple(rng.integers(0, most, n) for most, n in ((9, 40), (9, 300), (4, 40), (4, 300)))
+    return rng.permutation(40 * 300).reshape(40, 300).astype(np.float32), labels
+
+
+def valid(labels: tuple[Any, ...], query: int) -> Any:
+    q_pids, g_pids, q_cams, g_cams = labels
+    return (g_pids != q_pids[query]) | (g_cams != q_cams[query])
+
+
+def test_ap_equals_scikit_learns() -> None:
+    dist, labels = evaluation()
+    result = rank_distances(dist, *labels)
+    for query, row in enumerate(dist):
+        keep = valid(labels, query)
+        expected = average_precision_score(labels[1][keep] == labels[0][query], -row[keep])
+        assert result.ap[query] == pytest.approx(expected, abs=1e-12)
+
+
+def test_ap_and_reciprocal_rank_equal_torchmetrics() -> None:
+    retrieval = pytest.importorskip("torchmetrics.functional.retrieval")
+    dist, labels = evaluation()
+    result = rank_distances(dist, *labels)
+    for query, row in enumerate(dist):
+        keep = valid(labels, query)
+        match = torch.from_numpy(labels[1][keep] == labels[0][query])
+        scores = torch.from_numpy(20_000 - row[keep])  # it drops scores of 0 and less
+        ap = retrieval.retrieval_average_precision(scores, match)
+        assert result.ap[query] == pytest.approx(float(ap), abs=1e-6)
+        first = retrieval.retrieval_reciprocal_rank(scores, match)
+        assert 1 / result.first_rank[query] == pytest.approx(float(first), abs=1e-6)
+
+
+def test_map_and_cmc_equal_torchreids() -> None:
+    rank = pytest.importorskip("torchreid.reid.metrics.rank")
+    dist, labels = evaluation()
+    cmc, mean = rank.eval_market1501(dist, *labels, 50)
+    result = rank_distances(dist, *labels)
+    assert result.mAP == pytest.approx(float(mean), abs=1e-6)
+    np.testing.assert_allclose(result.cmc, cmc, rtol=0, atol=1e-6)
+
+
+def test_map_and_cmc_equal_torchreids_cython() -> None:
+    rank = pytest.importorskip("torchreid.reid.metrics.rank_cylib.rank_cy")
+    dist, labels = evaluation()
+    cmc, mean = rank.evaluate_cy(dist, *labels, 50)
+    result = rank_distances(dist, *labels)
+    assert result.mAP == pytest.approx(float(mean), abs=1e-6)
+    np.testing.assert_allclose(result.cmc, cmc, rtol=0, atol=1e-6)
+
+
+def test_map_and_cmc_equal_fast_reids() -> None:
+    rank = pytest.importorskip("fastreid.evaluation.rank")
+    dist, labels = evaluation()
+    cmc, ap, inp = rank.eval_market1501(dist, *labels, 50)
+    result = rank_distances(dist, *labels)
+    assert result.mAP == pytest.approx(float(np.mean(ap)), abs=1e-6)
+    assert result.mINP == pytest.approx(float(np.mean(inp)), abs=1e-6)
+    np.testing.assert_allclose(result.cmc, cmc, rtol=0, atol=1e-6)
