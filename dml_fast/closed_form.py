@@ -41,6 +41,7 @@ class _Views(NamedTuple):
     q: Tensor  # (K, N, C)
     neg_entropy: Tensor  # (L, N) of p, 0 where unusable
     usable: Tensor | None  # (L, N) bool; None: all usable and no class masked, so no guards
+    best: Tensor | None  # (L, N, 1) the class of the largest logit, if wanted
 
 
 class _Peers(NamedTuple):
@@ -91,7 +92,7 @@ def compute(
 ) -> tuple[Tensor, Tensor | None, MutualStats | None]:
     """Losses, their gradients (K, N, C) in ``problem.dtype``, without `grad_scale`, statistics."""
     students, rows, _ = problem.shape
-    views = _look(problem)
+    views = _look(problem, best=stats != "none")
     peers = _listen(problem, views) if len(views.p) > 1 else None
     labels = _read_labels(problem)
 
@@ -120,12 +121,13 @@ def compute(
     return losses, grads, measured
 
 
-def _look(problem: Problem) -> _Views:
+def _look(problem: Problem, best: bool) -> _Views:
     students = len(problem.students)
     everyone = problem.students + problem.teachers
     z = torch.stack([one.to(problem.dtype) for one in everyone])
+    largest, at = _largest(z, best)
     # Before anything else, or a large common offset would be rounded into the result.
-    z.sub_(z.amax(-1, keepdim=True))
+    z.sub_(largest)
     if problem.temperature == 1.0:
         log_p, p = _softmax(z)
         log_q, q = _first(log_p, students), _first(p, students)
@@ -134,15 +136,28 @@ def _look(problem: Problem) -> _Views:
         log_q, q = _softmax(_first(z, students))
     neg_entropy = _row_dots(p, log_p, guard=False)
     if may_look(z.device) and math.isfinite(neg_entropy.sum().item()):
-        return _Views(log_p, p, log_q, q, neg_entropy, None)
+        return _Views(log_p, p, log_q, q, neg_entropy, None, at)
     usable = ~log_p[..., 0].isnan()  # all classes of an unusable row are NaN by now
     neg_entropy = _row_dots(p, log_p, guard=True).masked_fill_(~usable, 0.0)
-    return _Views(log_p, p, log_q, q, neg_entropy, usable)
+    return _Views(log_p, p, log_q, q, neg_entropy, usable, at)
 
 
 def _first(views: Tensor, students: int) -> Tensor:
     """The students' part; slices are not free where rows are as short as CIFAR's."""
     return views if len(views) == students else views[:students]
+
+
+def _largest(x: Tensor, place: bool) -> tuple[Tensor, Tensor | None]:
+    """(..., 1): the largest number of each row and, if wanted, where the first of those is."""
+    if not place:
+        return x.amax(-1, keepdim=True), None
+    if not torch.compiler.is_compiling():
+        largest, at = x.max(-1, keepdim=True)  # argmax alone takes longer
+        return largest, at
+    largest = x.amax(-1, keepdim=True)
+    # Inductor's own is a scalar loop on the CPU, which takes longer than the rest of the loss.
+    classes = torch.arange(x.shape[-1], dtype=torch.int32, device=x.device)
+    return largest, torch.where(x == largest, classes, x.shape[-1]).amin(-1, keepdim=True)
 
 
 def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -293,31 +308,21 @@ def _multiply_add(base: Tensor | None, p: Tensor, factor: Factor) -> Tensor:
 def _measure(
     problem: Problem, views: _Views, labels: _Labels, ce: Tensor, kl: Tensor
 ) -> MutualStats:
-    if labels.at is not None:
-        true = labels.at.squeeze(-1)
-    else:
+    students = len(problem.students)
+    true = labels.at
+    if true is None:
         assert problem.soft is not None
-        true = problem.soft.argmax(-1)
-    correct = _argmax(views.log_q) == true
+        _, true = _largest(problem.soft, place=True)
+    assert views.best is not None and true is not None
+    correct = (_first(views.best, students) == true).squeeze(-1)
     if labels.valid is not None:
         correct &= labels.valid
-    students = len(problem.students)
     if views.usable is None:
         finite = torch.ones(students, dtype=torch.bool, device=problem.device)
     else:
         correct &= views.usable[:students]
         finite = views.usable[:students].all(1)
     return MutualStats(ce, kl, correct.sum(1), finite)
-
-
-def _argmax(x: Tensor) -> Tensor:
-    """(K, N): where each row has its largest number, the first of equals; as ``x.argmax(-1)``."""
-    if not torch.compiler.is_compiling():
-        return x.argmax(-1)
-    # Inductor's own is a scalar loop on the CPU, which took longer than the rest of the loss.
-    places = torch.arange(x.shape[-1], dtype=torch.int32, device=x.device)
-    largest = x == x.amax(-1, keepdim=True)
-    return torch.where(largest, places, x.shape[-1]).amin(-1)
 
 
 @overload
