@@ -2,8 +2,8 @@
 
     python benchmarks/loss_summary.py benchmarks/results/loss_*.json
 
-Our time, the share of a copy's bandwidth that it makes of the fewest bytes, and how many times as
-long the others take. As Markdown, and short enough for the end of a log.
+Our time, and the share of a copy's bandwidth that it makes of the fewest bytes; of each other one,
+its median time over ours. As Markdown, and short enough for the end of a log.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dml_fast.markdown import table
 
 OURS = [  # key, heading, factor
     ("median_ms", "us", 1e3),
-    ("of_copy", "of copy %", 100.0),
+    ("of_copy", "% of copy", 100.0),
     ("kernels", "kernels", 1.0),
     ("call_ms", "eager call us", 1e3),
     ("graph_ms", "in a graph us", 1e3),
@@ -32,7 +32,7 @@ def summary(results: Sequence[dict[str, Any]]) -> str:
     mine = [row.get(ours, {}) for row in rows]
     own = [column for column in OURS if any(row.get(column[0]) is not None for row in mine)]
     timed = [name for name in rows[0] if name != ours and any(_has(row, name) for row in rows)]
-    heading = ["K x N x C", "dtype", *(f"{ours} {title}" for _, title, _ in own)]
+    heading = ["K x N x C", "dtype", *(f"{ours}, {title}" for _, title, _ in own)]
     lines = [
         [
             "x".join(map(str, result["shape"])),
@@ -42,7 +42,7 @@ def summary(results: Sequence[dict[str, Any]]) -> str:
         ]
         for result, row in zip(results, rows, strict=True)
     ]
-    return table([*heading, *(f"{name} / {ours}" for name in timed)], lines)
+    return table([*heading, *timed], lines)
 
 
 def _has(row: dict[str, dict[str, Any]], name: str) -> bool:
@@ -62,6 +62,7 @@ def main(files: Sequence[str]) -> None:
     reports = [json.loads(Path(file).read_text()) for file in files if Path(file).is_file()]
     found = [result for r in reports if r["benchmark"] == "loss" for result in r["results"]]
     for ours in sorted({result["ours"] for result in found}):
+        print(f"Times as long as {ours}:\n")
         print(summary([result for result in found if result["ours"] == ours]))
 
 
