@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -87,7 +88,10 @@ def launch_forward(problem: Problem, with_grad: bool, save: bool, stats: str) ->
     else:
         threads = 32 * config.warps
         kernel, shape = two_sweep, {"THREADS": threads, "EACH": config.block // threads}
-    kernel[(programs,)](
+    _run(
+        kernel,
+        (programs,),
+        device,
         **common,
         **pointers("g", grads or problem.students),
         grad_scale=1.0 if problem.grad_scale is None else problem.grad_scale,
@@ -111,7 +115,6 @@ def launch_forward(problem: Problem, with_grad: bool, save: bool, stats: str) ->
         BY_ROW=by_row,
         QUANTITIES=quantities,
         num_warps=config.warps,
-        enable_fp_fusion=True,
     )
     outputs = [losses]
     if wanted:
@@ -162,7 +165,10 @@ def launch_gradient(
     config = choose_gradient(students + len(problem.teachers), classes)
     shape = (-(-rows // config.rows), -(-classes // config.block))
     filled = tuple(z if g is None else g for z, g in zip(problem.students, grads, strict=True))
-    gradient[shape](
+    _run(
+        gradient,
+        shape,
+        problem.device,
         **common_arguments(problem),
         **pointers("g", filled),
         saved=saved,
@@ -173,8 +179,14 @@ def launch_gradient(
         BLOCK=config.block,
         LEARNERS=sum(1 << k for k, g in enumerate(grads) if g is not None),
         num_warps=config.warps,
-        enable_fp_fusion=True,
     )
+
+
+def _run(kernel: Any, grid: tuple[int, ...], device: torch.device, **arguments: Any) -> None:
+    """Launch on the tensors' device: Triton takes the current one, which may be another."""
+    current = nullcontext() if device.type == "cpu" else getattr(torch, device.type).device(device)
+    with current:
+        kernel[grid](**arguments, enable_fp_fusion=True)
 
 
 def empty_like(z: Tensor) -> Tensor:
@@ -287,18 +299,20 @@ def count_labels(problem: Problem) -> Tensor:
     assert problem.index is not None
     index, weight = problem.index.contiguous(), problem.class_weight
     total = torch.empty((), dtype=torch.float32, device=index.device)
-    count[(1,)](
-        index,
-        index if weight is None else weight.contiguous(),
-        total,
-        -1 if problem.ignore_index is None else problem.ignore_index,
-        index.shape[0],
+    _run(
+        count,
+        (1,),
+        index.device,
+        index=index,
+        class_weight=index if weight is None else weight.contiguous(),
+        total=total,
+        ignore_index=-1 if problem.ignore_index is None else problem.ignore_index,
+        N=index.shape[0],
         C=problem.shape[2],
         BLOCK=8192,
         IGNORE=problem.ignore_index is not None,
         CLASS_WEIGHT=weight is not None,
         num_warps=16,
-        enable_fp_fusion=True,
     )
     return total
 
