@@ -2,9 +2,11 @@
 // `Floats` and `Doubles` are that set's vectors; SEARCH_FROM is defined there too.
 
 #if defined(__GNUC__)
+inline void prefetch(const void* where) { __builtin_prefetch(where); }
 inline int lowest_bit(unsigned bits) { return __builtin_ctz(bits); }
 inline int bits_set(std::uint64_t word) { return __builtin_popcountll(word); }
 #else
+inline void prefetch(const void*) {}
 inline int bits_set(std::uint64_t word) {
     word -= word >> 1 & 0x5555555555555555u;
     word = (word & 0x3333333333333333u) + (word >> 2 & 0x3333333333333333u);
@@ -15,8 +17,9 @@ inline int lowest_bit(unsigned bits) { return bits_set((bits & (0u - bits)) - 1u
 
 constexpr std::int64_t BLOCK = 2048;  // elements: 8 KiB of float32 stay in the L1 cache
 
-// At most 8 thresholds at once, each with its counter in a register.
-template <class V, int K>
+// At most 8 thresholds at once, each with its counter in a register. FETCH: the block after this
+// one is brought in, so that memory does not rest while this one is worked on.
+template <class V, int K, bool FETCH = false>
 inline void count_few(const typename V::Scalar* x, std::int64_t n,
                       const typename V::Scalar* thresholds, std::int64_t* counts) {
     typename V::Vector t[K];
@@ -27,6 +30,7 @@ inline void count_few(const typename V::Scalar* x, std::int64_t n,
     }
     std::int64_t j = 0;
     for (; j + V::WIDTH <= n; j += V::WIDTH) {
+        if (FETCH) prefetch(x + j + BLOCK);
         const typename V::Vector v = V::load(x + j);
         for (int k = 0; k < K; ++k) c[k] = V::add(c[k], V::at_most(v, t[k]));
     }
@@ -121,7 +125,7 @@ void count_at_most(const typename V::Scalar* x, std::int64_t n,
         const typename V::Scalar* block = x + begin;
         std::int64_t m = n - begin < BLOCK ? n - begin : BLOCK;
         const std::int64_t before = counts[rest];
-        count_few<V, 2>(block, m, thresholds + rest, counts + rest);
+        count_few<V, 2, true>(block, m, thresholds + rest, counts + rest);
         const std::int64_t left = counts[rest] - before;
         if (left == 0) continue;
         if (4 * left < m) {

@@ -90,6 +90,7 @@ class Screen:
                 unsure = self._panel(pool, operands, panel, begin, first)
                 if unsure > MOST_UNSURE * (end - begin) * (last - first):
                     self.bf16 = False
+                del panel  # before the next one takes as much
         finally:
             self.stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
