@@ -6,6 +6,7 @@ import logging
 
 import torch
 
+from dml_fast import closed_form
 from dml_fast.errors import UserError
 from dml_fast.loss_problem import Backend, Problem
 
@@ -46,8 +47,6 @@ def _load(name: str) -> Backend:
         from dml_fast import compiled
 
         return compiled
-    from dml_fast import closed_form
-
     return closed_form
 
 

@@ -137,7 +137,7 @@ def _no_transform(students: tuple[Tensor, ...]) -> None:
     what = None
     if torch._C._are_functorch_transforms_active():  # as torch.autograd.Function asks
         what = "a transform of torch.func (grad, vmap, jvp, ...) is active"
-    elif not torch.compiler.is_compiling() and any(
+    elif forward_ad._current_level >= 0 and any(
         forward_ad.unpack_dual(z).tangent is not None  # type: ignore[no-untyped-call]
         for z in students
     ):
@@ -205,7 +205,7 @@ def _tensor(
     if value.device != first.device:
         _fail(f"{name} is on {value.device} and the logits on {first.device}", "move it there")
     _constant(value, name)
-    return value.to(dtype)
+    return value if value.dtype == dtype else value.to(dtype)
 
 
 def _constant(value: Tensor, name: str) -> None:
@@ -227,7 +227,8 @@ def _target(
     index = index if index.dim() == 1 else index.reshape(-1)
     if may_look(index.device) and index.numel():
         # Elsewhere the indexing's own assertion speaks, or the row is poisoned with NaN.
-        low, high = (int(bound) for bound in index.aminmax())
+        bounds = index.aminmax()
+        low, high = int(bounds[0]), int(bounds[1])
         if low >= 0 and high < classes and not low <= ignore_index <= high:
             return index, None, None
         _in_range(index, classes, ignore_index)
