@@ -62,7 +62,7 @@ def mutual_loss(
         ignore_index: rows of this class have no cross-entropy and keep their divergence.
         peer_reduction: "mean" over the peers (the paper) or "sum" (the authors' code).
         reduction: "mean", "sum" or "none" over rows.
-        backend: "auto" or "closed_form".
+        backend: "auto", "closed_form", "compiled" or "triton"; see docs/loss.md.
         peer_weight: (K, K + M) weights w_kl in place of the uniform ones, students first, then
             teachers; 0 is not listened to, and the diagonal is ignored. Absolute: not divided by
             anything, and not made up for a peer whose row is left out.
