@@ -37,7 +37,8 @@ bench: $(VENV)/.with-test
 # ThreadSanitizer, and its tests with each; those that measure or interrupt whole processes are left
 # out. Python itself is not instrumented: the runtime is preloaded, and leaks are Python's business.
 SANITIZED_TESTS := tests/test_ranking_core.py tests/test_ranking_distances.py \
-	tests/test_ranking_features.py tests/test_ranking_hamming.py tests/test_ranking_rerank.py
+	tests/test_ranking_features.py tests/test_ranking_hamming.py tests/test_ranking_rerank.py \
+	tests/test_ranking_sets.py
 # $(call sanitized,NAME,FLAGS,RUNTIME,ENVIRONMENT)
 sanitized = mkdir -p build/$(1) && \
 	CFLAGS="-g -O1 -fno-omit-frame-pointer $(2)" LDFLAGS="$(2)" $(BIN)/python setup.py -q build_ext \
@@ -45,11 +46,12 @@ sanitized = mkdir -p build/$(1) && \
 	cp -r dml_fast build/$(1)/package && cp -f build/$(1)/lib/dml_fast/_ranking*.so build/$(1)/package/ && \
 	rm -rf build/$(1)/lib/dml_fast && mv build/$(1)/package build/$(1)/lib/dml_fast && \
 	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=$(3)) $$($${CXX:-g++} -print-file-name=libstdc++.so.6)" \
-		PYTHONPATH=build/$(1)/lib $(4) $(BIN)/python -P -m pytest -q -p no:cacheprovider $(SANITIZED_TESTS)
+		PYTHONPATH=build/$(1)/lib $(4) $(BIN)/python -P -m pytest -q -s -p no:cacheprovider \
+		$(SANITIZED_TESTS)
 
 sanitize: $(VENV)/.with-test
 	$(call sanitized,asan,-fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined,libasan.so,ASAN_OPTIONS=detect_leaks=0)
-	$(call sanitized,tsan,-fsanitize=thread,libtsan.so,TSAN_OPTIONS=halt_on_error=0:exitcode=66)
+	$(call sanitized,tsan,-fsanitize=thread,libtsan.so,TSAN_OPTIONS=suppressions=tests/tsan.supp)
 
 # The wheel is built from the sdist, so that nothing missing from the sdist goes unnoticed.
 dist: $(VENV)/.with-dev
