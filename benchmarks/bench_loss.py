@@ -75,6 +75,7 @@ def bench_loss(benchmark: Any, shape: tuple[int, int, int], dtype: str, name: st
     """One contestant on one problem."""
     if peers.needs_compiling(name) and not EVERYTHING:
         pytest.skip("compiling all takes minutes: DML_FAST_BENCH=all, or the script")
+    torch.compiler.reset()  # it gives up on a function that it has compiled 8 times
     case = problem(shape, dtype)
     try:
         contestant = peers.contestant(name, DEVICE)
@@ -321,7 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 unfinished = True
                 print(f"\n{shape}, {dtype}: not started, the time was up")
                 continue
-            torch.compiler.reset()  # it gives up on a function that it has compiled 8 times
+            torch.compiler.reset()  # as above
             result = compare(LossCase(shape, DTYPES[dtype], DEVICE), args.contestants, args.budget)
             report["results"].append(result)
             print(f"\n{describe(result)}", flush=True)

@@ -12,16 +12,21 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dml_fast.kernels.availability import unavailable_reason
+from dml_fast.linear_loss import linear_mutual_loss
 from dml_fast.loss import mutual_loss, mutual_loss_and_grad
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# What it is, the tolerance, and its answers by a backend.
+Case = tuple[str, float, Callable[[str], list[Any]]]
+EXACT, ROUNDED = 1e-5, 1e-2  # fp32, and 16 bits
 # (K, N, C): 8 rows, 1 row, 4 and 8 warps a program; two sweeps, aligned and not; several groups of
 # 64 programs; more rows than a program counts labels of.
 ONE_PASS = [
@@ -36,15 +41,16 @@ ONE_PASS = [
 LONG = [(8, 3, 4096), (3, 66, 4099), (4, 4, 8192), (2, 1030, 12)]
 
 
-def cases() -> Iterator[tuple[str, dict[str, Any]]]:
-    """(description, arguments of the loss)."""
+def cases() -> Iterator[Case]:
+    """Sizes and launches first, then options and dtypes, in one pass and in two sweeps."""
     for shape in ONE_PASS + LONG:
-        yield f"{shape}", draw(shape)
+        yield f"{shape}", EXACT, partial(answers, draw(shape))
     for shape in ((4, 70, 100), (3, 66, 4099)):
         for dtype in (torch.bfloat16, torch.float16):
-            yield f"{shape} {dtype}", draw(shape, dtype)
+            yield f"{shape} {dtype}", ROUNDED, partial(answers, draw(shape, dtype))
         for name, arguments in options(shape):
-            yield f"{shape} {name}", arguments
+            yield f"{shape} {name}", EXACT, partial(answers, arguments)
+        yield f"{shape} linear heads", EXACT, partial(linear_answers, shape)
 
 
 def options(shape: tuple[int, int, int]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -91,7 +97,7 @@ def draw(shape: tuple[int, int, int], dtype: torch.dtype = torch.float32) -> dic
     return {"logits": logits, "target": target}
 
 
-def answers(arguments: dict[str, Any], backend: str) -> list[Tensor]:
+def answers(arguments: dict[str, Any], backend: str) -> list[Any]:
     """Losses and gradients by the engine's path and by autograd, and all statistics."""
     losses, grads, stats = mutual_loss_and_grad(**arguments, backend=backend, return_stats=True)
     few = {name: value for name, value in arguments.items() if name != "grad_scale"}
@@ -106,6 +112,24 @@ def answers(arguments: dict[str, Any], backend: str) -> list[Tensor]:
     return [losses, *grads, *stats, by_autograd, *(leaf.grad for leaf in leaves)]
 
 
+def linear_answers(shape: tuple[int, int, int], backend: str) -> list[Any]:
+    """Losses and gradients of linear heads, whose rows come in chunks of 16, means of the whole."""
+    students, rows, classes = shape
+    generator = torch.Generator().manual_seed(0)
+
+    def leaf(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator).to(DEVICE).requires_grad_()
+
+    hidden = [leaf(rows, 8) for _ in range(students)]
+    weight = [leaf(classes, 8) for _ in range(students)]
+    target = torch.arange(rows, device=DEVICE) % classes
+    target[1::3] = -100
+    losses = linear_mutual_loss(hidden, weight, target, backend=backend, chunk_rows=16)
+    assert isinstance(losses, Tensor)
+    losses.sum().backward()
+    return [losses, *(z.grad for z in (*hidden, *weight) if z.grad is not None)]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the cases; 1 if an answer is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -116,12 +140,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     torch.manual_seed(0)
     wrong = count = 0
-    for number, (name, arguments) in enumerate(cases()):
+    for number, (name, tolerance, solve) in enumerate(cases()):
         if number % parts != part:
             continue
         count += 1
-        tolerance = 1e-5 if arguments["logits"][0].dtype == torch.float32 else 1e-2
-        found, right = answers(arguments, "triton"), answers(arguments, "closed_form")
+        found, right = solve("triton"), solve("closed_form")
         try:
             torch.testing.assert_close(
                 found, right, rtol=100 * tolerance, atol=tolerance, equal_nan=True
