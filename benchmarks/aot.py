@@ -24,18 +24,17 @@ from triton.compiler import ASTSource
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # `/*0090*/  @!P0 LDG.E.128.CONSTANT R4, ...`: address, predicate, operation, operands
-_INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]+)\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9]*)((?:\.\w+)*)(.*)")
+_INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9]*)((?:\.\w+)*)(.*)")
 _LABEL = re.compile(r"\s*\.(L_x_\d+):")
 _WIDTH = re.compile(r"[US]?(8|16|64|128|256)")
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of SASS, as in `LDG.E.128 R4, desc[UR8][R4.64]`."""
+    """The operation of a line of SASS such as `LDG.E.128 R4, desc[UR8][R4.64]`."""
 
     name: str  # LDG
     modifiers: tuple[str, ...]  # E, 128
-    operands: str
 
     @property
     def bits(self) -> int:
@@ -45,12 +44,12 @@ class Instruction:
 
 
 @dataclass(frozen=True)
-class Loop:
-    """The body of a loop: what one thread does in one pass of it."""
+class Stretch:
+    """Some of a kernel's code, as one thread runs it."""
 
-    instructions: int
-    load_bytes: int
-    store_bytes: int
+    instructions: int  # NOPs left out
+    loads: dict[int, int]  # of global memory: bits of a thread's access -> instructions
+    stores: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -61,14 +60,15 @@ class Compiled:
     spills: int  # loads from and stores to local memory
     stack_bytes: int
     shared_bytes: int
-    instructions: int  # NOPs left out
-    loads: dict[int, int]  # bits of a thread's access -> instructions, global memory
-    stores: dict[int, int]
+    whole: Stretch
+    body: Stretch  # up to the first atomic operation: what every program runs
+    start: Stretch  # up to the first barrier, over which no load is moved
+    loops: tuple[Stretch, ...]  # their bodies, inner ones included
+    seldom: int  # the most instructions in the body, not of memory, that one branch jumps over
     mufu: int  # exponentials, logarithms, reciprocals
     shuffles: int
     barriers: int
     fp64: int  # mentions of 64-bit floats in the PTX
-    loops: tuple[Loop, ...]
     ptx: str
     sass: str
 
@@ -118,55 +118,57 @@ def _tool(name: str, *arguments: str) -> str:
 
 
 def _read(usage: str, ptx: str, sass: str, shared_bytes: int) -> Compiled:
-    code, loops = _parse(sass)
-    counts = Counter(line.name for line in code)
+    code, loops, jumps = _parse(sass)
+    names = [line.name for line in code]
+    counts = Counter(names)
+    end = names.index("ATOMG") if "ATOMG" in counts else len(code)
+    pure = [
+        len(j) for j in jumps if j.stop <= end and not {"LDG", "STG"} & {*names[j.start : j.stop]}
+    ]
+    waits = names.index("BAR") if "BAR" in counts else len(code)
     resources = dict(re.findall(r"\b(REG|STACK):(\d+)", usage))
     return Compiled(
         registers=int(resources["REG"]),
         spills=counts["LDL"] + counts["STL"],
         stack_bytes=int(resources["STACK"]),
         shared_bytes=shared_bytes,
-        instructions=_length(code),
-        loads=_widths(code, "LDG"),
-        stores=_widths(code, "STG"),
+        whole=_stretch(code),
+        body=_stretch(code[:end]),
+        start=_stretch(code[:waits]),
+        loops=tuple(_stretch(code[loop.start : loop.stop]) for loop in loops),
+        seldom=max(pure, default=0),
         mufu=counts["MUFU"],
         shuffles=counts["SHFL"],
         barriers=counts["BAR"],
         fp64=len(re.findall(r"\.f64\b", ptx)),
-        loops=loops,
         ptx=ptx,
         sass=sass,
     )
 
 
-def _parse(sass: str) -> tuple[list[Instruction], tuple[Loop, ...]]:
-    """The instructions in order, and the loops: branches to a label further up."""
+def _parse(sass: str) -> tuple[list[Instruction], list[range], list[range]]:
+    """The instructions in order, and what a branch repeats (its loop) and what one jumps over."""
     code: list[Instruction] = []
+    branches = []
     labels: dict[str, int] = {}  # label -> index of the instruction behind it
-    loops = []
     for line in sass.splitlines():
         if label := _LABEL.match(line):
             labels[label[1]] = len(code)
         elif found := _INSTRUCTION.match(line):
-            _, name, modifiers, operands = found.groups()
-            code.append(Instruction(name, tuple(modifiers.split(".")[1:]), operands))
+            name, modifiers, operands = found.groups()
             target = re.search(r"`\(\.(L_x_\d+)\)", operands)
-            # A branch to itself is the trap behind the last EXIT.
-            if name == "BRA" and target and labels.get(target[1], len(code)) < len(code) - 1:
-                loops.append(_loop(code[labels[target[1]] :]))
-    return code, tuple(loops)
+            if name == "BRA" and target:
+                branches.append((len(code), target[1]))
+            code.append(Instruction(name, tuple(modifiers.split(".")[1:])))
+    # A branch to itself is the trap behind the last EXIT.
+    loops = [range(labels[to], at + 1) for at, to in branches if labels[to] < at]
+    jumps = [range(at + 1, labels[to]) for at, to in branches if labels[to] > at]
+    return code, loops, jumps
 
 
-def _loop(body: list[Instruction]) -> Loop:
-    return Loop(_length(body), _bytes(body, "LDG"), _bytes(body, "STG"))
-
-
-def _length(code: list[Instruction]) -> int:
-    return sum(line.name != "NOP" for line in code)
-
-
-def _bytes(code: list[Instruction], name: str) -> int:
-    return sum(line.bits for line in code if line.name == name) // 8
+def _stretch(code: list[Instruction]) -> Stretch:
+    length = sum(line.name != "NOP" for line in code)
+    return Stretch(length, _widths(code, "LDG"), _widths(code, "STG"))
 
 
 def _widths(code: list[Instruction], name: str) -> dict[int, int]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from dml_fast.kernels.count import count
 from dml_fast.kernels.finish import GROUP
 from dml_fast.kernels.gradient import gradient
-from dml_fast.kernels.launch_table import Config, choose, choose_gradient
+from dml_fast.kernels.launch_table import choose, choose_gradient
 from dml_fast.kernels.one_pass import one_pass
 from dml_fast.kernels.scratch import counters
 from dml_fast.kernels.two_sweep import two_sweep
@@ -58,7 +58,8 @@ def launch_forward(problem: Problem, with_grad: bool, save: bool, stats: str) ->
     """What `unpack` reads: none of the tensors shares memory with another."""
     students, rows, _ = problem.shape
     wanted = _STATS[stats]
-    config = _configure(problem, wanted)
+    itemsize = max(z.element_size() for z in problem.students + problem.teachers)
+    config = choose(_tiles(problem, wanted == 2), problem.shape[2], itemsize)
     programs = -(-rows // config.rows)
     quantities = (2 * students, 4 * students, 5 * students + 1 + students * students)[wanted]
     by_row = problem.reduction == "none"
@@ -161,8 +162,8 @@ def launch_gradient(
         outer: (K,), or (K, N) with reduction "none", any strides.
         grads: contiguous; None for a student that does not learn.
     """
-    students, rows, classes = problem.shape
-    config = choose_gradient(students + len(problem.teachers), classes)
+    _, rows, classes = problem.shape
+    config = choose_gradient(_tiles(problem, False), classes)
     shape = (-(-rows // config.rows), -(-classes // config.block))
     filled = tuple(z if g is None else g for z, g in zip(problem.students, grads, strict=True))
     _run(
@@ -253,16 +254,15 @@ def common_arguments(problem: Problem) -> dict[str, Any]:
     }
 
 
-def _configure(problem: Problem, wanted: int) -> Config:
-    _, _, classes = problem.shape
-    itemsize = max(z.element_size() for z in problem.students + problem.teachers)
+def _tiles(problem: Problem, everything: bool) -> int:
+    """How many rows' worth of registers a row of the batch takes."""
     extras = (
         problem.soft is not None or problem.label_smoothing != 0.0,
         problem.peer_weight is not None,
         problem.temperature != 1.0,
-        wanted == 2,
+        everything,
     )
-    return choose(len(problem.students + problem.teachers) + sum(extras), classes, itemsize)
+    return len(problem.students + problem.teachers) + sum(extras)
 
 
 def _alike(tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[int, int]]:

@@ -38,8 +38,9 @@ def choose(tiles: int, classes: int, itemsize: int) -> Config:
     if block <= 16:
         return Config("one_pass", 4, block, 1)
     # Elements a thread x (tiles + 1) are what it holds; more of them share the reductions' cost.
+    held = 96 if tiles <= 2 else 80  # at 48, ptxas stops at 128 registers for two rows, and spills
     warps = 1
-    while warps < 8 and block * (tiles + 1) > 80 * 32 * warps:
+    while warps < 8 and block * (tiles + 1) > held * 32 * warps:
         warps *= 2
     if block * (tiles + 1) <= 96 * 32 * warps:
         return Config("one_pass", 1, block, warps)
@@ -47,8 +48,8 @@ def choose(tiles: int, classes: int, itemsize: int) -> Config:
     return Config("two_sweep", 1, 128 * (16 // itemsize), 4)
 
 
-def choose_gradient(distributions: int, classes: int) -> Config:
-    """The configuration of the gradient kernel: tiles of 1,024 elements."""
+def choose_gradient(tiles: int, classes: int) -> Config:
+    """The configuration of the gradient kernel, whose tiles have 1,024 elements; as in `choose`."""
     block = min(1024, max(16, 1 << (classes - 1).bit_length()))
-    warps = 1 if distributions <= 2 else 2 if distributions <= 4 else 4
+    warps = 1 if tiles <= 2 else 2 if tiles <= 4 else 4
     return Config("gradient", min(16, 1024 // block), block, warps)

@@ -52,6 +52,20 @@ def sweep(x, y, n, C: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-unt
         tl.store(y + start + column, tl.load(x + start + column) / total)
 
 
+@triton.jit
+def repair(x, y, count, C: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Two rows, the second read after a sum over the first; something seldom; a count."""
+    column = tl.arange(0, BLOCK)
+    values = tl.load(x + column)
+    total = tl.sum(values)
+    more = tl.load(x + C + column) * total
+    if tl.sum(more) < 0.0:
+        more = tl.sqrt(tl.abs(more) / (1.0 + values * values))
+    tl.store(y + column, more)
+    if tl.atomic_add(count, 1) == 0:
+        tl.store(count, 1)
+
+
 POINTERS = {"x": "*fp32", "y": "*fp32"}
 ALIGNED = frozenset(POINTERS)
 SPECIMENS: dict[str, tuple[Any, dict[str, str], dict[str, int], dict[str, Any]]] = {
@@ -67,6 +81,12 @@ SPECIMENS: dict[str, tuple[Any, dict[str, str], dict[str, int], dict[str, Any]]]
     ),
     "scale in fp32": (promote, {"scale": "fp32"}, {"C": 512, "BLOCK": 512}, {}),
     "scale in fp64": (promote, {"scale": "fp64"}, {"C": 512, "BLOCK": 512}, {}),
+    "repair if broken": (
+        repair,
+        {"count": "*i32"},
+        {"C": 1024, "BLOCK": 1024},
+        {"aligned": ALIGNED},
+    ),
     "two sweeps": (sweep, {"n": "i32"}, {"C": 0, "BLOCK": 512}, {"aligned": ALIGNED | {"n"}}),
 }
 
