@@ -76,11 +76,13 @@ def test_gradients_in_one_launch_are_exact_in_every_option(kernel: str, case: Ca
 def test_statistics_are_exact_in_every_option(kernel: str, case: Case) -> None:
     case = case.to(case.logits[0].dtype, DEVICE)
     problem = on_device(checked(case.logits, case.target, **case.options))
+    # A divergence is a difference of all the entropies, with the factor T².
+    size = max(1.0, problem.temperature**2) * len(problem.students + problem.teachers)
     for wanted in ("cheap", "all"):
         found = launch.launch(problem, with_grad=False, save=True, stats=wanted).solution.stats
         exact = closed_form.solve(in_double(problem), False, wanted).stats
         assert isinstance(found, MutualStats)
-        assert_same(found, exact, rtol=1e-5, atol=1e-5)
+        assert_same(found, exact, rtol=1e-5, atol=1e-5 * size)
 
 
 SIZES = [(1, 1), (3, 2), (128, 2), (3, 10), (5, 100), (1, 127), (1, 1000), (3, 1001), (1, 4099)]

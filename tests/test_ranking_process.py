@@ -39,7 +39,8 @@ def reranking():
 INTERRUPTED = (
     WORK
     + """
-import threading, time
+import signal, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 threading.Timer(0.1, lambda: print("begun", flush=True)).start()
 try:
     while True:
