@@ -12,6 +12,8 @@ from dml_fast.amp import Precision
 from dml_fast.config import TrainConfig
 from dml_fast.errors import UserError, reason
 from dml_fast.models import create_model
+from dml_fast.models.embedding import create_embedding_net
+from dml_fast.models.pretrained import load_pretrained
 from dml_fast.optim import make_optimizer
 from dml_fast.rng import derive_seed, seed_everything
 from dml_fast.student import Student
@@ -44,9 +46,12 @@ class Cohort:
         students = []
         for k, arch in enumerate(config.architectures):
             seed_everything(derive_seed(config.seed, "student", k))
-            model = create_model(
+            create = create_embedding_net if config.retrieval else create_model
+            model = create(
                 arch, num_classes=num_classes, in_channels=in_channels, image_size=image_size
             )
+            if config.pretrained:
+                load_pretrained(model, config.pretrained, arch)
             model = model.to(precision.device)
             if config.channels_last:
                 model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

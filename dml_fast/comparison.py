@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from dml_fast.errors import UserError
-from dml_fast.history import History, best_epoch, best_student, images_per_s, mean_val_acc, percent
+from dml_fast.history import History, best_epoch, best_student, images_per_s, mean_score, percent
 from dml_fast.markdown import table
 from dml_fast.plots import plot_curves, plot_groups
 from dml_fast.run import Run, atomic_write
@@ -118,7 +118,7 @@ def to_markdown(entries: Sequence[Entry]) -> str:
             *_options(entry, differing),
             str(entry.best["epoch"]),
             percent(entry.best_val_acc),
-            percent(mean_val_acc(entry.best)),
+            percent(mean_score(entry.best)),
             percent(entry.best["ensemble_val_acc"]),
             f"{images_per_s(entry.history):,.0f}",
         ]
@@ -183,7 +183,7 @@ def _seeds(groups: Mapping[str, Sequence[Entry]], differing: set[str]) -> str:
         row = [*_what(members[0]), *_options(members[0], differing), seeds, str(len(members))]
         getters: tuple[Callable[[Entry], float], ...] = (
             lambda entry: entry.best_val_acc,
-            lambda entry: mean_val_acc(entry.best),
+            lambda entry: mean_score(entry.best),
             lambda entry: entry.best["ensemble_val_acc"],
         )
         row += [_mean_and_error([100 * get(entry) for entry in members], 2) for get in getters]

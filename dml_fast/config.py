@@ -26,6 +26,8 @@ class TrainConfig:
     """Number of students K (0: one for each name in --arch, and at least 2)."""
     arch: str = "resnet32"
     """One architecture, or one a student (resnet32,mobilenet_v1); see docs/engine.md for all."""
+    pretrained: str = ""
+    """Weights to start from: timm (those published for timm:NAME), or a .safetensors, .pth or .pt file. The classifier always starts anew."""
     method: Method = "dml"
     """dml: students teach each other. dml_e: their mean teaches (same gradient, other loss shown). independent: no teaching. distill: the first is trained alone, then teaches the others."""
     update: Literal["simultaneous", "alternating"] = "simultaneous"
@@ -40,21 +42,29 @@ class TrainConfig:
     """mean: average the KL over the peers (the paper). sum: add it up (the authors' code)."""
     label_smoothing: float = 0.0
     """Label smoothing of the cross-entropy, in 0..1."""
+    triplet_weight: float = 0.0
+    """Weight of the batch-hard triplet loss on the embeddings (market1501)."""
+    triplet_margin: float = 0.3
+    """Margin of the triplet loss, in units of the embeddings' Euclidean distance."""
 
     data: str = "digits"
-    """digits (embedded), cifar10:DIR, cifar100:DIR, or folder:DIR with train/CLASS/*.jpg|png and optionally val/ and test/."""
+    """digits (embedded), cifar10:DIR, cifar100:DIR, folder:DIR with train/CLASS/*.jpg|png and optionally val/ and test/, or market1501:DIR (re-identification)."""
     download: bool = False
     """Fetch CIFAR into its DIR if it is not there."""
-    image_size: int = 0
-    """Resize and crop the images of a folder to this many pixels (0: as they are)."""
+    image_size: str = "0"
+    """Of folder and market1501: 0: as they are. 64: shorter side resized, centre cropped. 128x64: resized to that height and width."""
     val_fraction: float = 0.1
-    """Share of the training images set aside to validate (cifar, and folders without val/)."""
+    """Share of the training images set aside to validate (cifar, folders without val/), or of the identities (market1501, where 0 validates on the test images)."""
     train_fraction: float = 1.0
     """Share of the remaining training images that is used."""
     label_noise: float = 0.0
     """Share of the training labels that is made wrong on purpose."""
     augment: bool = True
     """Random crops, and flips where the data allows them."""
+    random_erasing: float = 0.0
+    """Probability that a rectangle of an image is erased (Zhong et al. 2020)."""
+    num_instances: int = 4
+    """Images of each identity in a batch (market1501; 0: any images, shuffled)."""
     skip_corrupt: bool = False
     """Leave out, count and name images that cannot be decoded, instead of stopping."""
 
@@ -126,10 +136,25 @@ class TrainConfig:
         return (0, float(match[1])) if match[1] else (int(match[2]), 0.0)
 
     @property
+    def retrieval(self) -> bool:
+        """Whether the run learns to find identities, and not to tell classes apart."""
+        return self.data.partition(":")[0] == "market1501"
+
+    @property
     def data_options(self) -> dict[str, Any]:
         """What `dml_fast.data.open_dataset` is told beside ``data`` and ``download``."""
-        names = "val_fraction train_fraction label_noise seed image_size skip_corrupt"
-        return {name: getattr(self, name) for name in names.split()}
+        names = "val_fraction train_fraction label_noise seed skip_corrupt"
+        options = {name: getattr(self, name) for name in names.split()}
+        return {**options, "image_size": self._image_size}
+
+    @property
+    def _image_size(self) -> int | tuple[int, int]:
+        match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", self.image_size)
+        if not match or (match[2] and not int(match[1]) * int(match[2])):
+            raise UserError(
+                f"--image-size is {self.image_size!r}: give pixels (64), or height x width (128x64)"
+            )
+        return (int(match[1]), int(match[2])) if match[2] else int(match[1])
 
     def check(self) -> None:
         """Refuse values that cannot work.
@@ -139,6 +164,7 @@ class TrainConfig:
         """
         from dml_fast.data import check_data_spec
         from dml_fast.models import check_model_name
+        from dml_fast.models.pretrained import check_pretrained
 
         names = self.architectures
         if self.cohort < 0:
@@ -155,7 +181,10 @@ class TrainConfig:
             )
         for name in names:
             check_model_name(name)
+        if self.pretrained:
+            check_pretrained(self.pretrained, names)
         self._check_numbers()
+        self._check_retrieval()
         if self.update == "alternating" and self.method not in ("dml", "dml_e"):
             raise UserError(
                 f"--update alternating means nothing with --method {self.method}: leave it out"
@@ -168,13 +197,24 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "log_every", "max_skipped"):
             if (value := getattr(self, name)) < 1:
                 raise UserError(f"--{_flag(name)} is {value}: give a whole number of at least 1")
-        for name in ("kl_weight", "kl_warmup", "lr", "weight_decay", "warmup", "image_size"):
+        for name in (
+            "kl_weight",
+            "kl_warmup",
+            "lr",
+            "weight_decay",
+            "warmup",
+            "triplet_weight",
+            "triplet_margin",
+        ):
             if not 0 <= (value := getattr(self, name)) < float("inf"):
                 raise UserError(f"--{_flag(name)} is {value}: give a finite number, 0 or more")
         for name in ("momentum", "label_noise", "label_smoothing"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise UserError(f"--{_flag(name)} is {value}: give a number from 0 to below 1")
-        if not 0 < self.val_fraction < 1:
+        if not 0 <= self.random_erasing <= 1:
+            raise UserError(f"--random-erasing is {self.random_erasing}: give a number from 0 to 1")
+        none_set_aside = self.retrieval and self.val_fraction == 0
+        if not (0 < self.val_fraction < 1 or none_set_aside):
             raise UserError(f"--val-fraction is {self.val_fraction}: give a number between 0 and 1")
         if not 0 < self.train_fraction <= 1:
             raise UserError(
@@ -184,7 +224,28 @@ class TrainConfig:
             raise UserError(f"--temperature is {self.temperature}: give a number above 0")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed is {self.seed}: give a whole number from 0 to 2^63 - 1")
-        _ = self.save_interval
+        _ = self.save_interval, self._image_size
+
+    def _check_retrieval(self) -> None:
+        if not self.retrieval:
+            for name in ("triplet_weight", "triplet_margin", "num_instances"):
+                if getattr(self, name) != getattr(TrainConfig, name):
+                    raise UserError(
+                        f"--{_flag(name)} means nothing with --data {self.data}, which has no "
+                        "identities: leave it out, or give market1501:DIR"
+                    )
+        elif self.num_instances < 0 or (
+            self.num_instances and self.batch_size % self.num_instances
+        ):
+            raise UserError(
+                f"--num-instances is {self.num_instances} and --batch-size {self.batch_size}: a "
+                "batch holds so many images of each of its identities, so give a divisor of it, or 0"
+            )
+        elif self.triplet_weight and self.num_instances in (0, 1):
+            raise UserError(
+                f"--triplet-weight {self.triplet_weight} needs several images of an identity in a "
+                f"batch and --num-instances is {self.num_instances}: give 2 or more"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name, as JSON and TOML know them."""
@@ -236,6 +297,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         return value
     if hint is float and type(value) is int:
         return float(value)
+    if hint is str and type(value) is int:  # image_size = 64
+        return str(value)
     if type(value) is not hint:
         raise UserError(f"{where} is {value!r}: give a value of type {hint.__name__}")
     return value

@@ -16,6 +16,7 @@ from torch import Tensor
 from dml_fast.cohort import Cohort
 from dml_fast.loss import mutual_loss_and_grad, peer_divergence
 from dml_fast.student import Student
+from dml_fast.triplet import triplet_loss
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,10 @@ class StepResult:
     """What one step gave, for the A students that learned, on the device.
 
     Attributes:
-        losses: (A,) float, ce + kl_weight * kl.
+        losses: (A,) float, ce + kl_weight * kl + triplet_weight * triplet.
         ce: (A,) float, cross-entropy.
         kl: (A,) float, the mutual term before its weight.
+        triplet: (A,) float, the triplet loss before its weight; 0 where it has none.
         correct: (A,) labelled rows whose class was predicted.
         skipped: (A,) bool, whether the update was skipped for a gradient that is not finite.
     """
@@ -33,6 +35,7 @@ class StepResult:
     losses: Tensor
     ce: Tensor
     kl: Tensor
+    triplet: Tensor
     correct: Tensor
     skipped: Tensor
 
@@ -50,6 +53,9 @@ class Engine:
         label_smoothing: of the cross-entropy.
         peer_reduction: ``mean`` (the paper) or ``sum`` over the peers.
         update: ``simultaneous``, or ``alternating`` as in the paper's Algorithm 1.
+        triplet_weight: weight of each student's own triplet loss, for students that embed
+            (`dml_fast.models.embedding.EmbeddingNet`).
+        triplet_margin: its margin.
     """
 
     def __init__(
@@ -62,6 +68,8 @@ class Engine:
         label_smoothing: float = 0.0,
         peer_reduction: str = "mean",
         update: str = "simultaneous",
+        triplet_weight: float = 0.0,
+        triplet_margin: float = 0.3,
     ) -> None:
         if method in ("dml", "dml_e"):
             cohort.check_distinct()
@@ -72,6 +80,8 @@ class Engine:
         self.label_smoothing = label_smoothing
         self.peer_reduction = peer_reduction
         self.update = update
+        self.triplet_weight = triplet_weight
+        self.triplet_margin = triplet_margin
 
     def step(
         self,
@@ -93,17 +103,37 @@ class Engine:
         """
         students = [self.cohort.students[k] for k in learners or range(len(self.cohort))]
         fixed = None if teacher is None else self.cohort.students[teacher].predict(inputs)
-        logits = [student.forward(inputs) for student in students]
+        embed = self.triplet_weight > 0
+        logits = [student.forward(inputs, with_features=embed) for student in students]
         if self.update == "simultaneous":
             parts, grads = self._loss(students, logits, target, kl_scale, fixed)
-            skipped = [s.update(z, g) for s, z, g in zip(students, logits, grads, strict=True)]
-            return StepResult(*parts, torch.stack(skipped))
-        rows = []
-        for k, student in enumerate(students):
-            parts, grads = self._loss(students, logits, target, kl_scale, fixed)
-            rows.append([*(part[k] for part in parts), student.update(logits[k], grads[k])])
-            logits[k] = student.predict(inputs, training=True)
-        return StepResult(*(torch.stack(column) for column in zip(*rows, strict=True)))
+            rows = [
+                self._update(student, z, grad, target)
+                for student, z, grad in zip(students, logits, grads, strict=True)
+            ]
+            triplet, skipped = (torch.stack(column) for column in zip(*rows, strict=True))
+        else:
+            turns = []
+            for k, student in enumerate(students):
+                parts, grads = self._loss(students, logits, target, kl_scale, fixed)
+                turns.append(
+                    [*(p[k] for p in parts), *self._update(student, logits[k], grads[k], target)]
+                )
+                logits[k] = student.predict(inputs, training=True)
+            *columns, triplet, skipped = (torch.stack(c) for c in zip(*turns, strict=True))
+            parts = (columns[0], columns[1], columns[2], columns[3])
+        losses, ce, kl, correct = parts
+        return StepResult(losses + self.triplet_weight * triplet, ce, kl, triplet, correct, skipped)
+
+    def _update(
+        self, student: Student, logits: Tensor, grad: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Update a student; its triplet loss, and whether the step was skipped."""
+        if student.features is None:
+            return logits.new_zeros((), dtype=torch.float32), student.update(logits, grad)
+        term = triplet_loss(student.features, target, self.triplet_margin)
+        skipped = student.update(logits, grad, self.triplet_weight * student.grad_scale * term)
+        return term.detach(), skipped
 
     def _loss(
         self,

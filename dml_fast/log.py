@@ -15,7 +15,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dml_fast.history import images_per_s, percent
+from dml_fast.history import MAP, ensemble_score, images_per_s, percent, score_of
 
 if TYPE_CHECKING:
     from dml_fast.amp import Precision
@@ -104,12 +104,11 @@ class Reporter:
         students = line["students"]
         losses = " ".join("-" if s["loss"] is None else f"{s['loss']:.3f}" for s in students)
         logger.info(
-            "epoch %d/%d  loss %s  val %s %%  ensemble %s %%  %.0f images/s",
+            "epoch %d/%d  loss %s  %s  %.0f images/s",
             line["epoch"],
             epochs,
             losses,
-            " ".join(percent(s["val_acc"], 1) for s in students),
-            percent(line["ensemble_val_acc"], 1),
+            _scores(line),
             line["images_per_s"],
         )
         for k, student in enumerate(students):
@@ -125,15 +124,17 @@ class Reporter:
     def table(self, history: Sequence[dict[str, Any]], best: int, folder: Path) -> None:
         """Print the result: last and best epoch of each student and of the ensemble."""
         last, top = history[-1], history[best - 1]
-        table = Table(box=box.SIMPLE_HEAD, title=f"Validation accuracy, % (best: epoch {best})")
+        score = score_of(last)
+        title = f"Validation {score.name}, % (best: epoch {best})"
+        table = Table(box=box.SIMPLE_HEAD, title=title)
         for name in ("student", "architecture", "last epoch", "best epoch"):
             table.add_column(name, justify="left" if name == "architecture" else "right")
         for k, (now, then) in enumerate(zip(last["students"], top["students"], strict=True)):
             table.add_row(
-                str(k), now["arch"], percent(now["val_acc"], 1), percent(then["val_acc"], 1)
+                str(k), now["arch"], percent(now[score.key], 1), percent(then[score.key], 1)
             )
-        ensembles = (percent(line["ensemble_val_acc"], 1) for line in (last, top))
-        table.add_row("ensemble", "mean of probabilities", *ensembles)
+        ensembles = (percent(ensemble_score(line), 1) for line in (last, top))
+        table.add_row("ensemble", score.ensemble, *ensembles)
         output = Console()
         output.width = max(output.width, 72)  # a narrower table would lose its figures
         output.print(table)
@@ -151,8 +152,23 @@ class Reporter:
 
     def _write_events(self, line: dict[str, Any]) -> None:
         for k, student in enumerate(line["students"]):
-            for name in ("loss", "ce", "kl", "train_acc", "val_acc"):
+            for name in student.keys() - {"arch", "skipped"}:
                 if student[name] is not None:
                     self._writer.add_scalar(f"{name}/student_{k}", student[name], line["step"])
-        for name in ("ensemble_val_acc", "images_per_s", "lr"):
-            self._writer.add_scalar(name, line[name], line["step"])
+        ensemble = [name for name in line if name.startswith("ensemble_")]
+        for name in (*ensemble, "images_per_s", "lr"):
+            if line[name] is not None:
+                self._writer.add_scalar(name, line[name], line["step"])
+
+
+def _scores(line: dict[str, Any]) -> str:
+    """The validation scores of one epoch."""
+    students = line["students"]
+    if score_of(line) is MAP:
+        means, firsts = (
+            " ".join(percent(s[key], 1) for s in students) for key in ("val_mAP", "val_rank1")
+        )
+        both = " and ".join(percent(line[f"ensemble_{k}"], 1) for k in ("val_mAP", "val_rank1"))
+        return f"val mAP {means} %, rank-1 {firsts} %  ensemble {both} %"
+    accuracies = " ".join(percent(s["val_acc"], 1) for s in students)
+    return f"val {accuracies} %  ensemble {percent(line['ensemble_val_acc'], 1)} %"

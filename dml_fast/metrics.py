@@ -15,7 +15,7 @@ class StudentSums:
     """What one student did since the epoch began.
 
     Attributes:
-        loss, ce, kl: means over the images of good steps; None before the first.
+        loss, ce, kl, triplet: means over the images of good steps; None before the first.
         accuracy: share of these images whose label was predicted; None before the first.
         skipped: steps whose update was skipped.
         in_a_row: how many of the last steps were skipped, without a good one between.
@@ -24,6 +24,7 @@ class StudentSums:
     loss: float | None
     ce: float | None
     kl: float | None
+    triplet: float | None
     accuracy: float | None
     skipped: int
     in_a_row: int
@@ -38,8 +39,8 @@ class Meter:
     """
 
     def __init__(self, cohort: int, device: torch.device) -> None:
-        # (K, 7): loss, ce, kl, correct, images, skipped, skipped in a row
-        self.sums = torch.zeros(cohort, 7, dtype=torch.float64, device=device)
+        # (K, 8): loss, ce, kl, correct, images, skipped, skipped in a row, triplet
+        self.sums = torch.zeros(cohort, 8, dtype=torch.float64, device=device)
 
     def add(self, result: StepResult, images: int, learners: Sequence[int]) -> None:
         """Add one step on ``images`` images of A learners, which are next to one another."""
@@ -50,17 +51,22 @@ class Meter:
             [means * images, result.correct.double()[None], torch.full_like(means[:1], images)]
         )
         self.sums[rows, :5] += torch.where(good, new, 0.0).T
+        self.sums[rows, 7] += torch.where(good, result.triplet.double() * images, 0.0)
         self.sums[rows, 5] += result.skipped.double()
         self.sums[rows, 6] = (self.sums[rows, 6] + 1) * result.skipped.double()
 
     def read(self) -> list[StudentSums]:
         """The sums so far; this waits for the device."""
         students = []
-        for *sums, images, skipped, in_a_row in self.sums.tolist():
-            loss, ce, kl, accuracy = (x / images if images else None for x in sums)
-            students.append(StudentSums(loss, ce, kl, accuracy, int(skipped), int(in_a_row)))
+        for *sums, images, skipped, in_a_row, triplet in self.sums.tolist():
+            loss, ce, kl, accuracy, triplet = (
+                x / images if images else None for x in (*sums, triplet)
+            )
+            counts = int(skipped), int(in_a_row)
+            students.append(StudentSums(loss, ce, kl, triplet, accuracy, *counts))
         return students
 
     def start_epoch(self) -> None:
         """Forget all sums but the skips in a row, which may span epochs."""
         self.sums[:, :6] = 0
+        self.sums[:, 7] = 0

@@ -16,7 +16,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from dml_fast.history import History, best_epoch, mean_val_acc
+from dml_fast.history import History, best_epoch, mean_score
 from dml_fast.run import atomic_write
 
 # Okabe and Ito's palette, which colour-blind readers tell apart, without its yellow (too pale on
@@ -249,7 +249,7 @@ def _spread(
 
 
 def _group_label(label: str, histories: Sequence[History]) -> str:
-    means = [mean_val_acc(history[best_epoch(history) - 1]) for history in histories]
+    means = [mean_score(history[best_epoch(history) - 1]) for history in histories]
     runs = f" ({len(histories)} runs)" if len(histories) > 1 else ""
     return f"{_percent(sum(means) / len(means))}  {label}{runs}"
 

@@ -18,7 +18,8 @@ class Student:
     """A network that learns, with all that is its own.
 
     Args:
-        model: on its device; ``forward(inputs (N, ...)) -> logits (N, C)``.
+        model: on its device; ``forward(inputs (N, ...)) -> logits (N, C)``. An `EmbeddingNet` also
+            gives its features.
         optimizer: over the model's parameters, built with ``fused=True``.
         precision: how to run the forward pass.
         arch: the architecture's name, for tables and files.
@@ -48,17 +49,27 @@ class Student:
         self.norms = [
             m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats
         ]
+        self.features: Tensor | None = None  # (N, D) of the last forward pass, if asked for
         self._statistics: list[Tensor] = []
         self._before: list[Tensor] = []
         self._one = torch.ones((), device=self.parameters[0].device)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Logits (N, C) of inputs (N, ...), in the precision's type, with a graph to go back."""
+    def forward(self, inputs: Tensor, *, with_features: bool = False) -> Tensor:
+        """Logits (N, C) of inputs (N, ...), in the precision's type, with a graph to go back.
+
+        Args:
+            inputs: (N, ...).
+            with_features: keep an `EmbeddingNet`'s features of this pass in ``features``.
+        """
         if self.norms and not self._shares_storage():
             self._statistics = _share_storage(self.norms)
         self._before = [tensor.clone() for tensor in self._statistics]
+        logits: Tensor
         with self.precision.autocast():
-            logits: Tensor = self.model(inputs)
+            if with_features:
+                self.features, logits = self.model.features_and_logits(inputs)  # type: ignore[operator]
+            else:
+                logits = self.model(inputs)
         return logits
 
     @property
@@ -67,7 +78,7 @@ class Student:
         scale: Tensor = self.scaler.scale(self._one)
         return scale
 
-    def update(self, logits: Tensor, grad: Tensor) -> Tensor:
+    def update(self, logits: Tensor, grad: Tensor, extra: Tensor | None = None) -> Tensor:
         """Go back from the logits and step, unless a gradient is not finite.
 
         A skipped step leaves no trace in weights, momentum or running statistics. Nothing here
@@ -76,13 +87,16 @@ class Student:
         Args:
             logits: (N, C), what ``forward`` gave.
             grad: (N, C), the gradient of the loss with respect to them, times ``grad_scale``.
+            extra: 0-d, another loss of the same pass, times ``grad_scale``.
 
         Returns:
             0-d bool tensor: whether the step was skipped.
         """
-        torch.autograd.backward(logits, grad)
-        grads = [p.grad for p in self.parameters if p.grad is not None]
-        skipped = ~torch.isfinite(torch.nn.utils.get_total_norm(grads))
+        ends, grads = ([logits], [grad]) if extra is None else ([logits, extra], [grad, None])
+        torch.autograd.backward(ends, grads)
+        self.features = None
+        found = [p.grad for p in self.parameters if p.grad is not None]
+        skipped = ~torch.isfinite(torch.nn.utils.get_total_norm(found))
         if not self.scaler.is_enabled():  # the scaler sets these two itself
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
             self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from dml_fast import checkpoint
-from dml_fast.data import DataSet, open_dataset
+from dml_fast.data import DataSet, RetrievalSet, open_dataset
 from dml_fast.errors import UserError
 from dml_fast.history import best_student
 from dml_fast.run import Run
@@ -92,18 +92,7 @@ def open_data(run: Run, spec: str = "") -> DataSet:
 
 def _check_fit(data: DataSet, facts: Mapping[str, Any], spec: str) -> None:
     """Refuse data that the students would misread."""
-    theirs, mine = list(data.classes), facts["classes"]
-    if len(theirs) != len(mine):
-        raise UserError(
-            f"--data {spec} has {len(theirs)} classes and the run's students know {len(mine)}: "
-            "give data with the same classes"
-        )
-    for index, (new, old) in enumerate(zip(theirs, mine, strict=True)):
-        if new != old:
-            raise UserError(
-                f"--data {spec} calls class {index} {new!r} and the run calls it {old!r}: "
-                "give data with the same classes in the same order"
-            )
+    _check_classes(data, facts, spec)
     channels, *size = data.train.images.shape[1:]
     if channels != facts["in_channels"]:
         raise UserError(
@@ -116,3 +105,30 @@ def _check_fit(data: DataSet, facts: Mapping[str, Any], spec: str) -> None:
             f"--data {spec} has images of {size[0]} x {size[1]} pixels and the run's are "
             f"{height} x {width}: give data of that size"
         )
+
+
+def _check_classes(data: DataSet, facts: Mapping[str, Any], spec: str) -> None:
+    """Classes must be the same; identities to search for need not have been seen in training."""
+    learned, given = (
+        "identities" if found else "classes"
+        for found in (facts.get("task") == "retrieval", isinstance(data.val, RetrievalSet))
+    )
+    if learned != given:
+        raise UserError(
+            f"--data {spec} has {given} and the run's students learned {learned}: give data of "
+            "that kind"
+        )
+    if given == "identities":
+        return
+    theirs, mine = list(data.classes), facts["classes"]
+    if len(theirs) != len(mine):
+        raise UserError(
+            f"--data {spec} has {len(theirs)} classes and the run's students know {len(mine)}: "
+            "give data with the same classes"
+        )
+    for index, (new, old) in enumerate(zip(theirs, mine, strict=True)):
+        if new != old:
+            raise UserError(
+                f"--data {spec} calls class {index} {new!r} and the run calls it {old!r}: "
+                "give data with the same classes in the same order"
+            )

@@ -7,17 +7,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from dml_fast import checkpoint
 from dml_fast.amp import Precision
 from dml_fast.cohort import Cohort
 from dml_fast.config import TrainConfig
-from dml_fast.data import DataSet
+from dml_fast.data import DataSet, RetrievalSet
 from dml_fast.data.resident import ResidentLoader, evaluation_batches
 from dml_fast.engine import Engine
 from dml_fast.errors import TrainingError, reason
 from dml_fast.eval.classification import evaluate
+from dml_fast.eval.result import RankingResult
+from dml_fast.eval.retrieval import evaluate_retrieval
 from dml_fast.history import best_epoch
 from dml_fast.log import Reporter
 from dml_fast.metrics import Meter
@@ -28,6 +30,8 @@ from dml_fast.signals import StopRequest
 from dml_fast.weights import save_student
 
 EVALUATION_BATCH = 512
+
+Scores: TypeAlias = dict[str, float | None]
 
 
 class Trainer:
@@ -67,6 +71,8 @@ class Trainer:
             "std": list(data.std),
             "fingerprint": data.fingerprint,
         }
+        if config.retrieval:
+            self.facts["task"] = "retrieval"
         self.loader = ResidentLoader(
             data.train.images,
             data.train.labels,
@@ -78,6 +84,8 @@ class Trainer:
             flip=data.flip and config.augment,
             device=precision.device,
             channels_last=config.channels_last,
+            erasing=config.random_erasing,
+            num_instances=config.num_instances if config.retrieval else 0,
         )
         self.cohort = Cohort.from_config(
             config,
@@ -94,6 +102,8 @@ class Trainer:
             label_smoothing=config.label_smoothing,
             peer_reduction=config.peer_reduction,
             update=config.update,
+            triplet_weight=config.triplet_weight,
+            triplet_margin=config.triplet_margin,
         )
         self.meter = Meter(len(self.cohort), precision.device)
         self.step = 0  # over the whole run
@@ -169,18 +179,7 @@ class Trainer:
 
     def _finish(self, epoch: int) -> None:
         """Validate, write the epoch's line, save."""
-        validation = evaluate(
-            self.cohort.models,
-            evaluation_batches(
-                self.data.val,
-                batch_size=EVALUATION_BATCH,
-                mean=self.data.mean,
-                std=self.data.std,
-                device=self.precision.device,
-                channels_last=self.config.channels_last,
-            ),
-            self.precision,
-        )
+        scores, ensemble = self._validate()
         images = self.loader.steps_per_epoch * self.config.batch_size
         line = {
             "epoch": epoch + 1,
@@ -194,15 +193,14 @@ class Trainer:
                     "loss": sums.loss,
                     "ce": sums.ce,
                     "kl": sums.kl,
+                    **({"triplet": sums.triplet} if self.config.triplet_weight else {}),
                     "train_acc": sums.accuracy,
-                    "val_acc": accuracy,
+                    **score,
                     "skipped": sums.skipped,
                 }
-                for student, sums, accuracy in zip(
-                    self.cohort, self.meter.read(), validation.students, strict=True
-                )
+                for student, sums, score in zip(self.cohort, self.meter.read(), scores, strict=True)
             ],
-            "ensemble_val_acc": validation.ensemble,
+            **{f"ensemble_{name}": value for name, value in ensemble.items()},
         }
         self.history.append(line)
         self.meter.start_epoch()
@@ -211,6 +209,22 @@ class Trainer:
         with self._writing():
             self.run.write_metrics(self.history)
         self.reporter.epoch(line, self.config.total_epochs)
+
+    def _validate(self) -> tuple[list[Scores], Scores]:
+        """The scores of each student and of the ensemble, by their names in the epoch's line."""
+        batches = evaluation_batches(
+            self.data.val,
+            batch_size=EVALUATION_BATCH,
+            mean=self.data.mean,
+            std=self.data.std,
+            device=self.precision.device,
+            channels_last=self.config.channels_last,
+        )
+        if isinstance(self.data.val, RetrievalSet):
+            found = evaluate_retrieval(self.cohort.models, batches, self.data.val, self.precision)
+            return [_retrieval_scores(r) for r in found.students], _retrieval_scores(found.ensemble)
+        accuracy = evaluate(self.cohort.models, batches, self.precision)
+        return [{"val_acc": a} for a in accuracy.students], {"val_acc": accuracy.ensemble}
 
     def finish(self) -> None:
         """Write the students' weights and curves, and show the last table."""
@@ -233,7 +247,8 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
         self.history = json.loads(state["history"])
         self._saved = (self.step, time.monotonic())
-        self.meter.sums.copy_(state["meter"])
+        sums = state["meter"]
+        self.meter.sums[:, : sums.shape[1]].copy_(sums)  # older ones lack the last column
         checkpoint.set_rng_state(state["rng"])
         if path != self.run.checkpoint("last"):
             link(path, self.run.checkpoint("last"))
@@ -301,3 +316,10 @@ class Trainer:
                 f"make room, then continue from step {self._saved[0]} with "
                 f"--resume {self.run.folder}"
             ) from error
+
+
+def _retrieval_scores(result: RankingResult | None) -> Scores:
+    """None for features that are not numbers."""
+    if result is None:
+        return {"val_mAP": None, "val_rank1": None}
+    return {"val_mAP": result.mAP, "val_rank1": float(result.cmc[0])}

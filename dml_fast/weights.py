@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dml_fast import __version__
 from dml_fast.errors import UserError
 from dml_fast.models import create_model
+from dml_fast.models.embedding import create_embedding_net
 from dml_fast.run import atomic_write
 
 _KEY = "dml_fast"
@@ -61,7 +62,8 @@ def load_student(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
 def build_student(arch: str, data: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
     """A network in evaluation mode on the CPU, from a state and the data's facts."""
-    model = create_model(
+    create = create_embedding_net if data.get("task") == "retrieval" else create_model
+    model = create(
         arch,
         num_classes=data["num_classes"],
         in_channels=data["in_channels"],

@@ -164,7 +164,7 @@ def test_image_size_resizes_the_shorter_side_and_keeps_the_centre(
 def test_images_of_other_sizes_need_image_size(tmp_path: Path) -> None:
     make_folder(tmp_path)
     save(tmp_path / "test" / "cat" / "3.png", picture(0, 12, 20))
-    message = r"test/cat/3.png is 20x12 pixels but .*train/Bee/0.png is 16x16: pass --image-size"
+    message = r"test/cat/3.png is 12x20 pixels .*train/Bee/0.png is 16x16: pass --image-size"
     with pytest.raises(UserError, match=message):
         opened(tmp_path)
     data = opened(tmp_path, image_size=8)

@@ -57,7 +57,8 @@ def test_optimizers_are_fused_and_have_their_default_rate(name: str, lr: float) 
 
 def result(losses: list[float], skipped: list[bool]) -> StepResult:
     values = torch.tensor(losses)
-    return StepResult(values, values / 2, values / 4, torch.tensor([3, 1]), torch.tensor(skipped))
+    correct = torch.tensor([3, 1])
+    return StepResult(values, values / 2, values / 4, values / 8, correct, torch.tensor(skipped))
 
 
 def test_the_meter_weighs_by_images_and_leaves_bad_steps_out() -> None:

@@ -383,5 +383,6 @@ def test_the_command_line_is_what_the_docs_describe() -> None:
         "train_fraction", "label_noise", "augment", "skip_corrupt", "epochs", "batch_size",
         "optimizer", "lr", "momentum", "weight_decay", "schedule", "warmup", "amp", "amp_dtype",
         "channels_last", "device", "seed", "out", "save_every", "log_every", "max_skipped",
-        "tensorboard",
+        "tensorboard", "pretrained", "triplet_weight", "triplet_margin", "random_erasing",
+        "num_instances",
     }  # fmt: skip

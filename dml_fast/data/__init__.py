@@ -6,6 +6,6 @@ The loaders, which need torch, are in `dml_fast.data.resident`.
 from __future__ import annotations
 
 from dml_fast.data.opening import check_data_spec, open_dataset
-from dml_fast.data.sets import DataSet, ImageSet
+from dml_fast.data.sets import DataSet, ImageSet, RetrievalSet
 
-__all__ = ["DataSet", "ImageSet", "check_data_spec", "open_dataset"]
+__all__ = ["DataSet", "ImageSet", "RetrievalSet", "check_data_spec", "open_dataset"]

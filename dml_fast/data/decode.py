@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,10 @@ _CHUNK = 256  # files a task: small against the whole, large against a thread's 
 
 Pixels = npt.NDArray[np.uint8]
 
+Size: TypeAlias = int | tuple[int, int]
+"""0: images stay as they are. S: the shorter side is resized to S (bilinear, with antialiasing) and
+the centre S x S is kept. (H, W): images are resized to that, whatever their shape."""
+
 
 class BadImage(NamedTuple):
     """A file that could not be decoded, and why."""
@@ -36,15 +40,14 @@ class CorruptImageError(Exception):
     """A file cannot be decoded."""
 
 
-def decode_image(path: Path, image_size: int = 0) -> Pixels:
+def decode_image(path: Path, image_size: Size = 0) -> Pixels:
     """Decodes one file.
 
     Gray, palette, CMYK and 16-bit images become 8-bit RGB; transparency is dropped.
 
     Args:
         path: the file.
-        image_size: 0, or S: the shorter side is resized to S (bilinear, with antialiasing) and
-            the centre S x S is kept.
+        image_size: see `Size`.
 
     Returns:
         (H, W, 3) uint8.
@@ -86,28 +89,36 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _fit(pixels: Pixels, size: int) -> Pixels:
-    """Resizes the shorter side to ``size`` and keeps the centre; 0 changes nothing."""
+def _fit(pixels: Pixels, size: Size) -> Pixels:
+    """Brings an image to a `Size`."""
     height, width = pixels.shape[:2]
-    if size in (0, height) and size in (0, width):
+    if isinstance(size, tuple):
+        return _resize(pixels, *size)
+    if size == 0:
+        return pixels
+    shorter = min(height, width)
+    new_height, new_width = (round(side * size / shorter) for side in (height, width))
+    top, left = (new_height - size) // 2, (new_width - size) // 2
+    return _resize(pixels, new_height, new_width)[top : top + size, left : left + size]
+
+
+def _resize(pixels: Pixels, height: int, width: int) -> Pixels:
+    if pixels.shape[:2] == (height, width):
         return pixels
     from PIL import Image
 
-    shorter = min(height, width)
-    new_height, new_width = (round(side * size / shorter) for side in (height, width))
-    resized = Image.fromarray(pixels).resize((new_width, new_height), Image.Resampling.BILINEAR)
-    top, left = (new_height - size) // 2, (new_width - size) // 2
-    return np.asarray(resized)[top : top + size, left : left + size]
+    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image)
 
 
 def decode_all(
-    paths: Sequence[Path], *, image_size: int, skip_corrupt: bool
+    paths: Sequence[Path], *, image_size: Size, skip_corrupt: bool
 ) -> tuple[Pixels, list[BadImage]]:
     """Decodes many files into one array.
 
     Args:
         paths: N files, at least one.
-        image_size: see `decode_image`; with 0 all must be as large as the first good one.
+        image_size: see `Size`; with 0 all must be as large as the first good one.
         skip_corrupt: whether files that cannot be decoded are left out instead of refused.
 
     Returns:
@@ -117,7 +128,8 @@ def decode_all(
         UserError: a file is corrupt, sizes differ, or the images do not fit in memory.
     """
     if image_size:  # before a single image of that size is made
-        _check_memory(len(paths), image_size, image_size)
+        sides = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+        _check_memory(len(paths), *sides)
     first, height, width = _first_size(paths, image_size, skip_corrupt)
     _check_memory(len(paths), height, width)
     images = np.empty((len(paths), 3, height, width), dtype=np.uint8)
@@ -147,7 +159,7 @@ def corrupt_error(bad: BadImage) -> UserError:
 
 
 def _first_size(
-    paths: Sequence[Path], image_size: int, skip_corrupt: bool
+    paths: Sequence[Path], image_size: Size, skip_corrupt: bool
 ) -> tuple[Path, int, int]:
     for path in paths:
         try:
@@ -160,7 +172,7 @@ def _first_size(
 
 
 def _decode_chunk(
-    paths: Sequence[Path], images: Pixels, first: Path, image_size: int, start: int
+    paths: Sequence[Path], images: Pixels, first: Path, image_size: Size, start: int
 ) -> list[tuple[int, str]]:
     failures = []
     for index in range(start, min(start + _CHUNK, len(paths))):
@@ -172,8 +184,8 @@ def _decode_chunk(
         if pixels.shape[:2] != images.shape[2:]:
             height, width = pixels.shape[:2]
             raise UserError(
-                f"{paths[index]} is {width}x{height} pixels but {first} is "
-                f"{images.shape[3]}x{images.shape[2]}: pass --image-size to bring all to one size"
+                f"{paths[index]} is {height}x{width} pixels (height x width) but {first} is "
+                f"{images.shape[2]}x{images.shape[3]}: pass --image-size to bring all to one size"
             )
         images[index] = pixels.transpose(2, 0, 1)
     return failures
@@ -185,7 +197,7 @@ def _check_memory(count: int, height: int, width: int) -> None:
     available_gib = available_bytes() / 2**30
     if needed_gib > available_gib:
         raise UserError(
-            f"{count} images of {width}x{height} pixels need {needed_gib:.1f} GiB and "
+            f"{count} images of {height}x{width} pixels need {needed_gib:.1f} GiB and "
             f"{available_gib:.1f} GiB of memory are available: choose a smaller --image-size or "
             "use fewer images"
         )

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dml_fast.data.decode import BadImage, decode_all
+from dml_fast.data.decode import BadImage, Size, decode_all
 from dml_fast.data.sets import ImageSet, RawData
 from dml_fast.errors import UserError
 
-_SUFFIXES = frozenset(
+SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
 _PARTS = ("train", "val", "test")
@@ -38,7 +38,7 @@ def check_folder(root: Path) -> None:
         raise UserError(f"{root}/train has no class folders: {wanted}")
 
 
-def read_folder(root: Path, *, image_size: int, skip_corrupt: bool) -> RawData:
+def read_folder(root: Path, *, image_size: Size, skip_corrupt: bool) -> RawData:
     """Reads a folder of images as RGB.
 
     Classes are the sorted names of the folders in train/; files are taken in sorted order, hidden
@@ -46,8 +46,7 @@ def read_folder(root: Path, *, image_size: int, skip_corrupt: bool) -> RawData:
 
     Args:
         root: the folder.
-        image_size: 0: all images are as large as the first; S: they are resized and cropped to
-            S x S (see `decode_image`).
+        image_size: see `decode_all`.
         skip_corrupt: whether to leave out files that cannot be decoded.
 
     Raises:
@@ -89,7 +88,7 @@ def _list_part(part: Path) -> Listing:
     for name, files in listing.items():
         if not files:
             raise UserError(
-                f"class folder {part / name} holds no images ({' '.join(sorted(_SUFFIXES))}): "
+                f"class folder {part / name} holds no images ({' '.join(sorted(SUFFIXES))}): "
                 "add some or remove it"
             )
     return listing
@@ -100,7 +99,7 @@ def _image_files(folder: Path) -> list[Path]:
     return [
         folder / name
         for name in sorted(os.listdir(folder))
-        if os.path.splitext(name)[1].lower() in _SUFFIXES and not name.startswith(".")
+        if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
     ]
 
 
@@ -108,7 +107,7 @@ def _decode_parts(
     root: Path,
     listings: dict[str, Listing],
     classes: tuple[str, ...],
-    image_size: int,
+    image_size: Size,
     skip_corrupt: bool,
 ) -> tuple[dict[str, ImageSet], tuple[str, ...]]:
     """Decodes all parts at once, since one size must hold for all of them."""
@@ -137,10 +136,10 @@ def _decode_parts(
                     f"class folder {root / part / name} holds no image that can be decoded: add "
                     "some or remove it"
                 )
-    return sets, _report(root, bad)
+    return sets, report_skipped(root, bad)
 
 
-def _report(root: Path, bad: list[BadImage]) -> tuple[str, ...]:
+def report_skipped(root: Path, bad: list[BadImage]) -> tuple[str, ...]:
     """Logs what was left out, in one line, and returns the relative names."""
     names = tuple(path.relative_to(root).as_posix() for path, _ in bad)
     if bad:

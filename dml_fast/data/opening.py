@@ -6,12 +6,15 @@ import difflib
 from pathlib import Path
 
 from dml_fast.data.cifar import CIFAR, locate_cifar, read_cifar
+from dml_fast.data.decode import Size
 from dml_fast.data.digits import read_digits
 from dml_fast.data.folder import check_folder, read_folder
+from dml_fast.data.market1501 import check_market1501, read_market1501
 from dml_fast.data.sets import DataSet, RawData, build_dataset
 from dml_fast.errors import UserError
 
-_KINDS = ("digits", *CIFAR, "folder")
+_CHECKS = {"folder": check_folder, "market1501": check_market1501}
+_KINDS = ("digits", *CIFAR, *_CHECKS)
 
 
 def check_data_spec(spec: str, *, download: bool = False) -> None:
@@ -25,10 +28,10 @@ def check_data_spec(spec: str, *, download: bool = False) -> None:
         UserError: the kind is unknown, or its folder is missing, empty or of another shape.
     """
     kind, root = _parse(spec)
-    if kind == "folder":
+    if kind in _CHECKS:
         if download:
             raise UserError(f"{spec} cannot be downloaded: leave out --download")
-        check_folder(root)
+        _CHECKS[kind](root)
     elif kind in CIFAR and not download:
         locate_cifar(kind, root)
 
@@ -41,38 +44,40 @@ def open_dataset(
     train_fraction: float = 1.0,
     label_noise: float = 0.0,
     seed: int = 0,
-    image_size: int = 0,
+    image_size: Size = 0,
     skip_corrupt: bool = False,
 ) -> DataSet:
     """Reads a data set into memory.
 
     Args:
-        spec: ``digits``, ``cifar10:DIR``, ``cifar100:DIR`` or ``folder:DIR`` (docs/data.md).
+        spec: ``digits``, ``cifar10:DIR``, ``cifar100:DIR``, ``folder:DIR`` or ``market1501:DIR``
+            (docs/data.md).
         download: whether to fetch CIFAR into DIR if it is not there.
         val_fraction: of the training images that become the validation set, in (0, 1), where the
             data set does not bring its own (digits do, and a folder with val/). Stratified, and
-            the same for every seed.
+            the same for every seed. Of market1501 it is a fraction of the identities, and 0
+            validates on the test images.
         train_fraction: of the remaining training images that are used, in (0, 1]; stratified,
             drawn with ``seed``, at least one a class.
         label_noise: of the training labels that are made wrong, in [0, 1), drawn with ``seed``.
             Validation and test labels stay as they are.
         seed: the run's seed.
-        image_size: of a folder: 0 for images that have one size already, or S to resize and crop
-            them to S x S.
+        image_size: of a folder or market1501: see `dml_fast.data.decode.Size`.
         skip_corrupt: whether files that cannot be decoded are left out and counted.
 
     Raises:
         UserError: anything is wrong with the arguments or the files.
     """
     check_data_spec(spec, download=download)
-    if not 0.0 < val_fraction < 1.0:
+    whole = val_fraction == 0.0 and _parse(spec)[0] == "market1501"
+    if not (0.0 < val_fraction < 1.0 or whole):
         raise UserError(f"--val-fraction {val_fraction} must be above 0 and below 1")
     if not 0.0 < train_fraction <= 1.0:
         raise UserError(f"--train-fraction {train_fraction} must be above 0 and at most 1")
     if not 0.0 <= label_noise < 1.0:
         raise UserError(f"--label-noise {label_noise} must be at least 0 and below 1")
     return build_dataset(
-        _read(spec, download=download, image_size=image_size, skip_corrupt=skip_corrupt),
+        _read(spec, download, image_size, skip_corrupt, val_fraction),
         val_fraction=val_fraction,
         train_fraction=train_fraction,
         label_noise=label_noise,
@@ -80,17 +85,23 @@ def open_dataset(
     )
 
 
-def _read(spec: str, *, download: bool, image_size: int, skip_corrupt: bool) -> RawData:
+def _read(
+    spec: str, download: bool, image_size: Size, skip_corrupt: bool, val_fraction: float
+) -> RawData:
     kind, root = _parse(spec)
-    if kind == "folder":
-        if image_size < 0:
+    if kind in _CHECKS:
+        if min(image_size if isinstance(image_size, tuple) else (image_size + 1,)) < 1:
             raise UserError(f"--image-size {image_size} must be 0 or a number of pixels")
-        return read_folder(root, image_size=image_size, skip_corrupt=skip_corrupt)
+        if kind == "folder":
+            return read_folder(root, image_size=image_size, skip_corrupt=skip_corrupt)
+        return read_market1501(
+            root, image_size=image_size, skip_corrupt=skip_corrupt, val_fraction=val_fraction
+        )
     raw = read_digits() if kind == "digits" else read_cifar(kind, root, download=download)
-    if image_size not in (0, raw.train.images.shape[2]):
+    if image_size not in (0, raw.train.images.shape[2], raw.train.images.shape[2:]):
         raise UserError(
-            f"--image-size {image_size} is only for folder: data, and {kind} images have "
-            f"{raw.train.images.shape[2]} pixels a side: leave it out"
+            f"--image-size {image_size} is only for folder: and market1501: data, and {kind} "
+            f"images have {raw.train.images.shape[2]} pixels a side: leave it out"
         )
     return raw
 

@@ -14,9 +14,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dml_fast.data.augment import Normalizer, crop_flip_normalize, draw_crops
+from dml_fast.data.augment import (
+    Normalizer,
+    crop_flip_normalize,
+    draw_crops,
+    draw_rectangles,
+    erase,
+)
+from dml_fast.data.sampling import IdentityOrder, Order, ShuffledOrder
 from dml_fast.data.sets import ImageSet
-from dml_fast.errors import UserError
 from dml_fast.rng import numpy_generator
 
 
@@ -37,8 +43,8 @@ class Batch(NamedTuple):
 class ResidentLoader:
     """Shuffled, augmented training batches of images that live on the device.
 
-    Every epoch is another permutation of the images, cut into whole batches; the N mod B images
-    at its end are left out of that epoch. No global generator is read or changed.
+    Every epoch is another order of the images, cut into whole batches (see
+    `dml_fast.data.sampling`). No global generator is read or changed.
 
     Args:
         images: (N, C, H, W) uint8.
@@ -50,11 +56,13 @@ class ResidentLoader:
         pad: largest shift of a random crop in pixels; 0 for none. What is shifted in is 0 after
             normalisation, the mean colour.
         flip: whether half of the images are mirrored.
+        erasing: probability that a rectangle of an image is erased.
+        num_instances: 0, or K: batches are of K images of each of B / K labels.
         device: where images are kept and batches are made.
         channels_last: the memory format of ``inputs``.
 
     Raises:
-        UserError: ``batch_size`` is not in 1..N.
+        UserError: ``batch_size`` does not fit the images.
     """
 
     def __init__(
@@ -70,14 +78,16 @@ class ResidentLoader:
         flip: bool,
         device: torch.device | str,
         channels_last: bool = True,
+        erasing: float = 0.0,
+        num_instances: int = 0,
     ) -> None:
-        if not 1 <= batch_size <= len(images):
-            raise UserError(
-                f"batch size {batch_size} does not fit {len(images)} training images: "
-                f"choose a --batch-size from 1 to {len(images)}"
-            )
-        self.steps_per_epoch = len(images) // batch_size
-        self._batch_size = batch_size
+        self._order: Order
+        if num_instances:
+            self._order = IdentityOrder(labels, batch_size, num_instances, seed)
+        else:
+            self._order = ShuffledOrder(len(images), batch_size, seed)
+        self.steps_per_epoch = self._order.steps
+        self._erasing = erasing
         self._seed = seed
         self._pad = pad
         self._flip = flip
@@ -97,16 +107,25 @@ class ResidentLoader:
         """
         if not 0 <= step < self.steps_per_epoch:
             raise IndexError(f"step {step} is outside 0..{self.steps_per_epoch - 1}")
-        ids = self._order(epoch)[step * self._batch_size : (step + 1) * self._batch_size]
+        ids = self._batches(epoch)[step]
         rng = numpy_generator(self._seed, "augment", epoch, step)
-        crops = draw_crops(len(ids), pad=self._pad, flip=self._flip, rng=rng)
-        plan = torch.from_numpy(np.concatenate([ids[None], crops]))  # (4, B): one small copy
+        rows = [ids[None], draw_crops(len(ids), pad=self._pad, flip=self._flip, rng=rng)]
+        if self._erasing:
+            _, height, width, _ = self._images.shape
+            rows.append(
+                draw_rectangles(
+                    len(ids), probability=self._erasing, height=height, width=width, rng=rng
+                )
+            )
+        plan = torch.from_numpy(np.concatenate(rows))  # (4 or 8, B): one small copy
         if self._device.type == "cuda":
             plan = plan.pin_memory()
         plan = plan.to(self._device, non_blocking=True)
         inputs = crop_flip_normalize(
-            self._images, plan[0], plan[1:], pad=self._pad, normalize=self._normalize
+            self._images, plan[0], plan[1:4], pad=self._pad, normalize=self._normalize
         )
+        if self._erasing:
+            erase(inputs, plan[4:])
         target = self._labels.index_select(0, plan[0])
         return Batch(_to_nchw(inputs, self._channels_last), target, plan[0])
 
@@ -115,11 +134,10 @@ class ResidentLoader:
         for step in range(start_step, self.steps_per_epoch):
             yield self.batch(epoch, step)
 
-    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+    def _batches(self, epoch: int) -> npt.NDArray[np.int64]:
         # kept only to save time: it can be computed again from the key at any moment
         if self._order_cache is None or self._order_cache[0] != epoch:
-            rng = numpy_generator(self._seed, "order", epoch)
-            self._order_cache = (epoch, rng.permutation(len(self._images)))
+            self._order_cache = (epoch, self._order(epoch))
         return self._order_cache[1]
 
 

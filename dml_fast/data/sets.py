@@ -36,6 +36,23 @@ class ImageSet:
 
 
 @dataclass(frozen=True)
+class RetrievalSet(ImageSet):
+    """Images to search for, the queries, and images to search among, the gallery.
+
+    Attributes:
+        images: the queries first, then the gallery.
+        labels: identities (not indices of classes); -1 is junk, 0 a distractor.
+        cams: (N,) int64 cameras.
+        names: (N,) files, relative to the data folder.
+        queries: how many of the images are queries.
+    """
+
+    cams: npt.NDArray[np.int64]
+    names: tuple[str, ...]
+    queries: int
+
+
+@dataclass(frozen=True)
 class RawData:
     """What a reader found, before any choice of split.
 
@@ -60,7 +77,8 @@ class DataSet:
         name: a short name for titles.
         classes: class names; a label is an index of this tuple.
         train: the images to learn from.
-        val: the images to choose a model by: fixed, disjoint from ``train``, never augmented.
+        val: the images to choose a model by: fixed, disjoint from ``train``, never augmented. A
+            `RetrievalSet` where identities are learned, whose ``test`` is one too.
         test: the images for the final figure, or None if the data set has none.
         mean: per channel, in units of 0..1, of the training images.
         std: per channel, in units of 0..1; 1 for a channel that never varies.
@@ -144,6 +162,8 @@ def channel_stats(
 def _fingerprint(classes: tuple[str, ...], parts: tuple[ImageSet | None, ...]) -> str:
     shapes = [None if part is None else part.images.shape for part in parts]
     header: dict[str, Any] = {"classes": classes, "shapes": shapes}
+    if found := [part for part in parts if isinstance(part, RetrievalSet)]:
+        header["searches"] = [(part.queries, part.cams.tolist()) for part in found]
     digest = hashlib.sha256(json.dumps(header).encode())
     for part in parts:
         if part is not None:

@@ -109,3 +109,48 @@ def add_label_noise(labels: Ids, num_classes: int, fraction: float, seed: int) -
     noisy = labels.copy()
     noisy[wrong] = (noisy[wrong] + rng.integers(1, num_classes, count)) % num_classes
     return noisy
+
+
+def split_identities(pids: Ids, cams: Ids, fraction: float) -> tuple[Ids, Ids, Ids]:
+    """Sets identities aside for validation, always the same ones, and picks their queries.
+
+    As in Market-1501's own test set, the first image that a camera took of an identity is a query,
+    if another camera saw it too, and all other images are the gallery.
+
+    Args:
+        pids: (N,) identities.
+        cams: (N,) cameras.
+        fraction: of the identities, in [0, 1).
+
+    Returns:
+        Increasing indices of the images to learn from, of the queries and of the gallery.
+
+    Raises:
+        UserError: none or all identities are set aside, or none of them can be searched for.
+    """
+    known, identity = np.unique(pids, return_inverse=True)
+    count = round(fraction * len(known))
+    if fraction == 0.0:
+        everything = np.arange(len(pids))
+        return everything, everything[:0], everything[:0]
+    advice = "give another --val-fraction, or 0 to validate on the test images"
+    if not 0 < count < len(known):
+        raise UserError(
+            f"--val-fraction {fraction} sets {count} of {len(known)} identities aside: {advice}"
+        )
+    held_out = numpy_generator(_SPLIT_SEED, "identities").permutation(len(known))[:count]
+    aside = np.flatnonzero(np.isin(identity, held_out))
+    _, first, view = np.unique(
+        np.stack([pids[aside], cams[aside]]), axis=1, return_index=True, return_inverse=True
+    )
+    _, views = np.unique(pids[aside][first], return_counts=True)  # cameras of each identity
+    spare = np.bincount(view.ravel()) > 1  # does a view leave images in the gallery?
+    spares = np.add.reduceat(spare.astype(np.int64), np.cumsum(views) - views)
+    queries = aside[np.sort(first[np.repeat(spares, views) > spare])]
+    if len(queries) == 0:
+        raise UserError(
+            f"none of the {count} identities that --val-fraction {fraction} sets aside has "
+            f"images to find by two cameras: {advice}"
+        )
+    learned = np.flatnonzero(~np.isin(identity, held_out))
+    return learned, queries, aside[~np.isin(aside, queries)]

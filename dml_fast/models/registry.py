@@ -45,6 +45,7 @@ _NAMED = {
     "mobilenet_v1": _Recipe("dml_fast.models.mobilenet:mobilenet_v1"),
     "inception_v1": _Recipe("dml_fast.models.inception:inception_v1"),
 }
+_ALIASES = {"resnet50": "timm:resnet50"}
 
 
 def model_names() -> list[str]:
@@ -113,6 +114,7 @@ def create_model(
 
 
 def _find_recipe(name: str) -> _Recipe:
+    name = _ALIASES.get(name, name)
     if ":" in name:
         return _find_external(name)
     base, found, text = name.partition("_drop")

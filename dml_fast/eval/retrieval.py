@@ -1,0 +1,128 @@
+"""How well students find identities: embeddings of all images, ranked for each query."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from dml_fast.amp import Precision
+from dml_fast.data.resident import Batch
+from dml_fast.data.sets import RetrievalSet
+from dml_fast.eval.features import rank_features
+from dml_fast.eval.reranking import rerank
+from dml_fast.eval.result import RankingResult
+
+_log = logging.getLogger("dml_fast")
+
+Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Rankings by each student's embeddings and by all of them together.
+
+    Attributes:
+        students: one a student; None where embeddings are NaN.
+        ensemble: by the concatenated embeddings of the others; None if there are none.
+    """
+
+    students: tuple[RankingResult | None, ...]
+    ensemble: RankingResult | None
+
+
+@torch.inference_mode()
+def embed(
+    models: Sequence[nn.Module], batches: Iterable[Batch], precision: Precision
+) -> list[Features]:
+    """Embed a set with each student; afterwards each is in the mode it was in.
+
+    Args:
+        models: K networks with ``embed(inputs (N, ...)) -> (N, D)``.
+        batches: every image once.
+        precision: as in training.
+
+    Returns:
+        K arrays (N, D) float32.
+    """
+    modes = [model.training for model in models]
+    for model in models:
+        model.eval()
+    parts: list[list[Features]] = [[] for _ in models]
+    try:
+        for batch in batches:
+            with precision.autocast():
+                found = [model.embed(batch.inputs) for model in models]  # type: ignore[operator]
+            for part, features in zip(parts, found, strict=True):
+                part.append(features.float().cpu().numpy())
+    finally:
+        for model, mode in zip(models, modes, strict=True):
+            model.train(mode)
+    return [np.concatenate(part) for part in parts]
+
+
+def concatenate(features: Sequence[Features]) -> Features:
+    """The ensemble's features: each student's at length 1, side by side.
+
+    So the cosine similarity of two images is the mean of the students'.
+
+    Args:
+        features: K arrays (N, D_k).
+
+    Returns:
+        (N, sum of D_k) float32.
+    """
+    lengths = [np.linalg.norm(f, axis=1, keepdims=True) for f in features]
+    scaled = [f / np.where(n > 0, n, 1) for f, n in zip(features, lengths, strict=True)]
+    return np.concatenate(scaled, axis=1)
+
+
+def search(
+    features: Features, images: RetrievalSet, *, reranked: bool = False, topk: int = 0
+) -> RankingResult:
+    """Rank the gallery for each query by cosine distance, as Market-1501 does.
+
+    Args:
+        features: (N, D) of ``images``.
+        images: who and where they are.
+        reranked: correct the distances with mutual neighbours (`rerank`).
+        topk: how many nearest images to report.
+
+    Raises:
+        UserError: as `rank_features`.
+    """
+    q = slice(images.queries)
+    g = slice(images.queries, None)
+    pids, cams = images.labels, images.cams
+    rank = rerank if reranked else rank_features
+    return rank(features[q], features[g], pids[q], pids[g], cams[q], cams[g], topk=topk)
+
+
+def evaluate_retrieval(
+    models: Sequence[nn.Module],
+    batches: Iterable[Batch],
+    images: RetrievalSet,
+    precision: Precision,
+) -> Retrieval:
+    """Let each student and their ensemble search; a student that diverged finds nothing.
+
+    Args:
+        models: K networks with ``embed``.
+        batches: every image of ``images`` once, in order.
+        images: the queries and the gallery.
+        precision: as in training.
+    """
+    features = embed(models, batches, precision)
+    whole = [not np.isnan(f).any() for f in features]
+    for k in np.flatnonzero(np.logical_not(whole)).tolist():
+        _log.warning("student %d gives embeddings that are NaN: it is left out of the search", k)
+    good = [f for f, ok in zip(features, whole, strict=True) if ok]
+    return Retrieval(
+        tuple(search(f, images) if ok else None for f, ok in zip(features, whole, strict=True)),
+        search(concatenate(good), images) if good else None,
+    )

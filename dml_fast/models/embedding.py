@@ -1,0 +1,120 @@
+"""Networks that embed: BNNeck (Luo et al., CVPRW 2019, arXiv 1903.07071) behind any backbone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dml_fast.errors import UserError, first_line
+from dml_fast.models.registry import create_model
+
+
+class EmbeddingNet(nn.Module):
+    """A backbone, batch normalisation without a shift, and a linear classifier without a bias.
+
+    The features before the neck suit a triplet loss, those after it the classifier and the search.
+
+    Args:
+        backbone: images (N, C, H, W) to features (N, D).
+        num_features: D.
+        num_classes: how many identities are learned.
+    """
+
+    def __init__(self, backbone: nn.Module, num_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.backbone = backbone
+        self.neck = nn.BatchNorm1d(num_features)
+        self.neck.bias.requires_grad_(False)
+        self.classifier = nn.Linear(num_features, num_classes, bias=False)
+        nn.init.normal_(self.classifier.weight, std=0.001)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of images: (N, C, H, W) to (N, num_classes)."""
+        return self.features_and_logits(x)[1]
+
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features before the neck, (N, D), and logits, (N, num_classes)."""
+        features: Tensor = self.backbone(x)
+        logits: Tensor = self.classifier(self.neck(features))
+        return features, logits
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Features after the neck, (N, D), by which images are found."""
+        embedded: Tensor = self.neck(self.backbone(x))
+        return embedded
+
+
+def create_embedding_net(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: int | tuple[int, int] = 32,
+) -> EmbeddingNet:
+    """Build a network by name and put a BNNeck in its classifier's place.
+
+    The classifier is what a timm network's ``reset_classifier(0)`` removes, and in all others the
+    last `torch.nn.Linear` in the order of registration.
+
+    Args:
+        name: see `dml_fast.models.create_model`, as for the rest.
+        num_classes: how many identities are learned.
+        in_channels: channels of the images.
+        image_size: height and width in pixels; one number means a square.
+
+    Raises:
+        UserError: as `create_model`, or the network has no such classifier.
+    """
+    backbone = create_model(
+        name, num_classes=num_classes, in_channels=in_channels, image_size=image_size
+    )
+    _remove_classifier(backbone, num_classes, name)
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    width = _feature_width(backbone, (2, in_channels, *size), name)
+    return EmbeddingNet(backbone, width, num_classes)
+
+
+def last_linear(net: nn.Module) -> str | None:
+    """The name of the last linear layer in the order of registration, if there is one."""
+    names = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+    return names[-1] if names else None
+
+
+def _remove_classifier(net: nn.Module, num_classes: int, name: str) -> None:
+    reset = getattr(net, "reset_classifier", None)
+    if callable(reset):
+        reset(0)
+        return
+    found = last_linear(net)
+    layer = net.get_submodule(found) if found else None
+    if not found or not isinstance(layer, nn.Linear) or layer.out_features != num_classes:
+        raise UserError(
+            f"{name} cannot embed: its last linear layer is not a classifier of {num_classes} "
+            "classes; give another --arch"
+        )
+    parent, _, last = found.rpartition(".")
+    setattr(net.get_submodule(parent), last, nn.Identity())
+
+
+def _feature_width(net: nn.Module, shape: tuple[int, ...], name: str) -> int:
+    """D, from two blank images; statistics and the random generator stay as they are."""
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        with torch.no_grad():
+            device = next(net.parameters()).device
+            features = net(torch.zeros(shape, device=device))
+    except Exception as error:
+        raise UserError(
+            f"{name} cannot embed: without its classifier it fails ({first_line(error)}); "
+            "give another --arch"
+        ) from error
+    for module, training in modes.items():
+        module.training = training
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        raise UserError(
+            f"{name} cannot embed: without its classifier it does not give a vector an image; "
+            "give another --arch"
+        )
+    return features.shape[1]
