@@ -248,7 +248,7 @@ def test_every_name_builds() -> None:
     [
         ("resent32", r"unknown architecture 'resent32': the nearest are resnet32, .*timm:NAME"),
         ("ResNet-32", "the nearest are resnet32"),
-        ("resnet51", "unknown architecture 'resnet51'"),  # 6n + 2, but an ImageNet name
+        ("resnet152", "unknown architecture 'resnet152'"),  # 6n + 2, but an ImageNet name
         ("", "the built-in ones are resnet8, "),
         ("wrn_27_10", r"depth is 6n \+ 4"),
         ("wrn_4_1", r"depth is 6n \+ 4"),
