@@ -164,7 +164,9 @@ class Trainer:
             if self.stop.signal:
                 return False
             if self.config.executor == "auto" and self._shows_most(learners):
+                begun = time.monotonic()
                 self._pick_executor(batch, learners, teacher)
+                start += time.monotonic() - begun  # which was no training
             for student in self.cohort:
                 student.set_lr(self._lr(self.step))
             result = self.engine.step(
