@@ -7,10 +7,10 @@ momentum. The first step's losses are compared before anybody is timed.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from peers import COMPILE, AbsentError, naive_losses
@@ -127,26 +127,44 @@ def naive_step(
     return step
 
 
-def pytorch_dml(case: StepCase) -> Step:
-    """PyPI's pytorch-dml, an epoch of one batch; it gives the mean of the losses only by name."""
-    if find_spec("pydml") is None or find_spec("tqdm") is None:
-        raise AbsentError("not installed: pip install --no-deps pytorch-dml && pip install tqdm")
-    os.environ["TQDM_DISABLE"] = "1"
-    from pydml import DMLConfig, DMLTrainer
+def trainer_of_pytorch_dml(
+    models: list[nn.Module], optimizers: list[torch.optim.SGD], device: torch.device
+) -> Any:
+    """PyPI's pytorch-dml at the paper's temperature; its ``train_epoch`` takes any batches.
 
-    models = case.models()
-    optimizers = [torch.optim.SGD(m.parameters(), **SGD) for m in models]  # type: ignore[arg-type]
+    Raises:
+        AbsentError: it is not installed.
+    """
+    if find_spec("pydml") is None or find_spec("tqdm") is None:
+        raise AbsentError("not installed: pip install --no-deps pytorch-dml tqdm")
+    from pydml import DMLConfig, DMLTrainer
+    from pydml.core import base_trainer
+
+    base_trainer.tqdm = lambda batches, **_: _Silent(batches)  # its bar writes at every batch
+
     buffers = [{name: b.clone() for name, b in m.named_buffers()} for m in models]
     with contextlib.redirect_stdout(None):
         trainer = DMLTrainer(
-            models,
-            config=DMLConfig(temperature=1.0),
-            device=str(case.device),
-            optimizers=optimizers,
+            models, config=DMLConfig(temperature=1.0), device=str(device), optimizers=optimizers
         )
     for model, saved in zip(models, buffers, strict=True):  # its constructor moves BatchNorm
         for name, buffer in model.named_buffers():
             buffer.copy_(saved[name])
+    return trainer
+
+
+class _Silent(list[Any]):
+    """Batches, as if with a progress bar."""
+
+    def set_postfix(self, _: object) -> None:
+        """Shows nothing."""
+
+
+def pytorch_dml(case: StepCase) -> Step:
+    """An epoch of one batch."""
+    models = case.models()
+    optimizers = [torch.optim.SGD(m.parameters(), **SGD) for m in models]  # type: ignore[arg-type]
+    trainer = trainer_of_pytorch_dml(models, optimizers, case.device)
 
     def step() -> Tensor:
         found = trainer.train_epoch([(case.images, case.target)], 0)
