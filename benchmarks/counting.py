@@ -66,6 +66,7 @@ def operators_and_bytes(call: Call) -> tuple[int, int]:
     Views are not counted. Seen from PyTorch's dispatcher: an operator's own scratch is not, nor
     is anything inside compiled code, to which this does not apply.
     """
+    call()
     found = work(call)
     return found.operators, found.peak
 
@@ -86,8 +87,7 @@ class Work:
 
 
 def work(call: Call) -> Work:
-    """Of the second call; as `operators_and_bytes`, and in this thread only."""
-    call()
+    """Of one call; as `operators_and_bytes`, and in this thread only."""
     with _Ledger() as ledger:
         kept = call()
     del kept
