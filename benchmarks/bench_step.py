@@ -4,9 +4,9 @@
     pytest benchmarks/bench_step.py --benchmark-only
 
 The script is for comparing: contestants take turns within one run, each with all cores, and each
-must first give the losses of the naive loop in fp32, before and after one update. pytest-benchmark times one after the other, on
-a small cohort: that each runs. ``torch.compile`` takes a minute an architecture: ``--compile``, or
-DML_FAST_BENCH=all for pytest.
+must first give the losses of the naive loop in fp32, before and after one update. pytest-benchmark
+times one after the other, on a small cohort: that each runs. ``torch.compile`` takes a minute an
+architecture: ``--compile``, or DML_FAST_BENCH=all for pytest.
 """
 
 from __future__ import annotations
