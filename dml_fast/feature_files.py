@@ -37,24 +37,23 @@ class FeatureFile(NamedTuple):
         """
         if not path.is_file():
             raise UserError(f"--features {path} does not exist: give two .npz files")
+        how = "np.savez(PATH, features=..., pids=..., cams=...)"
         try:
-            with np.load(path, allow_pickle=False) as file:
-                if not isinstance(file, np.lib.npyio.NpzFile):
-                    raise UserError(f"--features {path} is one array: save several with np.savez")
+            file = np.load(path, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise UserError(f"--features {path} is one array: save several with {how}")
+            with file:
                 if missing := [name for name in _NEEDED if name not in file]:
                     raise UserError(
                         f"--features {path} has {', '.join(file) or 'nothing'} and no "
-                        f"{' and no '.join(missing)}: save with "
-                        "np.savez(PATH, features=..., pids=..., cams=...)"
+                        f"{' and no '.join(missing)}: save with {how}"
                     )
-                cams = file.get("cams", None)
-                return cls(file["features"], file["pids"], cams)
+                return cls(file["features"], file["pids"], file.get("cams"))
         except UserError:
             raise
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(
-                f"--features {path} cannot be read ({reason(error)}): save with "
-                "np.savez(PATH, features=..., pids=..., cams=...)"
+                f"--features {path} cannot be read ({reason(error)}): save with {how}"
             ) from None
 
 

@@ -18,8 +18,8 @@ def pattern(pid: int) -> np.ndarray:
 
 def save(folder: Path, pid: int, cam: int, frame: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(frame).normal(0, 25, (*SIZE, 3))
-    pixels = np.clip(pattern(pid) + noise + 20, 0, 255).astype(np.uint8)
+    noise = np.random.default_rng(frame).normal(0, 160, (*SIZE, 3))
+    pixels = np.clip(pattern(pid) + noise, 0, 255).astype(np.uint8)
     path = folder / f"{f'{pid:04d}' if pid >= 0 else pid}_c{cam}s1_{frame:06d}_00.png"
     Image.fromarray(pixels).save(path)
     return path
