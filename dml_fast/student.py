@@ -78,7 +78,9 @@ class Student:
         scale: Tensor = self.scaler.scale(self._one)
         return scale
 
-    def update(self, logits: Tensor, grad: Tensor, extra: Tensor | None = None) -> Tensor:
+    def update(
+        self, logits: Tensor, grad: Tensor, extra: Tensor | None = None, extra_weight: float = 1.0
+    ) -> Tensor:
         """Go back from the logits and step, unless a gradient is not finite.
 
         A skipped step leaves no trace in weights, momentum or running statistics. Nothing here
@@ -87,12 +89,15 @@ class Student:
         Args:
             logits: (N, C), what ``forward`` gave.
             grad: (N, C), the gradient of the loss with respect to them, times ``grad_scale``.
-            extra: 0-d, another loss of the same pass, times ``grad_scale``.
+            extra: 0-d, another loss of the same pass, made by the same thread.
+            extra_weight: its weight.
 
         Returns:
             0-d bool tensor: whether the step was skipped.
         """
-        ends, grads = ([logits], [grad]) if extra is None else ([logits, extra], [grad, None])
+        ends, grads = [logits], [grad]
+        if extra is not None:
+            ends, grads = [logits, extra], [grad, extra_weight * self.grad_scale]
         torch.autograd.backward(ends, grads)
         self.features = None
         found = [p.grad for p in self.parameters if p.grad is not None]
