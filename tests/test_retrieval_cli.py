@@ -157,7 +157,7 @@ def test_a_report_of_runs_that_learn_identities(
     text = (tmp_path / "report.md").read_text()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     best = max(lines, key=lambda row: sum(s["val_mAP"] for s in row["students"]))
-    assert "mAP" in text and f"| {100 * best['ensemble_val_mAP']:.2f} |" in text
+    assert "mAP" in text and f" {100 * best['ensemble_val_mAP']:.2f} |" in text
     digits = tmp_path / "digits"
     options = "--arch resnet8 --epochs 1 --train-fraction 0.1 --device cpu"
     assert train([*options.split(), "--out", str(digits)]) == 0
