@@ -93,6 +93,10 @@ class TrainConfig:
     """Keep images and convolutions in channels-last memory order."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    executor: Literal["auto", "sequential", "threads", "streams", "graph"] = "auto"
+    """How the students are run. sequential: one after the other. threads: side by side on a CPU. streams, graph: side by side on a GPU, from the host or as one CUDA graph a step. auto: the fastest in a short trial, written into the run's configuration."""
+    compile: bool = False
+    """Compile each student with torch.compile, which takes a minute or so at the start; those of one architecture share the result."""
     seed: int = 0
     """Everything random follows from it."""
 

@@ -147,7 +147,7 @@ class Engine:
         )
         if self.update == "alternating":
             return self._alternating_step(lesson)
-        return self.executor.run(self._step, lesson)
+        return self.executor.run(self._step, lesson, self.cohort)
 
     def _step(self, lesson: Lesson, executor: Executor) -> StepResult:
         """All learn from one snapshot of predictions."""

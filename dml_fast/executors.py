@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import torch
 
+from dml_fast.cohort import Cohort
 from dml_fast.rng import global_state
 from dml_fast.student import Student
 
@@ -51,8 +52,8 @@ class Executor(ABC):
         """``fork``, for work that may draw from the global random generators."""
         return self.fork(students, work)
 
-    def run(self, step: Step, lesson: Lesson) -> StepResult:
-        """One whole step, which forks through this executor."""
+    def run(self, step: Step, lesson: Lesson, cohort: Cohort) -> StepResult:
+        """One whole step of a cohort, which forks through this executor."""
         return step(lesson, self)
 
     def __str__(self) -> str:
@@ -90,6 +91,7 @@ class Threads(Executor):
         self.workers = workers or min(cohort, total)
         self.threads_each = threads_each or max(1, total // self.workers)
         self._draws: dict[Student, bool] = {}
+        self._seen: set[Student] = set()
         self._pool = ThreadPoolExecutor(
             self.workers,
             thread_name_prefix="dml_fast",
@@ -98,8 +100,14 @@ class Threads(Executor):
         )
 
     def fork(self, students: Sequence[Student], work: Callable[[int], T]) -> list[T]:
-        """Each student is a task for whichever worker is free."""
-        return self._side_by_side([[k] for k in range(len(students))], work)
+        """Each student is a task for whichever worker is free; first times are one task.
+
+        Compiling is for one thread at a time, and happens at a student's first pass back.
+        """
+        numbers = range(len(students))
+        known = self._seen.issuperset(students)
+        self._seen.update(students)
+        return self._side_by_side([[k] for k in numbers] if known else [[*numbers]], work)
 
     def forward(self, students: Sequence[Student], work: Callable[[int], T]) -> list[T]:
         """As ``fork``, but students that draw random numbers are one task."""

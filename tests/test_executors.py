@@ -130,10 +130,10 @@ def test_views_differ_and_each_student_gets_its_own() -> None:
 
 def test_students_do_run_side_by_side() -> None:
     meeting = threading.Barrier(3, timeout=30)
-    names = Threads(3, workers=3, threads_each=1).fork(
-        networks(3),  # type: ignore[arg-type]
-        lambda k: (meeting.wait(), threading.current_thread().name)[1],
-    )
+    students = [student(m) for m in networks(3)]
+    executor = side_by_side(3)
+    executor.fork(students, lambda k: None)  # the first time is in one worker
+    names = executor.fork(students, lambda k: (meeting.wait(), threading.current_thread().name)[1])
     assert len(set(names)) == 3
 
 
@@ -172,11 +172,13 @@ def test_an_error_is_raised_after_all_have_ended() -> None:
         ended.append(k)
 
     executor = side_by_side(3)
+    students = [student(m) for m in networks(3)]
+    executor.fork(students, lambda k: None)
     for _ in range(2):  # and the workers are still there afterwards
         ended.clear()
         failed.clear()
         with pytest.raises(ValueError, match="student 0"):
-            executor.fork([student(m) for m in networks(3)], work)
+            executor.fork(students, work)
         assert sorted(ended) == [1, 2]
 
 
