@@ -31,7 +31,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
             "give an --arch that can be trained"
         )
     lr = torch.tensor(config.peak_lr, device=parameters[0].device)
-    if config.optimizer == "adamw":
+    if config.algorithm == "adamw":
         return torch.optim.AdamW(
             parameters,
             lr=lr,

@@ -128,7 +128,7 @@ class Trainer:
         """Bytes that the run folder will need: three checkpoints, a spare one, and the weights."""
         tensors = [t for s in self.cohort for t in s.model.state_dict().values()]
         weights: int = sum(t.numel() * t.element_size() for t in tensors)
-        states = 2 if self.config.optimizer == "adamw" else 1
+        states = 2 if self.config.algorithm == "adamw" else 1
         return 4 * weights * (1 + states) + weights + 2**22
 
     def fit(self) -> bool:
