@@ -63,6 +63,14 @@ class TrainConfig:
     """Random crops, and flips where the data allows them."""
     random_erasing: float = 0.0
     """Probability that a rectangle of an image is erased (Zhong et al. 2020)."""
+    color_jitter: float = 0.0
+    """Largest relative change of brightness, contrast and saturation, such as 0.4."""
+    mixup: float = 0.0
+    """Alpha of mixup (Zhang et al. 2018): pairs of images and their labels are blended."""
+    cutmix: float = 0.0
+    """Alpha of CutMix (Yun et al. 2019); beside --mixup each batch has one of them."""
+    views: Literal["shared", "per-student"] = "shared"
+    """per-student: each student sees its own augmentation of the same images."""
     num_instances: int = 4
     """Images of each identity in a batch (market1501; 0: any images, shuffled)."""
     skip_corrupt: bool = False
@@ -205,14 +213,17 @@ class TrainConfig:
             "warmup",
             "triplet_weight",
             "triplet_margin",
+            "mixup",
+            "cutmix",
         ):
             if not 0 <= (value := getattr(self, name)) < float("inf"):
                 raise UserError(f"--{_flag(name)} is {value}: give a finite number, 0 or more")
         for name in ("momentum", "label_noise", "label_smoothing"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise UserError(f"--{_flag(name)} is {value}: give a number from 0 to below 1")
-        if not 0 <= self.random_erasing <= 1:
-            raise UserError(f"--random-erasing is {self.random_erasing}: give a number from 0 to 1")
+        for name in ("random_erasing", "color_jitter"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise UserError(f"--{_flag(name)} is {value}: give a number from 0 to 1")
         none_set_aside = self.retrieval and self.val_fraction == 0
         if not (0 < self.val_fraction < 1 or none_set_aside):
             raise UserError(f"--val-fraction is {self.val_fraction}: give a number between 0 and 1")
@@ -245,6 +256,11 @@ class TrainConfig:
             raise UserError(
                 f"--triplet-weight {self.triplet_weight} needs several images of an identity in a "
                 f"batch and --num-instances is {self.num_instances}: give 2 or more"
+            )
+        elif self.triplet_weight and (self.mixup or self.cutmix):
+            raise UserError(
+                f"--triplet-weight {self.triplet_weight} compares identities, and --mixup and "
+                "--cutmix blend them: leave out one or the other"
             )
 
     def to_dict(self) -> dict[str, Any]:

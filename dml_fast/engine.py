@@ -85,7 +85,7 @@ class Engine:
 
     def step(
         self,
-        inputs: Tensor,
+        inputs: Tensor | Sequence[Tensor],
         target: Tensor,
         *,
         kl_scale: float = 1.0,
@@ -95,16 +95,22 @@ class Engine:
         """Update every learner once on one batch.
 
         Args:
-            inputs: (N, ...) on the students' device.
+            inputs: (N, ...) on the students' device; or K of them, one a student.
             target: (N,) classes or (N, C) probabilities.
             kl_scale: multiplies the weight of the mutual term (a ramp).
             learners: the students that learn, by default all.
             teacher: a student that does not learn and teaches alone, in place of the peers.
         """
-        students = [self.cohort.students[k] for k in learners or range(len(self.cohort))]
-        fixed = None if teacher is None else self.cohort.students[teacher].predict(inputs)
+        everyone = range(len(self.cohort))
+        views = [inputs for _ in everyone] if isinstance(inputs, Tensor) else inputs
+        chosen = list(learners or everyone)
+        students = [self.cohort.students[k] for k in chosen]
+        fixed = None if teacher is None else self.cohort.students[teacher].predict(views[teacher])
         embed = self.triplet_weight > 0
-        logits = [student.forward(inputs, with_features=embed) for student in students]
+        logits = [
+            student.forward(views[k], with_features=embed)
+            for k, student in zip(chosen, students, strict=True)
+        ]
         if self.update == "simultaneous":
             parts, grads = self._loss(students, logits, target, kl_scale, fixed)
             rows = [
@@ -119,7 +125,7 @@ class Engine:
                 turns.append(
                     [*(p[k] for p in parts), *self._update(student, logits[k], grads[k], target)]
                 )
-                logits[k] = student.predict(inputs, training=True)
+                logits[k] = student.predict(views[chosen[k]], training=True)
             *columns, triplet, skipped = (torch.stack(c) for c in zip(*turns, strict=True))
             parts = (columns[0], columns[1], columns[2], columns[3])
         losses, ce, kl, correct = parts

@@ -14,7 +14,9 @@ from dml_fast.amp import Precision
 from dml_fast.cohort import Cohort
 from dml_fast.config import TrainConfig
 from dml_fast.data import DataSet, RetrievalSet
-from dml_fast.data.resident import ResidentLoader, evaluation_batches
+from dml_fast.data.loaders import train_loader
+from dml_fast.data.plan import Augmentation
+from dml_fast.data.resident import evaluation_batches
 from dml_fast.engine import Engine
 from dml_fast.errors import TrainingError, reason
 from dml_fast.eval.classification import evaluate
@@ -73,19 +75,22 @@ class Trainer:
         }
         if config.retrieval:
             self.facts["task"] = "retrieval"
-        self.loader = ResidentLoader(
-            data.train.images,
-            data.train.labels,
+        self.loader = train_loader(
+            data,
+            Augmentation(
+                pad=data.pad if config.augment else 0,
+                flip=data.flip and config.augment,
+                erasing=config.random_erasing,
+                jitter=config.color_jitter,
+                mixup=config.mixup,
+                cutmix=config.cutmix,
+            ),
             batch_size=config.batch_size,
             seed=derive_seed(config.seed, "data"),
-            mean=data.mean,
-            std=data.std,
-            pad=data.pad if config.augment else 0,
-            flip=data.flip and config.augment,
             device=precision.device,
             channels_last=config.channels_last,
-            erasing=config.random_erasing,
             num_instances=config.num_instances if config.retrieval else 0,
+            views=len(config.architectures) if config.views == "per-student" else 1,
         )
         self.cohort = Cohort.from_config(
             config,
