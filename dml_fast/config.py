@@ -69,12 +69,18 @@ class TrainConfig:
     """Alpha of mixup (Zhang et al. 2018): pairs of images and their labels are blended."""
     cutmix: float = 0.0
     """Alpha of CutMix (Yun et al. 2019); beside --mixup each batch has one of them."""
+    crop: Literal["auto", "pad", "resized"] = "auto"
+    """pad: the image, shifted. resized: a random part of it, resized to --image-size as usual on ImageNet. auto: resized for folder with --image-size 128 or more."""
     views: Literal["shared", "per-student"] = "shared"
     """per-student: each student sees its own augmentation of the same images."""
     num_instances: int = 4
     """Images of each identity in a batch (market1501; 0: any images, shuffled)."""
     skip_corrupt: bool = False
-    """Leave out, count and name images that cannot be decoded, instead of stopping."""
+    """Leave out or replace, count and list images that cannot be decoded, instead of stopping."""
+    loader: Literal["auto", "resident", "dali", "fallback"] = "auto"
+    """Of folder and market1501: resident: all images in memory. dali: decoded as needed by NVIDIA DALI, on the GPU if there is one. fallback: as needed by threads. auto: resident if they fit."""
+    data_threads: int = 0
+    """Threads that decode images (0: one a core)."""
 
     epochs: int = 15
     """Passes over the training images (distill: for the teacher, and again for the others)."""
@@ -151,9 +157,22 @@ class TrainConfig:
     @property
     def data_options(self) -> dict[str, Any]:
         """What `dml_fast.data.open_dataset` is told beside ``data`` and ``download``."""
-        names = "val_fraction train_fraction label_noise seed skip_corrupt"
+        names = "val_fraction train_fraction label_noise seed skip_corrupt loader"
         options = {name: getattr(self, name) for name in names.split()}
-        return {**options, "image_size": self._image_size}
+        return {
+            **options,
+            "image_size": self._image_size,
+            "resized": self.resized_crop,
+            "threads": self.data_threads,
+        }
+
+    @property
+    def resized_crop(self) -> bool:
+        """Whether training shows random parts of the images, and evaluation their middle."""
+        if self.crop != "auto":
+            return self.crop == "resized"
+        size = self._image_size
+        return self.data.startswith("folder:") and isinstance(size, int) and size >= 128
 
     @property
     def _image_size(self) -> int | tuple[int, int]:
@@ -233,6 +252,8 @@ class TrainConfig:
             )
         if not 0 < self.temperature < float("inf"):
             raise UserError(f"--temperature is {self.temperature}: give a number above 0")
+        if self.data_threads < 0:
+            raise UserError(f"--data-threads is {self.data_threads}: give a number, or 0")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed is {self.seed}: give a whole number from 0 to 2^63 - 1")
         _ = self.save_interval, self._image_size

@@ -80,6 +80,7 @@ class Trainer:
             Augmentation(
                 pad=data.pad if config.augment else 0,
                 flip=data.flip and config.augment,
+                resized=config.resized_crop and config.augment,
                 erasing=config.random_erasing,
                 jitter=config.color_jitter,
                 mixup=config.mixup,

@@ -36,7 +36,7 @@ def make_loader(data: ImageSet, **changes: object) -> ResidentLoader:
         field.name: changes.pop(field.name) for field in kinds if field.name in changes
     }
     whole = DataSet(
-        "x", tuple("abcdefg"), data, data, None, MEAN[:channels], STD[:channels], 2, True, "", ()
+        "x", tuple("abcdefg"), data, data, None, MEAN[:channels], STD[:channels], 2, True, ""
     )
     options: dict = {"batch_size": 4, "seed": 3, "device": "cpu"}
     loader = train_loader(whole, Augmentation(**drawn), **(options | changes))

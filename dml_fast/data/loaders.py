@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 
 from dml_fast.data.assemble import Assembler, Loader
+from dml_fast.data.files import ImageFiles
 from dml_fast.data.plan import Augmentation, Plan
 from dml_fast.data.resident import ResidentLoader
 from dml_fast.data.sampling import IdentityOrder, Order, ShuffledOrder
 from dml_fast.data.sets import DataSet
+from dml_fast.data.stream import StreamLoader
 
 
 def train_loader(
@@ -69,4 +71,6 @@ def train_loader(
         device=device,
         channels_last=channels_last,
     )
+    if isinstance(train.images, ImageFiles):
+        return StreamLoader(train.images, train.labels, plan, assemble, batch_size)
     return ResidentLoader(train.images, plan, assemble)

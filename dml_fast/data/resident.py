@@ -14,9 +14,11 @@ import torch
 
 from dml_fast.data.assemble import Assembler, Batch, TrainBatch, to_nchw
 from dml_fast.data.augment import Normalizer
+from dml_fast.data.files import ImageFiles
 from dml_fast.data.plan import Plan
-from dml_fast.data.sampling import sequential
-from dml_fast.data.sets import ImageSet
+from dml_fast.data.sampling import Ids, sequential
+from dml_fast.data.sets import ImageSet, RetrievalSet
+from dml_fast.data.stream import Request, open_decoder
 
 __all__ = ["Batch", "ResidentLoader", "evaluation_batches"]
 
@@ -71,7 +73,8 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """Yields every image once, in order, normalised and never augmented.
 
-    The last batch is short if N is not a multiple of ``batch_size``.
+    The last batch is short if N is not a multiple of ``batch_size``. Where corrupt files are
+    skipped they are left out, and in a `RetrievalSet` they come as black images.
 
     Args:
         image_set: N images.
@@ -84,9 +87,35 @@ def evaluation_batches(
         ranks: R; all of them together see each image once.
     """
     normalize = Normalizer(mean, std, device)
-    for ids in sequential(len(image_set), batch_size, rank, ranks):
-        there = slice(ids[0], ids[-1] + 1)
-        images = torch.as_tensor(image_set.images[there]).to(device)
-        inputs = normalize(images.permute(0, 2, 3, 1).contiguous())
-        target = torch.as_tensor(image_set.labels[there]).to(device)
-        yield Batch(to_nchw(inputs, channels_last), target, torch.from_numpy(ids).to(device))
+    order = sequential(len(image_set), batch_size, rank, ranks)
+    for ids, images in _pixels(image_set, order, batch_size, torch.device(device)):
+        inputs = to_nchw(normalize(images), channels_last)
+        target = torch.as_tensor(image_set.labels[ids]).to(device)
+        yield Batch(inputs, target, torch.from_numpy(ids).to(device))
+
+
+def _pixels(
+    image_set: ImageSet, order: Iterator[Ids], batch_size: int, device: torch.device
+) -> Iterator[tuple[Ids, torch.Tensor]]:
+    """Indices and pixels (B, H, W, C) uint8 of batch after batch."""
+    images = image_set.images
+    if not isinstance(images, ImageFiles):
+        for ids in order:
+            there = torch.as_tensor(images[ids[0] : ids[-1] + 1]).to(device)
+            yield ids, there.permute(0, 2, 3, 1).contiguous()
+        return
+    size = min(batch_size, len(image_set))
+    decoder = open_decoder(images, None, device=device, batch_size=size)
+    try:
+        for found in decoder.run(Request(ids) for ids in order):
+            ids, (pixels,) = found.ids, found.images
+            if (ids < 0).any():  # corrupt files, which may be skipped
+                if isinstance(image_set, RetrievalSet):  # ... but not while others keep their rows
+                    ids = found.request.ids
+                else:
+                    whole = np.flatnonzero(ids >= 0)
+                    ids, pixels = ids[whole], pixels[torch.from_numpy(whole).to(device)]
+            yield ids, pixels
+    finally:
+        decoder.close()
+        images.corrupt.report()
