@@ -200,6 +200,16 @@ def test_torch_numpy_types_and_layouts_agree() -> None:
     same_bits(half, rank_distances(torch.from_numpy(dist).bfloat16().float(), *labels))
 
 
+@pytest.mark.parametrize(
+    "numbers", [[5, 3, 70_000, 4, 65_540, 0], [-(2**62), 1 - 2**63, 0, 7, 2**62, 2**63 - 1]]
+)
+def test_identities_may_be_any_integers(numbers: list[int]) -> None:
+    dist, labels = big_case()
+    expected = rank_distances(dist, *labels)
+    others = [np.append(numbers, -1)[pids] for pids in labels[:2]]
+    same_bits(rank_distances(dist, *others, *labels[2:]), expected)
+
+
 def test_a_tensor_is_read_in_place_and_left_as_it_was() -> None:
     from dml_fast.eval.inputs import as_floats
 
