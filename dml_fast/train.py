@@ -19,7 +19,18 @@ if TYPE_CHECKING:
     from dml_fast.trainer import Trainer
 
 # what may differ from the run that --resume continues
-_MAY_CHANGE = ("data", "device", "log_every", "max_skipped", "save_every", "tensorboard")
+_MAY_CHANGE = (
+    "data",
+    "data_threads",
+    "device",
+    "executor",
+    "loader",
+    "log_every",
+    "max_skipped",
+    "save_every",
+    "skip_corrupt",
+    "tensorboard",
+)
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if complete:
                 trainer.finish()
         finally:
+            trainer.loader.close()
             trainer.reporter.close()
     if complete:
         return 0
@@ -106,16 +118,19 @@ def prepare(config: TrainConfig, run: Run, resume: Path | None, stop: StopReques
     from dml_fast import checkpoint
     from dml_fast.amp import Precision, pick_device
     from dml_fast.data import open_dataset
+    from dml_fast.executor_choice import check_executor
     from dml_fast.log import Reporter, logger
     from dml_fast.trainer import Trainer
 
     precision = Precision.from_config(config, pick_device(config.device))
+    check_executor(config.executor, precision.device)
     path = run.checkpoint("last") if resume and resume.is_dir() else resume
     if resume == run.folder and not any(run.folder.glob("*.pt")):
         path = None  # it was killed before its first checkpoint: from the start it is the same run
     state = checkpoint.load(path) if path else None
     reporter = Reporter(run.folder / "tensorboard" if config.tensorboard else None)
-    data = open_dataset(config.data, download=config.download, **config.data_options)
+    options = {**config.data_options, "device": str(precision.device)}
+    data = open_dataset(config.data, download=config.download, **options)
     if state is not None:
         saved = from_mapping(json.loads(state["config"]), str(path))
         check_same_run(saved, config, run.folder)
