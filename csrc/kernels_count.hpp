@@ -2,8 +2,8 @@
 //
 // Two passes over each block of the row while it is in the L1 cache. The first keeps what is not
 // above the highest threshold: little, in the rows of a good network. The second counts what is
-// kept ("tally"): with at most Table::MOST thresholds by a search in registers, else against each
-// threshold, or by a search in memory.
+// kept ("tally"): by a search in registers, Table::MOST thresholds at a time; where there are no tables
+// against each threshold; with very many thresholds by a search in memory.
 
 constexpr std::int64_t GROUP = 3;     // vectors: see tally_by_table
 constexpr std::int64_t BLOCK = 2016;  // elements, whole groups; at most 255 vectors
@@ -157,8 +157,8 @@ class Tally {
         for (std::int64_t j = 0; j < n; ++j) found_.nans += x[j] != x[j];
     }
 
-    // Elements at most the highest threshold so far; not with a search in memory.
-    std::int64_t highest() const { return counts_[k_ - 1]; }
+    // Elements so far; with a search in memory only those above the last threshold but one.
+    std::int64_t at_most_highest() const { return counts_[k_ - 1]; }
 
   private:
     std::int64_t table(const Scalar* x, std::int64_t n, std::int64_t& i) {
@@ -212,17 +212,18 @@ Counted count_at_most(const typename V::Scalar* x, std::int64_t n,
     Tally<V> tally(thresholds, k, counts);
     const Scalar top = thresholds[k - 1];
     std::int64_t waiting = 0;
-    bool all = false;
+    bool most = false;  // of the last block was kept: then this one is counted where it is
     for (std::int64_t begin = 0; begin < n; begin += BLOCK) {
         const std::int64_t m = n - begin < BLOCK ? n - begin : BLOCK;
-        if (all && m == BLOCK) {
-            const std::int64_t before = tally.highest();
+        if (most && m == BLOCK) {
+            const std::int64_t before = tally.at_most_highest();
             tally.block(x + begin, BLOCK);
-            all = 2 * (tally.highest() - before) > BLOCK;
+            most = 2 * (tally.at_most_highest() - before) > BLOCK;
             continue;
         }
-        all = true;
-        waiting += keep<V>(x + begin, m, top, kept + waiting);
+        const std::int64_t found = keep<V>(x + begin, m, top, kept + waiting);
+        most = 2 * found > m;
+        waiting += found;
         if (waiting < BLOCK) continue;
         tally.block(kept, BLOCK);
         waiting -= BLOCK;

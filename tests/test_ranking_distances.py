@@ -314,3 +314,6 @@ def test_any_number_of_matches_that_a_table_may_hold(
             warnings.simplefilter("ignore")
             result = rank_distances(dist, *case.labels(), protocol="all")
         check(result, dist, case, protocol="all")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # numbers beyond the table's last place are no NaNs
+            rank_distances(dist[:1], case.q_pids[:1], g_pids, protocol="all")
