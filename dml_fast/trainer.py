@@ -309,6 +309,11 @@ class Trainer:
         }
         with self._writing():
             checkpoint.save(self.run, state, best=best)
+            if self.data.corrupt is not None:
+                corrupt = self.data.corrupt
+                self.run.write_corrupt(
+                    dict(zip(corrupt.names, corrupt.reasons.values(), strict=True))
+                )
         self._saved = (self.step, time.monotonic())
 
     @contextmanager
