@@ -2,10 +2,12 @@
 
     python benchmarks/compare_methods.py run --task digits --out DIR
     python benchmarks/compare_methods.py run --task cifar10 --data folder:DIR --out DIR
+    python benchmarks/compare_methods.py run --task market1501 --data market1501:DIR --out DIR
     python benchmarks/compare_methods.py table --out DIR
 
 Each run is the ordinary command line in a process of its own; finished ones are not repeated.
-The table reads the accuracy on the test set after the last epoch: nothing is selected on it.
+The table reads the accuracy (of identities the mAP) on the test set after the last epoch: nothing
+is selected on it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import tyro
 
@@ -29,17 +31,37 @@ METHODS = {
     "dml": ["--method", "dml"],
     "dml + warm-up": ["--method", "dml", "--kl-warmup", "{half}"],
 }
-NOISES = (0.0, 0.3)
+
+
+class Task(NamedTuple):
+    """A recipe, and what is compared with it.
+
+    Attributes:
+        arch: of every student.
+        epochs: of every run.
+        options: further flags.
+        noises: shares of wrong labels.
+        methods: of `METHODS`.
+    """
+
+    arch: str
+    epochs: int
+    options: tuple[str, ...] = ()
+    noises: tuple[float, ...] = (0.0, 0.3)
+    methods: tuple[str, ...] = tuple(METHODS)
+
+
 TASKS = {
     # 1,168 x 0.3425 = 400 training images
-    "digits400": {"arch": "resnet32", "epochs": 40, "options": ["--train-fraction", "0.3425"]},
-    "digits": {"arch": "resnet32", "epochs": 15, "options": []},
+    "digits400": Task("resnet32", 40, ("--train-fraction", "0.3425")),
+    "digits": Task("resnet32", 15),
     # 50,000 x 0.96 x 0.104167 = 5,000 training images, 2,000 to validate
-    "cifar10": {
-        "arch": "resnet8",
-        "epochs": 12,
-        "options": ["--amp", "--val-fraction", "0.04", "--train-fraction", "0.104167"],
-    },
+    "cifar10": Task(
+        "resnet8", 12, ("--amp", "--val-fraction", "0.04", "--train-fraction", "0.104167")
+    ),
+    "market1501": Task(
+        "mobilenet_v1", 15, ("--amp", "--image-size", "32"), (0.0,), ("independent", "dml")
+    ),
 }
 
 
@@ -47,7 +69,7 @@ TASKS = {
 class Run:
     """Train every cohort of a comparison."""
 
-    task: Literal["digits", "digits400", "cifar10"]
+    task: Literal["digits", "digits400", "cifar10", "market1501"]
     """Which data and recipe."""
     out: Path
     """Folder of the run folders."""
@@ -75,19 +97,19 @@ def commands(args: Run) -> Iterator[tuple[Path, list[str]]]:
     """(run folder, command) of each run, seed by seed."""
     task = TASKS[args.task]
     for seed in range(args.seeds):
-        for noise in NOISES:
-            for name, flags in METHODS.items():
+        for noise in task.noises:
+            for name in task.methods:
                 folder = args.out / f"{args.task}-{name.replace(' + ', '-')}-noise{noise}-s{seed}"
-                half = str(task["epochs"] / 2)
+                half = str(task.epochs / 2)
                 yield (
                     folder,
                     [
                         *(sys.executable, "-m", "dml_fast.train", "--data", args.data),
-                        *("--cohort", str(args.cohort), "--arch", task["arch"]),
-                        *("--epochs", str(task["epochs"]), "--seed", str(seed)),
+                        *("--cohort", str(args.cohort), "--arch", task.arch),
+                        *("--epochs", str(task.epochs), "--seed", str(seed)),
                         *("--label-noise", str(noise), "--out", str(folder)),
-                        *task["options"],
-                        *(flag.format(half=half) for flag in flags),
+                        *task.options,
+                        *(flag.format(half=half) for flag in METHODS[name]),
                     ],
                 )
 
@@ -111,7 +133,7 @@ def run(args: Run) -> None:
 
 
 def scores(folder: Path) -> dict[str, float]:
-    """Test accuracies in percent: the students' mean and the ensemble."""
+    """In percent on the test set, accuracy or mAP: the students' mean and the ensemble."""
     cached = folder / "test.json"
     if not cached.exists():
         command = [sys.executable, "-m", "dml_fast.evaluate", str(folder)]
@@ -120,8 +142,14 @@ def scores(folder: Path) -> dict[str, float]:
         ).stdout
         cached.write_text(output)
     result = json.loads(cached.read_text())
-    students = [100 * student["accuracy"] for student in result["students"]]
-    return {"students": mean(students), "ensemble": 100 * result["ensemble_accuracy"]}
+    if "ensemble" not in result:
+        students = [100 * student["accuracy"] for student in result["students"]]
+        return {"students": mean(students), "ensemble": 100 * result["ensemble_accuracy"]}
+    found = {}
+    for key, suffix in (("mAP", ""), ("rank1", "_rank1")):
+        found[f"students{suffix}"] = mean(100 * s[key] for s in result["students"])
+        found[f"ensemble{suffix}"] = 100 * result["ensemble"][key]
+    return found
 
 
 def table(args: Table) -> None:

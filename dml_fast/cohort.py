@@ -60,6 +60,8 @@ class Cohort:
                 (min(2, config.batch_size), in_channels, *image_size), device=precision.device
             )
             _try(student, images, num_classes)
+            if config.compile:
+                student.compile()
             students.append(student)
         seed_everything(derive_seed(config.seed, "training"))
         return cls(students)

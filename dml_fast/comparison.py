@@ -11,7 +11,16 @@ from statistics import fmean, stdev
 from typing import Any
 
 from dml_fast.errors import UserError
-from dml_fast.history import History, best_epoch, best_student, images_per_s, mean_score, percent
+from dml_fast.history import (
+    History,
+    best_epoch,
+    best_score,
+    ensemble_score,
+    images_per_s,
+    mean_score,
+    percent,
+    score_of,
+)
 from dml_fast.markdown import table
 from dml_fast.plots import plot_curves, plot_groups
 from dml_fast.run import Run, atomic_write
@@ -55,18 +64,13 @@ class Entry:
         """Whether all epochs are done."""
         return len(self.history) >= self.run.config.total_epochs
 
-    @property
-    def best_val_acc(self) -> float:
-        """Validation accuracy of the best student, in 0..1."""
-        accuracy: float = self.best["students"][best_student(self.best)]["val_acc"]
-        return accuracy
-
 
 def read_entries(paths: Sequence[Path]) -> list[Entry]:
     """Open runs, each once, under names that tell them apart.
 
     Raises:
-        UserError: not a run, or one that has no finished epoch yet.
+        UserError: not a run, one that has no finished epoch yet, or runs that are judged by
+            different scores.
     """
     runs: dict[Path, Run] = {}
     for path in paths:
@@ -82,6 +86,12 @@ def read_entries(paths: Sequence[Path]) -> list[Entry]:
                 f"python -m dml_fast.train --resume {folder}"
             )
         entries.append(Entry(label, run, history))
+    for entry in entries[1:]:
+        if score_of(entry.best) is not score_of(entries[0].best):
+            raise UserError(
+                f"{entries[0].label} is judged by {score_of(entries[0].best).name} and "
+                f"{entry.label} by {score_of(entry.best).name}: report them apart"
+            )
     return entries
 
 
@@ -117,9 +127,9 @@ def to_markdown(entries: Sequence[Entry]) -> str:
             str(entry.run.config.seed),
             *_options(entry, differing),
             str(entry.best["epoch"]),
-            percent(entry.best_val_acc),
+            percent(best_score(entry.best)),
             percent(mean_score(entry.best)),
-            percent(entry.best["ensemble_val_acc"]),
+            percent(ensemble_score(entry.best)),
             f"{images_per_s(entry.history):,.0f}",
         ]
         for entry in entries
@@ -128,8 +138,9 @@ def to_markdown(entries: Sequence[Entry]) -> str:
     parts = ["# Comparison of runs" if len(entries) > 1 else f"# {entries[0].label}"]
     parts.append(table([*header, *_column(differing), *measured], rows))
     parts.append(
-        "Accuracies are on the validation split, in the epoch with the highest mean of the "
-        "students (that of `best.pt`); for the test split use `python -m dml_fast.evaluate RUN`. "
+        f"Shares are the {score_of(entries[0].best).name} on the validation split, in the epoch "
+        "with the highest mean of the students (that of `best.pt`); for the test split use "
+        "`python -m dml_fast.evaluate RUN`. "
         "Images a second: median epoch, an image counted once for all students."
     )
     # the same seed twice is the same run twice: it would make the error look smaller
@@ -182,9 +193,9 @@ def _seeds(groups: Mapping[str, Sequence[Entry]], differing: set[str]) -> str:
         seeds = ", ".join(str(entry.run.config.seed) for entry in members)
         row = [*_what(members[0]), *_options(members[0], differing), seeds, str(len(members))]
         getters: tuple[Callable[[Entry], float], ...] = (
-            lambda entry: entry.best_val_acc,
+            lambda entry: best_score(entry.best),
             lambda entry: mean_score(entry.best),
-            lambda entry: entry.best["ensemble_val_acc"],
+            lambda entry: ensemble_score(entry.best) or 0.0,
         )
         row += [_mean_and_error([100 * get(entry) for entry in members], 2) for get in getters]
         row.append(_mean_and_error([images_per_s(entry.history) for entry in members], 0))

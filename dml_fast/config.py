@@ -51,8 +51,8 @@ class TrainConfig:
     """digits (embedded), cifar10:DIR, cifar100:DIR, folder:DIR with train/CLASS/*.jpg|png and optionally val/ and test/, or market1501:DIR (re-identification)."""
     download: bool = False
     """Fetch CIFAR into its DIR if it is not there."""
-    image_size: str = "0"
-    """Of folder and market1501: 0: as they are. 64: shorter side resized, centre cropped. 128x64: resized to that height and width."""
+    image_size: str = ""
+    """Of folder and market1501. 0: as they are. 64: shorter side resized, centre cropped. 128x64: resized to that height and width. (Default: 0; market1501: 128x64.)"""
     val_fraction: float = 0.1
     """Share of the training images set aside to validate (cifar, folders without val/), or of the identities (market1501, where 0 validates on the test images)."""
     train_fraction: float = 1.0
@@ -86,8 +86,8 @@ class TrainConfig:
     """Passes over the training images (distill: for the teacher, and again for the others)."""
     batch_size: int = 64
     """Images a step."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """sgd has Nesterov momentum."""
+    optimizer: Literal["auto", "sgd", "adamw"] = "auto"
+    """sgd has Nesterov momentum. auto: sgd; adamw for market1501."""
     lr: float = 0.0
     """Peak learning rate (0: 0.1 for sgd, 0.001 for adamw)."""
     momentum: float = 0.9
@@ -107,6 +107,10 @@ class TrainConfig:
     """Keep images and convolutions in channels-last memory order."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    executor: Literal["auto", "sequential", "threads", "streams", "graph"] = "auto"
+    """How the students are run. sequential: one after the other. threads: side by side on a CPU. streams, graph: side by side on a GPU, from the host or as one CUDA graph a step. auto: the fastest in a short trial, written into the run's configuration."""
+    compile: bool = False
+    """Compile each student with torch.compile, which takes a minute or so at the start; those of one architecture share the result."""
     seed: int = 0
     """Everything random follows from it."""
 
@@ -130,7 +134,14 @@ class TrainConfig:
     @property
     def peak_lr(self) -> float:
         """The learning rate at the top of the schedule."""
-        return self.lr or {"sgd": 0.1, "adamw": 1e-3}[self.optimizer]
+        return self.lr or {"sgd": 0.1, "adamw": 1e-3}[self.algorithm]
+
+    @property
+    def algorithm(self) -> str:
+        """The optimizer that ``optimizer`` comes to: sgd or adamw."""
+        if self.optimizer == "auto":
+            return "adamw" if self.retrieval else "sgd"
+        return self.optimizer
 
     @property
     def total_epochs(self) -> int:
@@ -176,7 +187,8 @@ class TrainConfig:
 
     @property
     def _image_size(self) -> int | tuple[int, int]:
-        match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", self.image_size)
+        size = self.image_size or ("128x64" if self.retrieval else "0")
+        match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", size)
         if not match or (match[2] and not int(match[1]) * int(match[2])):
             raise UserError(
                 f"--image-size is {self.image_size!r}: give pixels (64), or height x width (128x64)"

@@ -1,8 +1,10 @@
 """The cohort step. Students meet in one place only, the mutual loss of their detached logits.
 
-for each k: z_k = student_k(x)
+fork, for each k: z_k = student_k(x); join
 losses, grads = mutual loss of (z_1..z_K, y)         no autograd graph across students
-for each k: z_k.backward(grad_k); optimizer_k.step()
+fork, for each k: z_k.backward(grad_k); optimizer_k.step(); join
+
+Who runs what where between a fork and its join is the executor's (`dml_fast.executors`).
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import torch
 from torch import Tensor
 
 from dml_fast.cohort import Cohort
+from dml_fast.errors import UserError
+from dml_fast.executors import Executor, Sequential
 from dml_fast.loss import mutual_loss_and_grad, peer_divergence
 from dml_fast.student import Student
 from dml_fast.triplet import triplet_loss
@@ -40,8 +44,27 @@ class StepResult:
     skipped: Tensor
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What a step works on.
+
+    Attributes:
+        inputs: one (N, ...) a student, whether or not it learns; often one tensor K times.
+        target: (N,) classes or (N, C) probabilities.
+        kl_weight: of the mutual term in this step.
+        learners: the A students that learn.
+        teacher: the one that teaches alone, or None.
+    """
+
+    inputs: tuple[Tensor, ...]
+    target: Tensor
+    kl_weight: float | Tensor
+    learners: tuple[int, ...]
+    teacher: int | None = None
+
+
 class Engine:
-    """Trains a cohort, a step at a time, one student after the other.
+    """Trains a cohort, a step at a time.
 
     Args:
         cohort: the students.
@@ -56,6 +79,8 @@ class Engine:
         triplet_weight: weight of each student's own triplet loss, for students that embed
             (`dml_fast.models.embedding.EmbeddingNet`).
         triplet_margin: its margin.
+        executor: runs the students, by default one after the other. With ``alternating`` updates
+            it has nothing to overlap and is not used.
     """
 
     def __init__(
@@ -70,6 +95,7 @@ class Engine:
         update: str = "simultaneous",
         triplet_weight: float = 0.0,
         triplet_margin: float = 0.3,
+        executor: Executor | None = None,
     ) -> None:
         if method in ("dml", "dml_e"):
             cohort.check_distinct()
@@ -82,6 +108,7 @@ class Engine:
         self.update = update
         self.triplet_weight = triplet_weight
         self.triplet_margin = triplet_margin
+        self.executor = executor or Sequential()
 
     def step(
         self,
@@ -95,58 +122,98 @@ class Engine:
         """Update every learner once on one batch.
 
         Args:
-            inputs: (N, ...) on the students' device; or K of them, one a student.
+            inputs: (N, ...) on the students' device, or K of these, one view a student.
             target: (N,) classes or (N, C) probabilities.
             kl_scale: multiplies the weight of the mutual term (a ramp).
             learners: the students that learn, by default all.
             teacher: a student that does not learn and teaches alone, in place of the peers.
+
+        Raises:
+            UserError: not one view a student.
         """
-        everyone = range(len(self.cohort))
-        views = [inputs for _ in everyone] if isinstance(inputs, Tensor) else inputs
-        chosen = list(learners or everyone)
-        students = [self.cohort.students[k] for k in chosen]
-        fixed = None if teacher is None else self.cohort.students[teacher].predict(views[teacher])
-        embed = self.triplet_weight > 0
-        logits = [
-            student.forward(views[k], with_features=embed)
-            for k, student in zip(chosen, students, strict=True)
-        ]
-        if self.update == "simultaneous":
-            parts, grads = self._loss(students, logits, target, kl_scale, fixed)
-            rows = [
-                self._update(student, z, grad, target)
-                for student, z, grad in zip(students, logits, grads, strict=True)
-            ]
-            triplet, skipped = (torch.stack(column) for column in zip(*rows, strict=True))
-        else:
-            turns = []
-            for k, student in enumerate(students):
-                parts, grads = self._loss(students, logits, target, kl_scale, fixed)
-                turns.append(
-                    [*(p[k] for p in parts), *self._update(student, logits[k], grads[k], target)]
-                )
-                logits[k] = student.predict(views[chosen[k]], training=True)
-            *columns, triplet, skipped = (torch.stack(c) for c in zip(*turns, strict=True))
-            parts = (columns[0], columns[1], columns[2], columns[3])
-        losses, ce, kl, correct = parts
-        return StepResult(losses + self.triplet_weight * triplet, ce, kl, triplet, correct, skipped)
+        count = len(self.cohort)
+        views = (inputs,) * count if isinstance(inputs, Tensor) else tuple(inputs)
+        if len(views) != count:
+            raise UserError(
+                f"a step got {len(views)} views of its images and the cohort has {count} students: "
+                "give one tensor, or one a student"
+            )
+        lesson = Lesson(
+            views,
+            target,
+            self.kl_weight * kl_scale,
+            tuple(learners or range(count)),
+            teacher,
+        )
+        if self.update == "alternating":
+            return self._alternating_step(lesson)
+        return self.executor.run(self._step, lesson, self.cohort)
+
+    def _step(self, lesson: Lesson, executor: Executor) -> StepResult:
+        """All learn from one snapshot of predictions."""
+        students = [self.cohort.students[k] for k in lesson.learners]
+        fixed = self._taught(lesson)
+        passes = executor.forward(students, lambda k: self._forward(students[k], lesson, k))
+        logits = [z for z, _ in passes]
+        parts, grads = self._loss(students, logits, lesson, fixed)
+        rows = executor.fork(students, lambda k: self._update(students[k], *passes[k], grads[k]))
+        triplet, skipped = (torch.stack(column) for column in zip(*rows, strict=True))
+        return self._result(parts, triplet, skipped)
+
+    def _alternating_step(self, lesson: Lesson) -> StepResult:
+        """Each learns from predictions that its predecessors' updates have refreshed."""
+        students = [self.cohort.students[k] for k in lesson.learners]
+        fixed = self._taught(lesson)
+        passes = [self._forward(student, lesson, k) for k, student in enumerate(students)]
+        logits = [z for z, _ in passes]
+        turns = []
+        for k, student in enumerate(students):
+            parts, grads = self._loss(students, logits, lesson, fixed)
+            update = self._update(student, *passes[k], grads[k])
+            turns.append([*(part[k] for part in parts), *update])
+            logits[k] = student.predict(lesson.inputs[lesson.learners[k]], training=True)
+        *columns, triplet, skipped = (torch.stack(c) for c in zip(*turns, strict=True))
+        return self._result((columns[0], columns[1], columns[2], columns[3]), triplet, skipped)
+
+    def _forward(
+        self, student: Student, lesson: Lesson, learner: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits, and the triplet loss of the same pass if there is one.
+
+        Both by one thread: autograd numbers the nodes of each thread on its own, and adds up
+        gradients in an order that depends on these numbers.
+        """
+        inputs = lesson.inputs[lesson.learners[learner]]
+        logits = student.forward(inputs, with_features=self.triplet_weight > 0)
+        if student.features is None:
+            return logits, None
+        return logits, triplet_loss(student.features, lesson.target, self.triplet_margin)
 
     def _update(
-        self, student: Student, logits: Tensor, grad: Tensor, target: Tensor
+        self, student: Student, logits: Tensor, triplet: Tensor | None, grad: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Update a student; its triplet loss, and whether the step was skipped."""
-        if student.features is None:
-            return logits.new_zeros((), dtype=torch.float32), student.update(logits, grad)
-        term = triplet_loss(student.features, target, self.triplet_margin)
-        skipped = student.update(logits, grad, self.triplet_weight * student.grad_scale * term)
-        return term.detach(), skipped
+        skipped = student.update(logits, grad, triplet, self.triplet_weight)
+        if triplet is None:
+            return logits.new_zeros((), dtype=torch.float32), skipped
+        return triplet.detach(), skipped
+
+    def _taught(self, lesson: Lesson) -> Tensor | None:
+        if (k := lesson.teacher) is None:
+            return None
+        return self.cohort.students[k].predict(lesson.inputs[k])
+
+    def _result(
+        self, parts: tuple[Tensor, Tensor, Tensor, Tensor], triplet: Tensor, skipped: Tensor
+    ) -> StepResult:
+        losses, ce, kl, correct = parts
+        return StepResult(losses + self.triplet_weight * triplet, ce, kl, triplet, correct, skipped)
 
     def _loss(
         self,
         students: list[Student],
         logits: list[Tensor],
-        target: Tensor,
-        kl_scale: float,
+        lesson: Lesson,
         fixed: Tensor | None,
     ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], list[Tensor]]:
         """(losses, ce, kl, correct), each (A,), and the gradient of each student's logits."""
@@ -155,11 +222,10 @@ class Engine:
         if fixed is not None:  # the teacher alone is heard
             peer_weight = fixed.new_zeros(len(students), len(students) + 1, dtype=torch.float32)
             peer_weight[:, -1] = 1.0
-        weight = self.kl_weight * kl_scale
         losses, grads, stats = mutual_loss_and_grad(
             detached,
-            target,
-            kl_weight=weight,
+            lesson.target,
+            kl_weight=lesson.kl_weight,
             temperature=self.temperature,
             label_smoothing=self.label_smoothing,
             peer_reduction=self.peer_reduction,
@@ -171,5 +237,5 @@ class Engine:
         if self.method == "dml_e":
             peers = len(students) - 1 if self.peer_reduction == "sum" else 1
             spread = peers * self.temperature**2 * peer_divergence(detached, self.temperature)
-            losses, kl = losses - weight * spread, kl - spread
+            losses, kl = losses - lesson.kl_weight * spread, kl - spread
         return (losses, stats.ce, kl, stats.correct), grads

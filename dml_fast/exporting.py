@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dml_fast import __version__
 from dml_fast.data.resident import evaluation_batches
 from dml_fast.errors import UserError, first_line
+from dml_fast.models.embedding import EmbeddingNet
 from dml_fast.run import Run, sync_folder
 from dml_fast.trained import Trained, open_data
 from dml_fast.weights import load_student, save_student
@@ -39,6 +40,18 @@ class Student(NamedTuple):
     model: nn.Module
     arch: str
     facts: dict[str, Any]
+
+    @property
+    def output(self) -> str:
+        """What the network gives: logits, or embeddings where it learned identities."""
+        return "embeddings" if isinstance(self.model, EmbeddingNet) else "logits"
+
+    @property
+    def network(self) -> nn.Module:
+        """What a graph is made of: without the classifier where embeddings are wanted."""
+        if isinstance(self.model, EmbeddingNet):
+            return nn.Sequential(self.model.backbone, self.model.neck).eval()
+        return self.model
 
     @property
     def header(self) -> str:
@@ -92,7 +105,8 @@ def export_student(run: Run, name: str, kind: str, which: str, out: str) -> bool
     inputs, source = _images(run, trained.facts)
     check = export(student, kind, path, inputs)
     comparison = (
-        f"largest difference of logits {check.difference:.2g}, tolerance {check.tolerance:.2g}, "
+        f"largest difference of {student.output} {check.difference:.2g}, "
+        f"tolerance {check.tolerance:.2g}, "
         f"on {len(inputs)} {source}, in batches of 1 and {len(inputs) + 1}"
     )
     if check.passed:
@@ -144,7 +158,7 @@ def export(student: Student, kind: str, out: Path, inputs: Tensor) -> Check:
         with tempfile.TemporaryDirectory(prefix=".export.", dir=out.parent) as folder:
             draft = Path(folder) / out.name
             write(student, inputs, draft)
-            check = _compare(student.model, read(draft), inputs, exact)
+            check = _compare(student.network, read(draft), inputs, exact)
             if check.passed:
                 with draft.open("rb") as file:
                     os.fsync(file.fileno())
@@ -176,7 +190,8 @@ def _write_safetensors(student: Student, _: Tensor, path: Path) -> None:
 
 
 def _read_safetensors(path: Path) -> Apply:
-    return load_student(path)[0]
+    model, facts = load_student(path)
+    return Student(model, facts["arch"], facts).network
 
 
 def _trace(student: Student, inputs: Tensor) -> torch.export.ExportedProgram:
@@ -184,7 +199,7 @@ def _trace(student: Student, inputs: Tensor) -> torch.export.ExportedProgram:
     example = inputs[:1].repeat(2, 1, 1, 1)  # torch.export takes 1 for a constant
     try:
         return torch.export.export(
-            student.model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
+            student.network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
         )
     except Exception as error:  # whatever a network does that cannot be traced
         raise UserError(
@@ -210,7 +225,7 @@ def _write_onnx(student: Student, inputs: Tensor, path: Path) -> None:
         _trace(student, inputs),
         dynamo=True,
         input_names=["images"],
-        output_names=["logits"],
+        output_names=[student.output],
         verbose=False,
     )
     assert program is not None  # None is for dynamo=False
@@ -224,8 +239,8 @@ def _read_onnx(path: Path) -> Apply:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def apply(inputs: Tensor) -> Tensor:
-        [logits] = session.run(["logits"], {"images": inputs.contiguous().numpy()})
-        return torch.from_numpy(logits)
+        [output] = session.run(None, {"images": inputs.contiguous().numpy()})
+        return torch.from_numpy(output)
 
     return apply
 

@@ -49,6 +49,11 @@ def best_student(line: Mapping[str, Any]) -> int:
     return scores.index(max(scores))
 
 
+def best_score(line: Mapping[str, Any]) -> float:
+    """The highest validation score of a student in one line, in 0..1."""
+    return max(_scores(line))
+
+
 def ensemble_score(line: Mapping[str, Any]) -> float | None:
     """The ensemble's validation score in one line, in 0..1."""
     score: float | None = line[f"ensemble_{score_of(line).key}"]

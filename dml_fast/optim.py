@@ -31,8 +31,14 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
             "give an --arch that can be trained"
         )
     lr = torch.tensor(config.peak_lr, device=parameters[0].device)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=lr, weight_decay=config.weight_decay, fused=True)
+    if config.algorithm == "adamw":
+        return torch.optim.AdamW(
+            parameters,
+            lr=lr,
+            weight_decay=config.weight_decay,
+            fused=True,
+            capturable=lr.is_cuda,  # in a CUDA graph
+        )
     optimizer = torch.optim.SGD(
         parameters,
         lr=lr,

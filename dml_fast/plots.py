@@ -16,7 +16,13 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from dml_fast.history import History, best_epoch, mean_score
+from dml_fast.history import (
+    History,
+    best_epoch,
+    ensemble_score,
+    mean_score,
+    score_of,
+)
 from dml_fast.run import atomic_write
 
 # Okabe and Ito's palette, which colour-blind readers tell apart, without its yellow (too pale on
@@ -45,7 +51,6 @@ class _Curve(NamedTuple):
     band: tuple[list[float], list[float]] = ([], [])  # lowest and highest, where drawn
 
 
-_VAL = _Panel("Validation accuracy", "val_acc", True)
 _KL = _Panel("Training loss, mutual (KL) part", "kl", False)
 _TRAIN = (
     _Panel("Training accuracy", "train_acc", True),
@@ -53,7 +58,6 @@ _TRAIN = (
     _Panel("Training loss, cross-entropy part", "ce", False),
     _KL,
 )
-_ENSEMBLE = _Panel("Validation accuracy of the ensemble", "ensemble_val_acc", True)
 
 
 def plot_curves(path: Path, histories: Mapping[str, History]) -> None:
@@ -75,7 +79,8 @@ def plot_groups(path: Path, groups: Mapping[str, Sequence[History]]) -> None:
 
     Args:
         path: of the PNG, which is replaced only when the new one is whole.
-        groups: a label to the histories of runs that differ only by their seeds.
+        groups: a label to the histories of runs that differ only by their seeds; all runs are
+            judged by the same score.
     """
     _save(groups_figure(groups), path)
 
@@ -86,23 +91,25 @@ def run_figure(label: str, history: History) -> Figure:
     epochs = [line["epoch"] for line in history]
     best = history[best_epoch(history) - 1]
     styles = _styles(len(best["students"]))
-    for axis, panel in zip(axes, (_VAL, *_TRAIN), strict=False):
+    score = score_of(best)
+    val = _Panel(f"Validation {score.name}", score.key, True)
+    for axis, panel in zip(axes, (val, *_TRAIN), strict=False):
         curves = [
             _Curve(epochs, [_number(line["students"][k][panel.key]) for line in history], *style)
             for k, style in enumerate(styles)
         ]
-        if panel is _VAL:
-            ensemble = [_number(line["ensemble_val_acc"]) for line in history]
+        if panel is val:
+            ensemble = [_number(ensemble_score(line)) for line in history]
             curves.append(_Curve(epochs, ensemble, "black", "-", width=2.0))
         _draw(axis, panel, curves)
     if len(history) > 1:
         axes[0].axvline(best["epoch"], color=_GRAY, linewidth=1.2, linestyle=":", zorder=1)
     entries = [
-        (f"{_percent(s['val_acc'])}  student {k}: {s['arch']}", *style)
+        (f"{_percent(s[score.key])}  student {k}: {s['arch']}", *style)
         for k, (s, style) in enumerate(zip(best["students"], styles, strict=True))
     ]
-    entries.append((f"{_percent(best['ensemble_val_acc'])}  ensemble", "black", "-"))
-    _legend(axes[5], f"Validation accuracy, best epoch: {best['epoch']} (dotted)", entries)
+    entries.append((f"{_percent(ensemble_score(best))}  ensemble", "black", "-"))
+    _legend(axes[5], f"{val.title}, best epoch: {best['epoch']} (dotted)", entries)
     return figure
 
 
@@ -112,7 +119,10 @@ def groups_figure(groups: Mapping[str, Sequence[History]]) -> Figure:
     settings = f"{len(groups)} settings, " if runs > len(groups) else ""
     figure, axes = _figure(f"{settings}{runs} runs")
     styles = _styles(len(groups))
-    for axis, panel in zip(axes, (_VAL, _ENSEMBLE, *_TRAIN[1:]), strict=False):
+    score = score_of(next(iter(groups.values()))[0][0])
+    val = _Panel(f"Validation {score.name}", score.key, True)
+    ensemble = _Panel(f"{val.title} of the ensemble", f"ensemble_{score.key}", True)
+    for axis, panel in zip(axes, (val, ensemble, *_TRAIN[1:]), strict=False):
         spreads = (_spread(histories, panel) for histories in groups.values())
         curves = [
             _Curve(epochs, mean, *style, band=(low, high))
@@ -125,7 +135,7 @@ def groups_figure(groups: Mapping[str, Sequence[History]]) -> Figure:
     ]
     _legend(
         axes[5],
-        "Validation accuracy, best epoch\nLines: mean over students and runs; bands: range",
+        f"{val.title}, best epoch\nLines: mean over students and runs; bands: range",
         entries,
     )
     return figure
@@ -237,7 +247,7 @@ def _spread(
     values: dict[int, list[float]] = {}
     for history in histories:
         for line in history:
-            metrics = [line] if panel is _ENSEMBLE else line["students"]
+            metrics = [line] if panel.key in line else line["students"]
             found = (_number(m[panel.key]) for m in metrics)
             values.setdefault(line["epoch"], []).extend(v for v in found if isfinite(v))
     epochs = sorted(values)
@@ -259,8 +269,8 @@ def _number(value: float | None) -> float:
     return value if value is not None and isfinite(value) else nan
 
 
-def _percent(share: float) -> str:
-    return f"{share:.1%}"
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
 
 
 def _short(text: str, length: int) -> str:

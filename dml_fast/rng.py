@@ -45,3 +45,16 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+def global_state() -> tuple[object, ...]:
+    """Where the global generators of torch's CPU, numpy and python are, to compare with later."""
+    import torch
+
+    _, keys, *rest = np.random.get_state(legacy=True)
+    return (
+        torch.get_rng_state().numpy().tobytes(),
+        np.asarray(keys).tobytes(),
+        *rest,
+        random.getstate(),
+    )

@@ -49,9 +49,12 @@ class Student:
         self.norms = [
             m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats
         ]
+        self.loads = 0  # how often other tensors took the place of the optimizer's
         self.features: Tensor | None = None  # (N, D) of the last forward pass, if asked for
         self._statistics: list[Tensor] = []
         self._before: list[Tensor] = []
+        self._logits: Any = model  # or the same, compiled
+        self._features_and_logits: Any = getattr(model, "features_and_logits", None)
         self._one = torch.ones((), device=self.parameters[0].device)
 
     def forward(self, inputs: Tensor, *, with_features: bool = False) -> Tensor:
@@ -67,10 +70,19 @@ class Student:
         logits: Tensor
         with self.precision.autocast():
             if with_features:
-                self.features, logits = self.model.features_and_logits(inputs)  # type: ignore[operator]
+                self.features, logits = self._features_and_logits(inputs)
             else:
-                logits = self.model(inputs)
+                logits = self._logits(inputs)
         return logits
+
+    def compile(self) -> None:
+        """Compile the passes of training; parameters are inputs, so equal students share the code.
+
+        Evaluation and ``predict`` stay as they are.
+        """
+        self._logits = torch.compile(self._logits, dynamic=False)
+        if self._features_and_logits is not None:
+            self._features_and_logits = torch.compile(self._features_and_logits, dynamic=False)
 
     @property
     def grad_scale(self) -> Tensor:
@@ -78,7 +90,9 @@ class Student:
         scale: Tensor = self.scaler.scale(self._one)
         return scale
 
-    def update(self, logits: Tensor, grad: Tensor, extra: Tensor | None = None) -> Tensor:
+    def update(
+        self, logits: Tensor, grad: Tensor, extra: Tensor | None = None, extra_weight: float = 1.0
+    ) -> Tensor:
         """Go back from the logits and step, unless a gradient is not finite.
 
         A skipped step leaves no trace in weights, momentum or running statistics. Nothing here
@@ -87,12 +101,15 @@ class Student:
         Args:
             logits: (N, C), what ``forward`` gave.
             grad: (N, C), the gradient of the loss with respect to them, times ``grad_scale``.
-            extra: 0-d, another loss of the same pass, times ``grad_scale``.
+            extra: 0-d, another loss of the same pass, made by the same thread.
+            extra_weight: its weight.
 
         Returns:
             0-d bool tensor: whether the step was skipped.
         """
-        ends, grads = ([logits], [grad]) if extra is None else ([logits, extra], [grad, None])
+        ends, grads = [logits], [grad]
+        if extra is not None:
+            ends, grads = [logits, extra], [grad, extra_weight * self.grad_scale]
         torch.autograd.backward(ends, grads)
         self.features = None
         found = [p.grad for p in self.parameters if p.grad is not None]
@@ -148,6 +165,14 @@ class Student:
                 group["lr"] = group["lr"].to(self._one.device)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+        self.loads += 1
+
+    def forget_step(self) -> None:
+        """Drop what a step that was broken off has left behind."""
+        self.features = None
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scaler.is_enabled():
+            self.scaler._per_optimizer_states.clear()
 
     def _shares_storage(self) -> bool:
         """False at first, and again after ``model.to(...)``, which makes new tensors."""

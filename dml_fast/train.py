@@ -20,16 +20,9 @@ if TYPE_CHECKING:
 
 # what may differ from the run that --resume continues
 _MAY_CHANGE = (
-    "data",
-    "data_threads",
-    "device",
-    "loader",
-    "log_every",
-    "max_skipped",
-    "save_every",
-    "skip_corrupt",
-    "tensorboard",
-)
+    "data", "data_threads", "device", "executor", "loader", "log_every", "max_skipped",
+    "save_every", "skip_corrupt", "tensorboard",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -117,10 +110,12 @@ def prepare(config: TrainConfig, run: Run, resume: Path | None, stop: StopReques
     from dml_fast import checkpoint
     from dml_fast.amp import Precision, pick_device
     from dml_fast.data import open_dataset
+    from dml_fast.executor_choice import check_executor
     from dml_fast.log import Reporter, logger
     from dml_fast.trainer import Trainer
 
     precision = Precision.from_config(config, pick_device(config.device))
+    check_executor(config.executor, precision.device)
     path = run.checkpoint("last") if resume and resume.is_dir() else resume
     if resume == run.folder and not any(run.folder.glob("*.pt")):
         path = None  # it was killed before its first checkpoint: from the start it is the same run

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,6 +15,7 @@ from dml_fast.amp import Precision
 from dml_fast.cohort import Cohort
 from dml_fast.config import TrainConfig
 from dml_fast.data import DataSet, RetrievalSet
+from dml_fast.data.assemble import TrainBatch
 from dml_fast.data.loaders import train_loader
 from dml_fast.data.plan import Augmentation
 from dml_fast.data.resident import evaluation_batches
@@ -22,6 +24,7 @@ from dml_fast.errors import TrainingError, reason
 from dml_fast.eval.classification import evaluate
 from dml_fast.eval.result import RankingResult
 from dml_fast.eval.retrieval import evaluate_retrieval
+from dml_fast.executor_choice import make_executor, pick
 from dml_fast.history import best_epoch
 from dml_fast.log import Reporter
 from dml_fast.metrics import Meter
@@ -92,6 +95,7 @@ class Trainer:
             channels_last=config.channels_last,
             num_instances=config.num_instances if config.retrieval else 0,
             views=len(config.architectures) if config.views == "per-student" else 1,
+            threads=config.data_threads,
         )
         self.cohort = Cohort.from_config(
             config,
@@ -110,6 +114,7 @@ class Trainer:
             update=config.update,
             triplet_weight=config.triplet_weight,
             triplet_margin=config.triplet_margin,
+            executor=make_executor(config.executor, len(self.cohort), precision.device),
         )
         self.meter = Meter(len(self.cohort), precision.device)
         self.step = 0  # over the whole run
@@ -123,6 +128,7 @@ class Trainer:
             {"arch": s.arch, "parameters": sum(p.numel() for p in s.model.parameters())}
             for s in self.cohort
         ]
+        self._students = students
         self.run.describe(self.config, self.facts, students)
         self.reporter.start(self.config, self.data, students, self.precision)
 
@@ -130,7 +136,7 @@ class Trainer:
         """Bytes that the run folder will need: three checkpoints, a spare one, and the weights."""
         tensors = [t for s in self.cohort for t in s.model.state_dict().values()]
         weights: int = sum(t.numel() * t.element_size() for t in tensors)
-        states = 2 if self.config.optimizer == "adamw" else 1
+        states = 2 if self.config.algorithm == "adamw" else 1
         return 4 * weights * (1 + states) + weights + 2**22
 
     def fit(self) -> bool:
@@ -165,6 +171,10 @@ class Trainer:
         for batch in self.loader.epoch(epoch, done):
             if self.stop.signal:
                 return False
+            if self.config.executor == "auto" and self._shows_most(learners):
+                begun = time.monotonic()
+                self._pick_executor(batch, learners, teacher)
+                start += time.monotonic() - begun  # which was no training
             for student in self.cohort:
                 student.set_lr(self._lr(self.step))
             result = self.engine.step(
@@ -182,6 +192,23 @@ class Trainer:
             if self._save_due():
                 self._save()
         return True
+
+    def _shows_most(self, learners: Sequence[int]) -> bool:
+        """Whether a trial is of the steps that most of the run consists of.
+
+        A distillation's teacher learns alone at first, which on a CPU has nothing to share out.
+        """
+        alone = self.config.method == "distill" and self.precision.device.type == "cpu"
+        return len(learners) > 1 or not alone
+
+    def _pick_executor(
+        self, batch: TrainBatch, learners: Sequence[int], teacher: int | None
+    ) -> None:
+        """Once a run, and for good: executors may differ in roundings, as numbers of threads do."""
+        chosen = pick(self.engine, batch.inputs, batch.target, learners=learners, teacher=teacher)
+        self.config = replace(self.config, executor=chosen.name)  # type: ignore[arg-type]
+        with self._writing():
+            self.run.describe(self.config, self.facts, self._students)
 
     def _finish(self, epoch: int) -> None:
         """Validate, write the epoch's line, save."""

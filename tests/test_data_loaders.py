@@ -208,25 +208,23 @@ def test_a_gpu_that_is_not_there_is_refused(
 
 
 def test_dali_that_is_not_installed_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dml_fast.data.reading.dali_is_installed", lambda: False)
     pieces(tmp_path, 3, [(24, 24)])
     with pytest.raises(UserError, match=r"pip install 'dml_fast\[dali\]'.*--loader fallback"):
         opened(tmp_path, "dali")
     monkeypatch.setattr("dml_fast.data.reading.available_bytes", lambda: 1000)
-    with caplog.at_level("INFO"):
-        assert opened(tmp_path, "auto").loader == "fallback"
-    assert "loader: fallback (slow: pip install 'dml_fast[dali]'); 6 images" in caplog.text
+    data = opened(tmp_path, "auto")
+    assert data.loader == "fallback"
+    assert "loader: fallback (slow: pip install 'dml_fast[dali]'); 6 images" in data.choice
 
 
-def test_auto_takes_memory_if_the_images_fit(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_auto_takes_memory_if_the_images_fit(tmp_path: Path) -> None:
     pieces(tmp_path, 3, [(24, 24)])
-    with caplog.at_level("INFO"):
-        assert opened(tmp_path, "auto").loader == "resident"
-    assert len(caplog.records) == 1 and "loader: resident; 6 images of 24x24" in caplog.text
+    data = opened(tmp_path, "auto")
+    assert data.loader == "resident"
+    assert data.choice.startswith("loader: resident; 6 images of 24x24 take 0.00 GiB, ")
     assert opened(tmp_path, "auto", resized=True).loader in ("dali", "fallback")
     with pytest.raises(UserError, match="--crop pad"):
         opened(tmp_path, "resident", resized=True)

@@ -189,8 +189,8 @@ def test_the_runs_precision_is_used_and_a_cpu_goes_without_fp16(
     assert full["precision"] == "fp32" and full["device"] == "cpu"
     path.write_text(original.replace('"amp": false', '"amp": true'))
     assert as_json(capsys, copy)["precision"] == "bf16"
-    fp16 = original.replace('"amp": false', '"amp": true').replace('"auto",', '"fp16",')
-    path.write_text(fp16.replace('"device": "fp16"', '"device": "cpu"'))
+    fp16 = original.replace('"amp_dtype": "auto"', '"amp_dtype": "fp16"')
+    path.write_text(fp16.replace('"amp": false', '"amp": true'))
     assert json.loads(path.read_text())["config"]["amp_dtype"] == "fp16"
     assert as_json(capsys, copy) == full
 

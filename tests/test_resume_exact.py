@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from market_cases import make_market
 
 from dml_fast import checkpoint
 from dml_fast.config import TrainConfig
@@ -107,6 +108,24 @@ def test_split_equals_straight(tmp_path: Path, options: dict[str, Any]) -> None:
     assert not train(split, config, steps=2 * per_epoch + 1, resume=True)
     assert train(split, config, resume=True)
     assert digest(split) == digest(tmp_path / "straight")
+
+
+def test_a_run_that_learns_identities_is_split_too(tmp_path: Path) -> None:
+    config = TrainConfig(
+        data=f"market1501:{make_market(tmp_path / 'market')}",
+        arch="resnet8",
+        epochs=2,
+        batch_size=16,
+        image_size="0",
+        val_fraction=0.25,
+        triplet_weight=0.5,
+        random_erasing=0.5,
+    )
+    assert train(tmp_path / "straight", config)
+    per_epoch = Run(tmp_path / "straight").metrics()[0]["step"]
+    assert not train(tmp_path / "split", config, steps=per_epoch - 1)
+    assert train(tmp_path / "split", config, resume=True)
+    assert digest(tmp_path / "split") == digest(tmp_path / "straight")
 
 
 def test_the_digest_notices_one_step_less_and_another_seed(tmp_path: Path) -> None:

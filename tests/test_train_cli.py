@@ -15,12 +15,13 @@ import pytest
 from PIL import Image
 
 from dml_fast import checkpoint, cli
-from dml_fast.config import TrainConfig, from_mapping
+from dml_fast.config import TrainConfig, from_mapping, load_toml
 from dml_fast.errors import UserError
 from dml_fast.run import Run
 from dml_fast.signals import StopRequest
 from dml_fast.train import arguments, main, prepare
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 QUICK = ["--arch", "resnet8", "--epochs", "1", "--train-fraction", "0.2"]
 THREE_EPOCHS = [*QUICK[:2], "--epochs", "3", "--train-fraction", "0.2"]
 
@@ -386,4 +387,12 @@ def test_the_command_line_is_what_the_docs_describe() -> None:
         "tensorboard", "pretrained", "triplet_weight", "triplet_margin", "random_erasing",
         "num_instances", "color_jitter", "mixup", "cutmix", "views",
         "crop", "loader", "data_threads",
+        "executor", "compile",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_examples_configurations_are_read(path: Path) -> None:
+    config = load_toml(str(path))
+    assert config != TrainConfig()
+    assert config.peak_lr > 0 and config.architectures

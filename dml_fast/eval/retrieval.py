@@ -28,7 +28,7 @@ class Retrieval:
     """Rankings by each student's embeddings and by all of them together.
 
     Attributes:
-        students: one a student; None where embeddings are NaN.
+        students: one a student; None where embeddings are not finite.
         ensemble: by the concatenated embeddings of the others; None if there are none.
     """
 
@@ -108,6 +108,9 @@ def evaluate_retrieval(
     batches: Iterable[Batch],
     images: RetrievalSet,
     precision: Precision,
+    *,
+    reranked: bool = False,
+    topk: int = 0,
 ) -> Retrieval:
     """Let each student and their ensemble search; a student that diverged finds nothing.
 
@@ -116,13 +119,17 @@ def evaluate_retrieval(
         batches: every image of ``images`` once, in order.
         images: the queries and the gallery.
         precision: as in training.
+        reranked: as in `search`.
+        topk: as in `search`, for the ensemble alone.
     """
     features = embed(models, batches, precision)
-    whole = [not np.isnan(f).any() for f in features]
+    whole = [bool(np.isfinite(f).all()) for f in features]
     for k in np.flatnonzero(np.logical_not(whole)).tolist():
-        _log.warning("student %d gives embeddings that are NaN: it is left out of the search", k)
+        _log.warning("student %d's embeddings are not finite: it is left out of the search", k)
     good = [f for f, ok in zip(features, whole, strict=True) if ok]
-    return Retrieval(
-        tuple(search(f, images) if ok else None for f, ok in zip(features, whole, strict=True)),
-        search(concatenate(good), images) if good else None,
+    students = (
+        search(f, images, reranked=reranked) if ok else None
+        for f, ok in zip(features, whole, strict=True)
     )
+    both = search(concatenate(good), images, reranked=reranked, topk=topk) if good else None
+    return Retrieval(tuple(students), both)

@@ -1,0 +1,164 @@
+"""``market1501:DIR``: who is learned, who is searched for, and what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from market_cases import SIZE, make_market, save
+from PIL import Image
+
+from dml_fast.data import DataSet, RetrievalSet, check_data_spec, open_dataset
+from dml_fast.data.splits import split_identities
+from dml_fast.errors import UserError
+
+
+def opened(root: Path, **options: object) -> DataSet:
+    return open_dataset(f"market1501:{root}", **options)  # type: ignore[arg-type]
+
+
+def retrieval(data: DataSet, part: str) -> RetrievalSet:
+    found = getattr(data, part)
+    assert isinstance(found, RetrievalSet)
+    return found
+
+
+def test_names_say_who_and_where(tmp_path: Path) -> None:
+    make_market(tmp_path)
+    (tmp_path / "query" / "Thumbs.db").write_bytes(b"not an image")
+    data = opened(tmp_path, val_fraction=0.25)
+    test = retrieval(data, "test")
+    files = [
+        *sorted((tmp_path / "query").glob("*.png")),
+        *sorted((tmp_path / "bounding_box_test").glob("*.png")),
+    ]
+    assert test.queries == 5
+    assert [tmp_path / name for name in test.names] == files
+    assert test.labels.tolist() == [int(path.name.split("_")[0]) for path in files]
+    assert {-1, 0} < set(test.labels.tolist())
+    assert test.cams.tolist() == [int(path.name.split("_c")[1][0]) for path in files]
+    for pixels, path in zip(test.images, files, strict=True):
+        np.testing.assert_array_equal(pixels, np.asarray(Image.open(path)).transpose(2, 0, 1))
+
+
+def test_whole_identities_validate_and_the_others_are_learned(tmp_path: Path) -> None:
+    data = opened(make_market(tmp_path), val_fraction=0.25)
+    val = retrieval(data, "val")
+    learned, held_out = {int(name) for name in data.classes}, set(val.labels.tolist())
+    assert len(held_out) == 3 and learned | held_out == set(range(1, 13))
+    assert not learned & held_out
+    assert np.bincount(data.train.labels).tolist() == [6] * 9
+    assert val.queries == 6  # one an identity and camera
+    views = list(zip(val.labels[:6].tolist(), val.cams[:6].tolist(), strict=True))
+    assert len(set(views)) == 6
+    assert len(set(val.names)) == len(val.names) == 18
+    again = opened(tmp_path, val_fraction=0.25, seed=5)
+    assert again.fingerprint == data.fingerprint  # every seed validates on the same
+
+
+def test_without_a_fraction_the_test_images_validate(tmp_path: Path) -> None:
+    data = opened(make_market(tmp_path), val_fraction=0.0)
+    assert data.val is data.test and len(data.classes) == 12 and len(data.train) == 72
+
+
+def test_the_fingerprint_knows_cameras_and_queries(tmp_path: Path) -> None:
+    make_market(tmp_path)
+    before = opened(tmp_path).fingerprint
+    path = min((tmp_path / "query").iterdir())
+    path.rename(path.with_name(path.name.replace("_c1", "_c3")))
+    assert opened(tmp_path).fingerprint != before
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 6), st.integers(1, 3)), min_size=8, max_size=60),
+    st.sampled_from([0.2, 0.5, 0.8]),
+)
+def test_every_query_that_is_split_off_has_a_valid_match(
+    images: list[tuple[int, int]], fraction: float
+) -> None:
+    pids, cams = np.array(images, np.int64).T
+    try:
+        learned, query, gallery = split_identities(pids, cams, fraction)
+    except UserError:
+        return
+    parts = np.concatenate([learned, query, gallery])
+    assert sorted(parts.tolist()) == list(range(len(pids)))
+    assert not set(pids[learned].tolist()) & set(pids[gallery].tolist())
+    assert len(query)
+    for q in query:
+        assert ((pids[gallery] == pids[q]) & (cams[gallery] != cams[q])).any()
+    views = list(zip(pids[query].tolist(), cams[query].tolist(), strict=True))
+    assert len(set(views)) == len(views)
+
+
+def test_a_fraction_that_leaves_nobody_is_refused(tmp_path: Path) -> None:
+    make_market(tmp_path)
+    with pytest.raises(UserError, match="sets 0 of 12 identities aside: give another"):
+        opened(tmp_path, val_fraction=0.01)
+
+
+def test_identities_seen_by_one_camera_cannot_validate(tmp_path: Path) -> None:
+    make_market(tmp_path)
+    for path in (tmp_path / "bounding_box_train").iterdir():
+        path.rename(path.with_name(path.name.replace("_c2", "_c1")))
+    with pytest.raises(UserError, match="images to find by two cameras: give another"):
+        opened(tmp_path, val_fraction=0.25)
+
+
+def test_what_has_another_form_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="none does not exist: its images belong in"):
+        check_data_spec(f"market1501:{tmp_path}/none")
+    make_market(tmp_path)
+    check_data_spec(f"market1501:{tmp_path}")
+    with pytest.raises(UserError, match="cannot be downloaded"):
+        check_data_spec(f"market1501:{tmp_path}", download=True)
+    odd = tmp_path / "query" / "holiday.png"
+    Image.new("RGB", SIZE).save(odd)
+    with pytest.raises(UserError, match=r"holiday.png does not say who and where: name it like"):
+        opened(tmp_path)
+    odd.unlink()
+    junk = save(tmp_path / "bounding_box_train", -1, 1, 999)
+    with pytest.raises(UserError, match="is of identity -1, which nobody can learn: move junk"):
+        opened(tmp_path)
+    junk.unlink()
+    for path in (tmp_path / "query").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match="query holds no images: fill it"):
+        opened(tmp_path)
+
+
+def test_corrupt_images_stop_the_run_or_are_left_out(tmp_path: Path) -> None:
+    make_market(tmp_path)
+    broken = min((tmp_path / "bounding_box_test").glob("0101*"))
+    broken.write_bytes(b"")
+    with pytest.raises(UserError, match=broken.name):
+        opened(tmp_path)
+    data = opened(tmp_path, skip_corrupt=True)
+    assert data.skipped == (f"bounding_box_test/{broken.name}",)
+    assert data.skipped[0] not in retrieval(data, "test").names
+
+
+def test_images_are_resized_to_height_and_width(tmp_path: Path) -> None:
+    make_market(tmp_path)
+    path = min((tmp_path / "query").iterdir())
+    Image.open(path).resize((20, 31)).save(path)
+    with pytest.raises(UserError, match=r"31x20 pixels .*pass --image-size"):
+        opened(tmp_path)
+    assert opened(tmp_path, image_size=(32, 16)).train.images.shape[1:] == (3, 32, 16)
+
+
+def test_real_drawings_as_market1501(shared_data: Path, tmp_path: Path) -> None:
+    tool = shared_data.parent / "tools" / "omniglot_as_market1501.py"
+    subprocess.run([sys.executable, tool, tmp_path], check=True, capture_output=True)
+    data = opened(tmp_path, image_size=32)
+    test = retrieval(data, "test")
+    assert (len(data.train), len(data.classes)) == (2440, 122)
+    assert (test.queries, len(test)) == (356, 2120)
+    for pid, prefix in ((-1, "-1_"), (0, "0000_")):
+        files = list((tmp_path / "bounding_box_test").glob(f"{prefix}*"))
+        assert 0 < np.count_nonzero(test.labels == pid) == len(files)
