@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from dml_fast.data import RetrievalSet
-from dml_fast.data.files import ImageFiles
 from dml_fast.errors import UserError
 from dml_fast.eval.result import RankingResult
 from dml_fast.run import atomic_write
@@ -65,15 +64,15 @@ def lists_figure(images: RetrievalSet, result: RankingResult, count: int) -> Fig
     for axes, query in zip(grid, chosen, strict=True):
         for axis in axes:
             axis.axis("off")
-        found = [int(item) for item in result.topk[query] if item >= 0]  # the gallery may end
-        rows = np.array([query, *(images.queries + item for item in found)])
-        pictures = pixels_of(images, rows)
         about = f"query {_who(images, query)}\nAP {result.ap[query]:.2f}"
-        _picture(axes[0], pictures[0], about, _QUERY)
-        for rank, row in enumerate(rows[1:], 1):
+        _picture(axes[0], images.picture(query), about, _QUERY)
+        for rank, item in enumerate(result.topk[query], 1):
+            if item < 0:
+                break  # the gallery ends
+            row = images.queries + int(item)
             hit = images.labels[row] == images.labels[query]
             text = f"{rank}: {'hit' if hit else 'miss'}\n{_who(images, row)}"
-            _picture(axes[rank + 1], pictures[rank], text, _HIT if hit else _MISS)
+            _picture(axes[rank + 1], images.picture(row), text, _HIT if hit else _MISS)
     return figure
 
 
@@ -87,17 +86,6 @@ def spaced_queries(ap: NDArray[np.float64], count: int) -> list[int]:
     ranked = np.argsort(-ap, kind="stable")[: np.count_nonzero(~np.isnan(ap))]
     places = np.linspace(0, len(ranked) - 1, min(count, len(ranked)))
     return [int(query) for query in ranked[np.rint(places).astype(int)]]
-
-
-def pixels_of(images: RetrievalSet, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """(R, C, H, W) of some images, which are decoded if they are files."""
-    if not isinstance(images.images, ImageFiles):
-        return images.images[rows]
-    out = np.full((len(rows), *images.images.shape[1:]), 128, np.uint8)  # gray where corrupt
-    for place, row in enumerate(rows):
-        decoded = images.images[row : row + 1].sample(1)
-        out[place : place + len(decoded)] = decoded
-    return out
 
 
 def _who(images: RetrievalSet, row: int) -> str:

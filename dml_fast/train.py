@@ -20,17 +20,9 @@ if TYPE_CHECKING:
 
 # what may differ from the run that --resume continues
 _MAY_CHANGE = (
-    "data",
-    "data_threads",
-    "device",
-    "executor",
-    "loader",
-    "log_every",
-    "max_skipped",
-    "save_every",
-    "skip_corrupt",
-    "tensorboard",
-)
+    "data", "data_threads", "device", "executor", "loader", "log_every", "max_skipped",
+    "save_every", "skip_corrupt", "tensorboard",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,7 @@ class Trainer:
             channels_last=config.channels_last,
             num_instances=config.num_instances if config.retrieval else 0,
             views=len(config.architectures) if config.views == "per-student" else 1,
+            threads=config.data_threads,
         )
         self.cohort = Cohort.from_config(
             config,
@@ -335,6 +336,11 @@ class Trainer:
         }
         with self._writing():
             checkpoint.save(self.run, state, best=best)
+            if self.data.corrupt is not None:
+                corrupt = self.data.corrupt
+                self.run.write_corrupt(
+                    dict(zip(corrupt.names, corrupt.reasons.values(), strict=True))
+                )
         self._saved = (self.step, time.monotonic())
 
     @contextmanager

@@ -15,7 +15,7 @@ from dml_fast.data.philox import Draws
 from dml_fast.data.plan import Augmentation, BatchPlan, Mix, Plan
 from dml_fast.data.sampling import IdentityOrder, Order, ShuffledOrder, sequential
 
-EVERYTHING = Augmentation(pad=2, flip=True, resized=True, erasing=0.5, jitter=0.4, mixup=0.3)
+EVERYTHING = Augmentation(pad=2, flip=True, erasing=0.5, jitter=0.4, mixup=0.3)
 
 
 def plan_of(order: Order, how: Augmentation = EVERYTHING, **options: int) -> Plan:

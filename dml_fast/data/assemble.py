@@ -10,7 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dml_fast import _ranking
 from dml_fast.data.augment import Normalizer, augment
+from dml_fast.data.decode import cores
 from dml_fast.data.mixing import mix_inputs, mix_targets
 from dml_fast.data.plan import Augmentation, BatchPlan
 
@@ -72,6 +74,7 @@ class Assembler:
         std: C floats in units of 0..1.
         device: where batches are made.
         channels_last: the memory format of ``inputs``.
+        threads: of a CPU that make a batch; 0 for one a core.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Assembler:
         std: Sequence[float],
         device: torch.device | str,
         channels_last: bool = True,
+        threads: int = 0,
     ) -> None:
         self.device = torch.device(device)
         self._labels = torch.as_tensor(labels).to(self.device)
@@ -91,6 +95,7 @@ class Assembler:
         self._pad = 0 if augmentation.resized else augmentation.pad
         self._normalize = Normalizer(mean, std, self.device)
         self._channels_last = channels_last
+        self._threads = threads or cores()
 
     def __call__(
         self, plan: BatchPlan, images: Sequence[Tensor], rows: npt.NDArray[np.int64]
@@ -102,6 +107,8 @@ class Assembler:
             images: (N, H, W, C) uint8 on the device; one such tensor for all views, or V of them.
             rows: (B,) where the plan's images lie in them.
         """
+        if self.device.type == "cpu" and plan.jitter is None:
+            return self._on_cpu(plan, images, rows)
         erased = [] if plan.erased is None else [plan.erased.reshape(-1, len(rows))]
         whole = np.concatenate(
             [plan.ids[None], rows[None], plan.crops.reshape(-1, len(rows)), *erased]
@@ -111,9 +118,8 @@ class Assembler:
         crops = numbers[2 : 2 + 3 * views].view(views, 3, -1)
         rectangles = None if plan.erased is None else numbers[2 + 3 * views :].view(views, 4, -1)
         jitter = None if plan.jitter is None else self._send(torch.from_numpy(plan.jitter.copy()))
-        made = []
-        for view in range(views):
-            out = augment(
+        made = [
+            augment(
                 images[view % len(images)],
                 numbers[1],
                 crops[view],
@@ -122,12 +128,40 @@ class Assembler:
                 erased=None if rectangles is None else rectangles[view],
                 jitter=None if jitter is None else jitter[view],
             )
-            inputs = to_nchw(out, self._channels_last)
-            made.append(inputs if plan.mix is None else mix_inputs(inputs, plan.mix))
-        target = self._labels.index_select(0, numbers[0])
+            for view in range(views)
+        ]
+        return self._batch(plan, made, numbers[0])
+
+    def _on_cpu(
+        self, plan: BatchPlan, images: Sequence[Tensor], rows: npt.NDArray[np.int64]
+    ) -> TrainBatch:
+        """The same, bit for bit, by one loop in C++ that was several times as fast."""
+        nothing = np.zeros((4, 0), np.int64)
+        made = [
+            torch.from_numpy(
+                _ranking.augment(
+                    images[view % len(images)].numpy(),
+                    np.ascontiguousarray(rows),
+                    np.ascontiguousarray(crops),
+                    nothing if plan.erased is None else np.ascontiguousarray(plan.erased[view]),
+                    self._normalize.scale.numpy(),
+                    self._normalize.shift.numpy(),
+                    self._pad,
+                    self._threads,
+                )
+            )
+            for view, crops in enumerate(plan.crops)
+        ]
+        return self._batch(plan, made, torch.from_numpy(plan.ids.copy()))
+
+    def _batch(self, plan: BatchPlan, made: Sequence[Tensor], ids: Tensor) -> TrainBatch:
+        """Puts (B, H, W, C) views and their targets together."""
+        inputs = [to_nchw(images, self._channels_last) for images in made]
+        target = self._labels.index_select(0, ids)
         if plan.mix is not None:
+            inputs = [mix_inputs(images, plan.mix) for images in inputs]
             target = mix_targets(target, self._num_classes, plan.mix)
-        return TrainBatch(made[0] if views == 1 else tuple(made), target, numbers[0])
+        return TrainBatch(inputs[0] if len(inputs) == 1 else tuple(inputs), target, ids)
 
     def _send(self, values: Tensor) -> Tensor:
         if self.device.type == "cuda":

@@ -23,6 +23,7 @@ from dml_fast.data.decode import (
     fit,
     size_error,
 )
+from dml_fast.errors import UserError
 
 Ids = npt.NDArray[np.int64]
 
@@ -108,7 +109,10 @@ class ImageFiles:
             found = list(pool.map(self._decoded, chosen.tolist()))
         good = [pixels for pixels in found if pixels is not None]
         if not good:
-            return np.zeros((0, *self.shape[1:]), np.uint8)
+            raise UserError(
+                f"none of {len(found)} images of {len(self)}, {self.paths[0]} first, can be "
+                "decoded: replace them"
+            )
         return np.stack(good).transpose(0, 3, 1, 2)
 
     def _decoded(self, index: int) -> Pixels | None:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dml_fast.data.decode import CorruptFiles
-from dml_fast.data.reading import Reading, load
+from dml_fast.data.reading import Loaded, Reading, load
 from dml_fast.data.sets import ImageSet, RawData
 from dml_fast.errors import UserError
 
@@ -60,7 +59,7 @@ def read_folder(root: Path, how: Reading) -> RawData:
                 f"{root / part / unknown[0]} is a class that {root}/train does not have: add "
                 "training images for it or remove it"
             )
-    sets, corrupt = _load_parts(root, listings, classes, how)
+    sets, loaded = _load_parts(root, listings, classes, how)
     return RawData(
         name=root.resolve().name,
         classes=classes,
@@ -69,7 +68,8 @@ def read_folder(root: Path, how: Reading) -> RawData:
         test=sets.get("test"),
         pad=min(sets["train"].images.shape[2:]) // 8,
         flip=True,
-        corrupt=corrupt,
+        corrupt=loaded.corrupt,
+        choice=loaded.choice,
     )
 
 
@@ -103,7 +103,7 @@ def _image_files(folder: Path) -> list[Path]:
 
 def _load_parts(
     root: Path, listings: dict[str, Listing], classes: tuple[str, ...], how: Reading
-) -> tuple[dict[str, ImageSet], CorruptFiles]:
+) -> tuple[dict[str, ImageSet], Loaded]:
     """Loads all parts at once, since one size must hold for all of them."""
     index = {name: label for label, name in enumerate(classes)}
     rows = [
@@ -112,7 +112,8 @@ def _load_parts(
         for name, files in listing.items()
         for path in files
     ]
-    images, kept, manifest, corrupt = load(root, [path for *_, path in rows], how)
+    loaded = load(root, [path for *_, path in rows], how)
+    images, kept, manifest, *_ = loaded
     part_of = np.array([part for part, *_ in rows])[kept]
     labels = np.array([label for _, label, _ in rows], dtype=np.int64)[kept]
     sets = {}
@@ -128,4 +129,4 @@ def _load_parts(
                     f"class folder {root / part / name} holds no image that can be decoded: add "
                     "some or remove it"
                 )
-    return sets, corrupt
+    return sets, loaded

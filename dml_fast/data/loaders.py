@@ -23,6 +23,7 @@ def train_loader(
     channels_last: bool = True,
     num_instances: int = 0,
     views: int = 1,
+    threads: int = 0,
     rank: int = 0,
     ranks: int = 1,
 ) -> Loader:
@@ -40,6 +41,7 @@ def train_loader(
         channels_last: the memory format of ``inputs``.
         num_instances: 0, or K: batches are of K images of each of B / K labels.
         views: in how many versions each image comes.
+        threads: of a CPU that make a batch of decoded images; 0 for one a core.
         rank: of this process, 0..ranks-1.
         ranks: how many processes share a step.
 
@@ -70,6 +72,7 @@ def train_loader(
         std=data.std,
         device=device,
         channels_last=channels_last,
+        threads=threads,
     )
     if isinstance(train.images, ImageFiles):
         return StreamLoader(train.images, train.labels, plan, assemble, batch_size)

@@ -106,6 +106,7 @@ def read_market1501(root: Path, how: Reading, *, val_fraction: float) -> RawData
         pad=min(loaded.images.shape[2:]) // 8,
         flip=True,
         corrupt=loaded.corrupt,
+        choice=loaded.choice,
     )
 
 

@@ -29,7 +29,7 @@ class Augmentation:
 
     Attributes:
         pad: pixels by which a crop is shifted at most, in each direction; what is shifted in is the
-            mean colour.
+            mean colour. Unused with ``resized``.
         flip: whether half of the images are mirrored.
         resized: whether a random part of the image is resized to its size in place of the shift.
         erasing: probability that a rectangle is blanked.
@@ -167,7 +167,7 @@ class Plan:
             return self._draws.words(ids, epoch, count, view=view, first=first)
 
         how, drawn = self.augmentation, words(4, _CROP)
-        shifts = below(drawn[:2], 2 * how.pad + 1)
+        shifts = below(drawn[:2], 1 if how.resized else 2 * how.pad + 1)
         mirrored = below(drawn[2:3], 2) * int(how.flip)
         erased = jitter = resized = None
         if how.erasing:

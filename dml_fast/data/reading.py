@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +22,6 @@ from dml_fast.data.files import ImageFiles, manifest_of
 from dml_fast.errors import UserError
 
 LoaderName = Literal["auto", "resident", "dali", "fallback"]
-_log = logging.getLogger("dml_fast")
 
 
 class Reading(NamedTuple):
@@ -54,12 +52,14 @@ class Loaded(NamedTuple):
         kept: (M,) which files those are, increasing.
         manifest: (M,) of `manifest_of`.
         corrupt: those that could not be decoded, so far.
+        choice: which loader was chosen and why, in one line; "" if it was asked for.
     """
 
     images: Pixels | ImageFiles
     kept: npt.NDArray[np.int64]
     manifest: npt.NDArray[np.uint64]
     corrupt: CorruptFiles
+    choice: str
 
 
 def load(root: Path, paths: Sequence[Path], how: Reading) -> Loaded:
@@ -75,7 +75,7 @@ def load(root: Path, paths: Sequence[Path], how: Reading) -> Loaded:
     """
     corrupt = CorruptFiles(root, allowed=how.skip_corrupt)
     manifest = manifest_of(root, paths)
-    loader = _choose(paths, how)
+    loader, choice = _choose(paths, how)
     if loader != "resident":
         files = ImageFiles.of(
             paths,
@@ -85,16 +85,17 @@ def load(root: Path, paths: Sequence[Path], how: Reading) -> Loaded:
             threads=how.threads,
             corrupt=corrupt,
         )
-        return Loaded(files, np.arange(len(paths)), manifest, corrupt)
+        return Loaded(files, np.arange(len(paths)), manifest, corrupt, choice)
     images, bad = decode_all(paths, image_size=how.size, skip_corrupt=how.skip_corrupt)
     for file in bad:
         corrupt.add(file)
     kept = np.flatnonzero([path not in corrupt.reasons for path in paths])
     corrupt.report()
-    return Loaded(images, kept, manifest[kept], corrupt)
+    return Loaded(images, kept, manifest[kept], corrupt, choice)
 
 
-def _choose(paths: Sequence[Path], how: Reading) -> str:
+def _choose(paths: Sequence[Path], how: Reading) -> tuple[str, str]:
+    """The loader, and what is to be said of the choice."""
     if how.loader == "resident" and how.resized:
         raise UserError(
             "--loader resident holds images at their final size and --crop resized cuts them out "
@@ -103,12 +104,11 @@ def _choose(paths: Sequence[Path], how: Reading) -> str:
     if how.loader == "dali":
         require_dali()
     if how.loader != "auto":
-        return how.loader
+        return how.loader, ""
     streaming = "dali" if dali_is_installed() else "fallback"
     advice = "" if streaming == "dali" else " (slow: pip install 'dml_fast[dali]')"
     if how.resized:
-        _log.info("loader: %s%s, for random resized crops", streaming, advice)
-        return streaming
+        return streaming, f"loader: {streaming}{advice}, for random resized crops"
     sides = how.size
     if not sides:
         _, *found = first_size(paths, 0, how.skip_corrupt)
@@ -117,17 +117,10 @@ def _choose(paths: Sequence[Path], how: Reading) -> str:
     needed, free = len(paths) * 3 * tall * wide, _free_bytes(how.device)
     fits = needed * 2 <= free  # once more while they are split and brought to the device
     name = "resident" if fits else streaming
-    _log.info(
-        "loader: %s%s; %d images of %dx%d take %.2f GiB, %.1f are free",
-        name,
-        "" if fits else advice,
-        len(paths),
-        tall,
-        wide,
-        needed / 2**30,
-        free / 2**30,
+    return name, (
+        f"loader: {name}{'' if fits else advice}; {len(paths)} images of {tall}x{wide} take "
+        f"{needed / 2**30:.2f} GiB, {free / 2**30:.1f} are free"
     )
-    return name
 
 
 def _free_bytes(device: str) -> int:

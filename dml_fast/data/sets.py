@@ -40,6 +40,16 @@ class ImageSet:
         manifest = None if self.manifest is None else self.manifest[ids]
         return ImageSet(self.images[ids], self.labels[ids], manifest=manifest)
 
+    def picture(self, index: int) -> npt.NDArray[np.uint8]:
+        """Returns one image: (C, H, W)."""
+        images = self.images
+        found: npt.NDArray[np.uint8] = (
+            images[np.array([index])].sample(1)[0]
+            if isinstance(images, ImageFiles)
+            else images[index]
+        )
+        return found
+
     @property
     def pixels(self) -> npt.NDArray[np.uint8]:
         """The images, which are in memory."""
@@ -79,6 +89,7 @@ class RawData:
     pad: int
     flip: bool
     corrupt: CorruptFiles | None = None
+    choice: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,6 +111,7 @@ class DataSet:
             after splitting, so that a run is not resumed on other data. It depends neither on where
             the files lie nor on who decodes them.
         corrupt: what could not be decoded so far; None for data that are not in files of their own.
+        choice: which loader was chosen and why, in one line; "" where there was no choice.
     """
 
     name: str
@@ -113,6 +125,7 @@ class DataSet:
     flip: bool
     fingerprint: str
     corrupt: CorruptFiles | None = None
+    choice: str = ""
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -152,6 +165,7 @@ def build_dataset(
         flip=raw.flip,
         fingerprint=_fingerprint(raw.classes, (train, val, raw.test)),
         corrupt=raw.corrupt,
+        choice=raw.choice,
     )
 
 
