@@ -126,4 +126,5 @@ PYBIND11_MODULE(_ranking, module) {
                py::arg("item_offsets").noconvert(), py::arg("item_members").noconvert(),
                py::arg("reduction"), py::arg("temperature"), py::arg("threads"));
     define_feature_classes(module);
+    define_augment(module);
 }

@@ -117,6 +117,9 @@ struct Arrays {
 // Defines FeaturesF32, FeaturesF64, RerankF32 and RerankF64: bindings_features.cpp.
 void define_feature_classes(py::module_& module);
 
+// Defines augment: bindings_augment.cpp.
+void define_augment(py::module_& module);
+
 #define LABEL_ARGS                                                                        \
     py::arg("query_identity").noconvert(), py::arg("item_identity").noconvert(),          \
         py::arg("query_camera").noconvert(), py::arg("item_camera").noconvert(),          \

@@ -27,6 +27,36 @@ def average_precision(ranks: NDArray[np.int64]) -> tuple[float, float, float]:
         ValueError: ``ranks`` is empty, not 1-D, not strictly rising, or below 1.
     """
 
+def augment(
+    images: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    crops: NDArray[np.int64],
+    erased: NDArray[np.int64],
+    scale: NDArray[np.float32],
+    shift: NDArray[np.float32],
+    pad: SupportsInt | SupportsIndex,
+    threads: SupportsInt | SupportsIndex,
+) -> NDArray[np.float32]:
+    """Crop, mirror, normalise and erase, as `dml_fast.data.augment.augment` does, bit for bit.
+
+    Args:
+        images: (N, H, W, C).
+        rows: (B,) which of them.
+        crops: (3, B): top and left in the padded image, 0..2 pad, and 1 where mirrored.
+        erased: (4, B): top, left, height and width of what is blanked; (4, 0) for nothing.
+        scale: (C,), then ``shift`` (C,): a pixel becomes ``pixel * scale + shift``.
+        shift: (C,).
+        pad: pixels on each side, which become 0.
+        threads: at most so many.
+
+    Returns:
+        (B, H, W, C).
+
+    Raises:
+        TypeError: an array is of another type or not C-contiguous.
+        ValueError: shapes do not fit one another, or a number leads outside the images.
+    """
+
 def instruction_set() -> str:
     """Name the instruction set in use: ``baseline``, ``avx2`` or ``avx512``.
 

@@ -63,10 +63,24 @@ class TrainConfig:
     """Random crops, and flips where the data allows them."""
     random_erasing: float = 0.0
     """Probability that a rectangle of an image is erased (Zhong et al. 2020)."""
+    color_jitter: float = 0.0
+    """Largest relative change of brightness, contrast and saturation, such as 0.4."""
+    mixup: float = 0.0
+    """Alpha of mixup (Zhang et al. 2018): pairs of images and their labels are blended."""
+    cutmix: float = 0.0
+    """Alpha of CutMix (Yun et al. 2019); beside --mixup each batch has one of them."""
+    crop: Literal["auto", "pad", "resized"] = "auto"
+    """pad: the image, shifted. resized: a random part of it, resized to --image-size as usual on ImageNet. auto: resized for folder with --image-size 128 or more."""
+    views: Literal["shared", "per-student"] = "shared"
+    """per-student: each student sees its own augmentation of the same images."""
     num_instances: int = 4
     """Images of each identity in a batch (market1501; 0: any images, shuffled)."""
     skip_corrupt: bool = False
-    """Leave out, count and name images that cannot be decoded, instead of stopping."""
+    """Leave out or replace, count and list images that cannot be decoded, instead of stopping."""
+    loader: Literal["auto", "resident", "dali", "fallback"] = "auto"
+    """Of folder and market1501: resident: all images in memory. dali: decoded as needed by NVIDIA DALI, on the GPU if there is one. fallback: as needed by threads. auto: resident if they fit."""
+    data_threads: int = 0
+    """Threads that decode images (0: one a core)."""
 
     epochs: int = 15
     """Passes over the training images (distill: for the teacher, and again for the others)."""
@@ -154,9 +168,22 @@ class TrainConfig:
     @property
     def data_options(self) -> dict[str, Any]:
         """What `dml_fast.data.open_dataset` is told beside ``data`` and ``download``."""
-        names = "val_fraction train_fraction label_noise seed skip_corrupt"
+        names = "val_fraction train_fraction label_noise seed skip_corrupt loader"
         options = {name: getattr(self, name) for name in names.split()}
-        return {**options, "image_size": self._image_size}
+        return {
+            **options,
+            "image_size": self._image_size,
+            "resized": self.resized_crop,
+            "threads": self.data_threads,
+        }
+
+    @property
+    def resized_crop(self) -> bool:
+        """Whether training shows random parts of the images, and evaluation their middle."""
+        if self.crop != "auto":
+            return self.crop == "resized"
+        size = self._image_size
+        return self.data.startswith("folder:") and isinstance(size, int) and size >= 128
 
     @property
     def _image_size(self) -> int | tuple[int, int]:
@@ -217,14 +244,17 @@ class TrainConfig:
             "warmup",
             "triplet_weight",
             "triplet_margin",
+            "mixup",
+            "cutmix",
         ):
             if not 0 <= (value := getattr(self, name)) < float("inf"):
                 raise UserError(f"--{_flag(name)} is {value}: give a finite number, 0 or more")
         for name in ("momentum", "label_noise", "label_smoothing"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise UserError(f"--{_flag(name)} is {value}: give a number from 0 to below 1")
-        if not 0 <= self.random_erasing <= 1:
-            raise UserError(f"--random-erasing is {self.random_erasing}: give a number from 0 to 1")
+        for name in ("random_erasing", "color_jitter"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise UserError(f"--{_flag(name)} is {value}: give a number from 0 to 1")
         none_set_aside = self.retrieval and self.val_fraction == 0
         if not (0 < self.val_fraction < 1 or none_set_aside):
             raise UserError(f"--val-fraction is {self.val_fraction}: give a number between 0 and 1")
@@ -234,6 +264,8 @@ class TrainConfig:
             )
         if not 0 < self.temperature < float("inf"):
             raise UserError(f"--temperature is {self.temperature}: give a number above 0")
+        if self.data_threads < 0:
+            raise UserError(f"--data-threads is {self.data_threads}: give a number, or 0")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed is {self.seed}: give a whole number from 0 to 2^63 - 1")
         _ = self.save_interval, self._image_size
@@ -257,6 +289,11 @@ class TrainConfig:
             raise UserError(
                 f"--triplet-weight {self.triplet_weight} needs several images of an identity in a "
                 f"batch and --num-instances is {self.num_instances}: give 2 or more"
+            )
+        elif self.triplet_weight and (self.mixup or self.cutmix):
+            raise UserError(
+                f"--triplet-weight {self.triplet_weight} compares identities, and --mixup and "
+                "--cutmix blend them: leave out one or the other"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -66,6 +66,8 @@ class Reporter:
             self._writer = SummaryWriter(str(self._events))
         names = ", ".join(f"{s['arch']} ({s['parameters'] / 1e6:.2f}M)" for s in students)
         logger.info("%s: %d students: %s", config.method, len(students), names)
+        if data.choice:
+            logger.info("%s", data.choice)
         logger.info(
             "data %s: %d images to train, %d to validate, %s; %s, %s",
             data.name,

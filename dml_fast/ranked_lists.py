@@ -65,14 +65,14 @@ def lists_figure(images: RetrievalSet, result: RankingResult, count: int) -> Fig
         for axis in axes:
             axis.axis("off")
         about = f"query {_who(images, query)}\nAP {result.ap[query]:.2f}"
-        _picture(axes[0], images.images[query], about, _QUERY)
+        _picture(axes[0], images.picture(query), about, _QUERY)
         for rank, item in enumerate(result.topk[query], 1):
             if item < 0:
                 break  # the gallery ends
             row = images.queries + int(item)
             hit = images.labels[row] == images.labels[query]
             text = f"{rank}: {'hit' if hit else 'miss'}\n{_who(images, row)}"
-            _picture(axes[rank + 1], images.images[row], text, _HIT if hit else _MISS)
+            _picture(axes[rank + 1], images.picture(row), text, _HIT if hit else _MISS)
     return figure
 
 

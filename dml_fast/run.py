@@ -103,6 +103,13 @@ class Run:
         with atomic_write(self.metrics_file) as file:
             file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
 
+    def write_corrupt(self, reasons: Mapping[str, str]) -> None:
+        """Write ``corrupt_files.tsv``: the files that were skipped, and why; nothing for none."""
+        if reasons:
+            with atomic_write(self.folder / "corrupt_files.tsv") as file:
+                lines = [f"{name}\t{why}\n" for name, why in sorted(reasons.items())]
+                file.write("".join(lines).encode(errors="surrogateescape"))
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Make the folder and keep other processes out of it; a kill ends the lock too.

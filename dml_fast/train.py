@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 # what may differ from the run that --resume continues
 _MAY_CHANGE = (
-    "data", "device", "executor", "log_every", "max_skipped", "save_every", "tensorboard"
+    "data", "data_threads", "device", "executor", "loader", "log_every", "max_skipped",
+    "save_every", "skip_corrupt", "tensorboard",
 )  # fmt: skip
 
 
@@ -89,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if complete:
                 trainer.finish()
         finally:
+            trainer.loader.close()
             trainer.reporter.close()
     if complete:
         return 0
@@ -122,7 +124,8 @@ def prepare(config: TrainConfig, run: Run, resume: Path | None, stop: StopReques
         path = None  # it was killed before its first checkpoint: from the start it is the same run
     state = checkpoint.load(path) if path else None
     reporter = Reporter(run.folder / "tensorboard" if config.tensorboard else None)
-    data = open_dataset(config.data, download=config.download, **config.data_options)
+    options = {**config.data_options, "device": str(precision.device)}
+    data = open_dataset(config.data, download=config.download, **options)
     if state is not None:
         saved = from_mapping(json.loads(state["config"]), str(path))
         check_same_run(saved, config, run.folder)

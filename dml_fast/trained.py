@@ -79,7 +79,8 @@ def open_data(run: Run, spec: str = "") -> DataSet:
     """
     config, facts = run.config, run.description["data"]
     download = config.download and not spec
-    data = open_dataset(spec or config.data, download=download, **config.data_options)
+    options = {**config.data_options, "loader": "auto"}  # this machine may lack the run's
+    data = open_dataset(spec or config.data, download=download, **options)
     if spec:
         _check_fit(data, facts, spec)
     elif data.fingerprint != facts["fingerprint"]:

@@ -15,7 +15,10 @@ from dml_fast.amp import Precision
 from dml_fast.cohort import Cohort
 from dml_fast.config import TrainConfig
 from dml_fast.data import DataSet, RetrievalSet
-from dml_fast.data.resident import Batch, ResidentLoader, evaluation_batches
+from dml_fast.data.assemble import TrainBatch
+from dml_fast.data.loaders import train_loader
+from dml_fast.data.plan import Augmentation
+from dml_fast.data.resident import evaluation_batches
 from dml_fast.engine import Engine
 from dml_fast.errors import TrainingError, reason
 from dml_fast.eval.classification import evaluate
@@ -75,19 +78,24 @@ class Trainer:
         }
         if config.retrieval:
             self.facts["task"] = "retrieval"
-        self.loader = ResidentLoader(
-            data.train.images,
-            data.train.labels,
+        self.loader = train_loader(
+            data,
+            Augmentation(
+                pad=data.pad if config.augment else 0,
+                flip=data.flip and config.augment,
+                resized=config.resized_crop and config.augment,
+                erasing=config.random_erasing,
+                jitter=config.color_jitter,
+                mixup=config.mixup,
+                cutmix=config.cutmix,
+            ),
             batch_size=config.batch_size,
             seed=derive_seed(config.seed, "data"),
-            mean=data.mean,
-            std=data.std,
-            pad=data.pad if config.augment else 0,
-            flip=data.flip and config.augment,
             device=precision.device,
             channels_last=config.channels_last,
-            erasing=config.random_erasing,
             num_instances=config.num_instances if config.retrieval else 0,
+            views=len(config.architectures) if config.views == "per-student" else 1,
+            threads=config.data_threads,
         )
         self.cohort = Cohort.from_config(
             config,
@@ -193,7 +201,9 @@ class Trainer:
         alone = self.config.method == "distill" and self.precision.device.type == "cpu"
         return len(learners) > 1 or not alone
 
-    def _pick_executor(self, batch: Batch, learners: Sequence[int], teacher: int | None) -> None:
+    def _pick_executor(
+        self, batch: TrainBatch, learners: Sequence[int], teacher: int | None
+    ) -> None:
         """Once a run, and for good: executors may differ in roundings, as numbers of threads do."""
         chosen = pick(self.engine, batch.inputs, batch.target, learners=learners, teacher=teacher)
         self.config = replace(self.config, executor=chosen.name)  # type: ignore[arg-type]
@@ -326,6 +336,11 @@ class Trainer:
         }
         with self._writing():
             checkpoint.save(self.run, state, best=best)
+            if self.data.corrupt is not None:
+                corrupt = self.data.corrupt
+                self.run.write_corrupt(
+                    dict(zip(corrupt.names, corrupt.reasons.values(), strict=True))
+                )
         self._saved = (self.step, time.monotonic())
 
     @contextmanager

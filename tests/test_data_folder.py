@@ -196,7 +196,7 @@ def test_a_corrupt_image_is_named_or_skipped(
     (tmp_path / name).write_bytes(corrupt_bytes()[kind])
     with pytest.raises(UserError, match=rf"{name} cannot be decoded \(.+\): .*--skip-corrupt"):
         opened(tmp_path)
-    with caplog.at_level(logging.INFO, "dml_fast"):
+    with caplog.at_level(logging.WARNING, "dml_fast"):
         data = opened(tmp_path, skip_corrupt=True)
     assert data.skipped == (name,)
     (record,) = caplog.records

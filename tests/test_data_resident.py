@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dml_fast.data.augment import Normalizer, crop_flip_normalize, draw_crops
-from dml_fast.data.resident import Batch, ResidentLoader, evaluation_batches
-from dml_fast.data.sets import ImageSet
+from dml_fast.data.assemble import TrainBatch
+from dml_fast.data.augment import Normalizer, augment
+from dml_fast.data.loaders import train_loader
+from dml_fast.data.plan import Augmentation
+from dml_fast.data.resident import ResidentLoader, evaluation_batches
+from dml_fast.data.sets import DataSet, ImageSet
 from dml_fast.errors import UserError
 from dml_fast.rng import derive_seed, numpy_generator
 
@@ -26,16 +31,17 @@ def random_images(count: int, channels: int = 3, height: int = 6, width: int = 5
 
 def make_loader(data: ImageSet, **changes: object) -> ResidentLoader:
     channels = data.images.shape[1]
-    options: dict = {
-        "batch_size": 4,
-        "seed": 3,
-        "mean": MEAN[:channels],
-        "std": STD[:channels],
-        "pad": 2,
-        "flip": True,
-        "device": "cpu",
+    kinds = fields(Augmentation)
+    drawn = {"pad": 2, "flip": True} | {
+        field.name: changes.pop(field.name) for field in kinds if field.name in changes
     }
-    return ResidentLoader(data.images, data.labels, **(options | changes))
+    whole = DataSet(
+        "x", tuple("abcdefg"), data, data, None, MEAN[:channels], STD[:channels], 2, True, ""
+    )
+    options: dict = {"batch_size": 4, "seed": 3, "device": "cpu"}
+    loader = train_loader(whole, Augmentation(**drawn), **(options | changes))
+    assert isinstance(loader, ResidentLoader)
+    return loader
 
 
 def normalized(image: np.ndarray) -> np.ndarray:
@@ -44,7 +50,7 @@ def normalized(image: np.ndarray) -> np.ndarray:
     return (image / 255.0 - mean) / std
 
 
-def same(a: Batch, b: Batch) -> bool:
+def same(a: TrainBatch, b: TrainBatch) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
@@ -62,8 +68,9 @@ def test_augmentation_equals_a_per_image_reference(
 ) -> None:
     data = random_images(9, channels, height, width)
     ids = np.array([4, 0, 8, 8, 1])
-    crops = draw_crops(len(ids), pad=pad, flip=flip, rng=np.random.default_rng(seed))
-    out = crop_flip_normalize(
+    rng = np.random.default_rng(seed)
+    crops = rng.integers(0, [[2 * pad + 1], [2 * pad + 1], [1 + flip]], (3, len(ids)))
+    out = augment(
         torch.from_numpy(data.images).permute(0, 2, 3, 1).contiguous(),
         torch.from_numpy(ids),
         torch.from_numpy(crops),
@@ -76,14 +83,6 @@ def test_augmentation_equals_a_per_image_reference(
         if mirrored:
             expected = expected[:, :, ::-1]
         np.testing.assert_allclose(out[row].permute(2, 0, 1).numpy(), expected, atol=2e-5)
-
-
-def test_draws_cover_every_shift_and_both_mirrors() -> None:
-    crops = draw_crops(2000, pad=2, flip=True, rng=np.random.default_rng(0))
-    for row in crops[:2]:
-        assert np.bincount(row).min() > 300 and row.max() == 4
-    assert 900 < crops[2].sum() < 1100
-    assert not draw_crops(50, pad=2, flip=False, rng=np.random.default_rng(0))[2].any()
 
 
 def test_each_sample_at_most_once_an_epoch_and_epochs_differ() -> None:

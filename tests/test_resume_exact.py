@@ -84,6 +84,13 @@ CASES = {
     "amp, warm-up of the KL": {"amp": True, "kl_warmup": 1.5},
     "dropout": {"arch": "wrn_10_1_drop0.3"},
     "alternating, adamw": {"update": "alternating", "optimizer": "adamw"},
+    "views and mixing": {
+        "views": "per-student",
+        "mixup": 0.2,
+        "cutmix": 1.0,
+        "color_jitter": 0.3,
+        "random_erasing": 0.5,
+    },
     "distill": {"method": "distill", "epochs": 2, "schedule": "paper"},
 }
 

@@ -386,6 +386,8 @@ def test_the_command_line_is_what_the_docs_describe() -> None:
         "channels_last", "device", "seed", "out", "save_every", "log_every", "max_skipped",
         "tensorboard", "pretrained", "triplet_weight", "triplet_margin", "random_erasing",
         "num_instances", "executor", "compile",
+        "color_jitter", "mixup", "cutmix", "views",
+        "crop", "loader", "data_threads",
     }  # fmt: skip
 
 

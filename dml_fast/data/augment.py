@@ -1,6 +1,6 @@
-"""Random crop, mirror, erasing and normalisation of whole batches on the device.
+"""Crop, mirror, colours, erasing and normalisation of whole batches on the device.
 
-The chance is drawn on the CPU as a small plan, so that a CPU and a GPU do the same to the same
+The chance is in the plan (`dml_fast.data.plan`), so that a CPU and a GPU do the same to the same
 images; the pixels are moved by one gather.
 """
 
@@ -8,12 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
-
-_ATTEMPTS = 10
 
 
 class Normalizer:
@@ -29,51 +25,16 @@ class Normalizer:
         self, mean: Sequence[float], std: Sequence[float], device: torch.device | str
     ) -> None:
         deviation = torch.tensor(std, dtype=torch.float64)
-        self._scale = (1 / (255 * deviation)).float().to(device)
-        self._shift = (-torch.tensor(mean, dtype=torch.float64) / deviation).float().to(device)
+        self.scale = (1 / (255 * deviation)).float().to(device)
+        self.shift = (-torch.tensor(mean, dtype=torch.float64) / deviation).float().to(device)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Returns float32 of the same shape.
 
         Args:
-            pixels: (..., C) uint8.
+            pixels: (..., C) uint8, or float32 in 0..255, which may be changed.
         """
-        return pixels.float().mul_(self._scale).add_(self._shift)
-
-
-def draw_crops(
-    count: int, *, pad: int, flip: bool, rng: np.random.Generator
-) -> npt.NDArray[np.int64]:
-    """Draws how each of B = ``count`` images is shifted and whether it is mirrored.
-
-    Returns:
-        (3, B) int64: the crop's top and left in the padded image, each 0..2*pad, and 1 where the
-        crop is mirrored, else 0.
-    """
-    top_left = rng.integers(0, 2 * pad + 1, size=(2, count))
-    mirrored = rng.integers(0, 2, size=(1, count)) * int(flip)
-    return np.concatenate([top_left, mirrored])
-
-
-def draw_rectangles(
-    count: int, *, probability: float, height: int, width: int, rng: np.random.Generator
-) -> npt.NDArray[np.int64]:
-    """Draws what is erased of B = ``count`` images (Zhong et al., AAAI 2020, algorithm 1).
-
-    A rectangle has 2 to 40 % of the image's area and an aspect ratio of 0.3 to 1 / 0.3, both
-    uniform; the first of ten that fits is taken.
-
-    Returns:
-        (4, B) int64: top, left, height and width; the last two are 0 where nothing is erased.
-    """
-    erased = rng.random(count) < probability
-    area = rng.uniform(0.02, 0.4, (_ATTEMPTS, count)) * height * width
-    aspect = rng.uniform(0.3, 1 / 0.3, (_ATTEMPTS, count))
-    sides = np.rint(np.stack([np.sqrt(area * aspect), np.sqrt(area / aspect)])).astype(np.int64)
-    fits = (sides[0] < height) & (sides[1] < width)
-    chosen = sides[:, fits.argmax(0), np.arange(count)] * (erased & fits.any(0))
-    limits = np.array([[height], [width]]) - chosen
-    return np.concatenate([rng.integers(0, limits + 1), chosen])
+        return pixels.float().mul_(self.scale).add_(self.shift)
 
 
 def erase(images: Tensor, rectangles: Tensor) -> None:
@@ -83,7 +44,7 @@ def erase(images: Tensor, rectangles: Tensor) -> None:
 
     Args:
         images: (B, H, W, C) float32.
-        rectangles: (4, B) int64 of `draw_rectangles`.
+        rectangles: (4, B) int64 of `dml_fast.data.boxes.erased_boxes`.
     """
     top, left, tall, wide = (row[:, None] for row in rectangles)
     y = torch.arange(images.shape[1], device=images.device)
@@ -93,8 +54,41 @@ def erase(images: Tensor, rectangles: Tensor) -> None:
     images.masked_fill_((rows[:, :, None] & columns[:, None, :])[..., None], 0.0)
 
 
-def crop_flip_normalize(
-    images: Tensor, ids: Tensor, crops: Tensor, *, pad: int, normalize: Normalizer
+def jitter_colors(pixels: Tensor, factors: Tensor) -> Tensor:
+    """Changes brightness, then contrast (about the image's mean), then saturation.
+
+    Args:
+        pixels: (B, H, W, C) float32 in 0..255.
+        factors: (3, B) float32, 1 for no change.
+
+    Returns:
+        The same shape, clipped to 0..255 after each of the three.
+    """
+    brightness, contrast, saturation = factors.view(3, -1, 1, 1, 1)
+    pixels = (pixels * brightness).clamp_(0, 255)
+    pixels = pixels.lerp(_gray(pixels).mean((1, 2), keepdim=True), 1 - contrast).clamp_(0, 255)
+    if pixels.shape[-1] == 3:
+        pixels = pixels.lerp(_gray(pixels), 1 - saturation).clamp_(0, 255)
+    return pixels
+
+
+def _gray(pixels: Tensor) -> Tensor:
+    """Luma of ITU-R BT.601 of RGB: (..., 1)."""
+    if pixels.shape[-1] != 3:
+        return pixels.mean(-1, keepdim=True)
+    red, green, blue = pixels.unbind(-1)
+    return (0.299 * red + 0.587 * green + 0.114 * blue).unsqueeze(-1)
+
+
+def augment(
+    images: Tensor,
+    rows: Tensor,
+    crops: Tensor,
+    *,
+    pad: int,
+    normalize: Normalizer,
+    erased: Tensor | None = None,
+    jitter: Tensor | None = None,
 ) -> Tensor:
     """Makes a training batch: pads, crops at the original size, mirrors, normalises.
 
@@ -105,10 +99,12 @@ def crop_flip_normalize(
 
     Args:
         images: (N, H, W, C) uint8, contiguous.
-        ids: (B,) int64, which images.
-        crops: (3, B) int64 of `draw_crops`.
+        rows: (B,) int64, which images.
+        crops: (3, B) int64 of `dml_fast.data.plan.BatchPlan`.
         pad: pixels on each side.
         normalize: for C channels, on the device of ``images``.
+        erased: (4, B) int64 for `erase`.
+        jitter: (3, B) float32 for `jitter_colors`.
 
     Returns:
         (B, H, W, C) float32.
@@ -117,14 +113,19 @@ def crop_flip_normalize(
     top, left, mirrored = (row[:, None] for row in crops)  # (B, 1) each
     y = torch.arange(height, device=images.device)
     x = torch.arange(width, device=images.device)
-    rows = y + top - pad  # (B, H)
+    lines = y + top - pad  # (B, H)
     columns = torch.where(mirrored > 0, width - 1 - x, x) + left - pad  # (B, W)
-    row_starts = (ids[:, None] * height + rows.clamp(0, height - 1)) * width
-    pixel_ids = row_starts[:, :, None] + columns.clamp(0, width - 1)[:, None, :]  # (B, H, W)
+    starts = (rows[:, None] * height + lines.clamp(0, height - 1)) * width
+    pixel_ids = starts[:, :, None] + columns.clamp(0, width - 1)[:, None, :]  # (B, H, W)
     pixels = images.view(-1, channels).index_select(0, pixel_ids.view(-1))
+    if jitter is not None:
+        pixels = jitter_colors(pixels.float().view(*pixel_ids.shape, channels), jitter)
     out = normalize(pixels).view(*pixel_ids.shape, channels)
     if pad:
-        inside_rows = (rows >= 0) & (rows < height)
+        inside_rows = (lines >= 0) & (lines < height)
         inside_columns = (columns >= 0) & (columns < width)
-        out.mul_((inside_rows[:, :, None] & inside_columns[:, None, :])[..., None])
+        inside = inside_rows[:, :, None] & inside_columns[:, None, :]
+        out.masked_fill_(~inside[..., None], 0.0)
+    if erased is not None:
+        erase(out, erased)
     return out

@@ -5,6 +5,7 @@ EXIF orientation is ignored, as the usual training pipelines and DALI's default 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from dml_fast.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
+_log = logging.getLogger("dml_fast")
 _CHUNK = 256  # files a task: small against the whole, large against a thread's overhead
 
 Pixels = npt.NDArray[np.uint8]
@@ -38,6 +40,45 @@ class BadImage(NamedTuple):
 
 class CorruptImageError(Exception):
     """A file cannot be decoded."""
+
+
+class CorruptFiles:
+    """Files that could not be decoded, by name, and whether that is allowed.
+
+    Args:
+        root: the data folder.
+        allowed: False: the first one raises an error in place of being noted.
+    """
+
+    def __init__(self, root: Path, *, allowed: bool) -> None:
+        self.root, self.allowed = root, allowed
+        self.reasons: dict[Path, str] = {}
+        self._reported = 0
+
+    def add(self, bad: BadImage) -> None:
+        """Notes a file.
+
+        Raises:
+            UserError: files must not be corrupt.
+        """
+        if not self.allowed:
+            raise corrupt_error(bad)
+        self.reasons[bad.path] = bad.reason
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Their names relative to the data folder."""
+        return tuple(path.relative_to(self.root).as_posix() for path in self.reasons)
+
+    def report(self) -> None:
+        """Logs in one line what was found since the last report."""
+        new = list(zip(self.names, self.reasons.values(), strict=True))[self._reported :]
+        if new:
+            shown = "; ".join(f"{name} ({reason})" for name, reason in new[:5])
+            _log.warning(
+                "skipped %d corrupt images: %s%s", len(new), shown, "; ..." if len(new) > 5 else ""
+            )
+        self._reported += len(new)
 
 
 def decode_image(path: Path, image_size: Size = 0) -> Pixels:
@@ -62,13 +103,12 @@ def decode_image(path: Path, image_size: Size = 0) -> Pixels:
         raw = path.read_bytes()
         if simplejpeg.is_jpeg(raw):
             try:
-                return _fit(
-                    simplejpeg.decode_jpeg(raw, fastdct=False, fastupsample=False), image_size
-                )
+                pixels = simplejpeg.decode_jpeg(raw, fastdct=False, fastupsample=False)
+                return fit(pixels, image_size)
             except ValueError:
                 pass  # an unusual form, or damage: Pillow decodes the one and names the other
         with Image.open(path) as image:
-            return _fit(np.asarray(_to_rgb(image)), image_size)
+            return fit(np.asarray(_to_rgb(image)), image_size)
     except Exception as error:  # decoders raise nearly anything on damaged files
         reason = str(error).replace(str(path), path.name).replace("\n", " ")
         raise CorruptImageError(reason or type(error).__name__) from error
@@ -89,20 +129,37 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _fit(pixels: Pixels, size: Size) -> Pixels:
-    """Brings an image to a `Size`."""
-    height, width = pixels.shape[:2]
-    if isinstance(size, tuple):
-        return _resize(pixels, *size)
+def fit(pixels: Pixels, size: Size, margin: bool = False) -> Pixels:
+    """Brings an image to a `Size`; ``margin`` as in `fitted`."""
     if size == 0:
         return pixels
-    shorter = min(height, width)
-    new_height, new_width = (round(side * size / shorter) for side in (height, width))
-    top, left = (new_height - size) // 2, (new_width - size) // 2
-    return _resize(pixels, new_height, new_width)[top : top + size, left : left + size]
+    height, width, top, left = fitted(pixels.shape[0], pixels.shape[1], size, margin)
+    tall, wide = size if isinstance(size, tuple) else (size, size)
+    return resize(pixels, height, width)[top : top + tall, left : left + wide]
 
 
-def _resize(pixels: Pixels, height: int, width: int) -> Pixels:
+def fitted(height: int, width: int, size: Size, margin: bool) -> tuple[int, int, int, int]:
+    """Says how an image is brought to a `Size`.
+
+    Args:
+        height: of the image.
+        width: of the image.
+        size: what it is brought to, not 0.
+        margin: of a size S, whether the shorter side becomes 8/7 S, so that the centre S x S leaves
+            a border out (256 for 224, as usual on ImageNet).
+
+    Returns:
+        Height and width that it is resized to, then top and left of the part that is kept.
+    """
+    if isinstance(size, tuple):
+        return (*size, 0, 0)
+    shorter = round(size * 8 / 7) if margin else size
+    tall, wide = (round(side * shorter / min(height, width)) for side in (height, width))
+    return tall, wide, (tall - size) // 2, (wide - size) // 2
+
+
+def resize(pixels: Pixels, height: int, width: int) -> Pixels:
+    """Resizes an image: bilinear, antialiased."""
     if pixels.shape[:2] == (height, width):
         return pixels
     from PIL import Image
@@ -130,14 +187,13 @@ def decode_all(
     if image_size:  # before a single image of that size is made
         sides = image_size if isinstance(image_size, tuple) else (image_size, image_size)
         _check_memory(len(paths), *sides)
-    first, height, width = _first_size(paths, image_size, skip_corrupt)
+    first, height, width = first_size(paths, image_size, skip_corrupt)
     _check_memory(len(paths), height, width)
     images = np.empty((len(paths), 3, height, width), dtype=np.uint8)
     task = partial(_decode_chunk, paths, images, first, image_size)
     bad: list[int] = []
     found: list[BadImage] = []
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         try:
             for failures in pool.map(task, range(0, len(paths), _CHUNK)):
                 for index, reason in failures:
@@ -158,9 +214,14 @@ def corrupt_error(bad: BadImage) -> UserError:
     )
 
 
-def _first_size(
+def first_size(
     paths: Sequence[Path], image_size: Size, skip_corrupt: bool
 ) -> tuple[Path, int, int]:
+    """Returns the first file that can be decoded, and its height and width.
+
+    Raises:
+        UserError: none can be, or an earlier one cannot and ``skip_corrupt`` is False.
+    """
     for path in paths:
         try:
             height, width, _ = decode_image(path, image_size).shape
@@ -182,13 +243,19 @@ def _decode_chunk(
             failures.append((index, str(error)))
             continue
         if pixels.shape[:2] != images.shape[2:]:
-            height, width = pixels.shape[:2]
-            raise UserError(
-                f"{paths[index]} is {height}x{width} pixels (height x width) but {first} is "
-                f"{images.shape[2]}x{images.shape[3]}: pass --image-size to bring all to one size"
-            )
+            raise size_error(paths[index], pixels.shape[:2], first, images.shape[2:])
         images[index] = pixels.transpose(2, 0, 1)
     return failures
+
+
+def size_error(
+    path: Path, sides: tuple[int, ...], first: Path, expected: tuple[int, ...]
+) -> UserError:
+    """Returns the error for an image that is not as large as the first (height, width)."""
+    return UserError(
+        f"{path} is {sides[0]}x{sides[1]} pixels (height x width) but {first} is "
+        f"{expected[0]}x{expected[1]}: pass --image-size to bring all to one size"
+    )
 
 
 def _check_memory(count: int, height: int, width: int) -> None:
@@ -201,6 +268,13 @@ def _check_memory(count: int, height: int, width: int) -> None:
             f"{available_gib:.1f} GiB of memory are available: choose a smaller --image-size or "
             "use fewer images"
         )
+
+
+def cores() -> int:
+    """Returns how many threads this process may run at once."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def available_bytes() -> int:

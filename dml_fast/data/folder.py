@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 
 import numpy as np
 
-from dml_fast.data.decode import BadImage, Size, decode_all
+from dml_fast.data.reading import Loaded, Reading, load
 from dml_fast.data.sets import ImageSet, RawData
 from dml_fast.errors import UserError
 
@@ -16,7 +15,6 @@ SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
 _PARTS = ("train", "val", "test")
-_log = logging.getLogger("dml_fast")
 
 Listing = dict[str, list[Path]]  # class name -> its files, both sorted
 
@@ -38,16 +36,15 @@ def check_folder(root: Path) -> None:
         raise UserError(f"{root}/train has no class folders: {wanted}")
 
 
-def read_folder(root: Path, *, image_size: Size, skip_corrupt: bool) -> RawData:
-    """Reads a folder of images as RGB.
+def read_folder(root: Path, how: Reading) -> RawData:
+    """Reads a folder of images as RGB, or lists it for a loader that decodes as it goes.
 
     Classes are the sorted names of the folders in train/; files are taken in sorted order, hidden
     ones and those without an image's suffix are passed over.
 
     Args:
         root: the folder.
-        image_size: see `decode_all`.
-        skip_corrupt: whether to leave out files that cannot be decoded.
+        how: to read it.
 
     Raises:
         UserError: a folder is missing or empty, classes do not match, a file is corrupt, sizes
@@ -62,7 +59,7 @@ def read_folder(root: Path, *, image_size: Size, skip_corrupt: bool) -> RawData:
                 f"{root / part / unknown[0]} is a class that {root}/train does not have: add "
                 "training images for it or remove it"
             )
-    sets, skipped = _decode_parts(root, listings, classes, image_size, skip_corrupt)
+    sets, loaded = _load_parts(root, listings, classes, how)
     return RawData(
         name=root.resolve().name,
         classes=classes,
@@ -71,7 +68,8 @@ def read_folder(root: Path, *, image_size: Size, skip_corrupt: bool) -> RawData:
         test=sets.get("test"),
         pad=min(sets["train"].images.shape[2:]) // 8,
         flip=True,
-        skipped=skipped,
+        corrupt=loaded.corrupt,
+        choice=loaded.choice,
     )
 
 
@@ -103,49 +101,32 @@ def _image_files(folder: Path) -> list[Path]:
     ]
 
 
-def _decode_parts(
-    root: Path,
-    listings: dict[str, Listing],
-    classes: tuple[str, ...],
-    image_size: Size,
-    skip_corrupt: bool,
-) -> tuple[dict[str, ImageSet], tuple[str, ...]]:
-    """Decodes all parts at once, since one size must hold for all of them."""
+def _load_parts(
+    root: Path, listings: dict[str, Listing], classes: tuple[str, ...], how: Reading
+) -> tuple[dict[str, ImageSet], Loaded]:
+    """Loads all parts at once, since one size must hold for all of them."""
+    index = {name: label for label, name in enumerate(classes)}
     rows = [
-        (part, classes.index(name), path)
+        (part, index[name], path)
         for part, listing in listings.items()
         for name, files in listing.items()
         for path in files
     ]
-    images, bad = decode_all(
-        [path for *_, path in rows], image_size=image_size, skip_corrupt=skip_corrupt
-    )
-    bad_paths = {path for path, _ in bad}
-    rows = [row for row in rows if row[2] not in bad_paths]
-    part_of = np.array([part for part, *_ in rows])
-    labels = np.array([label for _, label, _ in rows], dtype=np.int64)
+    loaded = load(root, [path for *_, path in rows], how)
+    images, kept, manifest, *_ = loaded
+    part_of = np.array([part for part, *_ in rows])[kept]
+    labels = np.array([label for _, label, _ in rows], dtype=np.int64)[kept]
     sets = {}
     for part, listing in listings.items():
         chosen = np.flatnonzero(part_of == part)
         # the parts lie one after another, so a slice serves and copies nothing
         piece = slice(chosen[0], chosen[-1] + 1) if len(chosen) else slice(0)
-        sets[part] = ImageSet(images[piece], labels[piece])
+        sets[part] = ImageSet(images[piece], labels[piece], manifest=manifest[piece])
+        present = set(labels[piece].tolist())
         for name in listing:
-            if classes.index(name) not in sets[part].labels:
+            if index[name] not in present:
                 raise UserError(
                     f"class folder {root / part / name} holds no image that can be decoded: add "
                     "some or remove it"
                 )
-    return sets, report_skipped(root, bad)
-
-
-def report_skipped(root: Path, bad: list[BadImage]) -> tuple[str, ...]:
-    """Logs what was left out, in one line, and returns the relative names."""
-    names = tuple(path.relative_to(root).as_posix() for path, _ in bad)
-    if bad:
-        shown = "; ".join(
-            f"{name} ({reason})" for name, (_, reason) in zip(names[:5], bad, strict=False)
-        )
-        more = "; ..." if len(bad) > 5 else ""
-        _log.warning("skipped %d corrupt images: %s%s", len(bad), shown, more)
-    return names
+    return sets, loaded

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dml_fast.data.decode import Size, decode_all
-from dml_fast.data.folder import SUFFIXES, report_skipped
+from dml_fast.data.folder import SUFFIXES
+from dml_fast.data.reading import Loaded, Reading, load
 from dml_fast.data.sets import ImageSet, RawData, RetrievalSet
 from dml_fast.data.splits import split_identities
 from dml_fast.errors import UserError
@@ -49,18 +49,15 @@ def check_market1501(root: Path) -> None:
             )
 
 
-def read_market1501(
-    root: Path, *, image_size: Size, skip_corrupt: bool, val_fraction: float
-) -> RawData:
-    """Reads a data set of identities as RGB.
+def read_market1501(root: Path, how: Reading, *, val_fraction: float) -> RawData:
+    """Reads a data set of identities as RGB, or lists it for a loader that decodes as it goes.
 
     The classes are the identities to learn, sorted. Files without an image's suffix (Thumbs.db) are
     passed over.
 
     Args:
         root: the folder.
-        image_size: see `decode_all`.
-        skip_corrupt: whether to leave out files that cannot be decoded.
+        how: to read it.
         val_fraction: of the training identities that are set aside to validate, in [0, 1). With 0
             the test images also validate.
 
@@ -71,17 +68,19 @@ def read_market1501(
     check_market1501(root)
     parts = [_list_part(root / part) for part in PARTS]
     flat = [image for part in parts for image in part]
-    pixels, bad = decode_all(
-        [image.path for image in flat], image_size=image_size, skip_corrupt=skip_corrupt
-    )
-    bad_paths = {path for path, _ in bad}
-    kept = [[image for image in part if image.path not in bad_paths] for part in parts]
+    loaded = load(root, [image.path for image in flat], how)
+    whole = set(loaded.kept.tolist())
+    starts = np.cumsum([0] + [len(part) for part in parts])
+    kept = [
+        [image for row, image in enumerate(part, start) if row in whole]
+        for part, start in zip(parts, starts.tolist(), strict=False)
+    ]
     for part, images in zip(PARTS, kept, strict=True):
         if not images:
             raise UserError(f"{root / part} holds no image that can be decoded: replace them")
     ends = np.cumsum([len(part) for part in kept])
     train, search = kept[0], kept[1] + kept[2]
-    test = _retrieval_set(root, pixels[ends[0] :], search, queries=len(kept[1]))
+    test = _retrieval_set(root, loaded, np.arange(ends[0], ends[-1]), search, queries=len(kept[1]))
     pids = np.array([image.pid for image in train], np.int64)
     if len(bad_id := np.flatnonzero(pids <= DISTRACTOR)):
         raise UserError(
@@ -94,17 +93,20 @@ def read_market1501(
     if val_fraction > 0:
         chosen = np.concatenate([query, gallery])
         held_out = [train[i] for i in chosen]
-        val = _retrieval_set(root, pixels[chosen], held_out, queries=len(query))
+        val = _retrieval_set(root, loaded, chosen, held_out, queries=len(query))
     known, labels = np.unique(pids[learned], return_inverse=True)
     return RawData(
         name=root.resolve().name,
         classes=tuple(f"{pid:04d}" for pid in known.tolist()),
-        train=ImageSet(pixels[learned], labels.astype(np.int64)),
+        train=ImageSet(
+            loaded.images[learned], labels.astype(np.int64), manifest=loaded.manifest[learned]
+        ),
         val=val,
         test=test,
-        pad=min(pixels.shape[2:]) // 8,
+        pad=min(loaded.images.shape[2:]) // 8,
         flip=True,
-        skipped=report_skipped(root, bad),
+        corrupt=loaded.corrupt,
+        choice=loaded.choice,
     )
 
 
@@ -127,10 +129,11 @@ def _list_part(folder: Path) -> list[_Image]:
 
 
 def _retrieval_set(
-    root: Path, pixels: npt.NDArray[np.uint8], images: list[_Image], queries: int
+    root: Path, loaded: Loaded, rows: Ids, images: list[_Image], queries: int
 ) -> RetrievalSet:
     return RetrievalSet(
-        images=pixels,
+        images=loaded.images[rows],
+        manifest=loaded.manifest[rows],
         labels=np.array([image.pid for image in images], np.int64),
         cams=np.array([image.cam for image in images], np.int64),
         names=tuple(image.path.relative_to(root).as_posix() for image in images),

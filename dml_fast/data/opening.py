@@ -10,6 +10,7 @@ from dml_fast.data.decode import Size
 from dml_fast.data.digits import read_digits
 from dml_fast.data.folder import check_folder, read_folder
 from dml_fast.data.market1501 import check_market1501, read_market1501
+from dml_fast.data.reading import LoaderName, Reading
 from dml_fast.data.sets import DataSet, RawData, build_dataset
 from dml_fast.errors import UserError
 
@@ -46,8 +47,12 @@ def open_dataset(
     seed: int = 0,
     image_size: Size = 0,
     skip_corrupt: bool = False,
+    loader: LoaderName = "auto",
+    resized: bool = False,
+    threads: int = 0,
+    device: str = "cpu",
 ) -> DataSet:
-    """Reads a data set into memory.
+    """Reads a data set into memory, or lists it for a loader that decodes as it goes.
 
     Args:
         spec: ``digits``, ``cifar10:DIR``, ``cifar100:DIR``, ``folder:DIR`` or ``market1501:DIR``
@@ -64,6 +69,10 @@ def open_dataset(
         seed: the run's seed.
         image_size: of a folder or market1501: see `dml_fast.data.decode.Size`.
         skip_corrupt: whether files that cannot be decoded are left out and counted.
+        loader: who holds and decodes the images of a folder or market1501; all else is resident.
+        resized: whether training will show random parts of a folder's or market1501's images.
+        threads: that decode; 0 for one a core.
+        device: that trains, so that ``auto`` knows its memory.
 
     Raises:
         UserError: anything is wrong with the arguments or the files.
@@ -77,7 +86,12 @@ def open_dataset(
     if not 0.0 <= label_noise < 1.0:
         raise UserError(f"--label-noise {label_noise} must be at least 0 and below 1")
     return build_dataset(
-        _read(spec, download, image_size, skip_corrupt, val_fraction),
+        _read(
+            spec,
+            Reading(image_size, skip_corrupt, loader, resized, threads, device),
+            download=download,
+            val_fraction=val_fraction,
+        ),
         val_fraction=val_fraction,
         train_fraction=train_fraction,
         label_noise=label_noise,
@@ -85,18 +99,21 @@ def open_dataset(
     )
 
 
-def _read(
-    spec: str, download: bool, image_size: Size, skip_corrupt: bool, val_fraction: float
-) -> RawData:
+def _read(spec: str, how: Reading, *, download: bool, val_fraction: float) -> RawData:
     kind, root = _parse(spec)
+    image_size = how.size
     if kind in _CHECKS:
         if min(image_size if isinstance(image_size, tuple) else (image_size + 1,)) < 1:
             raise UserError(f"--image-size {image_size} must be 0 or a number of pixels")
         if kind == "folder":
-            return read_folder(root, image_size=image_size, skip_corrupt=skip_corrupt)
-        return read_market1501(
-            root, image_size=image_size, skip_corrupt=skip_corrupt, val_fraction=val_fraction
-        )
+            return read_folder(root, how)
+        return read_market1501(root, how, val_fraction=val_fraction)
+    for name, given in (("--loader", how.loader), ("--crop", "resized" if how.resized else "")):
+        if given in ("dali", "fallback", "resized"):
+            raise UserError(
+                f"{name} {given} is only for folder: and market1501: data, and {kind} is held in "
+                "memory: leave it out"
+            )
     raw = read_digits() if kind == "digits" else read_cifar(kind, root, download=download)
     if image_size not in (0, raw.train.images.shape[2], raw.train.images.shape[2:]):
         raise UserError(

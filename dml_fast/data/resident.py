@@ -1,144 +1,63 @@
 """The resident loader: all images as uint8 on the device, batches made there, no state.
 
-What batch (epoch, step) holds is a pure function of (seed, epoch, step), so training resumes in
-mid-epoch by asking for the next batch, and nothing about the loader needs saving.
+What batch (epoch, step) holds is in the plan, so training resumes in mid-epoch by asking for the
+next batch, and nothing about the loader needs saving.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from dml_fast.data.augment import (
-    Normalizer,
-    crop_flip_normalize,
-    draw_crops,
-    draw_rectangles,
-    erase,
-)
-from dml_fast.data.sampling import IdentityOrder, Order, ShuffledOrder
-from dml_fast.data.sets import ImageSet
-from dml_fast.rng import numpy_generator
+from dml_fast.data.assemble import Assembler, Batch, TrainBatch, to_nchw
+from dml_fast.data.augment import Normalizer
+from dml_fast.data.files import ImageFiles
+from dml_fast.data.plan import Plan
+from dml_fast.data.sampling import Ids, sequential
+from dml_fast.data.sets import ImageSet, RetrievalSet
+from dml_fast.data.stream import Request, open_decoder
 
-
-class Batch(NamedTuple):
-    """A batch of B images on the device.
-
-    Attributes:
-        inputs: (B, C, H, W) float32, normalised.
-        target: (B,) int64 labels.
-        ids: (B,) int64, each image's index in its `ImageSet`.
-    """
-
-    inputs: Tensor
-    target: Tensor
-    ids: Tensor
+__all__ = ["Batch", "ResidentLoader", "evaluation_batches"]
 
 
 class ResidentLoader:
-    """Shuffled, augmented training batches of images that live on the device.
+    """Training batches of images that live on the device.
 
-    Every epoch is another order of the images, cut into whole batches (see
-    `dml_fast.data.sampling`). No global generator is read or changed.
+    No global generator is read or changed.
 
     Args:
         images: (N, C, H, W) uint8.
-        labels: (N,) int64.
-        batch_size: B, 1..N.
-        seed: the run's seed; order and augmentation follow from it.
-        mean: C floats in units of 0..1.
-        std: C floats in units of 0..1.
-        pad: largest shift of a random crop in pixels; 0 for none. What is shifted in is 0 after
-            normalisation, the mean colour.
-        flip: whether half of the images are mirrored.
-        erasing: probability that a rectangle of an image is erased.
-        num_instances: 0, or K: batches are of K images of each of B / K labels.
-        device: where images are kept and batches are made.
-        channels_last: the memory format of ``inputs``.
-
-    Raises:
-        UserError: ``batch_size`` does not fit the images.
+        plan: of the batches.
+        assemble: makes them.
     """
 
-    def __init__(
-        self,
-        images: npt.NDArray[np.uint8],
-        labels: npt.NDArray[np.int64],
-        *,
-        batch_size: int,
-        seed: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        pad: int,
-        flip: bool,
-        device: torch.device | str,
-        channels_last: bool = True,
-        erasing: float = 0.0,
-        num_instances: int = 0,
-    ) -> None:
-        self._order: Order
-        if num_instances:
-            self._order = IdentityOrder(labels, batch_size, num_instances, seed)
-        else:
-            self._order = ShuffledOrder(len(images), batch_size, seed)
-        self.steps_per_epoch = self._order.steps
-        self._erasing = erasing
-        self._seed = seed
-        self._pad = pad
-        self._flip = flip
-        self._device = torch.device(device)
-        self._channels_last = channels_last
+    def __init__(self, images: npt.NDArray[np.uint8], plan: Plan, assemble: Assembler) -> None:
+        self.steps_per_epoch = plan.steps_per_epoch
+        self._plan, self._assemble = plan, assemble
         # (N, H, W, C), so that a pixel's channels lie together for the gather
-        self._images = torch.as_tensor(images).to(self._device).permute(0, 2, 3, 1).contiguous()
-        self._labels = torch.as_tensor(labels).to(self._device)
-        self._normalize = Normalizer(mean, std, self._device)
-        self._order_cache: tuple[int, npt.NDArray[np.int64]] | None = None
+        there = torch.as_tensor(images).to(assemble.device)
+        self._images = [there.permute(0, 2, 3, 1).contiguous()]
 
-    def batch(self, epoch: int, step: int) -> Batch:
+    def batch(self, epoch: int, step: int) -> TrainBatch:
         """Returns batch ``step`` (0..steps_per_epoch-1) of ``epoch``.
 
         Raises:
             IndexError: the epoch has no such step.
         """
-        if not 0 <= step < self.steps_per_epoch:
-            raise IndexError(f"step {step} is outside 0..{self.steps_per_epoch - 1}")
-        ids = self._batches(epoch)[step]
-        rng = numpy_generator(self._seed, "augment", epoch, step)
-        rows = [ids[None], draw_crops(len(ids), pad=self._pad, flip=self._flip, rng=rng)]
-        if self._erasing:
-            _, height, width, _ = self._images.shape
-            rows.append(
-                draw_rectangles(
-                    len(ids), probability=self._erasing, height=height, width=width, rng=rng
-                )
-            )
-        plan = torch.from_numpy(np.concatenate(rows))  # (4 or 8, B): one small copy
-        if self._device.type == "cuda":
-            plan = plan.pin_memory()
-        plan = plan.to(self._device, non_blocking=True)
-        inputs = crop_flip_normalize(
-            self._images, plan[0], plan[1:4], pad=self._pad, normalize=self._normalize
-        )
-        if self._erasing:
-            erase(inputs, plan[4:])
-        target = self._labels.index_select(0, plan[0])
-        return Batch(_to_nchw(inputs, self._channels_last), target, plan[0])
+        plan = self._plan(epoch, step)
+        return self._assemble(plan, self._images, plan.ids)
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TrainBatch]:
         """Yields the batches of ``epoch`` from ``start_step`` on."""
         for step in range(start_step, self.steps_per_epoch):
             yield self.batch(epoch, step)
 
-    def _batches(self, epoch: int) -> npt.NDArray[np.int64]:
-        # kept only to save time: it can be computed again from the key at any moment
-        if self._order_cache is None or self._order_cache[0] != epoch:
-            self._order_cache = (epoch, self._order(epoch))
-        return self._order_cache[1]
+    def close(self) -> None:
+        """Frees the images."""
+        self._images = []
 
 
 def evaluation_batches(
@@ -149,10 +68,13 @@ def evaluation_batches(
     std: Sequence[float],
     device: torch.device | str,
     channels_last: bool = True,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> Iterator[Batch]:
     """Yields every image once, in order, normalised and never augmented.
 
-    The last batch is short if N is not a multiple of ``batch_size``.
+    The last batch is short if N is not a multiple of ``batch_size``. Where corrupt files are
+    skipped they are left out, and in a `RetrievalSet` they come as black images.
 
     Args:
         image_set: N images.
@@ -161,16 +83,39 @@ def evaluation_batches(
         std: C floats in units of 0..1.
         device: where batches are made.
         channels_last: the memory format of ``inputs``.
+        rank: of this process, 0..ranks-1: which share of the batches is yielded.
+        ranks: R; all of them together see each image once.
     """
     normalize = Normalizer(mean, std, device)
-    for start in range(0, len(image_set), batch_size):
-        images = torch.as_tensor(image_set.images[start : start + batch_size]).to(device)
-        inputs = normalize(images.permute(0, 2, 3, 1).contiguous())
-        target = torch.as_tensor(image_set.labels[start : start + batch_size]).to(device)
-        ids = torch.arange(start, start + len(target), device=device)
-        yield Batch(_to_nchw(inputs, channels_last), target, ids)
+    order = sequential(len(image_set), batch_size, rank, ranks)
+    for ids, images in _pixels(image_set, order, batch_size, torch.device(device)):
+        inputs = to_nchw(normalize(images), channels_last)
+        target = torch.as_tensor(image_set.labels[ids]).to(device)
+        yield Batch(inputs, target, torch.from_numpy(ids).to(device))
 
 
-def _to_nchw(inputs: Tensor, channels_last: bool) -> Tensor:
-    inputs = inputs.permute(0, 3, 1, 2)
-    return inputs if channels_last else inputs.contiguous()
+def _pixels(
+    image_set: ImageSet, order: Iterator[Ids], batch_size: int, device: torch.device
+) -> Iterator[tuple[Ids, torch.Tensor]]:
+    """Indices and pixels (B, H, W, C) uint8 of batch after batch."""
+    images = image_set.images
+    if not isinstance(images, ImageFiles):
+        for ids in order:
+            there = torch.as_tensor(images[ids[0] : ids[-1] + 1]).to(device)
+            yield ids, there.permute(0, 2, 3, 1).contiguous()
+        return
+    size = min(batch_size, len(image_set))
+    decoder = open_decoder(images, None, device=device, batch_size=size)
+    try:
+        for found in decoder.run(Request(ids) for ids in order):
+            ids, (pixels,) = found.ids, found.images
+            if (ids < 0).any():  # corrupt files, which may be skipped
+                if isinstance(image_set, RetrievalSet):  # ... but not while others keep their rows
+                    ids = found.request.ids
+                else:
+                    whole = np.flatnonzero(ids >= 0)
+                    ids, pixels = ids[whole], pixels[torch.from_numpy(whole).to(device)]
+            yield ids, pixels
+    finally:
+        decoder.close()
+        images.corrupt.report()

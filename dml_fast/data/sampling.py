@@ -1,14 +1,19 @@
-"""Which images make up which batch: orders of an epoch as pure functions of (seed, epoch)."""
+"""Which images make up which batch: orders of an epoch as pure functions of (seed, epoch).
+
+The batches are those of all ranks together. Of B = R * b images a step, rank r takes the rows
+[r * b, (r + 1) * b), so that all ranks have as many steps and none sees an image of another's.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from dml_fast.data.philox import Draws, below
 from dml_fast.errors import UserError
-from dml_fast.rng import numpy_generator
 
 Ids = npt.NDArray[np.int64]
 
@@ -46,11 +51,12 @@ class ShuffledOrder:
                 f"choose a --batch-size from 1 to {count}"
             )
         self.steps = count // batch_size
-        self._count, self._batch_size, self._seed = count, batch_size, seed
+        self._count, self._batch_size = count, batch_size
+        self._draws = Draws(seed, "order")
 
     def __call__(self, epoch: int) -> Ids:
         """Returns (steps, B) indices of images."""
-        order = numpy_generator(self._seed, "order", epoch).permutation(self._count)
+        order = self._draws.permutation(self._count, epoch)
         return order[: self.steps * self._batch_size].reshape(self.steps, self._batch_size)
 
 
@@ -79,7 +85,7 @@ class IdentityOrder:
             )
         self._each = num_instances
         self._identities = batch_size // num_instances
-        self._seed = seed
+        self._draws = Draws(seed, "identities")
         _, label, sizes = np.unique(labels, return_inverse=True, return_counts=True)
         self._label, self._sizes = label, sizes
         groups = np.maximum(sizes // num_instances, 1)
@@ -97,42 +103,61 @@ class IdentityOrder:
 
     def __call__(self, epoch: int) -> Ids:
         """Returns (steps, B) indices of images, an identity's K next to each other."""
-        rng = numpy_generator(self._seed, "identities", epoch)
-        groups = self._drop(rng)
+        draws = self._draws
+        groups = self._drop(epoch)
         # Identities in a random order take their groups' places one after another, around and
         # around the steps: as none has more groups than there are steps, none meets itself.
-        order = rng.permutation(len(groups))
+        order = draws.permutation(len(groups), epoch, 0)
         owner = np.repeat(order, groups[order])
-        placed = owner.reshape(self._identities, self.steps)[:, rng.permutation(self.steps)]
-        images = self._deal(groups, rng)  # (groups in all, K), an identity's together
-        turn = _rank_among_equals(placed.ravel())
+        columns = draws.permutation(self.steps, epoch, 1)
+        placed = owner.reshape(self._identities, self.steps)[:, columns]
+        images = self._deal(groups, epoch)  # (groups in all, K), an identity's together
+        turn = rank_among_equals(placed.ravel())
         first = np.cumsum(groups) - groups
         rows = first[placed.ravel()] + turn
         batches = images[rows].reshape(self._identities, self.steps, self._each)
         ordered: Ids = batches.transpose(1, 0, 2).reshape(self.steps, -1)
         return ordered
 
-    def _drop(self, rng: np.random.Generator) -> Ids:
+    def _drop(self, epoch: int) -> Ids:
         """How many groups each identity gives, P T in all: a random few are left out."""
         owners = np.repeat(np.arange(len(self._groups)), self._groups)
-        kept = rng.permutation(owners)[: self._identities * self.steps]
+        order = self._draws.permutation(len(owners), epoch, 2)
+        kept = owners[order[: self._identities * self.steps]]
         return np.bincount(kept, minlength=len(self._groups))
 
-    def _deal(self, groups: Ids, rng: np.random.Generator) -> Ids:
+    def _deal(self, groups: Ids, epoch: int) -> Ids:
         """Draws each identity's groups of images: (sum of ``groups``, K)."""
-        order = rng.permutation(len(self._label))
+        order = self._draws.permutation(len(self._label), epoch, 3)
         order = order[np.argsort(self._label[order], kind="stable")]  # shuffled within identities
         first = np.cumsum(self._sizes) - self._sizes
         owner = np.repeat(np.arange(len(groups)), groups)
-        turn = _rank_among_equals(owner)
+        turn = rank_among_equals(owner)
         place = turn[:, None] * self._each + np.arange(self._each)
         size = self._sizes[owner, None]
-        again = rng.integers(0, size, place.shape)  # only used where images are too few
+        words = self._draws.words(np.arange(place.size).reshape(place.shape), epoch, 1, view=4)
+        again = below(words[0], size)  # only used where images are too few
         dealt: Ids = order[first[owner, None] + np.where(place < size, place, again)]
         return dealt
 
 
-def _rank_among_equals(values: Ids) -> Ids:
+def sequential(count: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Iterator[Ids]:
+    """Yields the indices 0..count-1 in order, each once over all ranks; the last batch is short.
+
+    A rank takes every R-th batch. Nothing is padded: evaluation is neither captured in a graph nor
+    compiled, and a padded row would have to be left out again by every metric.
+
+    Args:
+        count: N.
+        batch_size: B, at least 1; it may exceed N.
+        rank: 0..ranks-1.
+        ranks: R.
+    """
+    for start in range(rank * batch_size, count, ranks * batch_size):
+        yield np.arange(start, min(start + batch_size, count))
+
+
+def rank_among_equals(values: Ids) -> Ids:
     """For each value how many equal ones come before it."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]

@@ -4,35 +4,57 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from dml_fast.data.decode import CorruptFiles
+from dml_fast.data.files import ImageFiles
 from dml_fast.data.splits import add_label_noise, split_validation, take_fraction
 
 _STATS_CHUNK = 4096  # images: bounds the 8-byte temporaries of bincount
+_STATS_SAMPLE = 1024  # of files: decoding all of them may take an hour
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images in memory with their labels.
+    """Images, in memory or in files, with their labels.
 
     Attributes:
-        images: (N, C, H, W) uint8.
+        images: (N, C, H, W) uint8, or files that are decoded to that.
         labels: (N,) int64, indices of `DataSet.classes`.
+        manifest: None, or (N,) of `dml_fast.data.files.manifest_of` where they come from files.
     """
 
-    images: npt.NDArray[np.uint8]
+    images: npt.NDArray[np.uint8] | ImageFiles
     labels: npt.NDArray[np.int64]
+    manifest: npt.NDArray[np.uint64] | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, ids: npt.NDArray[np.int64]) -> ImageSet:
         """Returns copies of the images ``ids``, in that order."""
-        return ImageSet(self.images[ids], self.labels[ids])
+        manifest = None if self.manifest is None else self.manifest[ids]
+        return ImageSet(self.images[ids], self.labels[ids], manifest=manifest)
+
+    def picture(self, index: int) -> npt.NDArray[np.uint8]:
+        """Returns one image: (C, H, W)."""
+        images = self.images
+        found: npt.NDArray[np.uint8] = (
+            images[np.array([index])].sample(1)[0]
+            if isinstance(images, ImageFiles)
+            else images[index]
+        )
+        return found
+
+    @property
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """The images, which are in memory."""
+        assert not isinstance(self.images, ImageFiles)
+        return self.images
 
 
 @dataclass(frozen=True)
@@ -66,7 +88,8 @@ class RawData:
     test: ImageSet | None
     pad: int
     flip: bool
-    skipped: tuple[str, ...] = ()
+    corrupt: CorruptFiles | None = None
+    choice: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,9 +107,11 @@ class DataSet:
         std: per channel, in units of 0..1; 1 for a channel that never varies.
         pad: pixels by which a random crop may shift an image, the set's usual augmentation.
         flip: whether the set's usual augmentation mirrors images.
-        fingerprint: SHA-256 of every image, label and class name after splitting, so that a
-            run is not resumed on other data. It does not depend on where the files lie.
-        skipped: corrupt files that were left out, relative to the data folder.
+        fingerprint: SHA-256 of every image (or, of files, its name and size), label and class name
+            after splitting, so that a run is not resumed on other data. It depends neither on where
+            the files lie nor on who decodes them.
+        corrupt: what could not be decoded so far; None for data that are not in files of their own.
+        choice: which loader was chosen and why, in one line; "" where there was no choice.
     """
 
     name: str
@@ -99,7 +124,19 @@ class DataSet:
     pad: int
     flip: bool
     fingerprint: str
-    skipped: tuple[str, ...]
+    corrupt: CorruptFiles | None = None
+    choice: str = ""
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Corrupt files that were skipped so far, relative to the data folder."""
+        return () if self.corrupt is None else self.corrupt.names
+
+    @property
+    def loader(self) -> str:
+        """Who decodes the training images: resident, dali or fallback."""
+        images = self.train.images
+        return images.loader if isinstance(images, ImageFiles) else "resident"
 
 
 def build_dataset(
@@ -114,8 +151,8 @@ def build_dataset(
         train = train.subset(take_fraction(train.labels, train_fraction, seed))
     if label_noise > 0.0:
         noisy = add_label_noise(train.labels, len(raw.classes), label_noise, seed)
-        train = ImageSet(train.images, noisy)
-    mean, std = channel_stats(train.images)
+        train = replace(train, labels=noisy)
+    mean, std = channel_stats(_for_stats(train))
     return DataSet(
         name=raw.name,
         classes=raw.classes,
@@ -127,8 +164,18 @@ def build_dataset(
         pad=raw.pad,
         flip=raw.flip,
         fingerprint=_fingerprint(raw.classes, (train, val, raw.test)),
-        skipped=raw.skipped,
+        corrupt=raw.corrupt,
+        choice=raw.choice,
     )
+
+
+def _for_stats(train: ImageSet) -> npt.NDArray[np.uint8]:
+    """The images that mean and deviation are of: the same for every loader."""
+    if isinstance(train.images, ImageFiles):
+        return train.images.sample(_STATS_SAMPLE)
+    if train.manifest is None:
+        return train.images
+    return train.images[np.unique(np.linspace(0, len(train) - 1, _STATS_SAMPLE).astype(np.int64))]
 
 
 def channel_stats(
@@ -167,6 +214,7 @@ def _fingerprint(classes: tuple[str, ...], parts: tuple[ImageSet | None, ...]) -
     digest = hashlib.sha256(json.dumps(header).encode())
     for part in parts:
         if part is not None:
-            digest.update(np.ascontiguousarray(part.images).data)
+            content = part.pixels if part.manifest is None else part.manifest.astype("<u8")
+            digest.update(np.ascontiguousarray(content).data)
             digest.update(np.ascontiguousarray(part.labels, dtype="<i8").data)
     return digest.hexdigest()

@@ -1,0 +1,30 @@
+"""Mixup (Zhang et al., ICLR 2018) and CutMix (Yun et al., ICCV 2019) of a batch on its device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dml_fast.data.plan import Mix
+
+
+def mix_inputs(inputs: Tensor, mix: Mix) -> Tensor:
+    """Mixes each image with the one at the mirrored place of the batch.
+
+    Args:
+        inputs: (B, C, H, W) float32; CutMix writes into it.
+        mix: how.
+    """
+    if mix.box is None:
+        return inputs.lerp(inputs.flip(0), 1 - mix.weight)
+    top, left, bottom, right = mix.box
+    part = inputs[:, :, top:bottom, left:right]
+    part.copy_(part.flip(0))
+    return inputs
+
+
+def mix_targets(target: Tensor, num_classes: int, mix: Mix) -> Tensor:
+    """Returns (B, C) float32 probabilities for (B,) int64 labels."""
+    own = torch.zeros(len(target), num_classes, device=target.device)
+    own.scatter_(1, target[:, None], 1.0)
+    return own.lerp(own.flip(0), 1 - mix.weight)
