@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from dml_fast.models.pretrained import load_pretrained
 from dml_fast.optim import make_optimizer
 from dml_fast.rng import derive_seed, seed_everything
 from dml_fast.student import Student
+
+logger = logging.getLogger(__name__)
 
 
 class Cohort:
@@ -63,6 +66,8 @@ class Cohort:
             if config.compile:
                 student.compile()
             students.append(student)
+        if any(student.depthwise for student in students):
+            logger.info("depthwise convolutions run in fp32: on a CPU they are slower in bf16")
         seed_everything(derive_seed(config.seed, "training"))
         return cls(students)
 

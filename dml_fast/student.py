@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dml_fast.amp import Precision
+from dml_fast.depthwise import keep_in_full_precision
 from dml_fast.errors import UserError
 
 
@@ -19,7 +20,7 @@ class Student:
 
     Args:
         model: on its device; ``forward(inputs (N, ...)) -> logits (N, C)``. An `EmbeddingNet` also
-            gives its features.
+            gives its features. For bf16 on a CPU its depthwise convolutions are put into fp32.
         optimizer: over the model's parameters, built with ``fused=True``.
         precision: how to run the forward pass.
         arch: the architecture's name, for tables and files.
@@ -40,6 +41,10 @@ class Student:
                 f"the optimizer {type(optimizer).__name__} of a student is not fused, so it cannot "
                 "skip a bad step on the device: build it with fused=True"
             )
+        on_cpu = precision.device.type == "cpu"
+        self.depthwise = (  # how many convolutions are kept out of bf16
+            keep_in_full_precision(model) if on_cpu and precision.dtype is torch.bfloat16 else 0
+        )
         self.model = model
         self.optimizer = optimizer
         self.precision = precision

@@ -13,8 +13,10 @@ from torch import nn
 from dml_fast.amp import Precision
 from dml_fast.cohort import Cohort
 from dml_fast.config import TrainConfig
+from dml_fast.depthwise import FullPrecisionConv2d
 from dml_fast.engine import Engine
 from dml_fast.errors import UserError
+from dml_fast.models import create_model
 from dml_fast.optim import make_optimizer, zero_momentum
 from dml_fast.student import Student
 
@@ -69,6 +71,34 @@ def test_moving_a_model_does_not_lose_the_guard_of_its_statistics() -> None:
     assert engine.step(x, y).skipped.all()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+def test_depthwise_convolutions_stay_out_of_bf16_on_a_cpu() -> None:
+    shape = {"num_classes": 5, "in_channels": 1, "image_size": (8, 8)}
+    torch.manual_seed(0)
+    model = create_model("mobilenet_v1", **shape)
+    plain, x = copy.deepcopy(model), batch(0, torch.float32)[0]
+    one = student(model, Precision(CPU, torch.bfloat16))
+    assert one.depthwise == 13
+    seen = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(
+                lambda m, _, out: seen.append((m.groups > 1, out.dtype is torch.float32))
+            )
+    one.forward(x)
+    assert len(seen) == 27 and all(depthwise == full for depthwise, full in seen)
+    mine, theirs = (
+        next(m for m in net.modules() if isinstance(m, nn.Conv2d) and m.groups > 1)
+        for net in (model, plain)
+    )
+    images = torch.randn(2, 32, 8, 8).bfloat16()
+    with one.precision.autocast():
+        found = mine(images)
+    assert torch.equal(found, theirs(images.float()))
+    assert list(model.state_dict()) == list(plain.state_dict())
+    assert student(plain).depthwise == 0
+    assert all(type(m) is not FullPrecisionConv2d for m in plain.modules())
 
 
 def test_a_student_with_a_scaler_comes_back() -> None:
