@@ -1,44 +1,60 @@
 """Ranking at Market-1501's size, and with 500,000 distractors, against peers and against limits.
 
     pytest benchmarks/bench_ranking.py                       # a tenth of the queries
-    python benchmarks/bench_ranking.py                       # all, contestants in turns
-    python benchmarks/bench_ranking.py --gallery 500000      # ours alone
-    python benchmarks/bench_ranking.py --only rerank
+    python benchmarks/bench_ranking.py [--only GROUP]        # contestants in turns
+    python benchmarks/bench_ranking.py --gallery 500000
+    ... --json benchmarks/results/ranking_cpu.json           # adds to what the file holds
 
-The features are synthetic: 751 identities, a fifth of the gallery distractors, at about 85 % mAP.
-The limit for a given matrix is reading it once, for features one `torch.mm` of the same size.
-Peers that are not installed are left out: torchmetrics, and torchreid's function with and without
-its Cython (`torchreid.reid.metrics.rank`). Slow ones rank a tenth of the queries and are scaled up.
+The features are synthetic: 751 identities, a fifth of the gallery distractors, at about 88 % mAP;
+"random" distances are of features that know nothing. The limit for a given matrix is reading it
+once, for features a bare `torch.mm` of the same size, in blocks where the matrix would not fit.
+Peers (ranking_peers.py) that are not installed are left out; they rank a tenth of the queries
+(a hundredth of a gallery of 500,000), and time and memory are scaled up.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import json
+import os
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's idle threads leave us the cores
+
 import numpy as np
 import pytest
 import torch
+from machine import provenance
+from ranking_peers import PEERS, Peer, dense_rerank, installed
+from torch import Tensor
 
 from dml_fast.eval import rank_distances, rank_features, rank_hamming, rerank
 from dml_fast.eval.tiles import Tiling
 
 QUERIES, GALLERY, DIMS, PEOPLE = 3_368, 15_913, 512, 751
+BLOCK = 16_384  # gallery images that the bare products multiply at a time
 Contestant = Callable[["Data"], Any]
 
 
 class Data:
-    """Features, codes and distances of an evaluation of Market-1501's size."""
+    """Features, codes and distances of an evaluation: of Market-1501's size, or of a larger one.
 
-    def __init__(self, queries: int, gallery: int, matrix: bool = True) -> None:
+    Args:
+        queries: how many.
+        gallery: how many; those beyond Market-1501's are distractors.
+        rows: queries whose distances are computed.
+        few: of these, those that slow contestants rank.
+    """
+
+    def __init__(self, queries: int, gallery: int, rows: int, few: int) -> None:
         rng = np.random.default_rng(0)
         centres = rng.standard_normal((PEOPLE, DIMS), np.float32)
         shift = 0.7 * rng.standard_normal(DIMS, np.float32)
+        self.queries, self.rows, self.few = queries, rows, few
         self.q_pids = rng.integers(1, PEOPLE, queries)
         self.g_pids = np.zeros(gallery, np.int64)  # the distractors' identity is 0
         people = rng.permutation(min(gallery, GALLERY))[: int(0.8 * min(gallery, GALLERY))]
@@ -47,23 +63,27 @@ class Data:
 
         def features(pids: Any) -> Any:
             x = rng.standard_normal((len(pids), DIMS), np.float32)
-            x *= np.where(pids == 0, 1.9, 1.6)[:, None]
-            x += shift + np.where((pids == 0)[:, None], 0, centres[pids])
+            x *= np.where(pids == 0, 1.9, 1.6).astype(np.float32)[:, None]
+            x += shift
+            known = np.flatnonzero(pids)
+            x[known] += centres[pids[known]]
             return np.maximum(x, 0, out=x)  # after a ReLU, as most features are
 
         self.q, self.g = features(self.q_pids), features(self.g_pids)
         self.q_codes, self.g_codes = (
             np.packbits(x[:, :64] > 0.7, axis=1) for x in (self.q, self.g)
         )
-        unit = [torch.nn.functional.normalize(torch.from_numpy(x)) for x in (self.q, self.g)]
-        if matrix:
-            self.dist = (1 - unit[0] @ unit[1].T).numpy()
-        self.halves = [x.bfloat16() for x in unit]
-        self.out = torch.empty(queries, gallery if matrix else 0)
+        # What the bare products multiply; the time that these take is not counted.
+        self.operands = torch.from_numpy(self.q), torch.from_numpy(self.g)
+        self.halves = self.operands[0].bfloat16(), self.operands[1].bfloat16()
+        norms = [x.norm(dim=1) for x in self.operands]
+        products = self.operands[0][:rows] @ self.operands[1].T
+        self.dist = (1 - products.div_(norms[0][:rows, None]).div_(norms[1])).numpy()
+        self.random = rng.standard_normal(self.dist.shape, np.float32)
 
-    @property
-    def labels(self) -> tuple[Any, Any, Any, Any]:
-        return self.q_pids, self.g_pids, self.q_cams, self.g_cams
+    def labels(self, queries: int) -> tuple[Any, Any, Any, Any]:
+        """Of the first queries and the gallery."""
+        return self.q_pids[:queries], self.g_pids, self.q_cams[:queries], self.g_cams
 
 
 def read_once(data: Data) -> None:
@@ -72,121 +92,95 @@ def read_once(data: Data) -> None:
 
 
 def ours_distances(data: Data) -> float:
-    return rank_distances(data.dist, *data.labels).mAP
+    return rank_distances(data.dist, *data.labels(data.rows)).mAP
 
 
-def numpy_argsort(data: Data) -> float:
-    """As the peers' Python code: sort each row, drop what is not valid, walk the hits."""
-    aps = []
-    for row, pid, cam in zip(data.dist, data.q_pids, data.q_cams, strict=True):
-        order = np.argsort(row, kind="stable")
-        keep = (data.g_pids[order] != pid) | (data.g_cams[order] != cam)
-        hits = np.flatnonzero(data.g_pids[order][keep] == pid) + 1
-        if len(hits):
-            aps.append(np.mean(np.arange(1, len(hits) + 1) / hits))
-    return float(np.mean(aps))
+def ours_distances_random(data: Data) -> float:
+    """Matches all over the gallery: nothing can be skipped."""
+    return rank_distances(data.random, *data.labels(data.rows)).mAP
 
 
-def torchmetrics_map(data: Data) -> float:
-    module = importlib.import_module("torchmetrics.functional.retrieval")
-    aps = []
-    for row, pid, cam in zip(data.dist, data.q_pids, data.q_cams, strict=True):
-        keep = (data.g_pids != pid) | (data.g_cams != cam)
-        match = torch.from_numpy(data.g_pids[keep] == pid)
-        if match.any():
-            scores = torch.from_numpy(2 - row[keep])  # it drops scores of 0 and less
-            aps.append(module.retrieval_average_precision(scores, match))
-    return float(torch.stack(aps).mean())
-
-
-def torchreid_python(data: Data) -> float:
-    rank = importlib.import_module("torchreid.reid.metrics.rank")
-    return float(rank.eval_market1501(data.dist, *data.labels, 50)[1])
-
-
-def torchreid_cython(data: Data) -> float:
-    rank = importlib.import_module("torchreid.reid.metrics.rank_cylib.rank_cy")
-    ids = [x.astype(np.int64) for x in data.labels]
-    return float(rank.evaluate_cy(data.dist, *ids, 50)[1])
+def multiply(q: Tensor, g: Tensor) -> None:
+    out = q.new_empty(len(q), min(BLOCK, len(g)))
+    for part in g.split(BLOCK):
+        torch.mm(q, part.T, out=out if len(part) == out.shape[1] else None)
 
 
 def mm_float32(data: Data) -> None:
     """The limit for features."""
-    torch.mm(torch.from_numpy(data.q), torch.from_numpy(data.g).T, out=data.out)
+    multiply(*data.operands)
 
 
 def mm_bfloat16(data: Data) -> None:
-    torch.mm(data.halves[0], data.halves[1].T)
+    multiply(*data.halves)
 
 
 def ours_features(data: Data) -> float:
-    return rank_features(data.q, data.g, *data.labels).mAP
+    return rank_features(data.q, data.g, *data.labels(data.queries)).mAP
 
 
 def ours_features_float32(data: Data) -> float:
-    return rank_features(data.q, data.g, *data.labels, tiling=Tiling(bf16=False)).mAP
+    tiling = Tiling(bf16=False)
+    return rank_features(data.q, data.g, *data.labels(data.queries), tiling=tiling).mAP
 
 
 def ours_hamming(data: Data) -> float:
-    return rank_hamming(data.q_codes, data.g_codes, *data.labels).mAP
+    return rank_hamming(data.q_codes, data.g_codes, *data.labels(data.queries)).mAP
 
 
 def ours_rerank(data: Data) -> float:
-    return rerank(data.q, data.g, *data.labels).mAP
+    return rerank(data.q, data.g, *data.labels(data.queries)).mAP
 
 
+def rerank_dense(data: Data) -> float:
+    return rank_distances(dense_rerank(data.q, data.g), *data.labels(data.queries)).mAP
+
+
+def of_few(peer: Peer) -> Contestant:
+    """The peer on the first rows."""
+
+    def contestant(data: Data) -> float:
+        return peer(data.dist[: data.few], *data.labels(data.few))
+
+    contestant.__name__ = peer.__name__
+    return contestant
+
+
+SLOW = {of_few(peer): peer for peer in PEERS}
 GROUPS: dict[str, list[Contestant]] = {
-    "distances": [
-        read_once,
-        ours_distances,
-        numpy_argsort,
-        torchmetrics_map,
-        torchreid_python,
-        torchreid_cython,
-    ],
+    "distances": [read_once, ours_distances, ours_distances_random, *SLOW],
     "features": [mm_float32, mm_bfloat16, ours_features, ours_features_float32],
     "hamming": [ours_hamming],
-    "rerank": [ours_rerank],
+    "rerank": [ours_rerank, rerank_dense],
 }
-SLOW = [numpy_argsort, torchmetrics_map, torchreid_python, torchreid_cython]
-NEEDS = {
-    torchmetrics_map: "torchmetrics",
-    torchreid_python: "torchreid.reid.metrics.rank",
-    torchreid_cython: "torchreid.reid.metrics.rank_cylib.rank_cy",
-}
-
-
-def installed(contestant: Contestant) -> bool:
-    try:
-        importlib.import_module(NEEDS.get(contestant, "numpy"))
-    except ImportError:
-        return False
-    return True
+ONCE = (ours_rerank, rerank_dense)
 
 
 @pytest.fixture(scope="module")
 def tenth() -> Data:
-    return Data(QUERIES // 10, GALLERY)
+    return Data(QUERIES // 10, GALLERY, QUERIES // 10, QUERIES // 100)
 
 
 @pytest.mark.parametrize(
     "contestant", [c for group in GROUPS.values() for c in group], ids=lambda c: c.__name__
 )
 def bench_ranking(benchmark: Any, tenth: Data, contestant: Contestant) -> None:
-    """A tenth of Market-1501's queries against its whole gallery."""
-    if not installed(contestant):
-        pytest.skip(f"{NEEDS[contestant]} is not installed")
+    """A tenth of Market-1501's queries against its whole gallery; slow ones a hundredth."""
+    if contestant is rerank_dense:
+        pytest.skip("minutes: tests/test_ranking_rerank.py compares on fewer images")
+    if contestant in SLOW and not installed(SLOW[contestant]):
+        pytest.skip(f"{contestant.__name__} is not installed")
     benchmark.group = next(name for name, group in GROUPS.items() if contestant in group)
     if contestant in (read_once, ours_distances):
         benchmark.extra_info["bytes"] = tenth.dist.nbytes  # each distance read once
     if contestant in SLOW:
-        assert contestant(tenth) == pytest.approx(ours_distances(tenth), abs=1e-6)
-    rounds = 1 if contestant in (*SLOW, ours_rerank) else 5
-    benchmark.pedantic(contestant, (tenth,), rounds=rounds)
+        ours = rank_distances(tenth.dist[: tenth.few], *tenth.labels(tenth.few))
+        assert contestant(tenth) == pytest.approx(ours.mAP, abs=1e-6)
+    benchmark.pedantic(contestant, (tenth,), rounds=1 if contestant in (*SLOW, *ONCE) else 5)
 
 
-def extra_mib(call: Callable[[], object]) -> float:
-    """How far memory rises above what was in use before; NaN where Linux does not tell."""
+def extra_mib(call: Callable[[], object]) -> float | None:
+    """How far memory rises above what was in use before; None where Linux does not tell."""
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
     def kib(name: str) -> int:
@@ -195,39 +189,64 @@ def extra_mib(call: Callable[[], object]) -> float:
     try:
         reset.write_text("5")  # the high water mark starts anew
     except OSError:
-        return float("nan")
+        call()
+        return None
     before = kib("VmRSS")
     call()
     return (kib("VmHWM") - before) / 1024
 
 
-def compare(group: str, data: Data, few: Data | None, rounds: int) -> None:
-    """Print medians of contestants that take turns."""
+def compare(group: str, data: Data, rounds: int) -> dict[str, dict[str, float | None]]:
+    """Medians of contestants that take turns, printed and returned."""
     times: dict[str, list[float]] = {}
-    memory: dict[str, float] = {}
+    memory: dict[str, float | None] = {}
+    queries: dict[str, int] = {}
     for round_ in range(rounds):
         for contestant in GROUPS[group]:
-            slow = contestant in SLOW
-            if (slow and (round_ or few is None)) or not installed(contestant):
+            once = contestant in SLOW or contestant in ONCE
+            if (once and round_) or (contestant in SLOW and not installed(SLOW[contestant])):
                 continue
-            subject = few if slow and few is not None else data
             name = contestant.__name__
-            if not round_ and not slow:  # warm up, and see how much memory it takes
+            if not round_ and not once:  # warm up, and see how much memory it takes
                 memory[name] = extra_mib(lambda c=contestant: c(data))  # type: ignore[misc]
-            start = time.perf_counter()
-            contestant(subject)
-            scale = len(data.q_pids) / len(subject.q_pids)
-            times.setdefault(name, []).append(scale * (time.perf_counter() - start))
+            taken: list[float] = []
+
+            def timed(c: Contestant = contestant, taken: list[float] = taken) -> None:
+                start = time.perf_counter()
+                c(data)
+                taken.append(time.perf_counter() - start)
+
+            time.sleep(0.05)  # whoever ran before may have threads that still spin
+            if once:
+                memory[name] = extra_mib(timed)
+            else:
+                timed()
+            of_rows = data.rows if group == "distances" else data.queries
+            queries[name] = data.few if contestant in SLOW else of_rows
+            times.setdefault(name, []).append(taken[0] * data.queries / queries[name])
     medians = {name: statistics.median(values) for name, values in times.items()}
     limit = medians[next(iter(medians))]
-    print(f"\n{group}")
+    fastest = min(times[next(iter(medians))])
+    print(f"\n{group}, {len(data.g)} items")
+    report: dict[str, dict[str, float | None]] = {}
     for name, seconds in medians.items():
-        fastest = 1e3 * min(times[name])
-        extra = f"{memory[name]:9.0f} MiB" if name in memory else ""
+        report[name] = {
+            "median_ms": 1e3 * seconds,
+            "fastest_ms": 1e3 * min(times[name]),
+            "runs": len(times[name]),
+            "of_first_median": seconds / limit,
+            "of_first_fastest": min(times[name]) / fastest,
+            "extra_mib": memory[name],
+            "queries_ranked": queries[name],
+        }
+        extra = "" if memory[name] is None else f"{memory[name]:9.0f} MiB"
+        scaled = "" if queries[name] == data.queries else f" ({queries[name]} queries, scaled)"
         print(
-            f"  {name:24}{1e3 * seconds:11.1f} ms (fastest {fastest:9.1f}), "
-            f"{seconds / limit:8.2f} times the first {extra}"
+            f"  {name:24}{1e3 * seconds:11.1f} ms (fastest {1e3 * min(times[name]):9.1f}), "
+            f"{seconds / limit:8.2f} times the first {extra}{scaled}",
+            flush=True,
         )
+    return report
 
 
 def main() -> None:
@@ -235,19 +254,20 @@ def main() -> None:
     parser.add_argument("--gallery", type=int, default=GALLERY)
     parser.add_argument("--only", choices=GROUPS)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="add the report to that file")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {QUERIES} queries")
-    if args.gallery > GALLERY:
-        data = Data(QUERIES, args.gallery, matrix=False)
-        for name, call in {"bfloat16": ours_features, "float32": ours_features_float32}.items():
-            start = time.perf_counter()
-            extra = extra_mib(lambda call=call: call(data))  # type: ignore[misc]
-            seconds = time.perf_counter() - start
-            print(f"  {args.gallery} items, {name}: {seconds:.2f} s, {extra:.0f} MiB")
-        return
-    data, few = Data(QUERIES, GALLERY), Data(QUERIES // 10, GALLERY)
+    large = args.gallery > GALLERY
+    rows, few = (QUERIES // 10, QUERIES // 100) if large else (QUERIES, QUERIES // 10)
+    data = Data(QUERIES, args.gallery, rows, few)
     for group in [args.only] if args.only else ["distances", "features", "hamming"]:
-        compare(group, data, few, args.rounds)
+        report = {"group": group, "gallery": args.gallery, "queries": QUERIES, "dims": DIMS}
+        results = compare(group, data, args.rounds)
+        if args.json:  # each time: whoever stops us keeps what there is
+            held = json.loads(args.json.read_text()) if args.json.exists() else {}
+            where = provenance(torch.device("cpu"))
+            held[f"{group}-{args.gallery}"] = {**where, **report, "results": results}
+            args.json.write_text(json.dumps(held, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ TASKS = {
         "resnet8", 12, ("--amp", "--val-fraction", "0.04", "--train-fraction", "0.104167")
     ),
     "market1501": Task(
-        "mobilenet_v1", 15, ("--amp", "--image-size", "32"), (0.0,), ("independent", "dml")
+        "resnet8", 20, ("--amp", "--image-size", "32"), (0.0,), ("independent", "dml")
     ),
 }
 

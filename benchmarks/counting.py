@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -66,10 +67,31 @@ def operators_and_bytes(call: Call) -> tuple[int, int]:
     is anything inside compiled code, to which this does not apply.
     """
     call()
+    found = work(call)
+    return found.operators, found.peak
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a call does on the CPU.
+
+    Attributes:
+        operators: tensor operators that it runs.
+        peak: the most bytes of its tensors at once.
+        moved: bytes of the operators' arguments and results, each read or written once.
+    """
+
+    operators: int
+    peak: int
+    moved: int
+
+
+def work(call: Call) -> Work:
+    """Of one call; as `operators_and_bytes`, and in this thread only."""
     with _Ledger() as ledger:
         kept = call()
     del kept
-    return ledger.operators, ledger.peak
+    return Work(ledger.operators, ledger.peak, ledger.moved)
 
 
 class _Ledger(TorchDispatchMode):
@@ -79,6 +101,7 @@ class _Ledger(TorchDispatchMode):
         super().__init__()
         self.operators = 0
         self.peak = 0
+        self.moved = 0
         self._live = 0
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
@@ -91,6 +114,8 @@ class _Ledger(TorchDispatchMode):
         aliases = [returned.alias_info for returned in func._schema.returns]
         if not any(alias is not None and not alias.is_write for alias in aliases):
             self.operators += 1
+            tensors = (t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor))
+            self.moved += sum({id(t): t.numel() * t.element_size() for t in tensors}.values())
         for leaf in tree_leaves(result):
             self._note(leaf, made_here=True)
         self.peak = max(self.peak, self._live)

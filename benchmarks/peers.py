@@ -49,6 +49,11 @@ class Contestant:
 
 def naive(logits: list[Tensor], target: Tensor) -> Tensor:
     """As most re-implementations have it: K(K-1) calls of F.kl_div, two softmaxes each."""
+    return torch.stack(naive_losses(logits, target))
+
+
+def naive_losses(logits: list[Tensor], target: Tensor) -> list[Tensor]:
+    """The same, each student's loss apart."""
     losses = []
     for k, z in enumerate(logits):
         kl: Tensor | float = 0.0
@@ -57,8 +62,8 @@ def naive(logits: list[Tensor], target: Tensor) -> Tensor:
                 log_q = F.log_softmax(z, 1, dtype=torch.float32)
                 p = F.softmax(other.detach(), 1, dtype=torch.float32)
                 kl = kl + F.kl_div(log_q, p, reduction="batchmean")
-        losses.append(F.cross_entropy(z.float(), target) + kl / (len(logits) - 1))
-    return torch.stack(losses)
+        losses.append(F.cross_entropy(z.float(), target) + kl / max(1, len(logits) - 1))
+    return losses
 
 
 def careful(logits: list[Tensor], target: Tensor) -> Tensor:

@@ -125,14 +125,16 @@ def interleaved(
     stopwatch: Stopwatch,
     budget_s: float,
     rounds: tuple[int, int] = (5, 400),
+    warm_up: int = 3,
 ) -> dict[str, list[float]]:
     """The milliseconds of every call, as many rounds as fit into the budget.
 
     Args:
         turns: the contestants.
         stopwatch: times one call.
-        budget_s: about how long it may take, warm-up of three rounds included.
+        budget_s: about how long it may take, the warm-up included.
         rounds: the fewest and the most, whatever the budget.
+        warm_up: rounds before, which do not count.
     """
     order = random.Random(0)
     samples: dict[str, list[float]] = {name: [] for name in turns}
@@ -145,13 +147,13 @@ def interleaved(
                 turn.after()
 
     start = time.perf_counter()
-    for _ in range(3):
+    for _ in range(warm_up):
         one_round()
-    round_s = (time.perf_counter() - start) / 3
+    round_s = (time.perf_counter() - start) / warm_up
     for taken in samples.values():
         taken.clear()
     fewest, most = rounds
-    for _ in range(max(fewest, min(most, int(budget_s / round_s) - 3))):
+    for _ in range(max(fewest, min(most, int(budget_s / round_s) - warm_up))):
         one_round()
     return samples
 

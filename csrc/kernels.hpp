@@ -4,19 +4,31 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "isa.hpp"
 
 namespace dml_fast {
 
+#if defined(__GNUC__)
+inline void prefetch(const void* where) { __builtin_prefetch(where); }
+#else
+inline void prefetch(const void*) {}
+#endif
+
 // Partial sums of a dot product: element i goes to number i mod DOT_LANES, and these are then
 // added by halves. The order is part of the result's definition.
 constexpr int DOT_LANES = 32;
 
-// Thresholds are sorted; a NaN among them is below all others (nothing is <= NaN).
-// counts[k] += the number of x[j] <= thresholds[k]. A NaN in x is never counted.
+struct Counted {
+    std::int64_t equal;  // elements equal to a threshold
+    std::int64_t nans;
+};
+
+// At least one threshold; they rise strictly, and a NaN may come first (nothing is <= NaN).
+// counts[k] += the number of x[j] <= thresholds[k]. A NaN in x is never counted there.
 template <class T>
-using CountAtMost = void (*)(const T* x, std::int64_t n, const T* thresholds, std::int64_t k,
+using CountAtMost = Counted (*)(const T* x, std::int64_t n, const T* thresholds, std::int64_t k,
                              std::int64_t* counts);
 
 // A row of approximate scores against intervals [low[k], high[k]], both sorted:
@@ -46,13 +58,13 @@ struct Kernels {
     Dot<double> dot_f64;
     Hamming hamming;
 
-    void count_at_most(const float* x, std::int64_t n, const float* t, std::int64_t k,
-                       std::int64_t* counts) const {
-        count_at_most_f32(x, n, t, k, counts);
+    Counted count_at_most(const float* x, std::int64_t n, const float* t, std::int64_t k,
+                          std::int64_t* counts) const {
+        return count_at_most_f32(x, n, t, k, counts);
     }
-    void count_at_most(const double* x, std::int64_t n, const double* t, std::int64_t k,
-                       std::int64_t* counts) const {
-        count_at_most_f64(x, n, t, k, counts);
+    Counted count_at_most(const double* x, std::int64_t n, const double* t, std::int64_t k,
+                          std::int64_t* counts) const {
+        return count_at_most_f64(x, n, t, k, counts);
     }
     void widen(const float* s, const float* o, std::int64_t n, float* x) const {
         widen_f32(s, o, n, x);

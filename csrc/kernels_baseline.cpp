@@ -8,6 +8,8 @@
 namespace dml_fast {
 namespace baseline {
 
+#include "kernels_tools.hpp"
+
 #if defined(__SSE2__) || defined(_M_X64)
 
 struct Floats {
@@ -21,6 +23,7 @@ struct Floats {
     static Mask at_most(Vector x, Vector t) { return _mm_cmple_ps(x, t); }
     static Mask less(Vector x, Vector t) { return _mm_cmplt_ps(x, t); }
     static Mask not_above(Vector x, Vector t) { return _mm_cmpngt_ps(x, t); }
+    static Mask equal(Vector x, Vector t) { return _mm_cmpeq_ps(x, t); }
     static Mask none() { return _mm_setzero_ps(); }
     static Mask unless(Mask out, Mask in) { return _mm_andnot_ps(out, in); }
     static Mask either(Mask a, Mask b) { return _mm_or_ps(a, b); }
@@ -32,6 +35,10 @@ struct Floats {
         _mm_store_si128(reinterpret_cast<__m128i*>(parts), c);
         return std::int64_t{parts[0]} + parts[1] + parts[2] + parts[3];
     }
+    static std::int64_t keep(const float* x, Mask m, float* out) {
+        return keep_bits(x, bits(m), out);
+    }
+    static constexpr int TABLES = 0;
 };
 
 struct Doubles {
@@ -43,6 +50,10 @@ struct Doubles {
     static Vector load(const double* p) { return _mm_loadu_pd(p); }
     static Vector same(double x) { return _mm_set1_pd(x); }
     static Mask at_most(Vector x, Vector t) { return _mm_cmple_pd(x, t); }
+    static Mask equal(Vector x, Vector t) { return _mm_cmpeq_pd(x, t); }
+    static Mask not_above(Vector x, Vector t) { return _mm_cmpngt_pd(x, t); }
+    static Mask none() { return _mm_setzero_pd(); }
+    static Mask either(Mask a, Mask b) { return _mm_or_pd(a, b); }
     static unsigned bits(Mask m) { return static_cast<unsigned>(_mm_movemask_pd(m)); }
     static Counter zero() { return _mm_setzero_si128(); }
     static Counter add(Counter c, Mask m) { return _mm_sub_epi64(c, _mm_castpd_si128(m)); }
@@ -51,6 +62,10 @@ struct Doubles {
         _mm_store_si128(reinterpret_cast<__m128i*>(parts), c);
         return parts[0] + parts[1];
     }
+    static std::int64_t keep(const double* x, Mask m, double* out) {
+        return keep_bits(x, bits(m), out);
+    }
+    static constexpr int TABLES = 0;
 };
 
 #else
@@ -73,14 +88,17 @@ struct Single {
     static unsigned bits(Mask m) { return m ? 1u : 0u; }
     static Counter zero() { return 0; }
     static Counter add(Counter c, Mask m) { return c + (m ? 1 : 0); }
+    static Mask equal(T x, T t) { return x == t; }
     static std::int64_t sum(Counter c) { return c; }
+    static std::int64_t keep(const T* x, Mask m, T* out) { return keep_bits(x, bits(m), out); }
+    static constexpr int TABLES = 0;
 };
 using Floats = Single<float>;
 using Doubles = Single<double>;
 
 #endif
 
-constexpr std::int64_t SEARCH_FROM = 24;  // thresholds from which a binary search is faster
+constexpr std::int64_t SEARCH_FROM = 24, TABLES_UP_TO = 0;
 
 #include "kernels_body.hpp"
 

@@ -1,54 +1,6 @@
 // The inner loops themselves, included once per instruction set: no include guard, no headers.
-// `Floats` and `Doubles` are that set's vectors; SEARCH_FROM is defined there too.
-
-#if defined(__GNUC__)
-inline void prefetch(const void* where) { __builtin_prefetch(where); }
-inline int lowest_bit(unsigned bits) { return __builtin_ctz(bits); }
-inline int bits_set(std::uint64_t word) { return __builtin_popcountll(word); }
-#else
-inline void prefetch(const void*) {}
-inline int bits_set(std::uint64_t word) {
-    word -= word >> 1 & 0x5555555555555555u;
-    word = (word & 0x3333333333333333u) + (word >> 2 & 0x3333333333333333u);
-    return static_cast<int>(((word + (word >> 4)) & 0x0f0f0f0f0f0f0f0fu) * 0x0101010101010101u >> 56);
-}
-inline int lowest_bit(unsigned bits) { return bits_set((bits & (0u - bits)) - 1u); }
-#endif
-
-constexpr std::int64_t BLOCK = 2048;  // elements: 8 KiB of float32 stay in the L1 cache
-
-// At most 8 thresholds at once, each with its counter in a register. FETCH: the block after this
-// one is brought in, so that memory does not rest while this one is worked on.
-template <class V, int K, bool FETCH = false>
-inline void count_few(const typename V::Scalar* x, std::int64_t n,
-                      const typename V::Scalar* thresholds, std::int64_t* counts) {
-    typename V::Vector t[K];
-    typename V::Counter c[K];
-    for (int k = 0; k < K; ++k) {
-        t[k] = V::same(thresholds[k]);
-        c[k] = V::zero();
-    }
-    std::int64_t j = 0;
-    for (; j + V::WIDTH <= n; j += V::WIDTH) {
-        if (FETCH) prefetch(x + j + BLOCK);
-        const typename V::Vector v = V::load(x + j);
-        for (int k = 0; k < K; ++k) c[k] = V::add(c[k], V::at_most(v, t[k]));
-    }
-    for (int k = 0; k < K; ++k) counts[k] += V::sum(c[k]);
-    for (; j < n; ++j) {
-        for (int k = 0; k < K; ++k) counts[k] += x[j] <= thresholds[k];
-    }
-}
-
-template <class V>
-inline void count_linear(const typename V::Scalar* x, std::int64_t n,
-                         const typename V::Scalar* thresholds, std::int64_t k,
-                         std::int64_t* counts) {
-    std::int64_t i = 0;
-    for (; i + 8 <= k; i += 8) count_few<V, 8>(x, n, thresholds + i, counts + i);
-    for (; i + 2 <= k; i += 2) count_few<V, 2>(x, n, thresholds + i, counts + i);
-    if (i < k) count_few<V, 1>(x, n, thresholds + i, counts + i);
-}
+// `Floats` and `Doubles` are that set's vectors; SEARCH_FROM, the number of thresholds from which a
+// search is faster, is defined there too.
 
 constexpr int STEP = 64;  // elements searched for side by side
 
@@ -72,20 +24,6 @@ inline void find_places(const T* v, int m, const T* thresholds, std::int64_t k,
     for (int j = 0; j < m; ++j) place[j] += stays(v[j], thresholds[place[j]]) ? 0 : 1;
 }
 
-// counts[i] += the elements that are above i thresholds, 0 <= i < k.
-template <class T>
-inline void count_by_search(const T* x, std::int64_t n, const T* thresholds, std::int64_t k,
-                            std::int64_t* counts) {
-    std::int32_t place[STEP];
-    for (std::int64_t begin = 0; begin < n; begin += STEP) {
-        const int m = static_cast<int>(n - begin < STEP ? n - begin : STEP);
-        find_places<false>(x + begin, m, thresholds, k, place);
-        for (int j = 0; j < m; ++j) {
-            if (place[j] < k) ++counts[place[j]];
-        }
-    }
-}
-
 // The search counts where an element falls; what is asked for are sums of these. What the caller
 // had counted before is taken apart in the same way and comes back with the sums.
 inline void differences(std::int64_t* counts, std::int64_t k) {
@@ -95,51 +33,7 @@ inline void sums(std::int64_t* counts, std::int64_t k) {
     for (std::int64_t i = 1; i < k; ++i) counts[i] += counts[i - 1];
 }
 
-// kept = the elements of a block that are at most `top`; returns how many.
-template <class V>
-inline std::int64_t keep_at_most(const typename V::Scalar* x, std::int64_t n,
-                                 typename V::Scalar top, typename V::Scalar* kept) {
-    const typename V::Vector t = V::same(top);
-    std::int64_t count = 0, j = 0;
-    for (; j + V::WIDTH <= n; j += V::WIDTH) {
-        unsigned bits = V::bits(V::at_most(V::load(x + j), t));
-        for (; bits != 0; bits &= bits - 1) kept[count++] = x[j + lowest_bit(bits)];
-    }
-    for (; j < n; ++j) {
-        if (x[j] <= top) kept[count++] = x[j];
-    }
-    return count;
-}
-
-// The two highest thresholds are counted first. Where few elements are at most the lower of them,
-// as in the rows of a good network, only these meet the rest.
-template <class V>
-void count_at_most(const typename V::Scalar* x, std::int64_t n,
-                   const typename V::Scalar* thresholds, std::int64_t k, std::int64_t* counts) {
-    if (k < 3) return count_linear<V>(x, n, thresholds, k, counts);
-    typename V::Scalar kept[BLOCK];
-    const std::int64_t rest = k - 2;
-    const bool search = rest >= SEARCH_FROM;
-    if (search) differences(counts, rest);
-    for (std::int64_t begin = 0; begin < n; begin += BLOCK) {
-        const typename V::Scalar* block = x + begin;
-        std::int64_t m = n - begin < BLOCK ? n - begin : BLOCK;
-        const std::int64_t before = counts[rest];
-        count_few<V, 2, true>(block, m, thresholds + rest, counts + rest);
-        const std::int64_t left = counts[rest] - before;
-        if (left == 0) continue;
-        if (4 * left < m) {
-            m = keep_at_most<V>(block, m, thresholds[rest], kept);
-            block = kept;
-        }
-        if (search) {
-            count_by_search(block, m, thresholds, rest, counts);
-        } else {
-            count_linear<V>(block, m, thresholds, rest, counts);
-        }
-    }
-    if (search) sums(counts, rest);
-}
+#include "kernels_count.hpp"
 
 template <class V, int K>
 inline void screen_few(const float* x, std::int64_t n, const float* low, const float* high,

@@ -13,12 +13,17 @@ template <class T>
 struct RowSource {
     RowRanker<T> ranker;
     const T* dist;
-    std::int64_t items;
+    const Labels& labels;
     std::atomic<std::int64_t>& nans;
 
-    const T* row(std::int64_t query) const { return dist + query * items; }
+    const T* row(std::int64_t query) const { return dist + query * labels.items; }
     const QueryRanks& ranks() const { return ranker.ranks(); }
     bool rank(std::int64_t query, bool order_within_ties) {
+        if (query + 1 < labels.queries) {  // its few matches lie anywhere in the next row
+            for (const auto* m = labels.same_begin(query + 1); m != labels.same_end(query + 1); ++m) {
+                prefetch(row(query + 1) + *m);
+            }
+        }
         const bool scored = ranker.rank(row(query), query, order_within_ties);
         nans += ranker.nans();
         return scored;
@@ -36,7 +41,7 @@ std::int64_t rank_rows(const T* dist, const Labels& labels, const RankOptions& o
     const Kernels& kernels = active_kernels();
     std::atomic<std::int64_t> nans{0};
     score_queries<T>(labels, options, out, interrupted, [&] {
-        return RowSource<T>{RowRanker<T>(labels, kernels), dist, labels.items, nans};
+        return RowSource<T>{RowRanker<T>(labels, kernels), dist, labels, nans};
     });
     return nans;
 }

@@ -17,36 +17,61 @@ bool RowRanker<T>::gather(const T* row, std::int64_t query) {
     return !positives_.empty();
 }
 
-// The row is counted whole, and what is no "other" (positives, excluded items, junk) is counted
-// apart and taken off: the long loop then has no branches and no index.
+// How many of the row, apart from what is in apart_, are at most each threshold. The row is counted
+// whole and the others are taken off: the long loop then has no branches and no index.
+template <class T>
+Counted RowRanker<T>::count_at_most(const T* row, std::vector<std::int64_t>& counts) {
+    const std::size_t k = thresholds_.size();
+    const auto count = [&](const T* x, std::int64_t n, std::vector<std::int64_t>& out) {
+        out.assign(k, 0);
+        return kernels_.count_at_most(x, n, thresholds_.data(), static_cast<std::int64_t>(k),
+                                      out.data());
+    };
+    const Counted found = count(row, labels_.items, counts);
+    nans_ = found.nans;
+    if (apart_.empty()) return found;
+    const Counted apart =
+        count(apart_.data(), static_cast<std::int64_t>(apart_.size()), apart_at_most_);
+    for (std::size_t i = 0; i < k; ++i) counts[i] -= apart_at_most_[i];
+    return {found.equal - apart.equal, found.nans - apart.nans};
+}
+
 template <class T>
 void RowRanker<T>::count(const T* row) {
     thresholds_.clear();
-    for (std::size_t i = 0; i < positives_.size(); ++i) {
-        const T value = positives_[i].value;
-        if (std::isnan(value)) break;  // these are last
-        if (i > 0 && value == positives_[i - 1].value) continue;
-        // x < value as x <= the next number below; below -inf there is none.
-        const T lowest = -std::numeric_limits<T>::infinity();
-        thresholds_.push_back(value == lowest ? std::numeric_limits<T>::quiet_NaN()
-                                              : std::nextafter(value, lowest));
-        thresholds_.push_back(value);
+    ends_.clear();
+    std::int64_t numbers = 0;
+    for (const Item& item : positives_) {
+        if (std::isnan(item.value)) break;  // these are last
+        ++numbers;
+        if (!thresholds_.empty() && item.value == thresholds_.back()) {
+            ends_.back() = numbers;
+        } else {
+            thresholds_.push_back(item.value);
+            ends_.push_back(numbers);
+        }
     }
-    thresholds_.push_back(std::numeric_limits<T>::infinity());  // all that are numbers
+    if (thresholds_.empty()) thresholds_.push_back(0);  // only NaNs are counted
 
     apart_.clear();
-    for (const Item& item : positives_) apart_.push_back(item.value);
     for (const Item& item : excluded_) apart_.push_back(item.value);
     for (std::int64_t j = 0; j < labels_.junk_count; ++j) apart_.push_back(row[labels_.junk[j]]);
 
-    const auto k = static_cast<std::int64_t>(thresholds_.size());
-    at_most_.assign(thresholds_.size(), 0);
-    apart_at_most_.assign(thresholds_.size(), 0);
-    kernels_.count_at_most(row, labels_.items, thresholds_.data(), k, at_most_.data());
-    kernels_.count_at_most(apart_.data(), static_cast<std::int64_t>(apart_.size()),
-                           thresholds_.data(), k, apart_at_most_.data());
-    nans_ = labels_.items - at_most_.back();
-    for (std::size_t i = 0; i < at_most_.size(); ++i) at_most_[i] -= apart_at_most_[i];
+    const Counted found = count_at_most(row, up_to_);
+    other_nans_ = found.nans - (static_cast<std::int64_t>(positives_.size()) - numbers);
+    for (std::size_t i = 0; i < ends_.size(); ++i) up_to_[i] -= ends_[i];
+    if (found.equal == numbers) {  // no other ties with a positive, as in most rows
+        nearer_ = up_to_;
+        return;
+    }
+    const T lowest = -std::numeric_limits<T>::infinity();
+    for (T& value : thresholds_) {
+        // x < value as x <= the next number below; below -inf there is none.
+        value = value == lowest ? std::numeric_limits<T>::quiet_NaN()
+                                : std::nextafter(value, lowest);
+    }
+    count_at_most(row, nearer_);
+    for (std::size_t i = 1; i < ends_.size(); ++i) nearer_[i] -= ends_[i - 1];
 }
 
 // For each positive of a group, its others with a smaller index: one more pass over the row.
@@ -55,16 +80,18 @@ void RowRanker<T>::count_others_before(const T* row, std::int64_t first, const T
                                        T value) {
     const auto ties_with = [&](T x) { return compare(x, value) == 0; };
     std::int64_t begin = 0, tied = 0;
-    for (std::int64_t i = 0; i < group.positives; ++i) {
-        const std::int64_t end = positives_[static_cast<std::size_t>(first + i)].index;
-        for (std::int64_t j = begin; j < end; ++j) tied += ties_with(row[j]);
+    for (std::int64_t i = first; i < first + group.positives; ++i) {
+        const std::int64_t end = positives_[static_cast<std::size_t>(i)].index;
+        std::int64_t at_most = 0;
+        const Counted found = kernels_.count_at_most(row + begin, end - begin, &value, 1, &at_most);
+        tied += std::isnan(value) ? found.nans : found.equal;
         begin = end + 1;  // the positive itself is no other
         std::int64_t apart = 0;
         for (const Item& item : excluded_) apart += item.index < end && ties_with(item.value);
         for (std::int64_t j = 0; j < labels_.junk_count && labels_.junk[j] < end; ++j) {
             apart += ties_with(row[labels_.junk[j]]);
         }
-        ranks_.others_before[static_cast<std::size_t>(first + i)] = tied - apart;
+        ranks_.others_before[static_cast<std::size_t>(i)] = tied - apart;
     }
 }
 
@@ -75,24 +102,24 @@ bool RowRanker<T>::rank(const T* row, std::int64_t query, bool need_order_within
     count(row);
     ranks_.groups.clear();
     ranks_.others_before.assign(positives_.size(), 0);
-    const std::int64_t others =
-        labels_.items - static_cast<std::int64_t>(apart_.size());
-    std::size_t threshold = 0;
-    for (std::size_t first = 0; first < positives_.size();) {
-        std::size_t end = first + 1;
-        const T value = positives_[first].value;
-        while (end < positives_.size() && compare(positives_[end].value, value) == 0) ++end;
-        // Others nearer than this group, and no farther than it.
-        const std::int64_t nearer = std::isnan(value) ? at_most_.back() : at_most_[threshold];
-        const std::int64_t up_to = std::isnan(value) ? others : at_most_[threshold + 1];
-        threshold += 2;
-        const TieGroup group{nearer + static_cast<std::int64_t>(first),
-                             static_cast<std::int64_t>(end - first), up_to - nearer};
+    const auto add = [&](std::int64_t first, std::int64_t end, std::int64_t nearer,
+                         std::int64_t up_to) {
+        const TieGroup group{nearer + first, end - first, up_to - nearer};
         if (need_order_within_ties && group.others > 0) {
-            count_others_before(row, static_cast<std::int64_t>(first), group, value);
+            count_others_before(row, first, group, positives_[static_cast<std::size_t>(first)].value);
         }
         ranks_.groups.push_back(group);
-        first = end;
+    };
+    std::int64_t first = 0;
+    for (std::size_t i = 0; i < ends_.size(); ++i) {
+        add(first, ends_[i], nearer_[i], up_to_[i]);
+        first = ends_[i];
+    }
+    const auto positives = static_cast<std::int64_t>(positives_.size());
+    if (first < positives) {  // the rest are NaN
+        const std::int64_t others =
+            labels_.items - positives - static_cast<std::int64_t>(apart_.size());
+        add(first, positives, others - other_nans_, others);
     }
     return true;
 }

@@ -46,15 +46,20 @@ class RowRanker {
 
     bool gather(const T* row, std::int64_t query);
     void count(const T* row);
+    Counted count_at_most(const T* row, std::vector<std::int64_t>& counts);
     void count_others_before(const T* row, std::int64_t first, const TieGroup& group, T value);
 
     const Labels& labels_;
     const Kernels& kernels_;
     std::vector<Item> positives_;
     std::vector<Item> excluded_;            // same identity, same camera
-    std::vector<T> apart_;                  // distances of all that are no others: see count()
-    std::vector<T> thresholds_;
-    std::vector<std::int64_t> at_most_, apart_at_most_;
+    std::vector<T> apart_;                  // distances of excluded items and junk
+    std::vector<T> thresholds_;             // the distances that positives have, but NaN
+    std::vector<std::int64_t> ends_;        // positives up to each
+    // Valid items that are no positives: below each threshold, and at most each.
+    std::vector<std::int64_t> nearer_, up_to_;
+    std::vector<std::int64_t> apart_at_most_;
+    std::int64_t other_nans_ = 0;
     std::vector<Item> heap_;
     QueryRanks ranks_;
     std::int64_t nans_ = 0;

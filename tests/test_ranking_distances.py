@@ -200,6 +200,16 @@ def test_torch_numpy_types_and_layouts_agree() -> None:
     same_bits(half, rank_distances(torch.from_numpy(dist).bfloat16().float(), *labels))
 
 
+@pytest.mark.parametrize(
+    "numbers", [[5, 3, 70_000, 4, 65_540, 0], [-(2**62), 1 - 2**63, 0, 7, 2**62, 2**63 - 1]]
+)
+def test_identities_may_be_any_integers(numbers: list[int]) -> None:
+    dist, labels = big_case()
+    expected = rank_distances(dist, *labels)
+    others = [np.append(numbers, -1)[pids] for pids in labels[:2]]
+    same_bits(rank_distances(dist, *others, *labels[2:]), expected)
+
+
 def test_a_tensor_is_read_in_place_and_left_as_it_was() -> None:
     from dml_fast.eval.inputs import as_floats
 
@@ -278,3 +288,32 @@ def test_the_extension_itself_converts_nothing() -> None:
             _ranking.rank_rows_f32(bad, *good)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="a row for each query"):
         _ranking.rank_rows_f32(np.zeros((2, 3), np.float32), *good)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("matches", [1, 13, 14, 15, 16, 29, 30, 31, 44, 60, 61, 63, 64, 65])
+def test_any_number_of_matches_that_a_table_may_hold(
+    levels: list[str], monkeypatch: pytest.MonkeyPatch, level: str, matches: int
+) -> None:
+    """Thresholds in registers: their last place, infinities, NaN, and rows of any length."""
+    if level not in levels:
+        pytest.skip(f"this machine has no {level}")
+    monkeypatch.setenv("DML_FAST_ISA", level)
+    rng = np.random.default_rng(matches)
+    for items in (matches + 1, 2016 + matches, 2 * 2016, 4100):
+        g_pids = rng.permutation(np.arange(items) < matches).astype(int)
+        case = Case(np.ones(4, int), g_pids, np.zeros(4, int), rng.integers(0, 9, items))
+        case.g_cams[np.flatnonzero(g_pids)[0]] = 1
+        dist = rng.standard_normal((4, items)).astype(np.float32)
+        dist[1] = dist[1].round(2)  # many ties
+        dist[2, rng.random(items) < 0.1] = np.inf
+        dist[3] = np.where(g_pids, dist[3] - 9, dist[3])  # all matches first
+        dist[3, rng.random(items) < 0.1] = -np.inf
+        dist[2:, rng.random(items) < 0.1] = np.nan
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = rank_distances(dist, *case.labels(), protocol="all")
+        check(result, dist, case, protocol="all")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # numbers beyond the table's last place are no NaNs
+            rank_distances(dist[:1], case.q_pids[:1], g_pids, protocol="all")

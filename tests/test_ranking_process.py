@@ -8,7 +8,10 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+
+from dml_fast.eval import rank_distances, rank_features, rank_hamming
 
 WORK = """
 import sys
@@ -132,3 +135,66 @@ def test_ranking_distances_does_not_import_torch() -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=environment())
+
+
+GIL = (
+    WORK
+    + """
+import threading, time
+worker = threading.Thread(target=globals()[sys.argv[1]], daemon=True)
+worker.start()
+time.sleep(0.3)  # until it is in C++ for good: this thread would wait for as long
+turns = 0
+while worker.is_alive() and turns < 20:
+    time.sleep(0.01)
+    turns += 1
+print(turns, flush=True)
+import os
+os._exit(0)
+"""
+)
+
+
+@pytest.mark.parametrize("work", ["distances", "features", "hamming", "reranking"])
+def test_other_threads_run_meanwhile(work: str) -> None:
+    """Each of these takes seconds, most of them in one call of C++."""
+    run = subprocess.run(
+        [sys.executable, "-c", GIL, work],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=120,
+        check=True,
+    )
+    assert int(run.stdout) == 20
+
+
+def test_more_pairs_than_32_bits_count() -> None:
+    """2.2e9 distances: memory that nobody has written to, but for the last row."""
+    queries, items = 70_000, 31_000
+    dist = np.zeros((queries, items), np.float32)
+    dist[-1] = 1
+    dist[-1, 5] = 0.5
+    pids = np.full(queries, 7)
+    pids[-1] = 1
+    labels = (pids, np.arange(items) == 5, np.zeros(queries, int), np.ones(items, int))
+    result = rank_distances(dist, labels[0], labels[1].astype(int), *labels[2:], topk=0)
+    assert (result.n_valid, result.first_rank[-1], result.n_tied) == (1, 1, 0)
+    codes = np.zeros((items, 1), np.uint8)
+    codes[5] = 255
+    few = np.zeros((queries, 1), np.uint8)
+    few[-1] = 254
+    result = rank_hamming(few, codes, labels[0], labels[1].astype(int), *labels[2:])
+    assert (result.n_valid, result.first_rank[-1]) == (1, 1)
+
+
+def test_more_pairs_of_features_than_32_bits_count() -> None:
+    queries, items = 70_000, 31_000
+    q, g = np.ones((queries, 1), np.float32), np.zeros((items, 1), np.float32)
+    g[[3, 9]] = [[1.5], [2]]
+    q[-1] = 2
+    pids = np.full(queries, 7)
+    pids[-1] = 1
+    g_pids = (np.arange(items) == 9).astype(int)
+    result = rank_features(q, g, pids, g_pids, metric="euclidean", protocol="all")
+    assert (result.n_valid, result.first_rank[-1]) == (1, 1)

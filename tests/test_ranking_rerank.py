@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ranking_cases import same_bits
+from ranking_peers import dense_rerank
 
 from dml_fast.errors import UserError
 from dml_fast.eval import rank_distances, rerank
@@ -65,6 +66,12 @@ def test_new_distances_equal_the_dense_ones(
     np.testing.assert_allclose(rows, expected, rtol=0, atol=2e-6)  # codes are stored in float32
     result = rerank(q, g, *labels, k1=k1, k2=k2, lambda_value=share, metric=metric, topk=5)
     same_bits(result, rank_distances(rows, *labels, topk=5))
+
+
+def test_the_benchmarks_dense_re_ranking_is_the_same_work() -> None:
+    q, g, _ = images()
+    rows = make_reranker(np.concatenate([q, g]), len(q), "cosine", 20, 6, 0.3).rows(0, len(q))
+    np.testing.assert_allclose(dense_rerank(q, g), rows, rtol=0, atol=1e-5)
 
 
 def test_re_ranking_helps_on_clusters() -> None:

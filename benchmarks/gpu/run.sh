@@ -3,13 +3,14 @@
 #
 #     benchmarks/gpu/run.sh [--out DIR] [--rehearse] [STAGE...]
 #
-# Stages: tests, sanitize, bench-small, bench-large, bench-linear; all of them if none is named.
+# Stages: tests, sanitize, bench-small, bench-large, bench-linear, steps, profile; all if none is
+# named.
 # README.md beside this says what each does, what is written, and which fit into ten minutes.
 # Exit code: 0, 1 if a stage failed or ran out of time, 2 if nothing could be run.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 2
 
-ALL=(tests sanitize bench-small bench-large bench-linear)
+ALL=(tests sanitize bench-small bench-large bench-linear steps profile)
 PYTHON=${PYTHON:-python3}
 LIMIT=${LIMIT:-570} # seconds for all stages together
 WORKERS=${WORKERS:-8}
@@ -123,7 +124,8 @@ build() {
 run_tests() {
     local files options=(-q --durations=5 -p no:cacheprovider)
     if [[ $rehearsing ]]; then
-        files=(tests/test_kernels_gpu.py tests/test_kernel_availability.py)
+        files=(tests/test_kernels_gpu.py tests/test_kernel_availability.py tests/test_streams.py
+            tests/test_streams_gpu.py)
     else
         export DML_FAST_REQUIRE=gpu
         mapfile -t files < <(
@@ -185,6 +187,22 @@ run_bench_linear() {
         --json "$out/bench-linear.json" "${options[@]}"
 }
 
+# The whole step: our executors beside the naive loop, side by side.
+run_steps() {
+    local options=(--arch resnet32 mobilenet_v1 --budget 40 --compile)
+    [[ ! $rehearsing ]] || options=(--arch resnet8 --students 2 --batch 8 --budget 0.5)
+    stage steps 280 steps.log "$PYTHON" benchmarks/bench_step.py --json "$out/steps.json" \
+        "${options[@]}"
+}
+
+# Launches, the share of time in which the GPU works, and how far the students overlap.
+run_profile() {
+    local options=()
+    [[ ! $rehearsing ]] || options=(--arch resnet8 --students 2 --batch 8)
+    stage profile 120 profile.log "$PYTHON" benchmarks/gpu/profile_step.py \
+        --json "$out/profile.json" "${options[@]}"
+}
+
 {
     machine
     build
@@ -192,7 +210,7 @@ run_bench_linear() {
 reports=()
 for name in "${stages[@]}"; do
     rm -f "$out/${name%%-*}.log" "$out/$name.json" # of an earlier run
-    reports+=("$out/$name.json")
+    [[ $name != bench-* ]] || reports+=("$out/$name.json")
 done
 for name in "${stages[@]}"; do
     case $name in
@@ -201,6 +219,8 @@ for name in "${stages[@]}"; do
         bench-small) run_bench "$name" "${CIFAR[@]}" ;;
         bench-large) run_bench "$name" "${LARGE[@]}" ;;
         bench-linear) run_bench_linear ;;
+        steps) run_steps ;;
+        profile) run_profile ;;
     esac
 done
 
@@ -208,5 +228,8 @@ done
     printf '\n=== summary, %d s, results in %s\n' "$((SECONDS - started))" "$out"
     printf '%s\n' "${summary[@]}"
     "$PYTHON" benchmarks/loss_summary.py "${reports[@]}"
+    for name in steps profile; do
+        [[ " ${stages[*]} " != *" $name "* ]] || grep -E '^(\||[0-9]+ x |profile of )' "$out/$name.log"
+    done
 } 2>&1 | tee "$out/summary.txt"
 exit "$failed"
