@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
     """Tell glibc's malloc to reuse large blocks instead of unmapping them.
 
     By default each block over 32 MiB is mapped and unmapped anew, and every page of it costs a
-    fault: steps of four MobileNet v1 had 270,000 to 440,000 faults and took 2 to 3.5 times as long
+    fault: steps of four MobileNet v1 had 175,000 to 460,000 faults and took 1.3 to 1.7 times as long
     (docs/log.md, 2026-11-24). The process then keeps the most memory that it ever needed.
 
     An environment that sets malloc's options, or another allocator by LD_PRELOAD, is left as it is.
