@@ -185,7 +185,7 @@ def views(_: Path) -> Iterator[dict[str, Pass]]:
 
 
 def wait(root: Path) -> Iterator[dict[str, Pass]]:
-    """Each pass is 12 steps of two ResNet-32; the shares are in `WAITED`."""
+    """Each pass is 6 steps of two ResNet-32; the shares are in `WAITED`."""
     from dml_fast.amp import Precision
     from dml_fast.cohort import Cohort
     from dml_fast.config import TrainConfig
@@ -205,7 +205,7 @@ def wait(root: Path) -> Iterator[dict[str, Pass]]:
         def once() -> int:
             batches = loader.epoch(next(epochs))
             begun, lost = time.perf_counter(), 0.0
-            for _ in range(12):
+            for _ in range(6):
                 asked = time.perf_counter()
                 batch = next(batches)
                 lost += time.perf_counter() - asked
@@ -214,7 +214,7 @@ def wait(root: Path) -> Iterator[dict[str, Pass]]:
                 torch.cuda.synchronize()
             waited.append(lost / (time.perf_counter() - begun))
             batches.close()  # type: ignore[attr-defined]
-            return 12 * BATCH
+            return 6 * BATCH
 
         return once
 

@@ -17,6 +17,7 @@ from data_cases import DALI, STREAMING, pieces
 from test_resume_exact import digest, train
 
 from dml_fast.config import TrainConfig
+from dml_fast.errors import UserError
 from dml_fast.evaluate import main as evaluate
 from dml_fast.run import Run
 
@@ -59,6 +60,21 @@ def test_skipped_files_are_listed_in_the_run_folder(name: str, tmp_path: Path) -
     names = [line.partition("\t")[0] for line in lines]
     assert names == ["train/china/003.jpg", "train/china/009.jpg", "val/china/002.jpg"]
     assert all(line.partition("\t")[2] for line in lines)
+
+
+@pytest.mark.parametrize("name", STREAMING)
+def test_a_run_stopped_by_a_corrupt_file_goes_on_with_skip_corrupt(
+    name: str, tmp_path: Path
+) -> None:
+    pieces(tmp_path / "data", 16, [(24, 24)], parts=("train", "val"))
+    (tmp_path / "data/train/flower/007.jpg").write_bytes(b"")
+    config = TrainConfig(data=f"folder:{tmp_path / 'data'}", loader=name, **SHORT)
+    whole = replace(config, skip_corrupt=True)
+    with pytest.raises(UserError, match=r"007\.jpg cannot be decoded"):
+        train(tmp_path / "run", config)
+    assert train(tmp_path / "run", whole, resume=True)
+    assert train(tmp_path / "straight", whole)
+    assert digest(tmp_path / "run") == digest(tmp_path / "straight")
 
 
 @pytest.mark.parametrize("name", STREAMING)

@@ -78,15 +78,18 @@ def decode_rows(source: Source, request: Request, rows: Ids) -> tuple[Ids, Pixel
         out = np.zeros((1, len(rows), height, width, 3), np.uint8)
         ids = np.empty(len(rows), np.int64)
 
-        def whole(path: Path) -> Pixels:
-            return images.fitted(decode_image(path), path)
+        def whole(name: str) -> Pixels:
+            return images.fitted(decode_image(Path(name)), Path(name))
 
         for place, index in enumerate(request.ids[rows].tolist()):
             ids[place], pixels = source.find(index, whole)
             if pixels is not None:
                 out[0, place] = pixels
         return ids, out
-    found = [source.find(index, decode_image) for index in request.ids[rows].tolist()]
+    found = [
+        source.find(index, lambda name: decode_image(Path(name)))
+        for index in request.ids[rows].tolist()
+    ]
     decoded = [pixels for _, pixels in found if pixels is not None]
     heights, widths = (np.zeros(len(request.ids), np.int64) + 1 for _ in range(2))
     heights[rows], widths[rows] = np.array([pixels.shape[:2] for pixels in decoded]).T

@@ -85,7 +85,7 @@ class Source:
     def __init__(self, images: ImageFiles, labels: Ids | None = None) -> None:
         self.images, self._labels = images, labels
 
-    def find(self, index: int, read: Callable[[Path], T]) -> tuple[int, T | None]:
+    def find(self, index: int, read: Callable[[str], T]) -> tuple[int, T | None]:
         """Reads a file, or the one that replaces it.
 
         Args:
@@ -98,14 +98,15 @@ class Source:
         Raises:
             UserError: corrupt files are not allowed, or none is whole.
         """
+        corrupt = self.images.corrupt
         for candidate in self._candidates(index):
-            path = self.images.path(candidate)
-            if path in self.images.corrupt.reasons:
+            name: str = self.images.paths[candidate]
+            if corrupt.reasons and Path(name) in corrupt.reasons:
                 continue
             try:
-                return candidate, read(path)
+                return candidate, read(name)
             except CorruptImageError as error:
-                self.images.corrupt.add(BadImage(path, str(error)))
+                corrupt.add(BadImage(Path(name), str(error)))
         if self._labels is None:
             return -1, None
         raise UserError(
