@@ -29,6 +29,7 @@ from peers import COMPILE, AbsentError
 from step_case import DTYPES, INDEPENDENT, Step, StepCase, names
 from torch import Tensor
 
+from dml_fast.allocator import keep_freed_memory
 from dml_fast.markdown import table
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -210,6 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, default=60, help="seconds of timing a table")
     args = parser.parse_args(argv)
     wanted = args.contestants or [n for n in everyone if args.compile or COMPILE not in n]
+    keep_freed_memory()  # as dml_fast.train does; all contestants gain from it
     report = {"benchmark": "step", **provenance(DEVICE), "results": []}
     report["versions"]["pytorch-dml"] = installed("pytorch-dml")
     print(f"{report['machine']['device']}, torch {report['versions']['torch']}, "

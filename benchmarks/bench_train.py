@@ -50,7 +50,7 @@ class Images(Dataset[tuple[Tensor, int]]):
     """As users write it: an image at a time, padded, cropped at random, flipped, normalised."""
 
     def __init__(self, data: DataSet) -> None:
-        self.images = torch.from_numpy(data.train.images)
+        self.images = torch.from_numpy(data.train.pixels)
         self.labels = data.train.labels
         self.pad, self.flip = data.pad, data.flip
         self.mean, self.std = (torch.tensor(v)[:, None, None] for v in (data.mean, data.std))
@@ -91,7 +91,7 @@ def epoch_of(name: str, config: TrainConfig, data: DataSet) -> Epoch:
 
 
 def _others(name: str, config: TrainConfig, data: DataSet) -> Epoch:
-    size = data.train.images.shape
+    size = data.train.pixels.shape
     models = []
     for k, arch in enumerate(config.architectures):
         torch.manual_seed(k)
@@ -217,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "students": args.students,
         "batch": args.batch,
         "data": data.name,
-        "image": " x ".join(map(str, data.train.images.shape[1:])),
+        "image": " x ".join(map(str, data.train.pixels.shape[1:])),
         "rounds": args.rounds,
         "contestants": compare(config, data, args.rounds),
     }

@@ -108,6 +108,7 @@ def prepare(config: TrainConfig, run: Run, resume: Path | None, stop: StopReques
         stop: asks to stop after a step.
     """
     from dml_fast import checkpoint
+    from dml_fast.allocator import keep_freed_memory
     from dml_fast.amp import Precision, pick_device
     from dml_fast.data import open_dataset
     from dml_fast.executor_choice import check_executor
@@ -116,6 +117,8 @@ def prepare(config: TrainConfig, run: Run, resume: Path | None, stop: StopReques
 
     precision = Precision.from_config(config, pick_device(config.device))
     check_executor(config.executor, precision.device)
+    if precision.device.type == "cpu":
+        keep_freed_memory()
     path = run.checkpoint("last") if resume and resume.is_dir() else resume
     if resume == run.folder and not any(run.folder.glob("*.pt")):
         path = None  # it was killed before its first checkpoint: from the start it is the same run
