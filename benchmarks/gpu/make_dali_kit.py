@@ -10,9 +10,9 @@ libraries stay as they are. The file is for one's own use and is never committed
 
     tar xf dali_kit.tar.xz -C DIR && PYTHONPATH=DIR python -c 'import nvidia.dali'
 
-There it needs numpy and typing_extensions, which torch brings. Here it needs pip, strip (binutils) and
-xz, and takes two minutes of two cores: 52.7 MiB for Python 3.12 and sm_90, tried on a CPU under Python
-3.11 and 3.12, never on a GPU. With the same Python as --python it is tried out on the CPU.
+There it needs numpy and typing_extensions, which torch brings. Here it needs pip, strip (binutils)
+and xz, and takes two minutes of two cores: 52.7 MiB for Python 3.12 and sm_90, tried on a CPU under
+Python 3.11 and 3.12, never on a GPU. With the same Python as --python it is tried out on the CPU.
 """
 
 from __future__ import annotations
