@@ -14,7 +14,7 @@ import dml_fast
 from dml_fast import _ranking
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("train", "evaluate", "report", "export")
+COMMANDS = ("train", "evaluate", "report", "export", "data")
 
 
 def sources(*suffixes: str) -> list[Path]:

@@ -59,6 +59,8 @@ fi
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+kit=${DALI_KIT:-runs/dali_kit.tar.xz} # of make_dali_kit.py: NVIDIA DALI where it is not installed
+[[ -f $kit ]] && at=$(mktemp -d) && tar xf "$kit" -C "$at" && PYTHONPATH+=:$at
 started=$SECONDS
 summary=()
 failed=0
