@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dml_fast.amp import Precision
+
 
 class FullPrecisionConv2d(nn.Conv2d):
     """A convolution that autocast leaves in fp32."""
@@ -15,15 +17,17 @@ class FullPrecisionConv2d(nn.Conv2d):
             return super().forward(input.float())
 
 
-def keep_in_full_precision(model: nn.Module) -> int:
-    """Keep a model's depthwise convolutions out of bf16, in place; weights stay as they are.
+def keep_in_full_precision(model: nn.Module, precision: Precision) -> int:
+    """Keep depthwise convolutions out of a CPU's bf16, in place; weights stay as they are.
 
     oneDNN's are slower there: MobileNet v1, batch 128, 32 x 32, forward and back took 430 ms in
     bf16 with them in fp32, 554 all in bf16, 578 all in fp32 (docs/log.md, 2026-11-24).
 
     Returns:
-        How many there are.
+        How many there are; 0 for any other precision.
     """
+    if precision.device.type != "cpu" or precision.dtype is not torch.bfloat16:
+        return 0
     found = [
         module
         for module in model.modules()

@@ -17,6 +17,7 @@ from dml_fast.amp import Precision, pick_device
 from dml_fast.config import TrainConfig
 from dml_fast.data import DataSet, ImageSet
 from dml_fast.data.resident import Batch, evaluation_batches
+from dml_fast.depthwise import keep_in_full_precision
 from dml_fast.errors import UserError
 from dml_fast.eval.classification import evaluate
 from dml_fast.history import percent
@@ -72,6 +73,8 @@ class Evaluation:
             trained.model(k).to(place).to(memory_format=layout)  # type: ignore[call-overload]
             for k in range(len(trained.archs))
         ]
+        for model in models:  # as in training
+            keep_in_full_precision(model, precision)
         batches = evaluation_batches(
             images,
             batch_size=batch_size,

@@ -41,10 +41,7 @@ class Student:
                 f"the optimizer {type(optimizer).__name__} of a student is not fused, so it cannot "
                 "skip a bad step on the device: build it with fused=True"
             )
-        on_cpu = precision.device.type == "cpu"
-        self.depthwise = (  # how many convolutions are kept out of bf16
-            keep_in_full_precision(model) if on_cpu and precision.dtype is torch.bfloat16 else 0
-        )
+        self.depthwise = keep_in_full_precision(model, precision)  # how many
         self.model = model
         self.optimizer = optimizer
         self.precision = precision

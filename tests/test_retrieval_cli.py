@@ -124,6 +124,18 @@ def test_the_best_checkpoint_gives_the_scores_of_its_epoch(
     assert result["ensemble"]["mAP"] == line["ensemble_val_mAP"]
 
 
+def test_a_run_in_bf16_is_evaluated_as_it_was_validated(
+    market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Depthwise convolutions, which a CPU computes in fp32, included."""
+    out = tmp_path / "run"
+    options = [*OPTIONS.split(), "--arch", "mobilenet_v1,mobilenet_v1", "--epochs", "1", "--amp"]
+    assert train([*options, "--data", f"market1501:{market}", "--out", str(out)]) == 0
+    line = json.loads((out / "metrics.jsonl").read_text())
+    result = as_json(capsys, out, "--split", "val")
+    assert [s["mAP"] for s in result["students"]] == [s["val_mAP"] for s in line["students"]]
+
+
 def test_the_table_and_the_ranked_lists(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
