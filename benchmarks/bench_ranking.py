@@ -29,7 +29,7 @@ import numpy as np
 import pytest
 import torch
 from machine import provenance
-from ranking_peers import PEERS, Peer, dense_rerank, installed
+from ranking_peers import PEERS, Peer, dense_rerank, installed, torchreid_rerank
 from torch import Tensor
 
 from dml_fast.eval import rank_distances, rank_features, rank_hamming, rerank
@@ -136,6 +136,11 @@ def rerank_dense(data: Data) -> float:
     return rank_distances(dense_rerank(data.q, data.g), *data.labels(data.queries)).mAP
 
 
+def rerank_torchreid(data: Data) -> float:
+    dist = torchreid_rerank(data.q, data.g)
+    return rank_distances(dist, *data.labels(data.queries)).mAP
+
+
 def of_few(peer: Peer) -> Contestant:
     """The peer on the first rows."""
 
@@ -151,9 +156,11 @@ GROUPS: dict[str, list[Contestant]] = {
     "distances": [read_once, ours_distances, ours_distances_random, *SLOW],
     "features": [mm_float32, mm_bfloat16, ours_features, ours_features_float32],
     "hamming": [ours_hamming],
-    "rerank": [ours_rerank, rerank_dense],
+    "rerank": [ours_rerank, rerank_dense, rerank_torchreid],
 }
-ONCE = (ours_rerank, rerank_dense)
+MINUTES = (rerank_dense, rerank_torchreid)
+ONCE = (*SLOW, *MINUTES)
+NEEDS = {**SLOW, rerank_torchreid: torchreid_rerank}
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +173,7 @@ def tenth() -> Data:
 )
 def bench_ranking(benchmark: Any, tenth: Data, contestant: Contestant) -> None:
     """A tenth of Market-1501's queries against its whole gallery; slow ones a hundredth."""
-    if contestant is rerank_dense:
+    if contestant in MINUTES:
         pytest.skip("minutes: tests/test_ranking_rerank.py compares on fewer images")
     if contestant in SLOW and not installed(SLOW[contestant]):
         pytest.skip(f"{contestant.__name__} is not installed")
@@ -176,7 +183,7 @@ def bench_ranking(benchmark: Any, tenth: Data, contestant: Contestant) -> None:
     if contestant in SLOW:
         ours = rank_distances(tenth.dist[: tenth.few], *tenth.labels(tenth.few))
         assert contestant(tenth) == pytest.approx(ours.mAP, abs=1e-6)
-    benchmark.pedantic(contestant, (tenth,), rounds=1 if contestant in (*SLOW, *ONCE) else 5)
+    benchmark.pedantic(contestant, (tenth,), rounds=1 if contestant in ONCE else 5)
 
 
 def extra_mib(call: Callable[[], object]) -> float | None:
@@ -203,8 +210,9 @@ def compare(group: str, data: Data, rounds: int) -> dict[str, dict[str, float | 
     queries: dict[str, int] = {}
     for round_ in range(rounds):
         for contestant in GROUPS[group]:
-            once = contestant in SLOW or contestant in ONCE
-            if (once and round_) or (contestant in SLOW and not installed(SLOW[contestant])):
+            once = contestant in ONCE
+            missing = contestant in NEEDS and not installed(NEEDS[contestant])
+            if (once and round_) or missing:
                 continue
             name = contestant.__name__
             if not round_ and not once:  # warm up, and see how much memory it takes

@@ -73,6 +73,7 @@ MODULES = {
         "torchreid.reid.metrics.rank_cylib.rank_cy",
     ],
     "fastreid_cython": ["fastreid.evaluation.rank_cylib.rank_cy"],
+    "torchreid_rerank": ["torchreid.utils.rerank", "torchreid.reid.utils.rerank"],
 }
 
 
@@ -92,6 +93,19 @@ def installed(peer: Peer) -> bool:
     except ImportError:
         return False
     return True
+
+
+def torchreid_rerank(q: Any, g: Any) -> Any:
+    """Its re-ranked distances (Q, G), from cosine distances; float32.
+
+    It squares what it is given, hence the root: the paper's distances are squared ones of features
+    of length 1.
+    """
+    q, g = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (q, g))
+    between, among_q, among_g = (
+        np.sqrt(np.maximum(0, 2 - 2 * (a @ b.T))) for a, b in ((q, g), (q, q), (g, g))
+    )
+    return _module("torchreid_rerank").re_ranking(between, among_q, among_g)
 
 
 def dense_rerank(q: Any, g: Any, k1: int = 20, k2: int = 6, lambda_value: float = 0.3) -> Any:

@@ -44,6 +44,12 @@ using Widen = void (*)(const S* scores, const float* offset, std::int64_t n, flo
 template <class T>
 using Dot = double (*)(const T* a, const T* b, std::int64_t n);
 
+// out[r * stride + c] = Dot of row r of a (rows, n), widened to float64 before, and row c of
+// b (columns, n), bit for bit.
+template <class T>
+using Dots = void (*)(const double* a, std::int64_t rows, const T* b, std::int64_t columns,
+                      std::int64_t n, double* out, std::int64_t stride);
+
 // out[j] = the number of bits in which code and codes[j] differ, j = 0..n-1, of `words` each.
 using Hamming = void (*)(const std::uint64_t* code, const std::uint64_t* codes, std::int64_t n,
                          std::int64_t words, std::uint16_t* out);
@@ -56,6 +62,8 @@ struct Kernels {
     Widen<std::uint16_t> widen_bf16;
     Dot<float> dot_f32;
     Dot<double> dot_f64;
+    Dots<float> dots_f32;
+    Dots<double> dots_f64;
     Hamming hamming;
 
     Counted count_at_most(const float* x, std::int64_t n, const float* t, std::int64_t k,
@@ -74,6 +82,14 @@ struct Kernels {
     }
     double dot(const float* a, const float* b, std::int64_t n) const { return dot_f32(a, b, n); }
     double dot(const double* a, const double* b, std::int64_t n) const { return dot_f64(a, b, n); }
+    void dots(const double* a, std::int64_t rows, const float* b, std::int64_t columns,
+              std::int64_t n, double* out, std::int64_t stride) const {
+        dots_f32(a, rows, b, columns, n, out, stride);
+    }
+    void dots(const double* a, std::int64_t rows, const double* b, std::int64_t columns,
+              std::int64_t n, double* out, std::int64_t stride) const {
+        dots_f64(a, rows, b, columns, n, out, stride);
+    }
 };
 
 namespace baseline {

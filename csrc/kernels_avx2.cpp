@@ -102,6 +102,13 @@ struct Doubles {
     static constexpr int WIDTH = 4;
     static Vector load(const double* p) { return _mm256_loadu_pd(p); }
     static Vector same(double x) { return _mm256_set1_pd(x); }
+    static Vector widen(const double* p) { return load(p); }
+    static Vector widen(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
+    static void store(double* p, Vector x) { _mm256_storeu_pd(p, x); }
+    template <bool>
+    static Vector add_product(Vector sum, Vector a, Vector b) {
+        return _mm256_add_pd(sum, _mm256_mul_pd(a, b));
+    }
     static Mask at_most(Vector x, Vector t) { return _mm256_cmp_pd(x, t, _CMP_LE_OQ); }
     static Mask equal(Vector x, Vector t) { return _mm256_cmp_pd(x, t, _CMP_EQ_OQ); }
     static Mask not_above(Vector x, Vector t) { return _mm256_cmp_pd(x, t, _CMP_NGT_UQ); }
@@ -122,6 +129,7 @@ struct Doubles {
 };
 
 constexpr std::int64_t SEARCH_FROM = 64, TABLES_UP_TO = 64;
+constexpr int DOT_ROWS = 4, DOT_COLUMNS = 2;
 
 #include "kernels_body.hpp"
 

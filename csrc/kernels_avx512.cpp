@@ -138,6 +138,14 @@ struct Doubles {
     static constexpr int WIDTH = 8;
     static Vector load(const double* p) { return _mm512_loadu_pd(p); }
     static Vector same(double x) { return _mm512_set1_pd(x); }
+    static Vector widen(const double* p) { return load(p); }
+    static Vector widen(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+    static void store(double* p, Vector x) { _mm512_storeu_pd(p, x); }
+    template <bool EXACT>
+    static Vector add_product(Vector sum, Vector a, Vector b) {
+        if (EXACT) return _mm512_fmadd_pd(a, b, sum);
+        return _mm512_add_pd(sum, _mm512_mul_pd(a, b));
+    }
     static Mask at_most(Vector x, Vector t) { return _mm512_cmp_pd_mask(x, t, _CMP_LE_OQ); }
     static Mask equal(Vector x, Vector t) { return _mm512_cmp_pd_mask(x, t, _CMP_EQ_OQ); }
     static Mask not_above(Vector x, Vector t) { return _mm512_cmp_pd_mask(x, t, _CMP_NGT_UQ); }
@@ -162,6 +170,7 @@ struct Doubles {
 };
 
 constexpr std::int64_t SEARCH_FROM = 96, TABLES_UP_TO = 480;
+constexpr int DOT_ROWS = 4, DOT_COLUMNS = 6;
 
 #include "kernels_body.hpp"
 

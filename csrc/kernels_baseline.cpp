@@ -49,6 +49,13 @@ struct Doubles {
     static constexpr int WIDTH = 2;
     static Vector load(const double* p) { return _mm_loadu_pd(p); }
     static Vector same(double x) { return _mm_set1_pd(x); }
+    static Vector widen(const double* p) { return load(p); }
+    static Vector widen(const float* p) { return _mm_setr_pd(p[0], p[1]); }
+    static void store(double* p, Vector x) { _mm_storeu_pd(p, x); }
+    template <bool>
+    static Vector add_product(Vector sum, Vector a, Vector b) {
+        return _mm_add_pd(sum, _mm_mul_pd(a, b));
+    }
     static Mask at_most(Vector x, Vector t) { return _mm_cmple_pd(x, t); }
     static Mask equal(Vector x, Vector t) { return _mm_cmpeq_pd(x, t); }
     static Mask not_above(Vector x, Vector t) { return _mm_cmpngt_pd(x, t); }
@@ -79,6 +86,15 @@ struct Single {
     static constexpr int WIDTH = 1;
     static Vector load(const T* p) { return *p; }
     static Vector same(T x) { return x; }
+    template <class S>
+    static Vector widen(const S* p) {
+        return static_cast<T>(*p);
+    }
+    static void store(T* p, T x) { *p = x; }
+    template <bool>
+    static Vector add_product(T sum, T a, T b) {
+        return sum + a * b;
+    }
     static Mask at_most(T x, T t) { return x <= t; }
     static Mask less(T x, T t) { return x < t; }
     static Mask not_above(T x, T t) { return !(x > t); }
@@ -99,6 +115,7 @@ using Doubles = Single<double>;
 #endif
 
 constexpr std::int64_t SEARCH_FROM = 24, TABLES_UP_TO = 0;
+constexpr int DOT_ROWS = 4, DOT_COLUMNS = 2;
 
 #include "kernels_body.hpp"
 

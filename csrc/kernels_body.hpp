@@ -116,6 +116,13 @@ void widen_bf16(const std::uint16_t* scores, const float* offset, std::int64_t n
     }
 }
 
+inline double sum_of(double (&lanes)[DOT_LANES]) {
+    for (int half = DOT_LANES / 2; half > 0; half /= 2) {
+        for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+    }
+    return lanes[0];
+}
+
 // Products of float32 are exact in float64, so that fusing them would change nothing; those of
 // float64 are rounded, at every level alike (-ffp-contract=off).
 template <class T>
@@ -130,11 +137,10 @@ double dot(const T* a, const T* b, std::int64_t n) {
     for (int l = 0; i < n; ++i, ++l) {
         lanes[l] += static_cast<double>(a[i]) * static_cast<double>(b[i]);
     }
-    for (int half = DOT_LANES / 2; half > 0; half /= 2) {
-        for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
-    }
-    return lanes[0];
+    return sum_of(lanes);
 }
+
+#include "kernels_dots.hpp"
 
 template <int WORDS>
 inline void hamming_rows(const std::uint64_t* code, const std::uint64_t* codes, std::int64_t n,
@@ -158,5 +164,5 @@ void hamming(const std::uint64_t* code, const std::uint64_t* codes, std::int64_t
 
 const Kernels KERNELS = {
     &count_at_most<Floats>, &count_at_most<Doubles>, &screen,     &widen_f32, &widen_bf16,
-    &dot<float>,            &dot<double>,            &hamming,
+    &dot<float>,            &dot<double>,            &dots<float>, &dots<double>, &hamming,
 };

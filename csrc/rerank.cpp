@@ -7,6 +7,18 @@
 
 namespace dml_fast {
 
+namespace {
+
+// Squared distances, from the images' sizes and the product of their features.
+constexpr auto cosine = [](double a, double b, double product) {
+    return std::max(0.0, 2.0 - 2.0 * product / (a * b));
+};
+constexpr auto euclidean = [](double a, double b, double product) {
+    return std::max(0.0, a + b - 2.0 * product);
+};
+
+}  // namespace
+
 template <class T>
 Reranker<T>::Reranker(const FeatureSets<T>& features, std::int64_t queries, std::int64_t images,
                       const std::int64_t* nearest, const double* farthest,
@@ -17,25 +29,23 @@ Reranker<T>::Reranker(const FeatureSets<T>& features, std::int64_t queries, std:
       images_(images),
       nearest_(nearest),
       options_(options),
-      squared_norms_(static_cast<std::size_t>(images)),
+      sizes_(static_cast<std::size_t>(images)),
       largest_(static_cast<std::size_t>(images)) {
     const auto each = [&](const auto& work) {
         parallel_for(images_, threads, interrupted, [&] { return work; });
     };
     each([&](std::int64_t i) {
         const T* row = features_.gallery + i * features_.dims;
-        squared_norms_[static_cast<std::size_t>(i)] = kernels_.dot(row, row, features_.dims);
+        const double squared = kernels_.dot(row, row, features_.dims);
+        double& size = sizes_[static_cast<std::size_t>(i)];
+        size = squared;
+        if (features_.metric == Metric::cosine) size = squared == 0.0 ? 1.0 : std::sqrt(squared);
     });
     std::vector<std::vector<Entry>> rows(static_cast<std::size_t>(images));
     each([&](std::int64_t i) {
         const auto at = static_cast<std::size_t>(i);
-        const double squared = squared_norms_[at];
-        if (features_.metric == Metric::cosine) {
-            const double norm = squared == 0.0 ? 1.0 : std::sqrt(squared);
-            largest_[at] = 2.0 + 2.0 * farthest[i] / norm;
-        } else {
-            largest_[at] = squared + 2.0 * farthest[i];
-        }
+        const bool cosine = features_.metric == Metric::cosine;
+        largest_[at] = cosine ? 2.0 + 2.0 * farthest[i] / sizes_[at] : sizes_[at] + 2.0 * farthest[i];
         if (!(largest_[at] > 0.0)) largest_[at] = 1.0;  // all images are the same
         rows[at] = encode(i);
     });
@@ -76,11 +86,9 @@ double Reranker<T>::distance(std::int64_t i, std::int64_t j) const {
     const std::int64_t dims = features_.dims;
     const double product =
         kernels_.dot(features_.gallery + i * dims, features_.gallery + j * dims, dims);
-    const double a = squared_norms_[static_cast<std::size_t>(i)];
-    const double b = squared_norms_[static_cast<std::size_t>(j)];
-    if (features_.metric == Metric::euclidean) return std::max(0.0, a + b - 2.0 * product);
-    const double norms = (a == 0.0 ? 1.0 : std::sqrt(a)) * (b == 0.0 ? 1.0 : std::sqrt(b));
-    return std::max(0.0, 2.0 - 2.0 * product / norms);
+    const double a = sizes_[static_cast<std::size_t>(i)];
+    const double b = sizes_[static_cast<std::size_t>(j)];
+    return features_.metric == Metric::cosine ? cosine(a, b, product) : euclidean(a, b, product);
 }
 
 // Of the k + 1 nearest images those that have i among their own k + 1 nearest, nearest first.
@@ -167,34 +175,76 @@ typename Reranker<T>::Sparse Reranker<T>::transpose(const Sparse& matrix) const 
     return result;
 }
 
+// Sums of min(V(i), V(j)) for all images j.
+template <class T>
+void Reranker<T>::intersect(std::int64_t i, std::vector<double>& shared) const {
+    shared.assign(static_cast<std::size_t>(images_), 0.0);
+    for (auto e = codes_.offsets[static_cast<std::size_t>(i)];
+         e < codes_.offsets[static_cast<std::size_t>(i) + 1]; ++e) {
+        const Entry& mine = codes_.entries[static_cast<std::size_t>(e)];
+        const auto code = static_cast<std::size_t>(mine.image);
+        for (auto o = images_by_code_.offsets[code]; o < images_by_code_.offsets[code + 1]; ++o) {
+            const Entry& other = images_by_code_.entries[static_cast<std::size_t>(o)];
+            shared[static_cast<std::size_t>(other.image)] +=
+                static_cast<double>(std::min(mine.weight, other.weight));
+        }
+    }
+}
+
+// `row` holds the products with the gallery images, and then the new distances.
+template <class T>
+void Reranker<T>::blend(std::int64_t i, const double* shared, double* row) const {
+    const std::int64_t items = images_ - queries_;
+    const double lambda = options_.lambda;
+    const double share = lambda / largest_[static_cast<std::size_t>(i)];
+    if (!(share > 0.0)) {
+        for (std::int64_t g = 0; g < items; ++g) {
+            row[g] = (1.0 - lambda) * (1.0 - shared[g] / (2.0 - shared[g]));
+        }
+        return;
+    }
+    const double* sizes = sizes_.data() + queries_;
+    const double size = sizes_[static_cast<std::size_t>(i)];
+    const auto fill = [&](const auto& distance) {
+        for (std::int64_t g = 0; g < items; ++g) {
+            const double jaccard = (1.0 - lambda) * (1.0 - shared[g] / (2.0 - shared[g]));
+            row[g] = jaccard + share * distance(size, sizes[g], row[g]);
+        }
+    };
+    if (features_.metric == Metric::cosine) {
+        fill(cosine);
+    } else {
+        fill(euclidean);
+    }
+}
+
 template <class T>
 void Reranker<T>::rows(std::int64_t begin, std::int64_t end, double* out, int threads,
                        const Poll& interrupted) const {
-    const std::int64_t items = images_ - queries_;
-    parallel_for(end - begin, threads, interrupted, [&] {
-        return [&, shared = std::vector<double>()](std::int64_t at) mutable {
-            const std::int64_t i = begin + at;
-            shared.assign(static_cast<std::size_t>(images_), 0.0);
-            for (auto e = codes_.offsets[static_cast<std::size_t>(i)];
-                 e < codes_.offsets[static_cast<std::size_t>(i) + 1]; ++e) {
-                const Entry& mine = codes_.entries[static_cast<std::size_t>(e)];
-                const auto code = static_cast<std::size_t>(mine.image);
-                for (auto o = images_by_code_.offsets[code]; o < images_by_code_.offsets[code + 1];
-                     ++o) {
-                    const Entry& other = images_by_code_.entries[static_cast<std::size_t>(o)];
-                    shared[static_cast<std::size_t>(other.image)] +=
-                        static_cast<double>(std::min(mine.weight, other.weight));
-                }
-            }
-            const double share = options_.lambda / largest_[static_cast<std::size_t>(i)];
-            for (std::int64_t g = 0; g < items; ++g) {
-                const double s = shared[static_cast<std::size_t>(queries_ + g)];
-                double value = (1.0 - options_.lambda) * (1.0 - s / (2.0 - s));
-                if (share > 0.0) value += share * distance(i, queries_ + g);
-                out[at * items + g] = value;
-            }
-        };
-    });
+    const std::int64_t items = images_ - queries_, dims = features_.dims;
+    std::vector<double> widened;
+    for (std::int64_t first = begin; first < end; first += FEATURE_ROWS) {
+        const std::int64_t count = std::min(FEATURE_ROWS, end - first);
+        double* const block = out + (first - begin) * items;
+        if (options_.lambda > 0.0) {
+            // Pieces of the gallery stay in the cache while all queries of the block meet them.
+            const T* rows = features_.gallery + first * dims;
+            widened.assign(rows, rows + count * dims);
+            parallel_for((items + FEATURE_ROWS - 1) / FEATURE_ROWS, threads, interrupted, [&] {
+                return [&](std::int64_t piece) {
+                    const std::int64_t g = piece * FEATURE_ROWS;
+                    kernels_.dots(widened.data(), count, features_.gallery + (queries_ + g) * dims,
+                                  std::min(FEATURE_ROWS, items - g), dims, block + g, items);
+                };
+            });
+        }
+        parallel_for(count, threads, interrupted, [&] {
+            return [&, shared = std::vector<double>()](std::int64_t at) mutable {
+                intersect(first + at, shared);
+                blend(first + at, shared.data() + queries_, block + at * items);
+            };
+        });
+    }
 }
 
 template class Reranker<float>;

@@ -51,6 +51,8 @@ class Reranker {
     double distance(std::int64_t i, std::int64_t j) const;
     void reciprocal(std::int64_t i, std::int64_t k, std::vector<std::int64_t>& out) const;
     std::vector<Entry> encode(std::int64_t i) const;
+    void intersect(std::int64_t i, std::vector<double>& shared) const;
+    void blend(std::int64_t i, const double* shared, double* row) const;
     static Sparse pack(std::vector<std::vector<Entry>>& rows);
     Sparse transpose(const Sparse& matrix) const;
 
@@ -59,7 +61,7 @@ class Reranker {
     std::int64_t queries_, images_;
     const std::int64_t* nearest_;
     RerankOptions options_;
-    std::vector<double> squared_norms_, largest_;  // |.|^2 and m
+    std::vector<double> sizes_, largest_;  // |.|^2, for cosine |.| (1 for 0); and m
     Sparse codes_, images_by_code_;
 };
 

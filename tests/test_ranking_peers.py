@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ranking_peers import installed, torchreid_rerank
 from sklearn.metrics import average_precision_score
 
 from dml_fast.eval import rank_distances
+from dml_fast.eval.reranking import make_reranker
 
 
 def evaluation() -> tuple[Any, tuple[Any, Any, Any, Any]]:
@@ -99,3 +101,14 @@ def test_map_minp_and_cmc_equal_fast_reids() -> None:
     assert result.mAP == pytest.approx(float(np.mean(ap)), abs=1e-6)
     assert result.mINP == pytest.approx(float(np.mean(inp)), abs=1e-6)
     np.testing.assert_allclose(result.cmc, cmc, rtol=0, atol=1e-6)
+
+
+def test_re_ranking_equals_torchreids() -> None:
+    if not installed(torchreid_rerank):
+        pytest.skip("torchreid is not installed")
+    rng = np.random.default_rng(0)
+    people = rng.integers(0, 30, 400)
+    x = rng.standard_normal((30, 64))[people] + 0.8 * rng.standard_normal((400, 64))
+    q, g = np.split(x.astype(np.float32), [90])
+    ours = make_reranker(np.concatenate([q, g]), 90, "cosine", 20, 6, 0.3).rows(0, 90)
+    np.testing.assert_allclose(torchreid_rerank(q, g), ours, rtol=0, atol=2e-5)

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ranking_cases import same_bits
+from ranking_cases import LEVELS, same_bits
 from ranking_peers import dense_rerank
 
+from dml_fast import _ranking
 from dml_fast.errors import UserError
 from dml_fast.eval import rank_distances, rerank
 from dml_fast.eval.reranking import make_reranker
@@ -86,6 +87,39 @@ def test_the_same_bits_for_any_number_of_threads(monkeypatch: pytest.MonkeyPatch
     expected = rerank(q, g, *labels)
     monkeypatch.setenv("DML_FAST_THREADS", "3")
     same_bits(rerank(q, g, *labels), expected)
+
+
+def fixed_order(a: Any, b: Any) -> Any:
+    """Dot products of all rows (csrc/kernels.hpp: 32 partial sums, then added by halves)."""
+    products = a.astype(np.float64)[:, None] * b.astype(np.float64)[None]
+    lanes = np.zeros((*products.shape[:2], 32))
+    for begin in range(0, products.shape[2], 32):
+        part = products[:, :, begin : begin + 32]
+        lanes[:, :, : part.shape[2]] += part
+    while lanes.shape[2] > 1:
+        lanes = lanes[:, :, : lanes.shape[2] // 2] + lanes[:, :, lanes.shape[2] // 2 :]
+    return lanes[:, :, 0]
+
+
+@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("queries", "gallery", "dims"), [(67, 133, 77), (3, 64, 96), (9, 71, 5)])
+def test_original_distances_have_these_bits_at_every_level(
+    monkeypatch: pytest.MonkeyPatch, level: str, dtype: Any, queries: int, gallery: int, dims: int
+) -> None:
+    monkeypatch.delenv("DML_FAST_ISA", raising=False)
+    if LEVELS.index(level) > LEVELS.index(_ranking.instruction_set()):
+        pytest.skip(f"this CPU has no {level}")
+    monkeypatch.setenv("DML_FAST_ISA", level)
+    rng = np.random.default_rng(dims)
+    x = rng.standard_normal((queries + gallery, dims)).astype(dtype)
+    product = fixed_order(x, x)
+    squared = np.diag(product)
+    largest = squared + 2 * (0.5 * squared - product).max(1)
+    d = np.maximum(0, squared[:, None] + squared - 2 * product)
+    expected = (1 / largest)[:, None] * d
+    rows = make_reranker(x, queries, "euclidean", 5, 2, 1.0).rows(0, queries)
+    np.testing.assert_array_equal(rows, expected[:queries, queries:])
 
 
 def test_duplicates_and_collapsed_features_are_no_division_by_zero() -> None:
