@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich import box
@@ -141,6 +141,7 @@ def show_table(
     columns: Sequence[str],
     shares: Sequence[Sequence[float | None]],
     ensemble: Sequence[str],
+    title: str | None = None,
 ) -> None:
     """Print a row a student, the best one marked, and one for the ensemble.
 
@@ -149,17 +150,19 @@ def show_table(
         columns: what the shares are.
         shares: a row a student, in 0..1.
         ensemble: the last row's cells, from the second on.
+        title: above the table.
     """
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, title=title)
     for name in ("student", "architecture", "parameters", *columns):
-        table.add_column(name, justify="left" if name == "architecture" else "right")
+        justify: Literal["left", "right"] = "left" if name == "architecture" else "right"
+        table.add_column(name, justify=justify, no_wrap=True)
     for k, (student, row) in enumerate(zip(result["students"], shares, strict=True)):
         mark = "* " if k == result["best_student"] else ""
         name, size = student["arch"], f"{student['parameters']:,}"
         table.add_row(f"{mark}{k}", name, size, *(percent(share) for share in row))
     table.add_row("ensemble", *ensemble)
     console = Console()
-    console.width = max(console.width, 96)  # a narrower table would lose its figures
+    console.width = max(console.width, 110)  # a narrower table would lose its figures
     console.print(table)
 
 

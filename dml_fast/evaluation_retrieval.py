@@ -74,10 +74,11 @@ def retrieve(
 
 def show(result: Mapping[str, Any]) -> None:
     """Print the result of ``retrieve`` to stdout as a table."""
-    columns = ["val. mAP, %", *(f"{name}, %" for name in _SHARES.values())]
+    columns = ["val. mAP", *_SHARES.values()]
     rows = [[s["val_mAP"], *(s[key] for key in _SHARES)] for s in result["students"]]
     scores = [percent(result["ensemble"][key]) for key in _SHARES]
-    show_table(result, columns, rows, ["concatenated embeddings", "", "", *scores])
+    ensemble = ["concatenated embeddings", "", "", *scores]
+    show_table(result, columns, rows, ensemble, title=f"{result['split']} split, %")
     how = "re-ranked, " if result["reranked"] else ""
     show_facts(
         result, f"images ({result['queries']:,} queries, {how}{result['gallery']:,} gallery)"
