@@ -126,6 +126,22 @@ def test_resized_crops_and_evaluation_agree_within_the_resizers_tolerance(
         check_resized((ours[0] - theirs[0]).abs())
 
 
+@pytest.mark.dali
+def test_decoding_only_the_part_that_is_shown_changes_no_pixel(tmp_path: Path) -> None:
+    """The first of two views is the only one of one, which is decoded alone."""
+    pieces(tmp_path, 32, [(401, 399), (90, 131), (64, 64), (427, 640)])
+    forms: list[dict] = [{"subsampling": n} for n in range(3)]
+    forms += [{"progressive": True}, {"quality": 50}, {"restart_marker_blocks": 3}]
+    for number, path in enumerate(sorted(tmp_path.rglob("*.jpg"))):
+        with Image.open(path) as image:
+            mode = ("RGB", "RGB", "L", "CMYK")[number // 6 % 4]
+            image.convert(mode).save(path, **forms[number % 6])
+    data = opened(tmp_path, "dali", image_size=48, resized=True)
+    how = Augmentation(flip=True, resized=True)
+    alone, beside = (walk(loader_of(data, how, views=n), epochs=4) for n in (1, 2))
+    assert_equal([[batch[0]] for batch in alone], [[batch[0]] for batch in beside])
+
+
 def check_resized(difference: torch.Tensor) -> None:
     assert difference.max() < 20 and difference.mean() < 0.3
     assert difference[..., 2:-2, 2:-2].max() < 1.01

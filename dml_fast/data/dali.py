@@ -153,13 +153,13 @@ class DaliDecoder:
             exec_dynamic=True,
         )
         with pipe:
-            pixels = fn.decoders.image(
-                fn.external_source(name="files", ndim=1, dtype=types.UINT8),
-                device="mixed" if on_gpu else "cpu",
-                output_type=types.RGB,
-                adjust_orientation=False,
-                jpeg_fancy_upsampling=True,  # as libjpeg does
-            )
+            files = fn.external_source(name="files", ndim=1, dtype=types.UINT8)
+            decoding = {
+                "device": "mixed" if on_gpu else "cpu",
+                "output_type": types.RGB,
+                "adjust_orientation": False,
+                "jpeg_fancy_upsampling": True,  # as libjpeg does
+            }
             height, width = images.shape[2:]
             linear = {"interp_type": types.INTERP_LINEAR, "antialias": True}
 
@@ -167,17 +167,25 @@ class DaliDecoder:
                 return fn.external_source(name=name, ndim=1, dtype=dtype)
 
             if self._views:
-                made = []
-                for view in range(self._views):
-                    corner, sides = numbers(f"corner{view}"), numbers(f"sides{view}")
-                    part = fn.slice(pixels, start=corner, shape=sides, axes=(0, 1))
-                    made.append(fn.resize(part, size=[height, width], **linear))
+                parts = [
+                    {"start": numbers(f"corner{v}"), "shape": numbers(f"sides{v}"), "axes": (0, 1)}
+                    for v in range(self._views)
+                ]
+                if len(parts) == 1 and not images.corrupt.allowed:
+                    # Decodes what is shown, to the same pixels. Damage elsewhere stays unseen, so
+                    # that what is replaced would hang on the epoch: not where that is allowed.
+                    shown = [fn.decoders.image_slice(files, **parts[0], **decoding)]
+                else:
+                    pixels = fn.decoders.image(files, **decoding)
+                    shown = [fn.slice(pixels, **part) for part in parts]
+                made = [fn.resize(part, size=[height, width], **linear) for part in shown]
             elif images.size:
+                pixels = fn.decoders.image(files, **decoding)
                 scaled = fn.resize(pixels, size=numbers("scaled", types.FLOAT), **linear)
                 corner = numbers("corner")
                 made = [fn.slice(scaled, start=corner, shape=[height, width], axes=(0, 1))]
             else:
-                made = [pixels]
+                made = [fn.decoders.image(files, **decoding)]
             pipe.set_outputs(*made)
         pipe.build()
         return pipe
