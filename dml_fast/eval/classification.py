@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dml_fast.amp import Precision
 from dml_fast.data.resident import Batch
+from dml_fast.eval.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -38,20 +39,14 @@ def evaluate(
         batches: every image once.
         precision: as in training.
     """
-    modes = [model.training for model in models]
-    for model in models:
-        model.eval()
     right = torch.zeros(len(models) + 1, dtype=torch.int64, device=precision.device)
     images = 0
-    try:
+    with evaluating(models):
         for batch in batches:
             with precision.autocast():
                 logits = [model(batch.inputs) for model in models]
             right += _right([z.float() for z in logits], batch.target)
             images += len(batch.target)
-    finally:
-        for model, mode in zip(models, modes, strict=True):
-            model.train(mode)
     *students, ensemble = (right.double() / max(images, 1)).tolist()
     return Accuracy(tuple(students), ensemble, images)
 

@@ -15,6 +15,7 @@ from dml_fast.amp import Precision
 from dml_fast.data.resident import Batch
 from dml_fast.data.sets import RetrievalSet
 from dml_fast.eval.features import rank_features
+from dml_fast.eval.modes import evaluating
 from dml_fast.eval.reranking import rerank
 from dml_fast.eval.result import RankingResult
 
@@ -50,19 +51,13 @@ def embed(
     Returns:
         K arrays (N, D) float32.
     """
-    modes = [model.training for model in models]
-    for model in models:
-        model.eval()
     parts: list[list[Features]] = [[] for _ in models]
-    try:
+    with evaluating(models):
         for batch in batches:
             with precision.autocast():
                 found = [model.embed(batch.inputs) for model in models]  # type: ignore[operator]
             for part, features in zip(parts, found, strict=True):
                 part.append(features.float().cpu().numpy())
-    finally:
-        for model, mode in zip(models, modes, strict=True):
-            model.train(mode)
     return [np.concatenate(part) for part in parts]
 
 
