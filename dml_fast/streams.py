@@ -13,8 +13,8 @@ The rules, each of which costs a silent wrong result if broken:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -76,8 +76,11 @@ class CudaStreams:
 
     def capture(self, stream: Any, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """A CUDA graph; a loader's thread may use the device meanwhile."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        with (
+            self._mended_after_errors(pool),
+            torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+        ):
             result = work()
 
         def replay() -> Tensor:
@@ -85,6 +88,22 @@ class CudaStreams:
             return result
 
         return replay
+
+    @contextmanager
+    def _mended_after_errors(self, pool: Any) -> Iterator[None]:
+        """A capture that CUDA breaks off leaves torch's generator and allocator in capture mode."""
+        index = torch.cuda.current_device() if self.device.index is None else self.device.index
+        generator = torch.cuda.default_generators[index]
+        state = generator.get_state()
+        try:
+            yield
+        except Exception:
+            fresh = torch.Generator(torch.device("cuda", index))
+            fresh.set_state(state)
+            generator.graphsafe_set_state(fresh)
+            with suppress(RuntimeError):  # the allocator is not in that mode
+                torch._C._cuda_endAllocateToPool(index, pool)
+            raise
 
 
 class Streams(Executor):

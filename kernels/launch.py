@@ -54,7 +54,9 @@ def launch(problem: Problem, *, with_grad: bool, save: bool, stats: str) -> Answ
     return unpack(problem, outputs, with_grad, save, stats)
 
 
-def launch_forward(problem: Problem, with_grad: bool, save: bool, stats: str) -> list[Tensor]:
+def launch_forward(
+    problem: Problem, with_grad: bool, save: bool, stats: str, *, keep_counters: bool = True
+) -> list[Tensor]:
     """What `unpack` reads: none of the tensors shares memory with another."""
     students, rows, _ = problem.shape
     wanted = _STATS[stats]
@@ -106,7 +108,7 @@ def launch_forward(problem: Problem, with_grad: bool, save: bool, stats: str) ->
         partials=scratch,
         groups=scratch[first:],
         totals=scratch[first + second :],
-        counters=counters(device, 1 + groups),
+        counters=counters(device, 1 + groups, keep_counters),
         **shape,
         GRAD=with_grad,
         SAVE=save,

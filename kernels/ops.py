@@ -151,7 +151,7 @@ def mutual_forward(
         peer_reduction,
         reduction,
     )
-    return launch_forward(problem, with_grad, save, stats)
+    return launch_forward(problem, with_grad, save, stats, keep_counters=False)
 
 
 @mutual_forward.register_fake

@@ -9,15 +9,14 @@ _SLICE = 4096  # int32: a batch of 262,080 programs
 _kept: dict[tuple[torch.device, int], Tensor] = {}
 
 
-def counters(device: torch.device, size: int) -> Tensor:
+def counters(device: torch.device, size: int, keep: bool) -> Tensor:
     """(size,) int32 zeros, which a launch on the current stream may count with.
 
     They are kept for each stream, as two launches at once must not share them. A CUDA graph gets
-    its own, zeroed by a node of the graph, for it may be replayed on any stream.
+    its own, zeroed by a node of the graph, for it may be replayed on any stream. Without `keep`
+    they are new: torch.compile's graphs refuse memory of theirs that outlives a call.
     """
-    if device.type != "cuda":
-        return torch.zeros(size, dtype=torch.int32, device=device)
-    if torch.cuda.is_current_stream_capturing():
+    if not keep or device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return torch.zeros(size, dtype=torch.int32, device=device)
     key = (device, torch.cuda.current_stream(device).cuda_stream)
     held = _kept.get(key)

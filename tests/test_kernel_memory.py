@@ -62,8 +62,8 @@ def counters(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     made: list[Tensor] = []
     real = launch.counters
 
-    def kept(device: torch.device, size: int) -> Tensor:
-        made.append(real(device, size))
+    def kept(device: torch.device, size: int, keep: bool) -> Tensor:
+        made.append(real(device, size, keep))
         assert made[-1].numel() >= size
         return made[-1]
 
