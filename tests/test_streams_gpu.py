@@ -147,9 +147,9 @@ def test_a_bad_batch_leaves_no_trace_in_a_replay(kind: str) -> None:
 class Waits(nn.Module):
     """As many networks in the wild: asks the device for a number in its forward pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int) -> None:
         super().__init__()
-        torch.manual_seed(5)
+        torch.manual_seed(seed)
         self.classifier = nn.Linear(64, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,18 +157,12 @@ class Waits(nn.Module):
         return self.classifier(x * min(2.0, x.abs().max().item()))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("why", ["a number is read", "autograd nodes are held"])
-def test_a_capture_that_cuda_breaks_off_leaves_no_trace(
-    why: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    models = (lambda: [Waits(), Waits()]) if why == "a number is read" else (lambda: None)
-    expected = run(engine("sequential", models=models()), 20)
-    made = engine("graph", models=models())
-    held = [p.clone() for s in made.cohort for p in s.parameters] if models() is None else []
+def test_a_capture_that_cuda_breaks_off_leaves_no_trace(caplog: pytest.LogCaptureFixture) -> None:
+    expected = run(engine("sequential", models=[Waits(1), Waits(2)]), 20)
+    made = engine("graph", models=[Waits(1), Waits(2)])
     with caplog.at_level("INFO"):
         found = run(made, 20)
     assert "the step cannot be captured" in caplog.text
-    assert bool(held) == (models() is None)
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)  # dropout's draws as well
 
 
