@@ -7,22 +7,28 @@ import logging
 import pickle
 import random
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
-from dml_fast.errors import UserError
+from dml_fast import sharded_checkpoint
+from dml_fast.errors import UserError, first_line
 from dml_fast.run import Run, atomic_write, link, sync_folder
+
+if TYPE_CHECKING:
+    from dml_fast.distributed.world import World
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "dml_fast.checkpoint"
-VERSION = 1
+VERSION = 2
 
 
-def save(run: Run, state: dict[str, Any], *, best: bool) -> None:
+def save(run: Run, state: dict[str, Any], *, best: bool, world: World | None = None) -> None:
     """Write ``last.pt``; what was last becomes ``previous.pt``, and the best one ``best.pt``.
 
     Args:
@@ -30,11 +36,17 @@ def save(run: Run, state: dict[str, Any], *, best: bool) -> None:
         state: tensors, numbers, strings, lists and dictionaries of these, so that it loads with
             ``weights_only=True``.
         best: whether this one is also the best so far.
+        world: the processes, which save together: ``students`` and ``rng`` are those of each.
     """
+    state = {"format": FORMAT, "version": VERSION, **state}
+    if world is not None and not world.alone_here:
+        sharded_checkpoint.save(run, state, world, best=best)
+        return
     with atomic_write(run.checkpoint("last"), keep_old_as=run.checkpoint("previous")) as file:
-        torch.save({"format": FORMAT, "version": VERSION, **state}, file)
+        torch.save(state, file)
     if best:
         mark_best(run)
+    sharded_checkpoint.sweep(run)
 
 
 def mark_best(run: Run) -> None:
@@ -43,35 +55,48 @@ def mark_best(run: Run) -> None:
     sync_folder(run.folder)
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
+def load(path: Path, students: Sequence[int] | None = None) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU: what was saved, with ``rng`` of every process.
+
+    Args:
+        path: a file, or a link to the folder that several processes wrote.
+        students: whose states are wanted, by number; by default all.
 
     Raises:
-        UserError: it is missing, damaged, foreign, or of a newer version.
+        UserError: it is missing, damaged, foreign, or of another version.
     """
     if path.suffix != ".pt" and path.is_file():
         raise UserError(f"{path} is not a checkpoint: give the run folder, or a .pt file in it")
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path} does not exist: {_alternative(path)}")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch does not check every sum
-            if broken := archive.testzip():
-                raise zipfile.BadZipFile(f"bad checksum in {broken}")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} is damaged ({reason}): {_alternative(path)}") from None
+        state = _read(path, students)
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} was not loaded, it holds objects that could run code: {_alternative(path)}"
         ) from None
+    except (Exception, CheckpointException) as error:
+        raise UserError(f"{path} is damaged ({first_line(error)}): {_alternative(path)}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of dml_fast: {_alternative(path)}")
-    if state.get("version", 0) > VERSION:
+    if state.get("version") != VERSION:
+        way = "upgrade" if state["version"] > VERSION else "use an older"
         raise UserError(
-            f"{path} has format {state['version']} and this dml_fast reads up to {VERSION}: "
-            "upgrade dml_fast"
+            f"{path} has format {state['version']} and this dml_fast reads {VERSION}: "
+            f"{way} dml_fast"
         )
+    return state
+
+
+def _read(path: Path, students: Sequence[int] | None) -> Any:
+    if path.is_dir():
+        return sharded_checkpoint.load(path, students)
+    with zipfile.ZipFile(path) as archive:  # torch does not check every sum
+        if broken := archive.testzip():
+            raise zipfile.BadZipFile(f"bad checksum in {broken}")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if students is not None and isinstance(state, dict) and "students" in state:
+        state["students"] = [state["students"][k] for k in students]
     return state
 
 
@@ -108,7 +133,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 def _alternative(path: Path) -> str:
     others = [path.with_name(f"{name}.pt") for name in ("last", "previous", "best")]
-    usable = [str(other) for other in others if other != path and other.is_file()]
+    usable = [str(other) for other in others if other != path and other.exists()]
     if usable:
         return f"use {usable[0]} instead"
     return "restore it, or start a new run"

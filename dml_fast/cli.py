@@ -32,12 +32,9 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
     """
     try:
         return main(argv)
-    except UserError as error:
+    except (UserError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

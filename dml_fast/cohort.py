@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from dml_fast.amp import Precision
 from dml_fast.config import TrainConfig
+from dml_fast.distributed.replicas import (
+    ReplicatedStudent,
+    ShardedStudent,
+    local_parameters,
+    shard,
+)
+from dml_fast.distributed.world import World, agreed
 from dml_fast.errors import UserError, reason
 from dml_fast.models import create_model
 from dml_fast.models.embedding import create_embedding_net
@@ -19,18 +27,23 @@ from dml_fast.optim import make_optimizer
 from dml_fast.rng import derive_seed, seed_everything
 from dml_fast.student import Student
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 logger = logging.getLogger(__name__)
 
 
 class Cohort:
-    """K students.
+    """K students, or those of them that this process holds.
 
     Args:
         students: at least one.
+        world: whose ``students`` these are; by default there is one process.
     """
 
-    def __init__(self, students: Sequence[Student]) -> None:
+    def __init__(self, students: Sequence[Student], world: World | None = None) -> None:
         self.students = list(students)
+        self.world = world or World.alone(len(self.students))
 
     @classmethod
     def from_config(
@@ -41,35 +54,47 @@ class Cohort:
         num_classes: int,
         in_channels: int,
         image_size: tuple[int, int],
+        world: World | None = None,
     ) -> Cohort:
-        """Create the students of a run, each from a seed of its own.
+        """Create the students of a run that this process holds, each from a seed of its own.
 
-        Afterwards the global generators are at the start of the training's own stream.
+        Afterwards the global generators are at the start of the training's own stream, which is
+        another one on every rank.
         """
+        world = world or World.alone(len(config.architectures))
+        groups = world.row_groups()
         students = []
-        for k, arch in enumerate(config.architectures):
-            seed_everything(derive_seed(config.seed, "student", k))
-            create = create_embedding_net if config.retrieval else create_model
-            model = create(
-                arch, num_classes=num_classes, in_channels=in_channels, image_size=image_size
-            )
-            if config.pretrained:
-                load_pretrained(model, config.pretrained, arch)
-            model = model.to(precision.device)
-            if config.channels_last:
-                model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            student = Student(model, make_optimizer(model, config), precision, arch)
-            images = torch.zeros(
-                (min(2, config.batch_size), in_channels, *image_size), device=precision.device
-            )
-            _try(student, images, num_classes)
-            if config.compile:
+        with world.phase():
+            for k in world.students:
+                arch = config.architectures[k]
+                seed_everything(derive_seed(config.seed, "student", k))
+                create = create_embedding_net if config.retrieval else create_model
+                model = create(
+                    arch, num_classes=num_classes, in_channels=in_channels, image_size=image_size
+                )
+                if config.pretrained:
+                    load_pretrained(model, config.pretrained, arch)
+                model = model.to(precision.device)
+                if config.channels_last:
+                    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                student = Student(model, make_optimizer(model, config), precision, arch)
+                images = torch.zeros(
+                    (min(2, config.batch_size), in_channels, *image_size), device=precision.device
+                )
+                _try(student, images, num_classes)
+                students.append(student)
+        if groups:
+            students = [
+                _joined(s, config, world, g) for s, g in zip(students, groups, strict=False)
+            ]
+        if config.compile:
+            for student in students:
                 student.compile()
-            students.append(student)
         if any(student.depthwise for student in students):
             logger.info("depthwise convolutions run in fp32: on a CPU they are slower in bf16")
-        seed_everything(derive_seed(config.seed, "training"))
-        return cls(students)
+        rank = (world.launch.rank,) if world.launch.rank else ()
+        seed_everything(derive_seed(config.seed, "training", *rank))
+        return cls(students, world)
 
     def __len__(self) -> int:
         return len(self.students)
@@ -82,6 +107,11 @@ class Cohort:
         """The networks, in order."""
         return [student.model for student in self.students]
 
+    @property
+    def shared_out(self) -> bool:
+        """Whether students are in shards (FSDP2), whose passes are collectives of one order."""
+        return any(isinstance(student, ShardedStudent) for student in self.students)
+
     def check_distinct(self) -> None:
         """Refuse identical students, which would stay identical and teach each other nothing.
 
@@ -90,15 +120,21 @@ class Cohort:
         Raises:
             UserError: naming the two.
         """
-        states = [student.model.state_dict() for student in self.students]
-        for j, first in enumerate(states):
-            for k in range(j + 1, len(states)):
-                if not _equal(first, states[k]) or _has_dropout(self.students[j].model):
-                    continue
-                raise UserError(
-                    f"students {j} and {k} ({self.students[j].arch}) start with the same weights "
-                    "and would stay the same: initialise each differently, "
-                    "or give --method independent"
+        mine = {
+            k: (student.arch, weights_digest(student.model))
+            for k, student in zip(self.world.students, self.students, strict=True)
+            if not _has_dropout(student.model)
+        }
+        found: dict[str, int] = {}
+        everyone = {k: v for part in self.world.all_gather(mine) for k, v in part.items()}
+        for k, (arch, digest) in sorted(everyone.items()):
+            if (j := found.setdefault(digest, k)) != k:
+                raise agreed(
+                    UserError(
+                        f"students {j} and {k} ({arch}) start with the same weights "
+                        "and would stay the same: initialise each differently, "
+                        "or give --method independent"
+                    )
                 )
 
     def state_dict(self) -> list[dict[str, Any]]:
@@ -122,6 +158,20 @@ class Cohort:
             student.load_state_dict(state)
 
 
+def _joined(student: Student, config: TrainConfig, world: World, group: ProcessGroup) -> Student:
+    """The student as the ranks of ``group``, which all have made it, train it together."""
+    model, precision, arch = student.model, student.precision, student.arch
+    assert world.device_mesh is not None
+    if config.fsdp:
+        shard(model, world.device_mesh["data"])
+        optimizer = make_optimizer(model, config, local_parameters(model))
+        return ShardedStudent(model, optimizer, precision, arch, group=group)
+    features = config.triplet_weight > 0
+    return ReplicatedStudent(
+        model, student.optimizer, precision, arch, group=group, with_features=features
+    )
+
+
 def _try(student: Student, images: torch.Tensor, num_classes: int) -> None:
     """Refuse a student that cannot do in training what it does in evaluation."""
     size = " x ".join(map(str, images.shape[1:]))
@@ -138,10 +188,14 @@ def _try(student: Student, images: torch.Tensor, num_classes: int) -> None:
         raise UserError(f"{student.arch} keeps state that is no tensor, which cannot be saved")
 
 
-def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(
-        a[key].shape == b[key].shape and torch.equal(a[key], b[key]) for key in a
-    )
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of a model's parameters and buffers, with their names; of a shard, of this part."""
+    found = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        found.update(name.encode())
+        found.update(local.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def _has_dropout(model: nn.Module) -> bool:

@@ -85,7 +85,7 @@ class TrainConfig:
     epochs: int = 15
     """Passes over the training images (distill: for the teacher, and again for the others)."""
     batch_size: int = 64
-    """Images a step."""
+    """Images a step, of all processes together."""
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
     """sgd has Nesterov momentum. auto: sgd; adamw for market1501."""
     lr: float = 0.0
@@ -109,6 +109,14 @@ class TrainConfig:
     """auto, cpu, cuda or cuda:N."""
     executor: Literal["auto", "sequential", "threads", "streams", "graph"] = "auto"
     """How the students are run. sequential: one after the other. threads: side by side on a CPU. streams, graph: side by side on a GPU, from the host or as one CUDA graph a step. auto: the fastest in a short trial, written into the run's configuration."""
+    mesh: str = ""
+    """COHORTxDATA processes under torchrun: students are shared out over COHORT rows, and each batch over DATA columns (default: as many rows as share the students out equally)."""
+    shares: str = ""
+    """How many students each row of the mesh holds (3,1), or measured: by the time that a step of each takes (default: equal shares)."""
+    fsdp: bool = False
+    """Share each student's weights, gradients and optimizer out over its row of the mesh (FSDP2), instead of a copy on each rank (DDP)."""
+    backend: Literal["auto", "gloo", "nccl"] = "auto"
+    """Of torch.distributed. auto: nccl on GPUs, gloo on CPUs."""
     compile: bool = False
     """Compile each student with torch.compile, which takes a minute or so at the start; those of one architecture share the result."""
     seed: int = 0

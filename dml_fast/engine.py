@@ -4,7 +4,8 @@ fork, for each k: z_k = student_k(x); join
 losses, grads = mutual loss of (z_1..z_K, y)         no autograd graph across students
 fork, for each k: z_k.backward(grad_k); optimizer_k.step(); join
 
-Who runs what where between a fork and its join is the executor's (`dml_fast.executors`).
+Who runs what where between a fork and its join is the executor's (`dml_fast.executors`). Where the
+students are in several processes, the first join is an all-gather of their logits.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dml_fast.cohort import Cohort
+from dml_fast.distributed.world import agreed
 from dml_fast.errors import UserError
 from dml_fast.executors import Executor, Sequential
 from dml_fast.loss import mutual_loss_and_grad, peer_divergence
@@ -25,7 +27,7 @@ from dml_fast.triplet import triplet_loss
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step gave, for the A students that learned, on the device.
+    """What one step gave, for the A students of this process that learned, on the device.
 
     Attributes:
         losses: (A,) float, ce + kl_weight * kl + triplet_weight * triplet.
@@ -97,6 +99,14 @@ class Engine:
         triplet_margin: float = 0.3,
         executor: Executor | None = None,
     ) -> None:
+        if update == "alternating" and cohort.world.mesh.cohort > 1:
+            raise agreed(
+                UserError(
+                    "--update alternating refreshes predictions one student after the other, in "
+                    f"one process, and --mesh {cohort.world.mesh} has {cohort.world.mesh.cohort} "
+                    f"rows: give --mesh 1x{cohort.world.launch.size}, or --update simultaneous"
+                )
+            )
         if method in ("dml", "dml_e"):
             cohort.check_distinct()
         self.cohort = cohort
@@ -131,7 +141,7 @@ class Engine:
         Raises:
             UserError: not one view a student.
         """
-        count = len(self.cohort)
+        count = self.cohort.world.total
         views = (inputs,) * count if isinstance(inputs, Tensor) else tuple(inputs)
         if len(views) != count:
             raise UserError(
@@ -151,39 +161,67 @@ class Engine:
 
     def _step(self, lesson: Lesson, executor: Executor) -> StepResult:
         """All learn from one snapshot of predictions."""
-        students = [self.cohort.students[k] for k in lesson.learners]
+        here = [k for k in lesson.learners if k in self.cohort.world.students]
+        students = [self._student(k) for k in here]
         fixed = self._taught(lesson)
-        passes = executor.forward(students, lambda k: self._forward(students[k], lesson, k))
-        logits = [z for z, _ in passes]
-        parts, grads = self._loss(students, logits, lesson, fixed)
+        passes = executor.forward(
+            students, lambda k: self._forward(students[k], lesson, lesson.inputs[here[k]])
+        )
+        logits = {k: z.detach() for k, (z, _) in zip(here, passes, strict=True)}
+        if self._exchanges(lesson):
+            logits, fixed = self._exchanged(logits, fixed, lesson)
+        if not here:
+            nothing = torch.zeros(0, device=lesson.target.device)
+            return StepResult(nothing, nothing, nothing, nothing, nothing, nothing.bool())
+        parts, grads = self._loss(logits, lesson, fixed, here)
         rows = executor.fork(students, lambda k: self._update(students[k], *passes[k], grads[k]))
         triplet, skipped = (torch.stack(column) for column in zip(*rows, strict=True))
         return self._result(parts, triplet, skipped)
 
+    def _student(self, number: int) -> Student:
+        world = self.cohort.world
+        return self.cohort.students[world.students.index(number)]
+
+    def _exchanges(self, lesson: Lesson) -> bool:
+        """Whether students of other ranks are heard; without teaching their KL is shown."""
+        heard = len(lesson.learners) > 1 or lesson.teacher is not None
+        return heard and self.cohort.world.exchange is not None
+
+    def _exchanged(
+        self, mine: dict[int, Tensor], fixed: Tensor | None, lesson: Lesson
+    ) -> tuple[dict[int, Tensor], Tensor | None]:
+        """The logits of all learners, and the teacher's, on every rank."""
+        exchange, teacher = self.cohort.world.exchange, lesson.teacher
+        assert exchange is not None
+        if teacher is not None and fixed is not None:
+            mine = {**mine, teacher: fixed}
+        everyone = exchange(mine)
+        fixed = None if teacher is None else everyone[teacher]
+        return {k: everyone[k] for k in lesson.learners}, fixed
+
     def _alternating_step(self, lesson: Lesson) -> StepResult:
         """Each learns from predictions that its predecessors' updates have refreshed."""
-        students = [self.cohort.students[k] for k in lesson.learners]
+        learners = lesson.learners
         fixed = self._taught(lesson)
-        passes = [self._forward(student, lesson, k) for k, student in enumerate(students)]
-        logits = [z for z, _ in passes]
+        passes = {k: self._forward(self._student(k), lesson, lesson.inputs[k]) for k in learners}
+        logits = {k: z.detach() for k, (z, _) in passes.items()}
         turns = []
-        for k, student in enumerate(students):
-            parts, grads = self._loss(students, logits, lesson, fixed)
-            update = self._update(student, *passes[k], grads[k])
-            turns.append([*(part[k] for part in parts), *update])
-            logits[k] = student.predict(lesson.inputs[lesson.learners[k]], training=True)
+        for k in learners:
+            parts, (grad,) = self._loss(logits, lesson, fixed, [k])
+            update = self._update(self._student(k), *passes[k], grad)
+            turns.append([*(part[0] for part in parts), *update])
+            logits[k] = self._student(k).predict(lesson.inputs[k], training=True)
         *columns, triplet, skipped = (torch.stack(c) for c in zip(*turns, strict=True))
         return self._result((columns[0], columns[1], columns[2], columns[3]), triplet, skipped)
 
     def _forward(
-        self, student: Student, lesson: Lesson, learner: int
+        self, student: Student, lesson: Lesson, inputs: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Logits, and the triplet loss of the same pass if there is one.
 
         Both by one thread: autograd numbers the nodes of each thread on its own, and adds up
         gradients in an order that depends on these numbers.
         """
-        inputs = lesson.inputs[lesson.learners[learner]]
         logits = student.forward(inputs, with_features=self.triplet_weight > 0)
         if student.features is None:
             return logits, None
@@ -199,9 +237,10 @@ class Engine:
         return triplet.detach(), skipped
 
     def _taught(self, lesson: Lesson) -> Tensor | None:
-        if (k := lesson.teacher) is None:
+        """The teacher's logits, if it is in this process."""
+        if (k := lesson.teacher) is None or k not in self.cohort.world.students:
             return None
-        return self.cohort.students[k].predict(lesson.inputs[k])
+        return self._student(k).predict(lesson.inputs[k])
 
     def _result(
         self, parts: tuple[Tensor, Tensor, Tensor, Tensor], triplet: Tensor, skipped: Tensor
@@ -211,19 +250,34 @@ class Engine:
 
     def _loss(
         self,
-        students: list[Student],
-        logits: list[Tensor],
+        logits: dict[int, Tensor],
         lesson: Lesson,
         fixed: Tensor | None,
+        here: Sequence[int],
     ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], list[Tensor]]:
-        """(losses, ce, kl, correct), each (A,), and the gradient of each student's logits."""
-        detached = [z.detach() for z in logits]
+        """The mutual loss of all learners, of which this process goes on with some.
+
+        Args:
+            logits: (N, C), detached, of every learner that is heard, by number.
+            lesson: of the step.
+            fixed: (N, C) of a teacher.
+            here: H of the learners.
+
+        Returns:
+            (losses, ce, kl, correct), each (H,), and H gradients of logits.
+        """
+        everyone = list(logits.values())
+        rows = [list(logits).index(k) for k in here]
         peer_weight = None
         if fixed is not None:  # the teacher alone is heard
-            peer_weight = fixed.new_zeros(len(students), len(students) + 1, dtype=torch.float32)
+            peer_weight = fixed.new_zeros(len(everyone), len(everyone) + 1, dtype=torch.float32)
             peer_weight[:, -1] = 1.0
+        scales = {k: self._student(k).grad_scale for k in here}
+        if len(here) < len(logits):  # the others' gradients are not used
+            one = next(iter(scales.values())).new_ones(())
+            scales = {k: scales.get(k, one) for k in logits}
         losses, grads, stats = mutual_loss_and_grad(
-            detached,
+            everyone,
             lesson.target,
             kl_weight=lesson.kl_weight,
             temperature=self.temperature,
@@ -231,11 +285,14 @@ class Engine:
             peer_reduction=self.peer_reduction,
             peer_weight=peer_weight,
             teacher_logits=None if fixed is None else [fixed],
-            grad_scale=torch.stack([student.grad_scale for student in students]),
+            grad_scale=torch.stack([scales[k] for k in logits]),
         )
         kl = stats.kl
         if self.method == "dml_e":
-            peers = len(students) - 1 if self.peer_reduction == "sum" else 1
-            spread = peers * self.temperature**2 * peer_divergence(detached, self.temperature)
+            peers = len(everyone) - 1 if self.peer_reduction == "sum" else 1
+            spread = peers * self.temperature**2 * peer_divergence(everyone, self.temperature)
             losses, kl = losses - lesson.kl_weight * spread, kl - spread
-        return (losses, stats.ce, kl, stats.correct), grads
+        parts = losses, stats.ce, kl, stats.correct
+        if len(here) < len(logits):
+            parts = tuple(torch.stack([part[r] for r in rows]) for part in parts)  # type: ignore[assignment]
+        return parts, [grads[r] for r in rows]

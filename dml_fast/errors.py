@@ -5,11 +5,22 @@ class UserError(ValueError):
     """Bad input: one sentence that says what was wrong, where, and what to do.
 
     The command line prints it without a traceback and exits with code 2.
+
+    Attributes:
+        on_all_ranks: whether every process of the run raises it, so that rank 0 alone prints it.
     """
+
+    on_all_ranks = False
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; what was saved is intact. The command line exits with code 1."""
+    """Training cannot go on; what was saved is intact. The command line exits with code 1.
+
+    Attributes:
+        on_all_ranks: as in `UserError`.
+    """
+
+    on_all_ranks = False
 
 
 def reason(error: BaseException) -> str:

@@ -61,11 +61,13 @@ def make_executor(name: str, cohort: int, device: torch.device) -> Executor:
 def candidates(engine: Engine, learners: int, device: torch.device) -> list[Executor]:
     """What is worth a trial, the safest first."""
     found: list[Executor] = [Sequential()]
-    if engine.update == "alternating":
+    world = engine.cohort.world
+    if engine.update == "alternating" or engine.cohort.shared_out:
         return found
     if device.type == "cuda":
-        return [*found, Streams(device), Graph(device)]
-    if learners > 1 and torch.get_num_threads() > 1:
+        found.append(Streams(device))
+        return found if world.mesh.data > 1 else [*found, Graph(device)]
+    if any(world.all_gather(learners > 1 and torch.get_num_threads() > 1)):
         found.append(Threads(len(engine.cohort)))
     return found
 
@@ -91,7 +93,8 @@ def pick(
         teacher: of a step.
         options: what to choose from, the one to prefer first; by default `candidates`.
     """
-    options = options or candidates(engine, len(learners), target.device)
+    here = [k for k in learners if k in engine.cohort.world.students]
+    options = options or candidates(engine, len(here), target.device)
     best = options[0]
     if len(options) > 1:
         snapshot = Snapshot(engine.cohort)
@@ -120,7 +123,10 @@ def _try(
     teacher: int | None,
     options: Sequence[Executor],
 ) -> dict[Executor, float]:
-    """Median seconds of a step of each, in turns, without the first: it imports and compiles."""
+    """Median seconds of a step of each, in turns, without the first: it imports and compiles.
+
+    Of several processes the slowest one's count, so that all choose alike.
+    """
     samples: dict[Executor, list[float]] = {option: [] for option in options}
     start = time.perf_counter()
     while True:
@@ -132,6 +138,7 @@ def _try(
                 torch.cuda.synchronize(target.device)
             samples[option].append(time.perf_counter() - begun)
         rounds = len(samples[options[0]])
-        spent = time.perf_counter() - start
+        (spent,) = engine.cohort.world.slowest([time.perf_counter() - start])
         if rounds > 1 and (spent * (rounds + 1) / rounds > TRIAL_S or rounds == 20):
-            return {option: statistics.median(s[1:]) for option, s in samples.items()}
+            medians = [statistics.median(samples[option][1:]) for option in options]
+            return dict(zip(options, engine.cohort.world.slowest(medians), strict=True))

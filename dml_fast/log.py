@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dml_fast.amp import Precision
     from dml_fast.config import TrainConfig
     from dml_fast.data import DataSet
+    from dml_fast.distributed.world import World
 
 logger = logging.getLogger("dml_fast")
 
@@ -58,6 +59,7 @@ class Reporter:
         data: DataSet,
         students: Sequence[dict[str, Any]],
         precision: Precision,
+        world: World,
     ) -> None:
         """Say what is about to be trained; from here on files are written."""
         if self._events is not None:
@@ -66,6 +68,8 @@ class Reporter:
             self._writer = SummaryWriter(str(self._events))
         names = ", ".join(f"{s['arch']} ({s['parameters'] / 1e6:.2f}M)" for s in students)
         logger.info("%s: %d students: %s", config.method, len(students), names)
+        if not world.alone_here:
+            logger.info("%s", world)
         if data.choice:
             logger.info("%s", data.choice)
         logger.info(

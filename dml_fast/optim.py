@@ -11,7 +11,9 @@ from dml_fast.config import TrainConfig
 from dml_fast.errors import UserError
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, config: TrainConfig, parameters: list[nn.Parameter] | None = None
+) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, or AdamW, in torch's fused form.
 
     The fused form takes ``found_inf`` on the device, by which a bad step is skipped without
@@ -20,11 +22,12 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     Args:
         model: the student, already on its device.
         config: which optimizer, and its numbers.
+        parameters: what is optimised in place of the model's parameters.
 
     Raises:
         UserError: the model has nothing to train.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = parameters or [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise UserError(
             f"a student ({type(model).__name__}) has no parameter that requires a gradient: "

@@ -37,7 +37,10 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     def checkpoint(self, which: str = "last") -> Path:
-        """The path of ``last``, ``previous`` or ``best``."""
+        """The path of ``last``, ``previous`` or ``best``.
+
+        A file, or a link to a folder where several processes wrote it.
+        """
         return self.folder / f"{which}.pt"
 
     def weights(self, student: int) -> Path:
@@ -52,7 +55,7 @@ class Run:
             UserError: there is no run.
         """
         folder = Path(path)
-        run = cls(folder.parent if folder.is_file() else folder)
+        run = cls(folder.parent if folder.is_file() or folder.suffix == ".pt" else folder)
         if not run.config_file.is_file():
             known = sorted(p.parent.name for p in Path("runs").glob("*/config.json"))[-3:]
             hint = f"; the newest under runs/ are {', '.join(known)}" if known else ""
@@ -133,6 +136,25 @@ class Run:
             yield
         finally:
             os.close(descriptor)
+
+    @contextmanager
+    def taken(self, *, new: bool) -> Iterator[None]:
+        """Hold the folder while inside.
+
+        Args:
+            new: it must not hold a run yet. If nothing comes of it, it goes away again.
+
+        Raises:
+            UserError: as `lock` and `prepare`.
+        """
+        with self.lock():
+            try:
+                if new:
+                    self.prepare(needed_bytes=2**22)
+                yield
+            except BaseException:
+                self.remove_if_empty()
+                raise
 
     def prepare(self, needed_bytes: int) -> None:
         """Make the folder and see that it can be written to, before any training.
@@ -219,6 +241,9 @@ def atomic_write(path: Path, keep_old_as: Path | None = None) -> Iterator[IO[byt
 
 def link(source: Path, target: Path) -> None:
     """Make ``target`` the same file as ``source``; at no time is there no ``target``."""
+    if source.is_symlink():  # a checkpoint in several files
+        point_to(target, os.readlink(source))
+        return
     temporary = target.with_name(f".{target.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
@@ -228,6 +253,23 @@ def link(source: Path, target: Path) -> None:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
     os.replace(temporary, target)
+
+
+def point_to(path: Path, name: str, keep_old_as: Path | None = None) -> None:
+    """Make ``path`` a symbolic link to ``name``; at no time is there no ``path``.
+
+    Args:
+        path: the link.
+        name: what is beside it.
+        keep_old_as: another name for what ``path`` was.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(name)
+    if keep_old_as is not None and path.exists():
+        link(path, keep_old_as)
+    os.replace(temporary, path)
+    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

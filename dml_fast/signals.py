@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from types import FrameType
 from typing import Any
 
+_TWICE_S = 3.0  # within which a signal is the same wish
+
 
 class StopRequest:
-    """Which signal has asked to stop, if any; a context that takes SIGINT and SIGTERM over."""
+    """Which signal has asked to stop, if any; a context that takes SIGINT and SIGTERM over.
 
-    def __init__(self) -> None:
+    Args:
+        twice: whether one wish comes twice: torchrun passes on what the terminal has sent to all.
+    """
+
+    def __init__(self, *, twice: bool = False) -> None:
         self.signal: int = 0
+        self._twice, self._at = twice, 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -30,6 +38,7 @@ class StopRequest:
         return 128 + self.signal if self.signal else 0
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:
+        if self.signal and not (self._twice and time.monotonic() - self._at < _TWICE_S):
             os._exit(128 + number)
-        self.signal = number
+        if not self.signal:
+            self.signal, self._at = number, time.monotonic()

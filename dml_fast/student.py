@@ -114,8 +114,7 @@ class Student:
             ends, grads = [logits, extra], [grad, extra_weight * self.grad_scale]
         torch.autograd.backward(ends, grads)
         self.features = None
-        found = [p.grad for p in self.parameters if p.grad is not None]
-        skipped = ~torch.isfinite(torch.nn.utils.get_total_norm(found))
+        skipped = ~torch.isfinite(self._collect_gradients())
         if not self.scaler.is_enabled():  # the scaler sets these two itself
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
             self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
@@ -125,6 +124,12 @@ class Student:
         for now, before in zip(self._statistics, self._before, strict=True):
             now.copy_(torch.where(skipped, before, now))
         return skipped
+
+    def _collect_gradients(self) -> Tensor:
+        """The norm of all gradients, 0-d."""
+        return torch.nn.utils.get_total_norm(
+            [p.grad for p in self.parameters if p.grad is not None]
+        )
 
     @torch.no_grad()
     def predict(self, inputs: Tensor, *, training: bool = False) -> Tensor:
@@ -150,21 +155,28 @@ class Student:
                 group["lr"] = lr
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a checkpoint needs: ``arch``, ``model``, ``optimizer`` and ``scaler``."""
+        """All that a checkpoint needs: ``arch``, ``model``, ``optimizer`` and ``scaler``.
+
+        Of the optimizer its state by parameter; its options are the run's.
+        """
         return {
             "arch": self.arch,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": {"state": self.optimizer.state_dict()["state"]},
             "scaler": self.scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what ``state_dict`` gave."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:  # torch leaves it where the checkpoint was read
-            if isinstance(group["lr"], Tensor):
-                group["lr"] = group["lr"].to(self._one.device)
+        moments = {
+            index: {
+                name: _laid_out(value, self.parameters[index]) for name, value in values.items()
+            }
+            for index, values in state["optimizer"]["state"].items()
+        }
+        options = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": options})
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.loads += 1
@@ -181,6 +193,13 @@ class Student:
         first = self.norms[0].running_mean
         assert first is not None
         return bool(self._statistics) and first.data_ptr() == self._statistics[0].data_ptr()
+
+
+def _laid_out(value: Any, parameter: Tensor) -> Any:
+    """An optimizer's tensor with its parameter's strides: fused updates go by memory."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 @contextmanager

@@ -42,9 +42,9 @@ class Trained:
         Raises:
             UserError: the run has no such checkpoint, or it is damaged.
         """
-        if not run.checkpoint(which).is_file():
+        if not run.checkpoint(which).exists():
             names = ("best", "last", "previous")
-            there = [name for name in names if run.checkpoint(name).is_file()]
+            there = [name for name in names if run.checkpoint(name).exists()]
             remedy = f"give --checkpoint {there[0]}" if there else "train it for an epoch first"
             raise UserError(f"{run.folder} has no checkpoint {which}.pt: {remedy}")
         state = checkpoint.load(run.checkpoint(which))

@@ -8,35 +8,33 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
+
+from torch.distributed.checkpoint.api import CheckpointException
 
 from dml_fast import checkpoint
 from dml_fast.amp import Precision
 from dml_fast.cohort import Cohort
 from dml_fast.config import TrainConfig
-from dml_fast.data import DataSet, RetrievalSet
+from dml_fast.data import DataSet
 from dml_fast.data.assemble import TrainBatch
 from dml_fast.data.loaders import train_loader
 from dml_fast.data.plan import Augmentation
-from dml_fast.data.resident import evaluation_batches
+from dml_fast.distributed.failure import is_lost
+from dml_fast.distributed.replicas import whole_tensors
+from dml_fast.distributed.world import World, agreed
 from dml_fast.engine import Engine
 from dml_fast.errors import TrainingError, reason
-from dml_fast.eval.classification import evaluate
-from dml_fast.eval.result import RankingResult
-from dml_fast.eval.retrieval import evaluate_retrieval
 from dml_fast.executor_choice import make_executor, pick
 from dml_fast.history import best_epoch
-from dml_fast.log import Reporter
+from dml_fast.log import Reporter, logger
 from dml_fast.metrics import Meter
 from dml_fast.optim import lr_factor, ramp
 from dml_fast.rng import derive_seed
 from dml_fast.run import Run, link
 from dml_fast.signals import StopRequest
+from dml_fast.validation import validate
 from dml_fast.weights import save_student
-
-EVALUATION_BATCH = 512
-
-Scores: TypeAlias = dict[str, float | None]
 
 
 class Trainer:
@@ -52,6 +50,7 @@ class Trainer:
         precision: device and type.
         reporter: where progress is shown.
         stop: asks to stop after a step.
+        world: the processes that train together; by default there is one.
     """
 
     def __init__(
@@ -62,7 +61,9 @@ class Trainer:
         precision: Precision,
         reporter: Reporter,
         stop: StopRequest,
+        world: World | None = None,
     ) -> None:
+        self.world = world = world or World.alone(len(config.architectures))
         self.config, self.run, self.data = config, run, data
         self.precision, self.reporter, self.stop = precision, reporter, stop
         channels, *size = data.train.images.shape[1:]
@@ -89,13 +90,15 @@ class Trainer:
                 mixup=config.mixup,
                 cutmix=config.cutmix,
             ),
-            batch_size=config.batch_size,
+            batch_size=config.batch_size // world.mesh.data,
             seed=derive_seed(config.seed, "data"),
             device=precision.device,
             channels_last=config.channels_last,
             num_instances=config.num_instances if config.retrieval else 0,
             views=len(config.architectures) if config.views == "per-student" else 1,
             threads=config.data_threads,
+            rank=world.column,
+            ranks=world.mesh.data,
         )
         self.cohort = Cohort.from_config(
             config,
@@ -103,6 +106,7 @@ class Trainer:
             num_classes=len(data.classes),
             in_channels=channels,
             image_size=(size[0], size[1]),
+            world=world,
         )
         self.engine = Engine(
             self.cohort,
@@ -116,7 +120,7 @@ class Trainer:
             triplet_margin=config.triplet_margin,
             executor=make_executor(config.executor, len(self.cohort), precision.device),
         )
-        self.meter = Meter(len(self.cohort), precision.device)
+        self.meter = Meter(len(self.cohort), precision.device, world)
         self.step = 0  # over the whole run
         self.seconds = 0.0  # of the epoch under way
         self.history: list[dict[str, Any]] = []
@@ -124,18 +128,21 @@ class Trainer:
 
     def describe(self) -> None:
         """Write ``config.json`` and say what is about to be trained."""
-        students = [
-            {"arch": s.arch, "parameters": sum(p.numel() for p in s.model.parameters())}
-            for s in self.cohort
-        ]
-        self._students = students
-        self.run.describe(self.config, self.facts, students)
-        self.reporter.start(self.config, self.data, students, self.precision)
+        mine = {
+            k: {"arch": s.arch, "parameters": sum(p.numel() for p in s.model.parameters())}
+            for k, s in zip(self.world.students, self.cohort, strict=True)
+        }
+        found = {k: v for part in self.world.all_gather(mine) for k, v in part.items()}
+        self._students = [found[k] for k in range(self.world.total)]
+        if self.world.main:
+            self.run.describe(self.config, self.facts, self._students)
+        self.reporter.start(self.config, self.data, self._students, self.precision, self.world)
 
     def disk_bytes(self) -> int:
         """Bytes that the run folder will need: three checkpoints, a spare one, and the weights."""
         tensors = [t for s in self.cohort for t in s.model.state_dict().values()]
-        weights: int = sum(t.numel() * t.element_size() for t in tensors)
+        mine: int = sum(t.numel() * t.element_size() for t in tensors)
+        weights: int = sum(self.world.all_gather(mine)) // self.world.mesh.data
         states = 2 if self.config.algorithm == "adamw" else 1
         return 4 * weights * (1 + states) + weights + 2**22
 
@@ -158,7 +165,7 @@ class Trainer:
                     self._save()
                     return False
                 self._finish(epoch)
-                if self.stop.signal:
+                if self.world.vote(self.stop.signal != 0, False)[0]:
                     return len(self.history) == self.config.total_epochs
         return True
 
@@ -169,7 +176,8 @@ class Trainer:
         start, before = time.monotonic(), self.seconds
         done = self.step - epoch * per_epoch
         for batch in self.loader.epoch(epoch, done):
-            if self.stop.signal:
+            stop, overdue = self.world.vote(self.stop.signal != 0, self._overdue())
+            if stop:
                 return False
             if self.config.executor == "auto" and self._shows_most(learners):
                 begun = time.monotonic()
@@ -184,12 +192,13 @@ class Trainer:
                 learners=learners,
                 teacher=teacher,
             )
-            self.meter.add(result, len(batch.target), learners)
+            places = [i for i, k in enumerate(self.world.students) if k in learners]
+            self.meter.add(result, len(batch.target), places)
             self.step += 1
             if self.step % self.config.log_every == 0 or self.step % per_epoch == 0:
                 self._check_students()  # waits for the device, so the time below is the work's
             self.seconds = before + time.monotonic() - start
-            if self._save_due():
+            if overdue or 0 < self.config.save_interval[0] <= self.step - self._saved[0]:
                 self._save()
         return True
 
@@ -208,11 +217,14 @@ class Trainer:
         chosen = pick(self.engine, batch.inputs, batch.target, learners=learners, teacher=teacher)
         self.config = replace(self.config, executor=chosen.name)  # type: ignore[arg-type]
         with self._writing():
-            self.run.describe(self.config, self.facts, self._students)
+            if self.world.main:
+                self.run.describe(self.config, self.facts, self._students)
 
     def _finish(self, epoch: int) -> None:
         """Validate, write the epoch's line, save."""
-        scores, ensemble = self._validate()
+        scores, ensemble = validate(
+            self.cohort, self.data, self.precision, self.config.channels_last
+        )
         images = self.loader.steps_per_epoch * self.config.batch_size
         line = {
             "epoch": epoch + 1,
@@ -222,7 +234,7 @@ class Trainer:
             "lr": self._lr(self.step - 1),
             "students": [
                 {
-                    "arch": student.arch,
+                    "arch": arch,
                     "loss": sums.loss,
                     "ce": sums.ce,
                     "kl": sums.kl,
@@ -231,7 +243,9 @@ class Trainer:
                     **score,
                     "skipped": sums.skipped,
                 }
-                for student, sums, score in zip(self.cohort, self.meter.read(), scores, strict=True)
+                for arch, sums, score in zip(
+                    self.config.architectures, self.meter.read(), scores, strict=True
+                )
             ],
             **{f"ensemble_{name}": value for name, value in ensemble.items()},
         }
@@ -240,35 +254,33 @@ class Trainer:
         self.seconds = 0.0
         self._save(best=best_epoch(self.history) == epoch + 1)
         with self._writing():
-            self.run.write_metrics(self.history)
+            if self.world.main:
+                self.run.write_metrics(self.history)
         self.reporter.epoch(line, self.config.total_epochs)
-
-    def _validate(self) -> tuple[list[Scores], Scores]:
-        """The scores of each student and of the ensemble, by their names in the epoch's line."""
-        batches = evaluation_batches(
-            self.data.val,
-            batch_size=EVALUATION_BATCH,
-            mean=self.data.mean,
-            std=self.data.std,
-            device=self.precision.device,
-            channels_last=self.config.channels_last,
-        )
-        if isinstance(self.data.val, RetrievalSet):
-            found = evaluate_retrieval(self.cohort.models, batches, self.data.val, self.precision)
-            return [_retrieval_scores(r) for r in found.students], _retrieval_scores(found.ensemble)
-        accuracy = evaluate(self.cohort.models, batches, self.precision)
-        return [{"val_acc": a} for a in accuracy.students], {"val_acc": accuracy.ensemble}
 
     def finish(self) -> None:
         """Write the students' weights and curves, and show the last table."""
         from dml_fast.plots import plot_curves  # matplotlib takes a second to import
 
         with self._writing():
-            for k, student in enumerate(self.cohort):
-                weights = student.model.state_dict()
-                save_student(self.run.weights(k), weights, student.arch, self.facts)
+            for place in range(max(map(len, self.world.shares))):
+                self._write_students(place)
+            if not self.world.main:
+                return
             plot_curves(self.run.folder / "curves.png", {self.run.folder.name: self.history})
         self.reporter.table(self.history, best_epoch(self.history), self.run.folder)
+
+    def _write_students(self, place: int) -> None:
+        """The final weights of one student of each row, by rank 0."""
+        mine = None
+        if place < len(self.cohort):
+            student = self.cohort.students[place]
+            weights = whole_tensors(student.model.state_dict())
+            if self.world.column == 0:
+                mine = self.world.students[place], student.arch, weights
+        for one in self.world.gather(mine) or ():
+            if one is not None:
+                save_student(self.run.weights(one[0]), one[2], one[1], self.facts)
 
     def resume(self, state: dict[str, Any], path: Path) -> None:
         """Continue from the checkpoint that ``path`` held, which becomes ``last.pt``.
@@ -280,9 +292,18 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
         self.history = json.loads(state["history"])
         self._saved = (self.step, time.monotonic())
-        sums = state["meter"]
-        self.meter.sums[:, : sums.shape[1]].copy_(sums)  # older ones lack the last column
-        checkpoint.set_rng_state(state["rng"])
+        self.meter.load(state["meter"])
+        if state["mesh"] == str(self.world.mesh):
+            checkpoint.set_rng_state(state["rng"][self.world.launch.rank])
+        else:
+            logger.info(
+                "the run was saved on a mesh of %s and goes on on %s: networks that draw random "
+                "numbers (dropout) go on with other draws; all else is as it was",
+                state["mesh"],
+                self.world.mesh,
+            )
+        if not self.world.main:
+            return
         if path != self.run.checkpoint("last"):
             link(path, self.run.checkpoint("last"))
         # a kill can fall between the checkpoint and what is written after it
@@ -293,7 +314,7 @@ class Trainer:
 
     def _roles(self, epoch: int) -> tuple[tuple[int, ...], int | None]:
         """Who learns in an epoch, and who teaches instead of the peers."""
-        everyone = tuple(range(len(self.cohort)))
+        everyone = tuple(range(self.world.total))
         if self.config.method != "distill":
             return everyone, None
         return (everyone[:1], None) if epoch < self.config.epochs else (everyone[1:], 0)
@@ -309,55 +330,58 @@ class Trainer:
     def _check_students(self) -> None:
         """Read the metrics from the device; stop if a student no longer learns."""
         sums = self.meter.read()
-        for k, (student, mine) in enumerate(zip(self.cohort, sums, strict=True)):
+        for k, (arch, mine) in enumerate(zip(self.config.architectures, sums, strict=True)):
             if mine.in_a_row >= self.config.max_skipped:
-                raise TrainingError(
-                    f"student {k} ({student.arch}) had non-finite gradients in its last "
-                    f"{mine.in_a_row} steps, up to step {self.step}: lower --lr, or add --warmup; "
-                    f"the newest checkpoint is in {self.run.folder}"
+                raise agreed(
+                    TrainingError(
+                        f"student {k} ({arch}) had non-finite gradients in its last "
+                        f"{mine.in_a_row} steps, up to step {self.step}: lower --lr, or add "
+                        f"--warmup; the newest checkpoint is in {self.run.folder}"
+                    )
                 )
         self.reporter.step(self.step, [mine.loss for mine in sums])
 
-    def _save_due(self) -> bool:
-        steps, seconds = self.config.save_interval
-        step, moment = self._saved
-        return (0 < steps <= self.step - step) or (0 < seconds <= time.monotonic() - moment)
+    def _overdue(self) -> bool:
+        """Whether the newest checkpoint is older than ``--save-every`` seconds."""
+        return 0 < self.config.save_interval[1] <= time.monotonic() - self._saved[1]
 
     def _save(self, best: bool = False) -> None:
         state = {
             "config": json.dumps(self.config.to_dict()),
             "fingerprint": self.data.fingerprint,
+            "mesh": str(self.world.mesh),
             "step": self.step,
             "seconds": self.seconds,
             "history": json.dumps(self.history),
-            "meter": self.meter.sums,
+            "meter": self.meter.state(),
             "students": self.cohort.state_dict(),
-            "rng": checkpoint.rng_state(),
+            "rng": [checkpoint.rng_state()],
         }
         with self._writing():
-            checkpoint.save(self.run, state, best=best)
-            if self.data.corrupt is not None:
-                corrupt = self.data.corrupt
-                self.run.write_corrupt(
-                    dict(zip(corrupt.names, corrupt.reasons.values(), strict=True))
-                )
+            checkpoint.save(self.run, state, best=best, world=self.world)
+            self._write_corrupt()
         self._saved = (self.step, time.monotonic())
+
+    def _write_corrupt(self) -> None:
+        """The files that any rank has skipped so far."""
+        if (corrupt := self.data.corrupt) is None:
+            return
+        mine = dict(zip(corrupt.names, corrupt.reasons.values(), strict=True))
+        if (found := self.world.gather(mine)) is not None:
+            self.run.write_corrupt({name: why for part in found for name, why in part.items()})
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """A disk that fills up ends the run in one sentence; what was saved is whole."""
         try:
             yield
-        except (OSError, RuntimeError) as error:  # torch.save turns the one into the other
-            raise TrainingError(
+        except (OSError, RuntimeError, CheckpointException) as error:
+            # torch.save turns an OSError into a RuntimeError
+            if is_lost(error):
+                raise
+            found = TrainingError(
                 f"{self.run.folder} cannot be written to at step {self.step} ({reason(error)}): "
                 f"make room, then continue from step {self._saved[0]} with "
                 f"--resume {self.run.folder}"
-            ) from error
-
-
-def _retrieval_scores(result: RankingResult | None) -> Scores:
-    """None for features that are not numbers."""
-    if result is None:
-        return {"val_mAP": None, "val_rank1": None}
-    return {"val_mAP": result.mAP, "val_rank1": float(result.cmc[0])}
+            )
+            raise (agreed(found) if isinstance(error, CheckpointException) else found) from error

@@ -387,7 +387,7 @@ def test_the_command_line_is_what_the_docs_describe() -> None:
         "tensorboard", "pretrained", "triplet_weight", "triplet_margin", "random_erasing",
         "num_instances", "executor", "compile",
         "color_jitter", "mixup", "cutmix", "views",
-        "crop", "loader", "data_threads",
+        "crop", "loader", "data_threads", "mesh", "shares", "fsdp", "backend",
     }  # fmt: skip
 
 

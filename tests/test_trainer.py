@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dml_fast import trainer as trainer_module
+from dml_fast import validation
 from dml_fast.config import TrainConfig
 from dml_fast.engine import StepResult
 from dml_fast.eval.classification import Accuracy
@@ -142,11 +142,11 @@ def test_the_best_checkpoint_is_the_best_epochs(
 ) -> None:
     scores = iter([0.3, 0.9, 0.5])
 
-    def evaluate(models: Any, batches: Any, precision: Any) -> Accuracy:
+    def evaluate(models: Any, batches: Any, precision: Any, world: Any) -> Accuracy:
         score = next(scores)
         return Accuracy((score,) * len(models), score, 1)
 
-    monkeypatch.setattr(trainer_module, "evaluate", evaluate)
+    monkeypatch.setattr(validation, "evaluate", evaluate)
     trainer = build(tmp_path / "run", epochs=3)
     trainer.fit()
     best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)

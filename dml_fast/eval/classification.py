@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dml_fast.amp import Precision
 from dml_fast.data.resident import Batch
+from dml_fast.distributed.world import World
 from dml_fast.eval.modes import evaluating
 
 
@@ -30,24 +31,30 @@ class Accuracy:
 
 @torch.inference_mode()
 def evaluate(
-    models: Sequence[nn.Module], batches: Iterable[Batch], precision: Precision
+    models: Sequence[nn.Module],
+    batches: Iterable[Batch],
+    precision: Precision,
+    world: World | None = None,
 ) -> Accuracy:
     """Run the students over a set; afterwards each is in the mode it was in.
 
     Args:
-        models: K networks, ``forward(inputs (N, ...)) -> logits (N, C)``.
-        batches: every image once.
+        models: K networks, ``forward(inputs (N, ...)) -> logits (N, C)``; of several processes each
+            gives those that it holds.
+        batches: every image once; of several processes each column gives its share.
         precision: as in training.
+        world: the processes; by default there is one.
     """
-    right = torch.zeros(len(models) + 1, dtype=torch.int64, device=precision.device)
-    images = 0
+    world = world or World.alone(len(models))
+    right = torch.zeros(world.total + 2, dtype=torch.int64, device=precision.device)
     with evaluating(models):
         for batch in batches:
             with precision.autocast():
                 logits = [model(batch.inputs) for model in models]
-            right += _right([z.float() for z in logits], batch.target)
-            images += len(batch.target)
-    *students, ensemble = (right.double() / max(images, 1)).tolist()
+            right[:-1] += _right(world.everyone([z.float() for z in logits]), batch.target)
+            right[-1] += len(batch.target)
+    *counts, images = world.sum_over_data(right).tolist()
+    *students, ensemble = (count / max(images, 1) for count in counts)
     return Accuracy(tuple(students), ensemble, images)
 
 

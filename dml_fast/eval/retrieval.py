@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import nn
 from dml_fast.amp import Precision
 from dml_fast.data.resident import Batch
 from dml_fast.data.sets import RetrievalSet
+from dml_fast.distributed.world import World
 from dml_fast.eval.features import rank_features
 from dml_fast.eval.modes import evaluating
 from dml_fast.eval.reranking import rerank
@@ -58,7 +59,7 @@ def embed(
                 found = [model.embed(batch.inputs) for model in models]  # type: ignore[operator]
             for part, features in zip(parts, found, strict=True):
                 part.append(features.float().cpu().numpy())
-    return [np.concatenate(part) for part in parts]
+    return [np.concatenate(part) if part else np.zeros((0, 0), np.float32) for part in parts]
 
 
 def concatenate(features: Sequence[Features]) -> Features:
@@ -106,6 +107,7 @@ def evaluate_retrieval(
     *,
     reranked: bool = False,
     topk: int = 0,
+    world: World | None = None,
 ) -> Retrieval:
     """Let each student and their ensemble search; a student that diverged finds nothing.
 
@@ -116,8 +118,42 @@ def evaluate_retrieval(
         precision: as in training.
         reranked: as in `search`.
         topk: as in `search`, for the ensemble alone.
+        world: the processes, as in `dml_fast.eval.classification.evaluate`; rank 0 searches.
     """
-    features = embed(models, batches, precision)
+    if world is None or world.alone_here:
+        return _search_all(embed(models, batches, precision), images, reranked, topk)
+    seen: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+
+    def noted() -> Iterator[Batch]:
+        for batch in batches:
+            seen.append(batch.ids.cpu().numpy())
+            yield batch
+
+    mine = embed(models, noted(), precision)
+    parts = world.gather((np.concatenate(seen), mine))
+    return world.first(
+        lambda: _search_all(_joined(parts or [], world, len(images)), images, reranked, topk)
+    )
+
+
+def _joined(
+    parts: Sequence[tuple[NDArray[np.int64], list[Features]]], world: World, count: int
+) -> list[Features]:
+    """(N, D) of each of K students, from every rank's indices of images and students' features."""
+    found: list[Features] = [np.zeros((0, 0), np.float32)] * world.total
+    for rank, (ids, students) in enumerate(parts):
+        for k, features in zip(world.shares[rank // world.mesh.data], students, strict=True):
+            if not len(ids):
+                continue
+            if not len(found[k]):
+                found[k] = np.zeros((count, features.shape[1]), np.float32)
+            found[k][ids] = features
+    return found
+
+
+def _search_all(
+    features: Sequence[Features], images: RetrievalSet, reranked: bool, topk: int
+) -> Retrieval:
     whole = [bool(np.isfinite(f).all()) for f in features]
     for k in np.flatnonzero(np.logical_not(whole)).tolist():
         _log.warning("student %d's embeddings are not finite: it is left out of the search", k)

@@ -1,0 +1,133 @@
+"""What the other ranks do when one of them dies: one line that names it, and an end in seconds.
+
+A rank that raises an error says so in the store before it goes. One that is killed cannot, but its
+connections close: whoever notices first asks the others to come forward, and names those that do
+not. A thread of every rank watches the store, since its main thread may be waiting for a rank that
+will never answer.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, NoReturn
+
+from dml_fast.distributed.launch import Launch
+from dml_fast.errors import TrainingError, UserError, reason
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
+
+_PERIOD_S = 0.3  # between two looks at the store
+_GRACE_S = 1.5  # in which survivors come forward
+
+
+class Watch:
+    """Looks for other ranks' ends in the store.
+
+    Args:
+        store: a connection of its own, as another may be blocked.
+        launch: of this rank.
+    """
+
+    def __init__(self, store: Store, launch: Launch) -> None:
+        self._store, self._launch = store, launch
+        self._stopped = threading.Event()
+        self._leaving = threading.Lock()
+        self.where: Callable[[], str] = lambda: ""
+        """Says how far the run is and how it can be continued."""
+        self._thread = threading.Thread(target=self._look, name="dml_fast watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Before the ranks part in peace."""
+        self._stopped.set()
+        self._thread.join()  # ending Python while it is in C++ would abort the process
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """End this rank for an error of its own, or for a rank that is gone.
+
+        Prints one line, unless another rank did; exits with 2 for a user's mistake, else 1.
+        """
+        self._leaving.acquire()
+        if is_lost(error):
+            self._mourn()
+        text = f"rank {self._launch.rank}: {reason(error)}"
+        if not isinstance(error, UserError | TrainingError):
+            text = f"rank {self._launch.rank} failed ({type(error).__name__}: {reason(error)})"
+        if self._store.add("failures", 1) == 1:
+            self._say(f"error: {text}{self.where()}")
+        self._store.set("failed", text)
+        _tell_torchrun(error)
+        _exit(2 if isinstance(error, UserError) else 1)
+
+    def _mourn(self) -> NoReturn:
+        """Another rank is gone: the first who notices says which."""
+        try:
+            if self._store.check(["failed"]):  # it has spoken for itself
+                _exit(1)
+            first = self._store.add("lost", 1) == 1
+            self._store.set(f"seen/{self._launch.rank}", "")
+            if not first:
+                _exit(1)
+            time.sleep(_GRACE_S)
+            if self._store.check(["failed"]):
+                _exit(1)
+            ranks = range(self._launch.size)
+            gone = [str(rank) for rank in ranks if not self._store.check([f"seen/{rank}"])]
+            who = f"rank {', '.join(gone)}" if gone else "the connection to a rank"
+            self._say(f"error: {who} is gone, killed or lost from the network{self.where()}")
+        except Exception:  # the store went with it
+            self._say(f"error: the rank that serves the store is gone{self.where()}")
+        _exit(1)
+
+    def _look(self) -> None:
+        while not self._stopped.wait(_PERIOD_S):
+            try:
+                over = self._store.check(["failed"]) or self._store.check(["lost"])
+                if over:
+                    self._store.set(f"seen/{self._launch.rank}", "")
+            except Exception:
+                over = not self._stopped.wait(_GRACE_S)
+            if over:
+                time.sleep(_GRACE_S + 1)  # in which the main thread may find out and say more
+                with self._leaving:
+                    _exit(1)
+
+    def _say(self, line: str) -> None:
+        print(line, file=sys.__stderr__, flush=True)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error is of a collective whose other end is gone."""
+    from torch.distributed import DistError
+
+    text = str(error)
+    signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")
+    return isinstance(error, DistError) or (
+        isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+    )
+
+
+def _tell_torchrun(error: BaseException) -> None:
+    """Into the file from which torchrun's summary takes the root cause."""
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    handler = get_error_handler()
+    handler.initialize()
+    handler.record_exception(error)
+
+
+def _exit(code: int) -> NoReturn:
+    """At once: groups that wait for a rank that is gone cannot be taken down."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
+
+
+TIMEOUT = timedelta(minutes=10)
+"""After which a rank that is alive and does not answer is given up."""

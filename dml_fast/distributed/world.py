@@ -1,0 +1,243 @@
+"""The processes of a run: who holds what, and how they talk to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dml_fast.distributed.exchange import Exchange
+from dml_fast.distributed.launch import Launch
+from dml_fast.distributed.mesh import Mesh, Shares
+from dml_fast.errors import TrainingError, UserError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from dml_fast.distributed.failure import Watch
+
+T = TypeVar("T")
+
+
+class World:
+    """One of the processes, and its place among them.
+
+    With one process nothing here communicates, and every student is its own.
+
+    Args:
+        launch: how it was started.
+        mesh: of the ranks.
+        shares: the students of each row.
+        device_mesh: of torch.distributed, with the dimensions ``cohort`` and ``data``; None for one
+            process.
+        watch: tells of other ranks' ends.
+    """
+
+    def __init__(
+        self,
+        launch: Launch,
+        mesh: Mesh,
+        shares: Shares,
+        device_mesh: DeviceMesh | None = None,
+        watch: Watch | None = None,
+    ) -> None:
+        self.launch, self.mesh, self.watch = launch, mesh, watch
+        self.device_mesh = device_mesh
+        self.row, self.column = divmod(launch.rank, mesh.data)
+        self._vote: tuple[Any, Tensor] | None = None
+        self.share_out(shares)
+
+    @classmethod
+    def alone(cls, students: int) -> World:
+        """One process with all students."""
+        return cls(Launch(), Mesh(1, 1), (tuple(range(students)),))
+
+    def share_out(self, shares: Shares) -> None:
+        """Decide who holds which students."""
+        self.shares = shares
+        self.students = shares[self.row]
+        """Those of this rank, by number."""
+        self.total = sum(map(len, shares))
+        """K."""
+        self.exchange: Exchange | None = None
+        """Of the logits of training; None where one row holds all students."""
+        self._evaluation: Exchange | None = None
+        if self.device_mesh is not None and self.mesh.cohort > 1:
+            column = self.device_mesh["cohort"].get_group()
+            self.exchange = Exchange(shares, self.row, column)
+            self._evaluation = Exchange(shares, self.row, column)  # of tensors of another type
+
+    def __str__(self) -> str:
+        rows = " | ".join(" ".join(map(str, students)) for students in self.shares)
+        how = dist.get_backend() if dist.is_initialized() else "none"
+        return (
+            f"mesh {self.mesh} (cohort x data) of {self.launch.size} processes, backend {how}; "
+            f"students by row: {rows}"
+        )
+
+    @property
+    def main(self) -> bool:
+        """Whether this is rank 0, which alone writes and speaks."""
+        return self.launch.main
+
+    @property
+    def alone_here(self) -> bool:
+        """Whether there is one process."""
+        return self.launch.size == 1
+
+    def row_groups(self) -> list[ProcessGroup]:
+        """A process group of this row for each of its students; none for one column.
+
+        Students may run on several threads, and what is sent within a group must be in one order.
+        """
+        if self.mesh.data == 1:
+            return []
+        rows = range(self.mesh.cohort)
+        ranks = [[*range(r * self.mesh.data, (r + 1) * self.mesh.data)] for r in rows]
+        places = range(max(map(len, self.shares)))  # every rank must take part in making them
+        return [dist.new_subgroups_by_enumeration(ranks)[0] for _ in places]  # type: ignore[no-untyped-call]
+
+    # ------------------------------------------------------------ students' numbers
+
+    def everyone(self, mine: Sequence[Tensor]) -> list[Tensor]:
+        """All students' tensors of one shape, in order of their numbers, from those of this rank.
+
+        Args:
+            mine: one for each of this rank's students.
+        """
+        if self._evaluation is None:
+            return list(mine)
+        found = self._evaluation(dict(zip(self.students, mine, strict=True)))
+        return [found[k] for k in range(self.total)]
+
+    def sum_over_data(self, tensor: Tensor) -> Tensor:
+        """The sum of the columns' tensors, on every rank."""
+        if self.device_mesh is not None and self.mesh.data > 1:
+            dist.all_reduce(tensor, group=self.device_mesh["data"].get_group())
+        return tensor
+
+    def gather_students(self, mine: Tensor) -> Tensor:
+        """Each column's and student's row of numbers, on every rank: (DATA, K, ...) on the CPU.
+
+        Args:
+            mine: (students of this rank, ...), copied to the CPU.
+        """
+        mine = mine.cpu()
+        if self.alone_here:
+            return mine[None]
+        places = max(map(len, self.shares))
+        sent = mine.new_zeros((places, *mine.shape[1:]))
+        sent[: len(mine)] = mine
+        found = [torch.empty_like(sent) for _ in range(self.launch.size)]
+        dist.all_gather(found, sent)
+        numbers = mine.new_zeros((self.mesh.data, self.total, *mine.shape[1:]))
+        for rank, received in enumerate(found):
+            row, column = divmod(rank, self.mesh.data)
+            students = list(self.shares[row])
+            numbers[column, students] = received[: len(students)]
+        return numbers
+
+    # ------------------------------------------------------------ whole objects
+
+    def gather(self, value: T) -> list[T] | None:
+        """Every rank's object, in order, on rank 0; None on the others."""
+        if self.alone_here:
+            return [value]
+        found: list[Any] | None = [None] * self.launch.size if self.main else None
+        dist.gather_object(value, found)
+        return found
+
+    def all_gather(self, value: T) -> list[T]:
+        """Every rank's object, in order, on every rank."""
+        if self.alone_here:
+            return [value]
+        found: list[Any] = [None] * self.launch.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def first(self, make: Callable[[], T]) -> T:
+        """What rank 0 makes, on every rank; its error too."""
+        found: list[Any] = [None]
+        with self.phase():
+            if self.main:
+                found[0] = make()
+        if not self.alone_here:
+            dist.broadcast_object_list(found, src=0)
+        value: T = found[0]
+        return value
+
+    @contextmanager
+    def phase(self) -> Iterator[None]:
+        """What one rank cannot do while inside, none goes on from: all have the first rank's error.
+
+        Nothing inside may communicate.
+
+        Raises:
+            UserError: of any rank, named unless it is rank 0 or all have the same.
+            TrainingError: likewise.
+        """
+        if self.alone_here:
+            yield
+            return
+        mine: UserError | TrainingError | None = None
+        try:
+            yield
+        except (UserError, TrainingError) as error:
+            mine = error
+        errors = self.all_gather(mine and (type(mine).__name__, str(mine)))
+        rank = next((r for r, error in enumerate(errors) if error), None)
+        if rank is None:
+            return
+        name, text = errors[rank] or ("", "")
+        text = text if rank == 0 else f"rank {rank}: {text}"
+        if name == "TrainingError":
+            raise agreed(TrainingError(text)) from mine
+        raise agreed(UserError(text)) from mine
+
+    def vote(self, *mine: bool) -> tuple[bool, ...]:
+        """What any rank said at the last vote; the answer is the same on all ranks.
+
+        The votes travel while the next step is computed. With one process the answer is at once.
+        """
+        if self.alone_here:
+            return mine
+        said = torch.tensor(mine, dtype=torch.int32)
+        before = self._vote
+        self._vote = dist.all_reduce(said, op=dist.ReduceOp.MAX, async_op=True), said
+        if before is None:
+            return (False,) * len(mine)
+        before[0].wait()
+        return tuple(bool(v) for v in before[1].tolist())
+
+    def slowest(self, seconds: Sequence[float]) -> list[float]:
+        """The longest time of any rank, for each of some works."""
+        times = torch.tensor(seconds, dtype=torch.float64)
+        if not self.alone_here:
+            dist.all_reduce(times, op=dist.ReduceOp.MAX)
+        found: list[float] = times.tolist()
+        return found
+
+    def close(self) -> None:
+        """Take leave, together."""
+        if self.alone_here:
+            return
+        if self._vote is not None:
+            self._vote[0].wait()
+        dist.barrier()
+        if self.watch is not None:
+            self.watch.stop()
+        dist.destroy_process_group()
+
+
+Shared = TypeVar("Shared", UserError, TrainingError)
+
+
+def agreed(error: Shared) -> Shared:
+    """Mark an error that all ranks have, so that rank 0 alone prints it."""
+    error.on_all_ranks = True
+    return error
