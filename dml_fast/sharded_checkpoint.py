@@ -10,6 +10,7 @@ import io
 import json
 import pickle
 import shutil
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,13 +22,14 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
-from dml_fast.run import Run, point_to, sync_folder
+from dml_fast.run import Run, atomic_write, point_to
 
 if TYPE_CHECKING:
     from dml_fast.distributed.world import World
 
 _FOLDER = "checkpoint_"
 _COMMON = "common"
+_SUMS = "checksums.json"
 
 
 def save(run: Run, state: dict[str, Any], world: World, *, best: bool) -> None:
@@ -52,24 +54,38 @@ def save(run: Run, state: dict[str, Any], world: World, *, best: bool) -> None:
         tensors[_COMMON] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     folder = run.folder / name
     save_tensors(tensors, storage_writer=FileSystemWriter(str(folder)))
+    sums = world.gather({p.name: _sum(p) for p in folder.glob(f"__{world.launch.rank}_*")})
     if world.main:
-        sync_folder(folder)
+        with atomic_write(folder / _SUMS) as file:
+            index = {".metadata": _sum(folder / ".metadata")}
+            file.write(
+                json.dumps(
+                    {k: v for part in [*(sums or []), index] for k, v in part.items()}
+                ).encode()
+            )
         point_to(run.checkpoint("last"), name, keep_old_as=run.checkpoint("previous"))
         if best:
             point_to(run.checkpoint("best"), name)
         sweep(run)
 
 
-def load(path: Path, students: Sequence[int] | None = None) -> dict[str, Any]:
+def load(
+    path: Path, students: Sequence[int] | None = None, *, verify: bool = True
+) -> dict[str, Any]:
     """Read a checkpoint onto the CPU: what `save` was given, of all ranks.
 
     Args:
         path: the folder, or a link to it.
         students: whose states to read; the others' are left out. By default all.
+        verify: compare the files with their checksums first, which torch has none of.
 
     Raises:
         Exception: of many kinds, where it is damaged.
     """
+    if verify:
+        for name, expected in json.loads((path / _SUMS).read_text()).items():
+            if _sum(path / name) != expected:
+                raise ValueError(f"bad checksum of {name}")
     reader = _Reader(str(path.resolve()))
     there: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
     raw = _read(reader, {_COMMON: there[_COMMON]})[_COMMON]
@@ -84,6 +100,14 @@ def load(path: Path, students: Sequence[int] | None = None) -> dict[str, Any]:
     state["meter"] = found["meter"]
     state["rng"] = [_unpacked(found[f"rng.{rank}"]) for rank in range(state.pop("ranks"))]
     return state
+
+
+def _sum(path: Path) -> int:
+    found = 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            found = zlib.crc32(part, found)
+    return found
 
 
 def sweep(run: Run) -> None:

@@ -185,7 +185,7 @@ def prepare(
         share_out_by_cost(config, data, precision, world)
     path = _checkpoint_of(run, resume)
     with world.phase():
-        state = checkpoint.load(path, world.students) if path else None
+        state = checkpoint.load(path, world.students, verify=world.main) if path else None
         if state is not None:
             _check_state(state, path, config, run, data)
     trainer = Trainer(config, run, data, precision, reporter, stop, world)

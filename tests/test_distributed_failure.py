@@ -1,0 +1,169 @@
+"""Ranks that die: the others end in seconds, one line names the rank, and the run can go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed_cases import (
+    by_hand,
+    content,
+    differences,
+    finish,
+    is_alive,
+    ranks_of,
+    saved_step,
+    start,
+    stop_at,
+    wait_for_step,
+)
+
+OPTIONS = (
+    "--arch", "resnet8", "--cohort", "4", "--executor", "sequential", "--seed", "4",
+    "--train-fraction", "0.7", "--epochs", "6", "--save-every", "4",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    finish(start(0, *OPTIONS, "--out", str(folder)))
+    return content(folder)
+
+
+def test_a_killed_rank_ends_the_others(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    folder = tmp_path / "run"
+    job = start(4, *OPTIONS, "--out", str(folder))
+    wait_for_step(job, folder, 8)
+    ranks = ranks_of(folder)
+    assert sorted(ranks) == [0, 1, 2, 3]
+    os.kill(ranks[2], signal.SIGKILL)
+    killed = time.monotonic()
+    while any(map(is_alive, ranks.values())):
+        assert time.monotonic() - killed < 30
+        time.sleep(0.05)
+    output = finish(job, 1)
+    lines = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, output
+    assert lines[0].startswith("error: rank 2 is gone, killed or lost from the network, at step ")
+    assert lines[0].endswith(f"--resume {folder}")
+    assert not list(folder.glob("*.safetensors"))
+    finish(start(4, "--resume", str(folder)))
+    assert not differences(content(folder), undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 3])
+def test_torchrun_restarts_from_the_last_checkpoint(
+    victim: int, tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    folder = tmp_path / "run"
+    job = start(4, *OPTIONS, "--out", str(folder), torchrun=("--max-restarts", "2"))
+    for step in (8, 40):
+        wait_for_step(job, folder, step)
+        before = ranks_of(folder)
+        os.kill(before[victim], signal.SIGKILL)
+        while any(map(is_alive, before.values())):
+            time.sleep(0.05)
+    output = finish(job)
+    assert output.count(f"continuing {folder}/last.pt at step ") == 2
+    assert not differences(content(folder), undisturbed)
+
+
+@pytest.mark.slow
+def test_a_job_without_out_finds_its_folder_again(tmp_path: Path) -> None:
+    """The name of the run has the time in it, and after a restart it is another time."""
+    home = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        job = start(2, *OPTIONS, "--cohort", "2", torchrun=("--max-restarts", "1"))
+        while not (found := list(tmp_path.glob("runs/*"))) or saved_step(found[0]) < 8:
+            assert job.poll() is None, job.communicate()[0]
+            time.sleep(0.01)
+        ranks = {
+            int(rank): int(entry.name)
+            for entry in Path("/proc").iterdir()
+            if entry.name.isdecimal() and (rank := _rank_in(entry, tmp_path)) is not None
+        }
+        os.kill(ranks[1], signal.SIGKILL)
+        output = finish(job)
+    finally:
+        os.chdir(home)
+    assert list(tmp_path.glob("runs/*")) == found
+    assert f"continuing {found[0].relative_to(tmp_path)}/last.pt" in output
+
+
+def _rank_in(process: Path, folder: Path) -> str | None:
+    """The rank of a process that works in a folder, None for others."""
+    try:
+        if (process / "cwd").resolve() != folder:
+            return None
+        variables = (process / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    return next((v[5:].decode() for v in variables if v.startswith(b"RANK=")), None)
+
+
+def test_sigterm_saves_on_all_ranks_at_the_same_step(
+    tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    folder = tmp_path / "run"
+    output = stop_at(start(4, *OPTIONS, "--out", str(folder)), folder, 9)
+    step = saved_step(folder)
+    assert output.count(f"stopped at step {step}; continue with --resume {folder}") == 1
+    finish(start(4, "--resume", str(folder)))
+    assert not differences(content(folder), undisturbed)
+
+
+def test_one_ranks_signal_stops_all(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    """A scheduler may warn one machine only."""
+    folder = tmp_path / "run"
+    job = start(4, *OPTIONS, "--out", str(folder))
+    wait_for_step(job, folder, 8)
+    os.kill(ranks_of(folder)[2], signal.SIGTERM)
+    assert "stopped at step" in finish(job, 1)
+    finish(start(4, "--resume", str(folder)))
+    assert not differences(content(folder), undisturbed)
+
+
+def test_an_error_of_one_rank_is_told_with_its_rank(tmp_path: Path) -> None:
+    model = tmp_path / "breaks.py"
+    model.write_text(
+        "import os\n"
+        "from group_norm_net import GroupNormNet\n"
+        "class Breaks(GroupNormNet):\n"
+        "    calls = 0\n"
+        "    def forward(self, x):\n"
+        "        self.calls += 1\n"
+        "        if os.environ['RANK'] == '1' and self.calls == 9:\n"
+        "            raise ValueError('a bug of the user')\n"
+        "        return super().forward(x)\n"
+        "def build(*, num_classes, in_channels, image_size):\n"
+        "    return Breaks(num_classes, in_channels, image_size[0])\n"
+    )
+    home = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        ends = by_hand(3, *OPTIONS, "--arch", "breaks:build", "--cohort", "3", "--out", "run")
+    finally:
+        os.chdir(home)
+    assert [code for code, _ in ends] == [1, 1, 1]
+    said = [line for _, output in ends for line in output.splitlines() if "error: " in line]
+    assert len(said) == 1
+    assert said[0].startswith("error: rank 1 failed (ValueError: a bug of the user), at step ")
+
+
+def test_a_student_that_no_longer_learns_ends_all_ranks_alike(tmp_path: Path) -> None:
+    ends = by_hand(
+        2,
+        *("--arch", "resnet8", "--cohort", "2", "--lr", "1e30", "--max-skipped", "3"),
+        *("--log-every", "1", "--warmup", "0", "--out", str(tmp_path / "run")),
+    )
+    assert [code for code, _ in ends] == [1, 1]
+    said = [line for _, output in ends for line in output.splitlines() if "error: " in line]
+    assert len(said) == 1
+    assert "had non-finite gradients in its last 3 steps" in said[0]
