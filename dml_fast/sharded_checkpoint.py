@@ -56,13 +56,9 @@ def save(run: Run, state: dict[str, Any], world: World, *, best: bool) -> None:
     save_tensors(tensors, storage_writer=FileSystemWriter(str(folder)))
     sums = world.gather({p.name: _sum(p) for p in folder.glob(f"__{world.launch.rank}_*")})
     if world.main:
+        parts = [*(sums or []), {".metadata": _sum(folder / ".metadata")}]
         with atomic_write(folder / _SUMS) as file:
-            index = {".metadata": _sum(folder / ".metadata")}
-            file.write(
-                json.dumps(
-                    {k: v for part in [*(sums or []), index] for k, v in part.items()}
-                ).encode()
-            )
+            file.write(json.dumps({k: v for part in parts for k, v in part.items()}).encode())
         point_to(run.checkpoint("last"), name, keep_old_as=run.checkpoint("previous"))
         if best:
             point_to(run.checkpoint("best"), name)

@@ -22,7 +22,7 @@ MISTAKES = {  # arguments, those of rank 1 alone, and what is said
     "alternating": (("--update", "alternating"), (), "--update alternating refreshes"),
     "no run": (("--resume", "/nonexistent"), (), "/nonexistent is not a run folder"),
     "twins": (("--arch", "twins:build"), (), "students 0 and 1 (twins:build) start with the same"),
-    "one network": (("--arch", "resnet8,broken:build"), (), "rank 1: broken:build with images of 1 x 8 x 8"),
+    "one network": (("--arch", "resnet8,broken:build"), (), "rank 1: broken:build with images"),
 }
 
 
