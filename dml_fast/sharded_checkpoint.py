@@ -10,6 +10,7 @@ import io
 import json
 import pickle
 import shutil
+import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,7 +175,9 @@ def _read(reader: FileSystemReader, wanted: dict[str, TensorStorageMetadata]) ->
         name: torch.empty(about.size, dtype=about.properties.dtype)
         for name, about in wanted.items()
     }
-    load_tensors(tensors, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that this process reads alone is meant
+        load_tensors(tensors, storage_reader=reader, no_dist=True)
     return tensors
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from dml_fast.distributed.launch import Launch
 from dml_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -271,10 +272,12 @@ def _check_memory(count: int, height: int, width: int) -> None:
 
 
 def cores() -> int:
-    """Returns how many threads this process may run at once."""
+    """Returns how many threads this process may run at once, beside the other ranks' here."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    return max(1, count // Launch.from_environment().local_size)
 
 
 def available_bytes() -> int:

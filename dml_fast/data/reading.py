@@ -19,6 +19,7 @@ from dml_fast.data.decode import (
     first_size,
 )
 from dml_fast.data.files import ImageFiles, manifest_of
+from dml_fast.distributed.launch import Launch
 from dml_fast.errors import UserError
 
 LoaderName = Literal["auto", "resident", "dali", "fallback"]
@@ -125,7 +126,7 @@ def _choose(paths: Sequence[Path], how: Reading) -> tuple[str, str]:
 
 def _free_bytes(device: str) -> int:
     """Memory for images: at most half of what is free, so that training has room."""
-    host = available_bytes()
+    host = available_bytes() // Launch.from_environment().local_size
     if device.startswith("cuda"):
         import torch
 
