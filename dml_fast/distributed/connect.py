@@ -92,12 +92,12 @@ def pick_local_device(name: str, launch: Launch) -> str:
     if launch.size == 1 or name not in ("auto", "cuda"):
         return name
     count = torch.cuda.device_count()
-    if name == "auto" and not count:
-        return "cpu"
+    if not count:
+        return name
     if launch.local_size > count:
         raise UserError(
             f"{launch.local_size} processes were started on a machine where torch sees {count} "
-            f"CUDA devices: give torchrun --nproc-per-node {max(count, 1)}, or --device cpu"
+            f"CUDA devices: give torchrun --nproc-per-node {count}, or --device cpu"
         )
     return f"cuda:{launch.local_rank}"
 

@@ -129,5 +129,5 @@ def _exit(code: int) -> NoReturn:
     os._exit(code)
 
 
-TIMEOUT = timedelta(minutes=10)
+TIMEOUT = timedelta(minutes=30)
 """After which a rank that is alive and does not answer is given up."""
