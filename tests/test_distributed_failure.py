@@ -167,3 +167,17 @@ def test_a_student_that_no_longer_learns_ends_all_ranks_alike(tmp_path: Path) ->
     said = [line for _, output in ends for line in output.splitlines() if "error: " in line]
     assert len(said) == 1
     assert "had non-finite gradients in its last 3 steps" in said[0]
+
+
+@pytest.mark.slow
+def test_one_process_is_restarted_too(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = (*OPTIONS, "--cohort", "2", "--out", str(folder))
+    job = start(1, *options, torchrun=("--max-restarts", "1"))
+    while not (folder / "previous.pt").exists():
+        assert job.poll() is None, job.communicate()[0]
+        time.sleep(0.01)
+    os.kill(ranks_of(folder)[0], signal.SIGKILL)
+    assert f"continuing {folder}/last.pt" in finish(job)
+    finish(start(0, *options[:-1], str(tmp_path / "straight")))
+    assert not differences(content(folder), content(tmp_path / "straight"))
