@@ -124,7 +124,7 @@ build() {
 
 # The tests marked gpu, and those of the kernels and of the loss, which run compiled here.
 run_tests() {
-    local files options=(-q --durations=5 -p no:cacheprovider)
+    local files options=(-q --durations=5 -p no:cacheprovider --tb=short --show-capture=no -W ignore)
     if [[ $rehearsing ]]; then
         files=(tests/test_kernels_gpu.py tests/test_kernel_availability.py tests/test_streams.py
             tests/test_streams_gpu.py)
