@@ -36,11 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from dml_fast.data.scan import Report, image_files, scan
+    from dml_fast.data.storage import LooseFiles
 
     if not args.dir.is_dir():
         raise UserError(f"{args.dir} is no folder: give the one that holds the images")
-    files = image_files(args.dir)
-    if not files:
+    files = LooseFiles.of(image_files(args.dir))
+    if not len(files):
         raise UserError(f"{args.dir} holds no image files: give the folder that holds them")
     report = Report()
     columns = (

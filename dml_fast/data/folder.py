@@ -9,6 +9,7 @@ import numpy as np
 
 from dml_fast.data.reading import Loaded, Reading, load
 from dml_fast.data.sets import ImageSet, RawData
+from dml_fast.data.storage import LooseFiles
 from dml_fast.errors import UserError
 
 SUFFIXES = frozenset(
@@ -112,7 +113,7 @@ def _load_parts(
         for name, files in listing.items()
         for path in files
     ]
-    loaded = load(root, [path for *_, path in rows], how)
+    loaded = load(root, LooseFiles.of([path for *_, path in rows]), how)
     images, kept, manifest, *_ = loaded
     part_of = np.array([part for part, *_ in rows])[kept]
     labels = np.array([label for _, label, _ in rows], dtype=np.int64)[kept]
