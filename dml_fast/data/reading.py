@@ -61,6 +61,11 @@ class Loaded(NamedTuple):
     corrupt: CorruptFiles
     choice: str
 
+    def among(self, first: int, end: int) -> slice:
+        """Which of the M are files ``first`` to ``end - 1``: they lie together."""
+        start, stop = np.searchsorted(self.kept, [first, end]).tolist()
+        return slice(start, stop)
+
 
 def load(
     root: Path, files: Storage, how: Reading, *, corrupt: CorruptFiles | None = None

@@ -1,4 +1,4 @@
-"""Where the bytes of image files are: in files of their own, or in tar shards (`shards`)."""
+"""Where the bytes of image files are: here in files of their own; `samples` has tar shards."""
 
 from __future__ import annotations
 

@@ -109,8 +109,8 @@ class Source:
         if self._labels is None:
             return -1, None
         raise UserError(
-            f"none of {len(self.images)} images, {self.images.files.path(0)} first, can be decoded: "
-            "replace them"
+            f"none of {len(self.images)} images, {self.images.files.path(0)} first, can be "
+            "decoded: replace them"
         )
 
     def _candidates(self, index: int) -> Iterator[int]:
