@@ -186,7 +186,8 @@ def _fetch(targets: dict[str, Path]) -> None:
             if not path.exists():
                 _log.info("shard %d of %d goes to %s", number, len(targets), path)
                 download(url, path)
-        _fetch_classes(list(targets), classes)
+        if not classes.exists():
+            _fetch_classes(list(targets), classes)
 
 
 def _fetch_classes(urls: list[str], path: Path) -> None:
