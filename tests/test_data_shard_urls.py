@@ -99,6 +99,11 @@ def test_servers_that_do_not_answer_or_break_off(
         ),
         (f"{url}/no.tar", r"could not download .*no\.tar to .* \(File not found\)"),
         ("http://127.0.0.1:9/train-000.tar", r"could not download .*\(.*refused\)"),
+        ("http://127.0.0.1:x/train.tar", r"could not download .*nonnumeric port"),
+        (
+            "http://127.0.0.1:9/größe 1.tar",
+            r"could not download .*gr%C3%B6%C3%9Fe%201\.tar to .*größe 1",
+        ),
         ("http://nowhere.invalid/train-000.tar", r"could not download .*nowhere\.invalid"),
     ]:
         with pytest.raises(UserError, match=message) as caught:

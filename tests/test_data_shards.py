@@ -120,7 +120,8 @@ def test_names_tell_training_validation_and_test_shards_apart(tmp_path: Path) ->
         assert data.classes == ("0", "1")
 
 
-def test_braces_and_globs(tmp_path: Path) -> None:
+def test_braces_and_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     image = _image()
     for name in ("a/train-08", "a/train-09", "a/train-10", "b/val-0", "a/other"):
         files = [f for i in range(10) for f in sample(f"{i}", image, i % 2)]
@@ -134,6 +135,7 @@ def test_braces_and_globs(tmp_path: Path) -> None:
     ]:
         data = open_dataset(f"shards:{tmp_path}/{spec}", loader="fallback")
         assert (len(data.train), len(data.val)) == counts, spec
+        assert open_dataset(f"shards:{spec}").fingerprint == data.fingerprint  # relative
     for spec, message in [
         ("a/train-{08..11}.tar", r"does not exist: there is no .*train-11\.tar"),
         ("a/train-{3..1}.tar", r"\{3\.\.1\} counts down"),
@@ -183,6 +185,9 @@ def test_nothing_there_is_refused_before_anything_is_read(tmp_path: Path) -> Non
         ("s3://bucket/train-0.tar", "is at s3://, which is not read"),
         ("https://host/*.tar", "a server lists no files"),
         ("https:///x.tar", "is no URL of a file"),
+        ("https://host/folder/", "is no URL of a file"),
+        ("https://[host/x.tar", "is no URL of a file"),
+        ("{" + ",".join(["x" * 99] * 9) + "}.tar", "does not exist"),
         ("{https://h/a.tar,b.tar}", "is no URL of a file"),
         ("http://h/{a,a}.tar?{1,2}", "differs from another URL only behind"),
     ]:

@@ -22,6 +22,7 @@ from dml_fast.errors import UserError, reason
 
 _OPEN_AT_ONCE = 64  # shards
 _LABEL = ".cls"
+_LONGEST_LABEL = 64  # bytes
 # as WebDataset: a key goes up to the first dot of the base name
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)(\.[^/]*)", re.DOTALL)
 
@@ -67,7 +68,9 @@ def read_index(path: Path) -> Index:
                         "each sample a key of its own"
                     )
                 if suffix == _LABEL:
-                    labels[key] = _label(read(member.offset, member.size), path / member.name)
+                    labels[key] = _label(
+                        read(member.offset, min(member.size, _LONGEST_LABEL)), path / member.name
+                    )
                 else:
                     images[key] = member
     except DamagedTarError as error:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import HTTPError
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from dml_fast.data.download import download
 from dml_fast.errors import UserError, reason
@@ -71,7 +71,7 @@ def find_shards(spec: str) -> ShardNames:
 
 def _expand(spec: str) -> list[str]:
     """All names that braces stand for, innermost first, as a shell and WebDataset do."""
-    names, whole = {spec}, Path(spec).expanduser().exists()
+    names, whole = {spec}, os.path.exists(Path(spec).expanduser())
     while not whole and any(_BRACES.search(name) for name in names):
         wider: set[str] = set()
         for name in names:
@@ -111,9 +111,9 @@ def _are_urls(spec: str, names: list[str]) -> bool:
 def _local(spec: str, names: list[str]) -> tuple[Path, list[Path]]:
     """A folder and the shards in it."""
     root = Path(spec).expanduser()
-    if root.is_dir():
+    if os.path.isdir(root):
         folders = [root, *(root / part for part in PARTS)]
-        found = [path for folder in folders for path in sorted(folder.glob("*.tar"))]
+        found = [path for folder in folders for path in sorted(folder.glob("[!.]*.tar"))]
         if not found:
             raise UserError(
                 f"shards:{spec} holds no tar files: put train-000.tar and so on there, or in "
@@ -122,23 +122,23 @@ def _local(spec: str, names: list[str]) -> tuple[Path, list[Path]]:
         return root, found
     found = []
     for name in names:
-        path = Path(name).expanduser()
-        matches = [path] if path.exists() else [Path(p) for p in sorted(glob.glob(str(path)))]
+        path = os.path.abspath(Path(name).expanduser())
+        matches = [path] if os.path.exists(path) else glob.glob(path)
         if not matches:
             raise UserError(f"shards:{spec} does not exist: there is no {path}")
-        found += matches
+        found += map(Path, matches)
     return _common(found), sorted(set(found))
 
 
 def _common(files: list[Path]) -> Path:
-    return Path(os.path.commonpath([file.absolute().parent for file in files]))
+    return Path(os.path.commonpath([file.parent for file in files]))
 
 
 def _sorted_out(spec: str, root: Path, files: list[Path]) -> ShardNames:
     """Tells training, validation and test shards apart by their names below ``root``."""
     parts: dict[str, list[Path]] = {"": [], **{part: [] for part in PARTS}}
     for file in files:
-        match = _PART.search(file.absolute().relative_to(root.absolute()).as_posix())
+        match = _PART.search(file.relative_to(root).as_posix())
         parts[match[1] if match else ""].append(file)
     unnamed = parts.pop("")
     if unnamed and len(unnamed) < len(files):
@@ -156,9 +156,14 @@ def _cached(names: list[str]) -> dict[str, Path]:
     """Where each URL's file is kept: by host and path; what is behind a ? may be a signature."""
     targets: dict[str, Path] = {}
     for name in names:
-        url = urlsplit(name)
+        name = quote(name, safe="%/:=&?~#+!$,;'@()*[]")
+        try:
+            url = urlsplit(name)
+        except ValueError:
+            url = urlsplit("")
         pieces = [p for p in unquote(url.path).split("/") if p not in ("", ".", "..")]
-        if url.scheme.lower() not in ("http", "https") or not url.netloc or not pieces:
+        file = pieces and not url.path.endswith("/")
+        if url.scheme.lower() not in ("http", "https") or not url.netloc or not file:
             raise UserError(f"shards: {name} is no URL of a file: write https://HOST/PATH/NAME.tar")
         if "*" in url.path:
             raise UserError(f"shards: {name}: a server lists no files, so write {{000..009}} for *")
