@@ -17,6 +17,8 @@ from dml_fast.data import DataSet, check_data_spec, open_dataset
 from dml_fast.data.__main__ import main as data_command
 from dml_fast.data.plan import Augmentation
 from dml_fast.data.resident import evaluation_batches
+from dml_fast.data.sampling import ShardOrder
+from dml_fast.data.splits import split_validation
 from dml_fast.errors import UserError
 
 EVERYTHING = Augmentation(pad=4, flip=True, erasing=0.5, jitter=0.4, mixup=0.3, cutmix=1.0)
@@ -88,6 +90,8 @@ def test_each_sample_once_an_epoch_on_any_number_of_ranks_and_from_any_step(
     data = opened(shards, name)
     whole = [batch[-1] for batch in walk(data)][:8]
     assert len(whole) == 8 and len(set(torch.cat(whole).tolist())) == 64
+    expected = ShardOrder(np.arange(66) // 10, 8, 3, 20)(0)
+    assert [ids.tolist() for ids in whole] == expected.tolist()
     for ranks in (2, 4):
         loaders = [
             loader_of(data, batch_size=8 // ranks, rank=r, ranks=ranks) for r in range(ranks)
@@ -97,6 +101,19 @@ def test_each_sample_once_an_epoch_on_any_number_of_ranks_and_from_any_step(
             assert all(map(torch.equal, map(torch.cat, zip(*epochs, strict=True)), whole[start:]))
         for loader in loaders:
             loader.close()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_left_after_the_split_still_knows_its_shard(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dml_fast.data.loaders.WINDOW", 20)
+    _, shards = both(tmp_path, 33, parts=("train",))
+    data = opened(shards, name)
+    left, _ = split_validation(np.arange(66) // 33, 0.1)
+    expected = ShardOrder(left // 10, 8, 3, 20)(0)
+    assert len(expected) == 7
+    assert [batch[-1].tolist() for batch in walk(data)[:7]] == expected.tolist()
 
 
 def test_names_tell_training_validation_and_test_shards_apart(tmp_path: Path) -> None:
