@@ -3,12 +3,12 @@
     python benchmarks/bench_data.py CASE --data DIR [--json FILE]
 
 CASE is cifar (32x32 JPEGs), reid (128x64, resized), photos (400x400 to random resized 224x224),
-shards (32x32 JPEGs in tar shards beside the same in a folder), memory (CIFAR as an array), views
-(four versions of each image beside one) or wait (a training step that waits for data). DIR holds
-train/CLASS/*, for reid Market-1501's folders; photos and views make their own images, of two
-photographs that scikit-learn brings. Contestants take turns, a pass over the same number of images
-each; figures are medians. Results are added to FILE, a case each. torchvision is left out where it
-is not installed.
+shards (32x32 JPEGs in tar shards beside the same in a folder, and reading the tars' headers),
+memory (CIFAR as an array), views (four versions of each image beside one) or wait (a training step
+that waits for data). DIR holds train/CLASS/*, for reid Market-1501's folders; photos and views make
+their own images, of two photographs that scikit-learn brings. Contestants take turns, a pass over
+the same number of images each; figures are medians. Results are added to FILE, a case each.
+torchvision is left out where it is not installed.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from dml_fast.data.assemble import Loader
 from dml_fast.data.loaders import train_loader
 from dml_fast.data.plan import Augmentation
 from dml_fast.data.reading import dali_is_installed
+from dml_fast.data.samples import read_index
 
 BATCH = 64
 CASES = ("cifar", "shards", "reid", "photos", "memory", "views", "wait")
@@ -156,7 +157,11 @@ def shards(root: Path) -> Iterator[dict[str, Pass]]:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
         how = Augmentation(pad=4, flip=True)
+        tars = sorted(Path(folder).glob("*.tar"))
         yield {
+            "headers, ours": lambda: sum(len(read_index(path).images) for path in tars),
+            "headers, tarfile": lambda: sum(data_peers.samples_of(path) for path in tars),
+        } | {
             f"{kind}, {name}": run
             for kind, spec in (("folder", folder), ("shards", f"{folder}/*.tar"))
             for name, run in ours(f"{kind}:{spec}", how, 4_000).items()

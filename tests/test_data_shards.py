@@ -13,6 +13,7 @@ from data_cases import ALL, STREAMING, loader_of, tensors
 from data_cases import opened as opened_folder
 from shard_cases import both, cifar, opened, sample, shards_of, write_tar
 
+from dml_fast.config import TrainConfig
 from dml_fast.data import DataSet, check_data_spec, open_dataset
 from dml_fast.data.__main__ import main as data_command
 from dml_fast.data.plan import Augmentation
@@ -66,6 +67,12 @@ def test_random_parts_are_those_of_the_folder(name: str, tmp_path: Path) -> None
         for open_, root in ((opened, shards), (opened_folder, folder))
     ]
     assert_equal(*found)
+
+
+def test_large_images_are_cut_to_random_parts_as_a_folders_are() -> None:
+    for size, resized in (("128", True), ("64", False)):
+        for kind in ("folder", "shards"):
+            assert TrainConfig(data=f"{kind}:DIR", image_size=size).resized_crop == resized
 
 
 @pytest.mark.parametrize("name", ALL)
