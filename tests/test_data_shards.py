@@ -75,16 +75,34 @@ def test_large_images_are_cut_to_random_parts_as_a_folders_are() -> None:
             assert TrainConfig(data=f"{kind}:DIR", image_size=size).resized_crop == resized
 
 
+@pytest.fixture(scope="module")
+def of_cifar(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> tuple[Path, Path]:
+    """400 training and 400 test images as a folder and as shards."""
+    root = tmp_path_factory.mktemp("cifar")
+    folder = cifar(shared_data / "cifar10-jpeg.tar.xz", root / "folder", 40)
+    return folder, shards_of(folder, root / "shards", 64)
+
+
 @pytest.mark.parametrize("name", ALL)
-def test_real_jpegs_of_cifar_are_those_of_the_folder(
-    name: str, tmp_path: Path, shared_data: Path
+def test_real_jpegs_of_cifar_are_those_of_the_folder_on_one_rank_or_two(
+    name: str, of_cifar: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = cifar(shared_data / "cifar10-jpeg.tar.xz", tmp_path / "folder", 40)
-    shards = shards_of(folder, tmp_path / "shards", 64)
+    folder, shards = of_cifar
     ours, theirs = opened(shards, name), opened_folder(folder, name)
     assert len(ours.classes) == 10 and ours.train.images.shape == (360, 3, 32, 32)
     assert ours.test is not None and len(ours.test) == 400
-    assert_equal(walk(ours, batch_size=64), walk(theirs, batch_size=64))
+    whole = walk(ours, batch_size=64)
+    assert_equal(whole, walk(theirs, batch_size=64))
+    monkeypatch.setattr("dml_fast.data.loaders.WINDOW", 100)
+    several = walk(ours, batch_size=64, how=Augmentation(pad=4, flip=True))
+    assert len(set(torch.cat([batch[-1] for batch in several[:5]]).tolist())) == 320
+    assert [b[-1].tolist() for b in several] != [b[-1].tolist() for b in whole]
+    halves = [
+        walk(ours, batch_size=32, rank=rank, ranks=2, how=Augmentation(pad=4, flip=True))
+        for rank in range(2)
+    ]
+    pairs = zip(*halves, strict=True)
+    assert_equal([list(map(torch.cat, zip(*pair, strict=True))) for pair in pairs], several)
 
 
 @pytest.mark.parametrize("name", ALL)
