@@ -3,6 +3,7 @@
     python benchmarks/bench_data.py CASE --data DIR [--json FILE]
 
 CASE is cifar (32x32 JPEGs), reid (128x64, resized), photos (400x400 to random resized 224x224),
+shards (32x32 JPEGs in tar shards beside the same in a folder, and reading the tars' headers),
 memory (CIFAR as an array), views (four versions of each image beside one) or wait (a training step
 that waits for data). DIR holds train/CLASS/*, for reid Market-1501's folders; photos and views make
 their own images, of two photographs that scikit-learn brings. Contestants take turns, a pass over
@@ -13,10 +14,12 @@ torchvision is left out where it is not installed.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import random
 import statistics
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,9 +39,10 @@ from dml_fast.data.assemble import Loader
 from dml_fast.data.loaders import train_loader
 from dml_fast.data.plan import Augmentation
 from dml_fast.data.reading import dali_is_installed
+from dml_fast.data.samples import read_index
 
 BATCH = 64
-CASES = ("cifar", "reid", "photos", "memory", "views", "wait")
+CASES = ("cifar", "shards", "reid", "photos", "memory", "views", "wait")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -131,6 +135,37 @@ def cifar(root: Path) -> Iterator[dict[str, Pass]]:
         theirs = torchvision(lambda n: data_peers.image_folder(train, "cifar", BATCH, n))
         kept = open_dataset(spec, loader="resident")
         yield theirs | ours(spec, how, images) | resident(kept, how, images)
+
+
+def shards(root: Path) -> Iterator[dict[str, Pass]]:
+    """Files are copied, so that both lie on one disk; all is in the page cache."""
+    images, each = 10_000, 2_000
+    with tempfile.TemporaryDirectory() as folder:
+        files = sorted(path for path in (root / "train").rglob("*.jpg"))
+        classes = sorted({path.parent.name for path in files})
+        chosen = files[:: len(files) // images][:images]
+        for start in range(0, images, each):
+            with tarfile.open(Path(folder, f"train-{start // each:03}.tar"), "w") as tar:
+                for number, path in enumerate(chosen[start : start + each]):
+                    label = str(classes.index(path.parent.name)).encode()
+                    for name, content in ((".jpg", path.read_bytes()), (".cls", label)):
+                        info = tarfile.TarInfo(f"{number:06}{name}")
+                        info.size = len(content)
+                        tar.addfile(info, io.BytesIO(content))
+        for path in chosen:
+            target = Path(folder, "train", path.parent.name, path.name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+        how = Augmentation(pad=4, flip=True)
+        tars = sorted(Path(folder).glob("*.tar"))
+        yield {
+            "headers, ours": lambda: sum(len(read_index(path).images) for path in tars),
+            "headers, tarfile": lambda: sum(data_peers.samples_of(path) for path in tars),
+        } | {
+            f"{kind}, {name}": run
+            for kind, spec in (("folder", folder), ("shards", f"{folder}/*.tar"))
+            for name, run in ours(f"{kind}:{spec}", how, 4_000).items()
+        }
 
 
 def reid(root: Path) -> Iterator[dict[str, Pass]]:
@@ -253,7 +288,7 @@ def measure(turns: dict[str, Pass], rounds: int) -> dict[str, dict[str, float]]:
 @contextmanager
 def measured(case: str, data: Path) -> Iterator[dict[str, Pass]]:
     """The contestants of a case, while its folders last."""
-    kinds = {f.__name__: f for f in (cifar, reid, photos, memory, views, wait)}
+    kinds = {f.__name__: f for f in (cifar, shards, reid, photos, memory, views, wait)}
     yield from kinds[case](data)
 
 

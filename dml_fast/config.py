@@ -48,13 +48,13 @@ class TrainConfig:
     """Margin of the triplet loss, in units of the embeddings' Euclidean distance."""
 
     data: str = "digits"
-    """digits (embedded), cifar10:DIR, cifar100:DIR, folder:DIR with train/CLASS/*.jpg|png and optionally val/ and test/, or market1501:DIR (re-identification)."""
+    """digits (embedded), cifar10:DIR, cifar100:DIR, folder:DIR with train/CLASS/*.jpg|png and optionally val/ and test/, shards:DIR or shards:URL (WebDataset: train-{000..009}.tar, also val and test), or market1501:DIR (re-identification)."""
     download: bool = False
     """Fetch CIFAR into its DIR if it is not there."""
     image_size: str = ""
-    """Of folder and market1501. 0: as they are. 64: shorter side resized, centre cropped. 128x64: resized to that height and width. (Default: 0; market1501: 128x64.)"""
+    """Of folder, shards and market1501. 0: as they are. 64: shorter side resized, centre cropped. 128x64: resized to that height and width. (Default: 0; market1501: 128x64.)"""
     val_fraction: float = 0.1
-    """Share of the training images set aside to validate (cifar, folders without val/), or of the identities (market1501, where 0 validates on the test images)."""
+    """Share of the training images set aside to validate (cifar, folders and shards without val), or of the identities (market1501, where 0 validates on the test images)."""
     train_fraction: float = 1.0
     """Share of the remaining training images that is used."""
     label_noise: float = 0.0
@@ -70,7 +70,7 @@ class TrainConfig:
     cutmix: float = 0.0
     """Alpha of CutMix (Yun et al. 2019); beside --mixup each batch has one of them."""
     crop: Literal["auto", "pad", "resized"] = "auto"
-    """pad: the image, shifted. resized: a random part of it, resized to --image-size as usual on ImageNet. auto: resized for folder with --image-size 128 or more."""
+    """pad: the image, shifted. resized: a random part of it, resized to --image-size as usual on ImageNet. auto: resized for folder and shards with --image-size 128 or more."""
     views: Literal["shared", "per-student"] = "shared"
     """per-student: each student sees its own augmentation of the same images."""
     num_instances: int = 4
@@ -78,7 +78,7 @@ class TrainConfig:
     skip_corrupt: bool = False
     """Leave out or replace, count and list images that cannot be decoded, instead of stopping."""
     loader: Literal["auto", "resident", "dali", "fallback"] = "auto"
-    """Of folder and market1501: resident: all images in memory. dali: decoded as needed by NVIDIA DALI, on the GPU if there is one. fallback: as needed by threads. auto: resident if they fit."""
+    """Of folder, shards and market1501: resident: all images in memory. dali: decoded as needed by NVIDIA DALI, on the GPU if there is one. fallback: as needed by threads. auto: resident if they fit."""
     data_threads: int = 0
     """Threads that decode images (0: one a core)."""
 
@@ -191,7 +191,9 @@ class TrainConfig:
         if self.crop != "auto":
             return self.crop == "resized"
         size = self._image_size
-        return self.data.startswith("folder:") and isinstance(size, int) and size >= 128
+        return (
+            self.data.startswith(("folder:", "shards:")) and isinstance(size, int) and size >= 128
+        )
 
     @property
     def _image_size(self) -> int | tuple[int, int]:

@@ -112,13 +112,15 @@ def test_decoding_equals_pillow(name: str, tmp_path: Path) -> None:
     path = save(tmp_path / name, source, **options)
     expected = np.asarray(Image.open(path).convert("RGB"))
     # simplejpeg and Pillow round the conversion from CMYK differently, and nothing else
-    assert np.abs(decode.decode_image(path).astype(int) - expected).max() <= ("cmyk" in name)
+    assert np.abs(decode.decode_image(path.read_bytes()).astype(int) - expected).max() <= (
+        "cmyk" in name
+    )
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
     wide = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     for name in ("wide.png", "wide.tif"):
-        out = decode.decode_image(save(tmp_path / name, Image.fromarray(wide)))
+        out = decode.decode_image(save(tmp_path / name, Image.fromarray(wide)).read_bytes())
         np.testing.assert_array_equal(out, np.repeat((wide // 256)[..., None], 3, axis=2))
 
 
@@ -127,7 +129,7 @@ def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path: Path) -
     path = save(tmp_path / "palette.png", palette, transparency=bytes(range(16)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pixels = decode.decode_image(path)
+        pixels = decode.decode_image(path.read_bytes())
     np.testing.assert_array_equal(pixels, np.asarray(palette.convert("RGB")))
 
 
@@ -135,7 +137,7 @@ def test_pixels_of_more_than_sixteen_bits_are_refused(tmp_path: Path) -> None:
     for wide in (np.full((4, 4), 70_000, dtype=np.int32), np.ones((4, 4), dtype=np.float32)):
         path = save(tmp_path / "wide.tif", Image.fromarray(wide))
         with pytest.raises(decode.CorruptImageError, match="pixels are not supported"):
-            decode.decode_image(path)
+            decode.decode_image(path.read_bytes())
 
 
 def test_the_orientation_in_exif_is_ignored(tmp_path: Path) -> None:
@@ -143,7 +145,8 @@ def test_the_orientation_in_exif_is_ignored(tmp_path: Path) -> None:
     exif[0x0112] = 6  # turned by 90 degrees
     turned = save(tmp_path / "turned.jpg", picture(1, 16, 24), exif=exif)
     plain = save(tmp_path / "plain.jpg", picture(1, 16, 24))
-    np.testing.assert_array_equal(decode.decode_image(turned), decode.decode_image(plain))
+    sides = [decode.decode_image(path.read_bytes()) for path in (turned, plain)]
+    np.testing.assert_array_equal(*sides)
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(20, 31, 8), (31, 20, 8), (5, 6, 12)])
@@ -151,7 +154,7 @@ def test_image_size_resizes_the_shorter_side_and_keeps_the_centre(
     height: int, width: int, size: int, tmp_path: Path
 ) -> None:
     source = picture(3, height, width)
-    out = decode.decode_image(save(tmp_path / "x.png", source), size)
+    out = decode.decode_image(save(tmp_path / "x.png", source).read_bytes(), size)
     scale = size / min(height, width)
     whole = Image.fromarray(source).resize(
         (round(width * scale), round(height * scale)), Image.Resampling.BILINEAR
@@ -200,7 +203,7 @@ def test_a_corrupt_image_is_named_or_skipped(
         data = opened(tmp_path, skip_corrupt=True)
     assert data.skipped == (name,)
     (record,) = caplog.records
-    assert "skipped 1 corrupt images" in record.getMessage() and name in record.getMessage()
+    assert "skipped 1 corrupt files" in record.getMessage() and name in record.getMessage()
     (tmp_path / name).unlink()
     assert opened(tmp_path).fingerprint == data.fingerprint  # nothing else moved
 
@@ -213,7 +216,7 @@ def test_many_corrupt_images_are_counted_in_one_line(
         (tmp_path / "train" / "ant" / f"{number}.png").write_bytes(b"")
     assert len(opened(tmp_path, skip_corrupt=True).skipped) == 7
     (record,) = caplog.records
-    assert "skipped 7 corrupt images" in record.getMessage()
+    assert "skipped 7 corrupt files" in record.getMessage()
     assert record.getMessage().endswith("; ...")
 
 

@@ -244,7 +244,9 @@ def test_auto_takes_memory_if_the_images_fit(tmp_path: Path) -> None:
     assert opened(tmp_path, "auto", resized=True).loader in ("dali", "fallback")
     with pytest.raises(UserError, match="--crop pad"):
         opened(tmp_path, "resident", resized=True)
-    with pytest.raises(UserError, match=r"--loader fallback is only for folder: and market1501:"):
+    with pytest.raises(
+        UserError, match=r"--loader fallback is only for folder:, shards: and market1501:"
+    ):
         open_dataset("digits", loader="fallback")
 
 

@@ -171,7 +171,7 @@ def test_a_class_without_images_a_corrupt_image_and_skipping_it(
     assert str(broken) in err
     assert "--skip-corrupt" in err
     assert train(*options, "--skip-corrupt", "--out", str(tmp_path / "b")) == 0
-    assert "skipped 1 corrupt images: train/class 1/3.png" in capfd.readouterr().err
+    assert "skipped 1 corrupt files: train/class 1/3.png" in capfd.readouterr().err
     (folder / "train" / "class 2").mkdir()
     assert train(*options, "--skip-corrupt", "--out", str(tmp_path / "c")) == 2
     assert str(folder / "train" / "class 2") in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""Look for damaged images before a run does: ``python -m dml_fast.data scan DIR``."""
+"""Look for damaged images and shards before a run does: ``python -m dml_fast.data scan DIR``."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
 from dml_fast import cli
 from dml_fast.errors import UserError
 
+if TYPE_CHECKING:
+    from dml_fast.data.storage import Storage
+
 
 @dataclass(frozen=True)
 class DataArguments:
-    """Look for damaged and foreign image files below a folder; exits with 1 if there are any."""
+    """Look for damaged and foreign image files in a folder or tar shards; exits with 1 for any."""
 
     command: Positional[Literal["scan"]]
     """What to do."""
-    dir: Positional[Path]
-    """The folder: all image files in it and below are looked at."""
+    dir: Positional[str]
+    """All image files in this folder and below it, or in shards:DIR or shards:URL."""
     decode: bool = False
     """Decode every image: slower, and also finds what was overwritten in the middle of a file."""
     json: bool = False
@@ -35,13 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from dml_fast.data.scan import Report, image_files, scan
+    from dml_fast.data.scan import Report, scan
 
-    if not args.dir.is_dir():
-        raise UserError(f"{args.dir} is no folder: give the one that holds the images")
-    files = image_files(args.dir)
-    if not files:
-        raise UserError(f"{args.dir} holds no image files: give the folder that holds them")
+    root, files, damaged = _files(args.dir)
     report = Report()
     columns = (
         TextColumn("scanning"),
@@ -53,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         task = bar.add_task("", total=len(files))
         for report in scan(files, decode=args.decode):
             bar.update(task, completed=report.files, description=f"{len(report.bad)} bad")
-    bad = {path.relative_to(args.dir).as_posix(): why for path, why in report.bad.items()}
+    found = damaged | report.bad
+    bad = {path.relative_to(root).as_posix(): why for path, why in found.items()}
     if args.json:
         print(json.dumps({"files": report.files, "bad": bad}, indent=2))
     else:
@@ -62,6 +62,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         how = "decoded" if args.decode else "looked at"
         print(f"{report.files} files {how}, {len(bad)} bad", file=sys.stderr if bad else sys.stdout)
     return 1 if bad else 0
+
+
+def _files(where: str) -> tuple[Path, Storage, dict[Path, str]]:
+    """The folder, the images in it, and which of its shards are damaged and why."""
+    from dml_fast.data.decode import CorruptFiles
+    from dml_fast.data.scan import image_files
+    from dml_fast.data.shard_names import find_shards
+    from dml_fast.data.shards import index_shards
+    from dml_fast.data.storage import LooseFiles
+
+    kind, _, spec = where.partition(":")
+    if kind == "shards" and spec:
+        names = find_shards(spec)
+        corrupt = CorruptFiles(names.root, allowed=True)
+        return names.root, index_shards(names, corrupt), corrupt.reasons
+    root = Path(where)
+    if not root.is_dir():
+        raise UserError(f"{root} is no folder: give the one that holds the images")
+    if not (paths := image_files(root)):
+        if any(root.rglob("*.tar")):
+            raise UserError(f"{root} holds tar files: give shards:{root} to look into them")
+        raise UserError(f"{root} holds no image files: give the folder that holds them")
+    return root, LooseFiles.of(paths), {}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from dml_fast.data.decode import fitted, size_error
-from dml_fast.data.encoded import Encoded, as_ppm, read_encoded
+from dml_fast.data.encoded import Encoded, as_ppm, encoded
 from dml_fast.data.fallback import decode_rows
 from dml_fast.data.reading import require_dali
 from dml_fast.data.stream import Decoded, Ids, Request, Source
@@ -101,8 +101,8 @@ class DaliDecoder:
         images = self._source.images
         found: list[tuple[int, Encoded | None]] = []
         for index in request.ids.tolist():
-            read = partial(read_encoded, by_pillow=index in self._by_pillow)
-            found.append(self._source.find(index, read))
+            make = partial(self._encoded, by_pillow=index in self._by_pillow)
+            found.append(self._source.find(index, make))
         blank = Encoded(_blank(*images.shape[2:]), *images.shape[2:])
         files = [blank if file is None else file for _, file in found]
         ids = np.array([index for index, _ in found], np.int64)
@@ -122,8 +122,13 @@ class DaliDecoder:
             for index, file in zip(ids.tolist(), files, strict=True):
                 if (file.height, file.width) != images.shape[2:]:
                     sides = (file.height, file.width)
-                    raise size_error(images.path(index), sides, images.first, images.shape[2:])
+                    raise size_error(
+                        images.files.path(index), sides, images.first, images.shape[2:]
+                    )
         return _Fed(request, ids, inputs)
+
+    def _encoded(self, index: int, *, by_pillow: bool) -> Encoded:
+        return encoded(self._source.images.files.read(index), by_pillow=by_pillow)
 
     def _feed(self, fed: _Fed) -> None:
         if self._pipe is None:

@@ -5,9 +5,9 @@ EXIF orientation is ignored, as the usual training pipelines and DALI's default 
 
 from __future__ import annotations
 
+import io
 import logging
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from dml_fast.data.storage import CorruptImageError, Storage
 from dml_fast.distributed.launch import Launch
 from dml_fast.errors import UserError
 
@@ -37,10 +38,6 @@ class BadImage(NamedTuple):
 
     path: Path
     reason: str
-
-
-class CorruptImageError(Exception):
-    """A file cannot be decoded."""
 
 
 class CorruptFiles:
@@ -77,41 +74,41 @@ class CorruptFiles:
         if new:
             shown = "; ".join(f"{name} ({reason})" for name, reason in new[:5])
             _log.warning(
-                "skipped %d corrupt images: %s%s", len(new), shown, "; ..." if len(new) > 5 else ""
+                "skipped %d corrupt files: %s%s", len(new), shown, "; ..." if len(new) > 5 else ""
             )
         self._reported += len(new)
 
 
-def decode_image(path: Path, image_size: Size = 0) -> Pixels:
-    """Decodes one file.
+def decode_image(raw: bytes, image_size: Size = 0) -> Pixels:
+    """Decodes one image.
 
     Gray, palette, CMYK and 16-bit images become 8-bit RGB; transparency is dropped.
 
     Args:
-        path: the file.
+        raw: the bytes of its file.
         image_size: see `Size`.
 
     Returns:
         (H, W, 3) uint8.
 
     Raises:
-        CorruptImageError: it cannot be read or decoded.
+        CorruptImageError: it cannot be decoded.
     """
     import simplejpeg
     from PIL import Image
 
+    file = io.BytesIO(raw)
     try:
-        raw = path.read_bytes()
         if simplejpeg.is_jpeg(raw):
             try:
                 pixels = simplejpeg.decode_jpeg(raw, fastdct=False, fastupsample=False)
                 return fit(pixels, image_size)
             except ValueError:
                 pass  # an unusual form, or damage: Pillow decodes the one and names the other
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             return fit(np.asarray(_to_rgb(image)), image_size)
     except Exception as error:  # decoders raise nearly anything on damaged files
-        reason = str(error).replace(str(path), path.name).replace("\n", " ")
+        reason = str(error).replace(repr(file), "").replace("\n", " ").strip()
         raise CorruptImageError(reason or type(error).__name__) from error
 
 
@@ -170,36 +167,36 @@ def resize(pixels: Pixels, height: int, width: int) -> Pixels:
 
 
 def decode_all(
-    paths: Sequence[Path], *, image_size: Size, skip_corrupt: bool
+    files: Storage, *, image_size: Size, skip_corrupt: bool
 ) -> tuple[Pixels, list[BadImage]]:
     """Decodes many files into one array.
 
     Args:
-        paths: N files, at least one.
+        files: N files, at least one.
         image_size: see `Size`; with 0 all must be as large as the first good one.
         skip_corrupt: whether files that cannot be decoded are left out instead of refused.
 
     Returns:
-        (N - bad, 3, H, W) uint8 in the order of ``paths``, and what was left out.
+        (N - bad, 3, H, W) uint8 in the order of ``files``, and what was left out.
 
     Raises:
         UserError: a file is corrupt, sizes differ, or the images do not fit in memory.
     """
     if image_size:  # before a single image of that size is made
         sides = image_size if isinstance(image_size, tuple) else (image_size, image_size)
-        _check_memory(len(paths), *sides)
-    first, height, width = first_size(paths, image_size, skip_corrupt)
-    _check_memory(len(paths), height, width)
-    images = np.empty((len(paths), 3, height, width), dtype=np.uint8)
-    task = partial(_decode_chunk, paths, images, first, image_size)
+        _check_memory(len(files), *sides)
+    first, height, width = first_size(files, image_size, skip_corrupt)
+    _check_memory(len(files), height, width)
+    images = np.empty((len(files), 3, height, width), dtype=np.uint8)
+    task = partial(_decode_chunk, files, images, first, image_size)
     bad: list[int] = []
     found: list[BadImage] = []
     with ThreadPoolExecutor(cores()) as pool:
         try:
-            for failures in pool.map(task, range(0, len(paths), _CHUNK)):
+            for failures in pool.map(task, range(0, len(files), _CHUNK)):
                 for index, reason in failures:
                     bad.append(index)
-                    found.append(BadImage(paths[index], reason))
+                    found.append(BadImage(files.path(index), reason))
                     if not skip_corrupt:
                         raise corrupt_error(found[0])
         finally:
@@ -215,36 +212,36 @@ def corrupt_error(bad: BadImage) -> UserError:
     )
 
 
-def first_size(
-    paths: Sequence[Path], image_size: Size, skip_corrupt: bool
-) -> tuple[Path, int, int]:
+def first_size(files: Storage, image_size: Size, skip_corrupt: bool) -> tuple[Path, int, int]:
     """Returns the first file that can be decoded, and its height and width.
 
     Raises:
         UserError: none can be, or an earlier one cannot and ``skip_corrupt`` is False.
     """
-    for path in paths:
+    for index in range(len(files)):
         try:
-            height, width, _ = decode_image(path, image_size).shape
-            return path, height, width
+            height, width, _ = decode_image(files.read(index), image_size).shape
+            return files.path(index), height, width
         except CorruptImageError as error:
             if not skip_corrupt:
-                raise corrupt_error(BadImage(path, str(error))) from error
-    raise UserError(f"none of {len(paths)} images, {paths[0]} first, can be decoded: replace them")
+                raise corrupt_error(BadImage(files.path(index), str(error))) from error
+    raise UserError(
+        f"none of {len(files)} images, {files.path(0)} first, can be decoded: replace them"
+    )
 
 
 def _decode_chunk(
-    paths: Sequence[Path], images: Pixels, first: Path, image_size: Size, start: int
+    files: Storage, images: Pixels, first: Path, image_size: Size, start: int
 ) -> list[tuple[int, str]]:
     failures = []
-    for index in range(start, min(start + _CHUNK, len(paths))):
+    for index in range(start, min(start + _CHUNK, len(files))):
         try:
-            pixels = decode_image(paths[index], image_size)
+            pixels = decode_image(files.read(index), image_size)
         except CorruptImageError as error:
             failures.append((index, str(error)))
             continue
         if pixels.shape[:2] != images.shape[2:]:
-            raise size_error(paths[index], pixels.shape[:2], first, images.shape[2:])
+            raise size_error(files.path(index), pixels.shape[:2], first, images.shape[2:])
         images[index] = pixels.transpose(2, 0, 1)
     return failures
 

@@ -1,4 +1,4 @@
-"""Fetches one file, checks its hash, and puts it in place whole or not at all."""
+"""Fetches one file, and puts it in place whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _TIMEOUT_S = 30
 _log = logging.getLogger("dml_fast")
 
 
-def download(url: str, path: Path, sha256: str) -> None:
+def download(url: str, path: Path, sha256: str = "") -> None:
     """Fetches ``url`` to ``path``, whose folder is created if need be.
 
-    The file gets its name only after its hash was found right and it is safely on the disk; an
-    interrupted or wrong download leaves nothing behind.
+    The file gets its name only when it is safely on the disk, and its hash was found right if one
+    is given; an interrupted or wrong download leaves nothing behind.
 
     Raises:
         UserError: the server or the disk failed, or the hash is wrong.
@@ -30,7 +30,7 @@ def download(url: str, path: Path, sha256: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         found = _fetch(url, partial)
-        if found != sha256:
+        if sha256 and found != sha256:
             raise UserError(
                 f"{url} arrived with SHA-256 {found} instead of {sha256}: try again, or fetch "
                 f"it by other means and put it at {path}"
@@ -40,7 +40,7 @@ def download(url: str, path: Path, sha256: str) -> None:
         reason = getattr(error, "reason", None) or error
         raise UserError(
             f"could not download {url} to {path} ({reason}): check the network and the disk, or "
-            "fetch the file by other means, put it there and leave out --download"
+            "fetch the file by other means and put it there"
         ) from error
     finally:
         with contextlib.suppress(OSError):

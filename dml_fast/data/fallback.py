@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -77,17 +76,13 @@ def decode_rows(source: Source, request: Request, rows: Ids) -> tuple[Ids, Pixel
     if not request.cut:
         out = np.zeros((1, len(rows), height, width, 3), np.uint8)
         ids = np.empty(len(rows), np.int64)
-
-        def whole(name: str) -> Pixels:
-            return images.fitted(decode_image(Path(name)), Path(name))
-
         for place, index in enumerate(request.ids[rows].tolist()):
-            ids[place], pixels = source.find(index, whole)
+            ids[place], pixels = source.find(index, images.decoded)
             if pixels is not None:
                 out[0, place] = pixels
         return ids, out
     found = [
-        source.find(index, lambda name: decode_image(Path(name)))
+        source.find(index, lambda chosen: decode_image(images.files.read(chosen)))
         for index in request.ids[rows].tolist()
     ]
     decoded = [pixels for _, pixels in found if pixels is not None]

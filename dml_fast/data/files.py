@@ -1,9 +1,8 @@
-"""Images that stay in their files until they are needed."""
+"""Images that stay encoded until they are needed."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ import numpy.typing as npt
 from dml_fast.data.decode import (
     BadImage,
     CorruptFiles,
-    CorruptImageError,
     Pixels,
     Size,
     cores,
@@ -23,9 +21,8 @@ from dml_fast.data.decode import (
     fit,
     size_error,
 )
+from dml_fast.data.storage import CorruptImageError, Ids, Storage
 from dml_fast.errors import UserError
-
-Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +30,7 @@ class ImageFiles:
     """N images in files; stands where an array (N, 3, H, W) of pixels would.
 
     Attributes:
-        paths: (N,) str.
+        files: where their bytes are.
         size: what images are brought to (see `Size`).
         shape: (N, 3, H, W), as they are given to the network.
         margin: see `dml_fast.data.decode.fitted`.
@@ -43,7 +40,7 @@ class ImageFiles:
         corrupt: notes what cannot be decoded, or refuses it.
     """
 
-    paths: npt.NDArray[np.object_]
+    files: Storage
     size: Size
     shape: tuple[int, int, int, int]
     margin: bool
@@ -55,7 +52,7 @@ class ImageFiles:
     @classmethod
     def of(
         cls,
-        paths: Sequence[Path],
+        files: Storage,
         size: Size,
         *,
         margin: bool,
@@ -70,76 +67,67 @@ class ImageFiles:
         """
         if size:
             sides = size if isinstance(size, tuple) else (size, size)
-            first = paths[0]
+            first = files.path(0)
         else:
-            first, *found = first_size(paths, size, corrupt.allowed)
+            first, *found = first_size(files, size, corrupt.allowed)
             sides = (found[0], found[1])
-        names = np.array([str(path) for path in paths], dtype=object)
-        shape = (len(names), 3, *sides)
-        return cls(names, size, shape, margin, loader, threads or cores(), first, corrupt)
+        shape = (len(files), 3, *sides)
+        return cls(files, size, shape, margin, loader, threads or cores(), first, corrupt)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.files)
 
     def __getitem__(self, ids: Ids | slice) -> ImageFiles:
-        """Some of the files, in that order."""
-        paths = self.paths[ids]
+        """Some of the images, in that order."""
+        files = self.files[ids]
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return ImageFiles(**{**values, "paths": paths, "shape": (len(paths), *self.shape[1:])})
+        return ImageFiles(**{**values, "files": files, "shape": (len(files), *self.shape[1:])})
 
-    def path(self, index: int) -> Path:
-        """Returns one file."""
-        return Path(self.paths[index])
-
-    def fitted(self, pixels: Pixels, path: Path) -> Pixels:
-        """Brings a decoded image (h, w, 3) to (H, W, 3).
+    def decoded(self, index: int) -> Pixels:
+        """Decodes an image and brings it to (H, W, 3).
 
         Raises:
+            CorruptImageError: it cannot be read or decoded.
             UserError: it is not as large as the others and no size was asked for.
         """
-        out = fit(pixels, self.size, self.margin)
+        out = fit(decode_image(self.files.read(index)), self.size, self.margin)
         if out.shape[:2] != self.shape[2:]:
-            raise size_error(path, out.shape[:2], self.first, self.shape[2:])
+            raise size_error(self.files.path(index), out.shape[:2], self.first, self.shape[2:])
         return out
 
     def sample(self, count: int) -> Pixels:
         """Decodes up to ``count`` images at even distances: (<= count, 3, H, W)."""
         chosen = np.unique(np.linspace(0, len(self) - 1, count).astype(np.int64))
         with ThreadPoolExecutor(self.threads) as pool:
-            found = list(pool.map(self._decoded, chosen.tolist()))
+            found = list(pool.map(self._sampled, chosen.tolist()))
         good = [pixels for pixels in found if pixels is not None]
         if not good:
             raise UserError(
-                f"none of {len(found)} images of {len(self)}, {self.paths[0]} first, can be "
+                f"none of {len(found)} images of {len(self)}, {self.files.path(0)} first, can be "
                 "decoded: replace them"
             )
         return np.stack(good).transpose(0, 3, 1, 2)
 
-    def _decoded(self, index: int) -> Pixels | None:
-        path = self.path(index)
+    def _sampled(self, index: int) -> Pixels | None:
         try:
-            return self.fitted(decode_image(path), path)
+            return self.decoded(index)
         except CorruptImageError as error:
-            self.corrupt.add(BadImage(path, str(error)))
+            self.corrupt.add(BadImage(self.files.path(index), str(error)))
             return None
 
 
-def manifest_of(root: Path, paths: Sequence[Path]) -> npt.NDArray[np.uint64]:
+def manifest_of(root: Path, files: Storage) -> npt.NDArray[np.uint64]:
     """Identifies files by name and size, without reading them.
 
     Args:
         root: names are relative to it.
-        paths: N files.
+        files: N of them.
 
     Returns:
         (N,) hashes of 64 bits.
     """
-    out = np.empty(len(paths), np.uint64)
-    for row, path in enumerate(paths):
-        try:
-            size = path.stat().st_size
-        except OSError:
-            size = -1  # a broken link: decoding it will say so
-        key = f"{path.relative_to(root).as_posix()}\0{size}"
+    out = np.empty(len(files), np.uint64)
+    for row in range(len(files)):
+        key = f"{files.path(row).relative_to(root).as_posix()}\0{files.size(row)}"
         out[row] = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
     return out

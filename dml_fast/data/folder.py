@@ -9,6 +9,7 @@ import numpy as np
 
 from dml_fast.data.reading import Loaded, Reading, load
 from dml_fast.data.sets import ImageSet, RawData
+from dml_fast.data.storage import LooseFiles
 from dml_fast.errors import UserError
 
 SUFFIXES = frozenset(
@@ -107,21 +108,18 @@ def _load_parts(
     """Loads all parts at once, since one size must hold for all of them."""
     index = {name: label for label, name in enumerate(classes)}
     rows = [
-        (part, index[name], path)
-        for part, listing in listings.items()
+        (index[name], path)
+        for listing in listings.values()
         for name, files in listing.items()
         for path in files
     ]
-    loaded = load(root, [path for *_, path in rows], how)
-    images, kept, manifest, *_ = loaded
-    part_of = np.array([part for part, *_ in rows])[kept]
-    labels = np.array([label for _, label, _ in rows], dtype=np.int64)[kept]
-    sets = {}
+    loaded = load(root, LooseFiles.of([path for _, path in rows]), how)
+    labels = np.array([label for label, _ in rows], dtype=np.int64)[loaded.kept]
+    sets, end = {}, 0
     for part, listing in listings.items():
-        chosen = np.flatnonzero(part_of == part)
-        # the parts lie one after another, so a slice serves and copies nothing
-        piece = slice(chosen[0], chosen[-1] + 1) if len(chosen) else slice(0)
-        sets[part] = ImageSet(images[piece], labels[piece], manifest=manifest[piece])
+        start, end = end, end + sum(map(len, listing.values()))
+        piece = loaded.among(start, end)
+        sets[part] = ImageSet(loaded.images[piece], labels[piece], manifest=loaded.manifest[piece])
         present = set(labels[piece].tolist())
         for name in listing:
             if index[name] not in present:

@@ -8,7 +8,7 @@ from dml_fast.data.assemble import Assembler, Loader
 from dml_fast.data.files import ImageFiles
 from dml_fast.data.plan import Augmentation, Plan
 from dml_fast.data.resident import ResidentLoader
-from dml_fast.data.sampling import IdentityOrder, Order, ShuffledOrder
+from dml_fast.data.sampling import WINDOW, IdentityOrder, Order, ShardOrder, ShuffledOrder
 from dml_fast.data.sets import DataSet
 from dml_fast.data.stream import StreamLoader
 
@@ -52,6 +52,8 @@ def train_loader(
     order: Order
     if num_instances:
         order = IdentityOrder(train.labels, together, num_instances, seed)
+    elif train.shard is not None:
+        order = ShardOrder(train.shard, together, seed, WINDOW)
     else:
         order = ShuffledOrder(len(train), together, seed)
     height, width = train.images.shape[2:]

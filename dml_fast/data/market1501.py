@@ -19,6 +19,7 @@ from dml_fast.data.folder import SUFFIXES
 from dml_fast.data.reading import Loaded, Reading, load
 from dml_fast.data.sets import ImageSet, RawData, RetrievalSet
 from dml_fast.data.splits import split_identities
+from dml_fast.data.storage import LooseFiles
 from dml_fast.errors import UserError
 
 JUNK, DISTRACTOR = -1, 0
@@ -68,7 +69,7 @@ def read_market1501(root: Path, how: Reading, *, val_fraction: float) -> RawData
     check_market1501(root)
     parts = [_list_part(root / part) for part in PARTS]
     flat = [image for part in parts for image in part]
-    loaded = load(root, [image.path for image in flat], how)
+    loaded = load(root, LooseFiles.of([image.path for image in flat]), how)
     whole = set(loaded.kept.tolist())
     starts = np.cumsum([0] + [len(part) for part in parts])
     kept = [

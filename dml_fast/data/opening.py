@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from pathlib import Path
 
 from dml_fast.data.cifar import CIFAR, locate_cifar, read_cifar
@@ -12,10 +13,17 @@ from dml_fast.data.folder import check_folder, read_folder
 from dml_fast.data.market1501 import check_market1501, read_market1501
 from dml_fast.data.reading import LoaderName, Reading
 from dml_fast.data.sets import DataSet, RawData, build_dataset
+from dml_fast.data.shard_names import check_shards
+from dml_fast.data.shards import read_shards
 from dml_fast.errors import UserError
 
-_CHECKS = {"folder": check_folder, "market1501": check_market1501}
+_CHECKS: dict[str, Callable[[str], None]] = {
+    "folder": lambda root: check_folder(_path(root)),
+    "shards": check_shards,
+    "market1501": lambda root: check_market1501(_path(root)),
+}
 _KINDS = ("digits", *CIFAR, *_CHECKS)
+_FILES = "folder:, shards: and market1501:"
 
 
 def check_data_spec(spec: str, *, download: bool = False) -> None:
@@ -31,10 +39,11 @@ def check_data_spec(spec: str, *, download: bool = False) -> None:
     kind, root = _parse(spec)
     if kind in _CHECKS:
         if download:
-            raise UserError(f"{spec} cannot be downloaded: leave out --download")
+            why = "is fetched anyway if it is a URL" if kind == "shards" else "cannot be downloaded"
+            raise UserError(f"{spec} {why}: leave out --download")
         _CHECKS[kind](root)
     elif kind in CIFAR and not download:
-        locate_cifar(kind, root)
+        locate_cifar(kind, _path(root))
 
 
 def open_dataset(
@@ -55,22 +64,22 @@ def open_dataset(
     """Reads a data set into memory, or lists it for a loader that decodes as it goes.
 
     Args:
-        spec: ``digits``, ``cifar10:DIR``, ``cifar100:DIR``, ``folder:DIR`` or ``market1501:DIR``
-            (docs/data.md).
+        spec: ``digits``, ``cifar10:DIR``, ``cifar100:DIR``, ``folder:DIR``, ``shards:DIR``,
+            ``shards:URL`` or ``market1501:DIR`` (docs/data.md).
         download: whether to fetch CIFAR into DIR if it is not there.
         val_fraction: of the training images that become the validation set, in (0, 1), where the
-            data set does not bring its own (digits do, and a folder with val/). Stratified, and
-            the same for every seed. Of market1501 it is a fraction of the identities, and 0
-            validates on the test images.
+            data set does not bring its own (digits do, and folders and shards with val).
+            Stratified, and the same for every seed. Of market1501 it is a fraction of the
+            identities, and 0 validates on the test images.
         train_fraction: of the remaining training images that are used, in (0, 1]; stratified,
             drawn with ``seed``, at least one a class.
         label_noise: of the training labels that are made wrong, in [0, 1), drawn with ``seed``.
             Validation and test labels stay as they are.
         seed: the run's seed.
-        image_size: of a folder or market1501: see `dml_fast.data.decode.Size`.
+        image_size: of a folder, shards or market1501: see `dml_fast.data.decode.Size`.
         skip_corrupt: whether files that cannot be decoded are left out and counted.
-        loader: who holds and decodes the images of a folder or market1501; all else is resident.
-        resized: whether training will show random parts of a folder's or market1501's images.
+        loader: who holds and decodes such images; all else is resident.
+        resized: whether training will show random parts of them.
         threads: that decode; 0 for one a core.
         device: that trains, so that ``auto`` knows its memory.
 
@@ -105,25 +114,27 @@ def _read(spec: str, how: Reading, *, download: bool, val_fraction: float) -> Ra
     if kind in _CHECKS:
         if min(image_size if isinstance(image_size, tuple) else (image_size + 1,)) < 1:
             raise UserError(f"--image-size {image_size} must be 0 or a number of pixels")
+        if kind == "shards":
+            return read_shards(root, how)
         if kind == "folder":
-            return read_folder(root, how)
-        return read_market1501(root, how, val_fraction=val_fraction)
+            return read_folder(_path(root), how)
+        return read_market1501(_path(root), how, val_fraction=val_fraction)
     for name, given in (("--loader", how.loader), ("--crop", "resized" if how.resized else "")):
         if given in ("dali", "fallback", "resized"):
             raise UserError(
-                f"{name} {given} is only for folder: and market1501: data, and {kind} is held in "
-                "memory: leave it out"
+                f"{name} {given} is only for {_FILES} data, and {kind} is held in memory: "
+                "leave it out"
             )
-    raw = read_digits() if kind == "digits" else read_cifar(kind, root, download=download)
+    raw = read_digits() if kind == "digits" else read_cifar(kind, _path(root), download=download)
     if image_size not in (0, raw.train.images.shape[2], raw.train.images.shape[2:]):
         raise UserError(
-            f"--image-size {image_size} is only for folder: and market1501: data, and {kind} "
-            f"images have {raw.train.images.shape[2]} pixels a side: leave it out"
+            f"--image-size {image_size} is only for {_FILES} data, and {kind} images "
+            f"have {raw.train.images.shape[2]} pixels a side: leave it out"
         )
     return raw
 
 
-def _parse(spec: str) -> tuple[str, Path]:
+def _parse(spec: str) -> tuple[str, str]:
     """Splits ``kind:DIR``; the folder of a kind without one is empty and unused."""
     kind, colon, folder = spec.partition(":")
     if kind not in _KINDS:
@@ -134,4 +145,8 @@ def _parse(spec: str) -> tuple[str, Path]:
         raise UserError(f"data {spec!r} should be 'digits' alone: they are built in")
     if kind != "digits" and not folder:
         raise UserError(f"data {spec!r} needs a folder: write {kind}:DIR")
-    return kind, Path(folder).expanduser()
+    return kind, folder
+
+
+def _path(folder: str) -> Path:
+    return Path(folder).expanduser()

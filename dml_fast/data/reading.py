@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,6 +18,7 @@ from dml_fast.data.decode import (
     first_size,
 )
 from dml_fast.data.files import ImageFiles, manifest_of
+from dml_fast.data.storage import Storage
 from dml_fast.distributed.launch import Launch
 from dml_fast.errors import UserError
 
@@ -62,40 +62,49 @@ class Loaded(NamedTuple):
     corrupt: CorruptFiles
     choice: str
 
+    def among(self, first: int, end: int) -> slice:
+        """Which of the M are files ``first`` to ``end - 1``: they lie together."""
+        start, stop = np.searchsorted(self.kept, [first, end]).tolist()
+        return slice(start, stop)
 
-def load(root: Path, paths: Sequence[Path], how: Reading) -> Loaded:
+
+def load(
+    root: Path, files: Storage, how: Reading, *, corrupt: CorruptFiles | None = None
+) -> Loaded:
     """Decodes files into memory, or lists them for a loader that decodes them as it goes.
 
     Args:
         root: the data folder.
-        paths: N files in it, at least one.
+        files: N files in it, at least one.
         how: to read them.
+        corrupt: what was found to be so already.
 
     Raises:
         UserError: a file is corrupt, sizes differ, memory is too small or DALI is missing.
     """
-    corrupt = CorruptFiles(root, allowed=how.skip_corrupt)
-    manifest = manifest_of(root, paths)
-    loader, choice = _choose(paths, how)
+    corrupt = corrupt or CorruptFiles(root, allowed=how.skip_corrupt)
+    manifest = manifest_of(root, files)
+    loader, choice = _choose(files, how)
     if loader != "resident":
-        files = ImageFiles.of(
-            paths,
+        images = ImageFiles.of(
+            files,
             how.size,
             margin=how.resized,
             loader=loader,
             threads=how.threads,
             corrupt=corrupt,
         )
-        return Loaded(files, np.arange(len(paths)), manifest, corrupt, choice)
-    images, bad = decode_all(paths, image_size=how.size, skip_corrupt=how.skip_corrupt)
+        return Loaded(images, np.arange(len(files)), manifest, corrupt, choice)
+    pixels, bad = decode_all(files, image_size=how.size, skip_corrupt=how.skip_corrupt)
     for file in bad:
         corrupt.add(file)
-    kept = np.flatnonzero([path not in corrupt.reasons for path in paths])
+    lost = {file.path for file in bad}
+    kept = np.flatnonzero([not lost or files.path(i) not in lost for i in range(len(files))])
     corrupt.report()
-    return Loaded(images, kept, manifest[kept], corrupt, choice)
+    return Loaded(pixels, kept, manifest[kept], corrupt, choice)
 
 
-def _choose(paths: Sequence[Path], how: Reading) -> tuple[str, str]:
+def _choose(files: Storage, how: Reading) -> tuple[str, str]:
     """The loader, and what is to be said of the choice."""
     if how.loader == "resident" and how.resized:
         raise UserError(
@@ -112,14 +121,14 @@ def _choose(paths: Sequence[Path], how: Reading) -> tuple[str, str]:
         return streaming, f"loader: {streaming}{advice}, for random resized crops"
     sides = how.size
     if not sides:
-        _, *found = first_size(paths, 0, how.skip_corrupt)
+        _, *found = first_size(files, 0, how.skip_corrupt)
         sides = (found[0], found[1])
     tall, wide = sides if isinstance(sides, tuple) else (sides, sides)
-    needed, free = len(paths) * 3 * tall * wide, _free_bytes(how.device)
+    needed, free = len(files) * 3 * tall * wide, _free_bytes(how.device)
     fits = needed * 2 <= free  # once more while they are split and brought to the device
     name = "resident" if fits else streaming
     return name, (
-        f"loader: {name}{'' if fits else advice}; {len(paths)} images of {tall}x{wide} take "
+        f"loader: {name}{'' if fits else advice}; {len(files)} images of {tall}x{wide} take "
         f"{needed / 2**30:.2f} GiB, {free / 2**30:.1f} are free"
     )
 

@@ -6,6 +6,7 @@ The batches are those of all ranks together. Of B = R * b images a step, rank r 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -16,6 +17,9 @@ from dml_fast.data.philox import Draws, below
 from dml_fast.errors import UserError
 
 Ids = npt.NDArray[np.int64]
+
+WINDOW = 1 << 16  # images that are shuffled together
+LANES = 8  # at most: so many windows are read from at once
 
 
 class Order(Protocol):
@@ -56,8 +60,62 @@ class ShuffledOrder:
 
     def __call__(self, epoch: int) -> Ids:
         """Returns (steps, B) indices of images."""
-        order = self._draws.permutation(self._count, epoch)
+        order = self.permutation(epoch)
         return order[: self.steps * self._batch_size].reshape(self.steps, self._batch_size)
+
+    def permutation(self, epoch: int) -> Ids:
+        """Returns (N,) all images in the order of an epoch."""
+        return self._draws.permutation(self._count, epoch)
+
+
+class ShardOrder:
+    """An order that reads tar shards one after another, and mixes what lies in several of them.
+
+    Every epoch the shards are shuffled and put together to windows of whole shards that hold at
+    least ``window`` images; within a window images are shuffled. One window is a `ShuffledOrder`.
+    With several, the epoch's order is cut into lanes, contiguous parts of one length, and each
+    batch takes the next few images of every lane: so a rank's rows of all batches lie in
+    its own part of the shards. The lanes depend on B alone: batches are the same on any number of
+    ranks.
+
+    Args:
+        shards: (N,) the shard of each image.
+        batch_size: B, 1..N.
+        seed: of the permutations.
+        window: images that are shuffled together at least.
+
+    Raises:
+        UserError: ``batch_size`` is not in 1..N.
+    """
+
+    def __init__(self, shards: Ids, batch_size: int, seed: int, window: int) -> None:
+        self._plain = ShuffledOrder(len(shards), batch_size, seed)
+        self.steps = self._plain.steps
+        self._batch_size, self._window = batch_size, window
+        _, self._shard, self._sizes = np.unique(shards, return_inverse=True, return_counts=True)
+        self._draws = Draws(seed, "shards")
+
+    def __call__(self, epoch: int) -> Ids:
+        """Returns (steps, B) indices of images."""
+        shuffled = self._plain.permutation(epoch)
+        windows = self._windows(epoch)
+        lanes = math.gcd(self._batch_size, LANES) if windows.any() else 1
+        order = shuffled[np.argsort(windows[self._shard[shuffled]], kind="stable")]
+        cut = order[: self.steps * self._batch_size].reshape(lanes, self.steps, -1)
+        return cut.transpose(1, 0, 2).reshape(self.steps, self._batch_size)
+
+    def _windows(self, epoch: int) -> Ids:
+        """The number of each shard's window; what is left at the end joins the last one."""
+        order = self._draws.permutation(len(self._sizes), epoch)
+        windows = np.empty_like(order)
+        number = held = 0
+        left = int(self._sizes.sum())
+        for shard in order.tolist():
+            if held >= self._window and left >= self._window:
+                number, held = number + 1, 0
+            windows[shard] = number
+            held, left = held + int(self._sizes[shard]), left - int(self._sizes[shard])
+        return windows
 
 
 class IdentityOrder:

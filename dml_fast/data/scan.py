@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from dml_fast.data.decode import CorruptImageError, cores, decode_image
+from dml_fast.data.decode import cores, decode_image
 from dml_fast.data.folder import SUFFIXES
-from dml_fast.errors import reason
+from dml_fast.data.storage import CorruptImageError, Storage
 
 _AT_ONCE = 512  # files: bounds what waits
 _ENDS = 64  # bytes at a file's beginning and end
@@ -49,7 +50,7 @@ def image_files(root: Path) -> list[Path]:
     return found
 
 
-def scan(files: list[Path], *, decode: bool) -> Iterator[Report]:
+def scan(files: Storage, *, decode: bool) -> Iterator[Report]:
     """Looks at each file; the same report is yielded again as it grows.
 
     Args:
@@ -63,39 +64,35 @@ def scan(files: list[Path], *, decode: bool) -> Iterator[Report]:
     with ThreadPoolExecutor(cores()) as pool:
         try:
             for start in range(0, len(files), _AT_ONCE):
-                some = files[start : start + _AT_ONCE]
-                for path, problem in zip(some, pool.map(look, some), strict=True):
+                some = range(start, min(start + _AT_ONCE, len(files)))
+                for index, problem in zip(some, pool.map(partial(look, files), some), strict=True):
                     report.files += 1
                     if problem:
-                        report.bad[path] = problem
+                        report.bad[files.path(index)] = problem
                 yield report
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def glanced_at(path: Path) -> str:
+def glanced_at(files: Storage, index: int) -> str:
     """What is wrong with a file by its first and last bytes; "" for nothing."""
     try:
-        with path.open("rb") as file:
-            start = file.read(_ENDS)
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _ENDS))
-            end = file.read(_ENDS)
-    except OSError as error:
-        return reason(error)
-    if not size:
+        start, end = files.ends(index, _ENDS)
+    except CorruptImageError as error:
+        return str(error)
+    if not start:
         return "empty"
     for first, last in _KINDS.items():
         if start.startswith(first) and end.endswith(last):
             return ""
     # truncated, foreign, of another kind, or with something behind its end
-    return decoded(path)
+    return decoded(files, index)
 
 
-def decoded(path: Path) -> str:
+def decoded(files: Storage, index: int) -> str:
     """What is wrong with a file when it is decoded; "" for nothing."""
     try:
-        decode_image(path)
+        decode_image(files.read(index))
     except CorruptImageError as error:
         return str(error)
     return ""

@@ -26,11 +26,13 @@ class ImageSet:
         images: (N, C, H, W) uint8, or files that are decoded to that.
         labels: (N,) int64, indices of `DataSet.classes`.
         manifest: None, or (N,) of `dml_fast.data.files.manifest_of` where they come from files.
+        shard: None, or (N,) in which tar shard each lies, so that those of one are read together.
     """
 
     images: npt.NDArray[np.uint8] | ImageFiles
     labels: npt.NDArray[np.int64]
     manifest: npt.NDArray[np.uint64] | None = field(default=None, kw_only=True)
+    shard: npt.NDArray[np.int64] | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -38,7 +40,8 @@ class ImageSet:
     def subset(self, ids: npt.NDArray[np.int64]) -> ImageSet:
         """Returns copies of the images ``ids``, in that order."""
         manifest = None if self.manifest is None else self.manifest[ids]
-        return ImageSet(self.images[ids], self.labels[ids], manifest=manifest)
+        shard = None if self.shard is None else self.shard[ids]
+        return ImageSet(self.images[ids], self.labels[ids], manifest=manifest, shard=shard)
 
     def picture(self, index: int) -> npt.NDArray[np.uint8]:
         """Returns one image: (C, H, W)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -15,9 +14,10 @@ from torch import Tensor
 
 from dml_fast.data.assemble import Assembler, TrainBatch
 from dml_fast.data.boxes import Boxes
-from dml_fast.data.decode import BadImage, CorruptImageError
+from dml_fast.data.decode import BadImage
 from dml_fast.data.files import ImageFiles
 from dml_fast.data.plan import BatchPlan, Plan
+from dml_fast.data.storage import CorruptImageError
 from dml_fast.errors import UserError
 
 T = TypeVar("T")
@@ -85,7 +85,7 @@ class Source:
     def __init__(self, images: ImageFiles, labels: Ids | None = None) -> None:
         self.images, self._labels = images, labels
 
-    def find(self, index: int, read: Callable[[str], T]) -> tuple[int, T | None]:
+    def find(self, index: int, read: Callable[[int], T]) -> tuple[int, T | None]:
         """Reads a file, or the one that replaces it.
 
         Args:
@@ -100,18 +100,17 @@ class Source:
         """
         corrupt = self.images.corrupt
         for candidate in self._candidates(index):
-            name: str = self.images.paths[candidate]
-            if corrupt.reasons and Path(name) in corrupt.reasons:
+            if corrupt.reasons and self.images.files.path(candidate) in corrupt.reasons:
                 continue
             try:
-                return candidate, read(name)
+                return candidate, read(candidate)
             except CorruptImageError as error:
-                corrupt.add(BadImage(Path(name), str(error)))
+                corrupt.add(BadImage(self.images.files.path(candidate), str(error)))
         if self._labels is None:
             return -1, None
         raise UserError(
-            f"none of {len(self.images)} images, {self.images.path(0)} first, can be decoded: "
-            "replace them"
+            f"none of {len(self.images)} images, {self.images.files.path(0)} first, can be "
+            "decoded: replace them"
         )
 
     def _candidates(self, index: int) -> Iterator[int]:

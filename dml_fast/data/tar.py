@@ -1,0 +1,133 @@
+"""Reads the headers of a tar file: several times as fast as the standard library, and stricter."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_BLOCK = 512
+_AT_ONCE = 4096  # bytes: a label, with its header before it and the next image's behind it
+_LONGEST_NAME = 1 << 16
+_MOST_PADDING = 1 << 20  # zeros behind the end mark; by default there are less than 10 KiB
+_ORDINARY, _WITHOUT_CONTENT = b"07\0", b"123456"  # files; links, devices, folders
+_RECORD = re.compile(rb"\d+ (path|size)=([^\n]*)\n")
+
+
+class Member(NamedTuple):
+    """A file in a tar: its name, and where its bytes are."""
+
+    name: str
+    offset: int
+    size: int
+
+
+class DamagedTarError(Exception):
+    """A tar cannot be read further."""
+
+
+class Reader:
+    """Reads at offsets; what lies together is read at once."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.length = os.fstat(descriptor).st_size
+        self._start, self._buffer = 0, b""
+
+    def __call__(self, offset: int, count: int) -> bytes:
+        """Returns ``count`` bytes, fewer at the end of the file."""
+        begin = offset - self._start
+        if begin < 0 or begin + count > len(self._buffer):
+            self._buffer = os.pread(self._descriptor, max(count, _AT_ONCE), offset)
+            self._start, begin = offset, 0
+        return self._buffer[begin : begin + count]
+
+
+def walk(read: Reader) -> Iterator[Member]:
+    """Yields the ordinary files of a tar (ustar, GNU or pax).
+
+    Raises:
+        DamagedTarError: it is truncated or no tar.
+    """
+    position = 0
+    longer: dict[str, bytes] = {}  # what a header of GNU's or pax says of the next member
+    while True:
+        block = read(position, _BLOCK)
+        if len(block) < _BLOCK:
+            raise DamagedTarError(_ending(position, block))
+        if block == bytes(_BLOCK):
+            _check_end(read, position)
+            return
+        if sum(block) - sum(block[148:156]) + 8 * 32 != _octal(block[148:156]):
+            raise DamagedTarError(_foreign(position, block))
+        kind, offset = block[156:157], position + _BLOCK
+        stated = longer.get("size", b"")
+        size = int(stated) if stated.isdigit() else _octal(block[124:136])
+        if kind in _WITHOUT_CONTENT:
+            size = 0
+        if size < 0:
+            raise DamagedTarError(f"the header at byte {position} states no size")
+        if offset + size > read.length:
+            raise DamagedTarError(
+                f"truncated: {_name(block, longer)} would end at byte {offset + size} and the file "
+                f"has {read.length}"
+            )
+        if kind in b"LKxg":
+            if size > _LONGEST_NAME:
+                raise DamagedTarError(f"a header of {size} bytes at byte {position}")
+            content = read(offset, size)
+            if kind == b"L":
+                longer["path"] = content.rstrip(b"\0")
+            elif kind == b"x":
+                longer |= {key.decode(): value for key, value in _RECORD.findall(content)}
+        else:
+            if kind in _ORDINARY:
+                yield Member(_name(block, longer), offset, size)
+            longer = {}
+        position = offset + -(-size // _BLOCK) * _BLOCK
+
+
+def _check_end(read: Reader, position: int) -> None:
+    """Checks that nothing but padding is behind the end mark, which a hole in a file looks like."""
+    rest = read(position, _MOST_PADDING)
+    if rest.strip(b"\0") or position + len(rest) < read.length:
+        raise DamagedTarError(
+            f"an end mark at byte {position} of {read.length} and something behind it"
+        )
+
+
+def _octal(field: bytes) -> int:
+    """The number in a header's field, -1 for none."""
+    try:
+        if field[:1] >= b"\x80":  # GNU's way with more than 8 GiB
+            return int.from_bytes(field[1:], "big")
+        return int(field.strip(b" \0") or b"0", 8)
+    except ValueError:
+        return -1
+
+
+def _name(block: bytes, longer: dict[str, bytes]) -> str:
+    name = longer.get("path")
+    if name is None:
+        name = block[:100].rstrip(b"\0").partition(b"\0")[0]
+        if block[257:263] == b"ustar\0" and (prefix := block[345:500].partition(b"\0")[0]):
+            name = prefix + b"/" + name
+    parts = os.fsdecode(name).split("/")
+    return "/".join(part for part in parts if part not in ("", "."))
+
+
+def _ending(position: int, block: bytes) -> str:
+    if not position and not block:
+        return "empty"
+    if not position:
+        return "no tar"
+    return f"truncated: it ends at byte {position + len(block)} without a tar's end mark"
+
+
+def _foreign(position: int, block: bytes) -> str:
+    if position:
+        return f"what should be a header at byte {position} is none"
+    if block.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+        return "compressed, so that nothing can be found in it; decompress it"
+    return "no tar"
