@@ -68,6 +68,7 @@ class Compiled:
     mufu: int  # exponentials, logarithms, reciprocals
     shuffles: int
     barriers: int
+    fused_sums: int  # multiply-adds to what another lane sent: lanes then hold other sums
     fp64: int  # mentions of 64-bit floats in the PTX
     ptx: str
     sass: str
@@ -140,10 +141,26 @@ def _read(usage: str, ptx: str, sass: str, shared_bytes: int) -> Compiled:
         mufu=counts["MUFU"],
         shuffles=counts["SHFL"],
         barriers=counts["BAR"],
+        fused_sums=_fused_sums(sass),
         fp64=len(re.findall(r"\.f64\b", ptx)),
         ptx=ptx,
         sass=sass,
     )
+
+
+def _fused_sums(sass: str) -> int:
+    received: set[str] = set()  # registers that hold what a shuffle brought
+    count = 0
+    for line in sass.splitlines():
+        if not (found := _INSTRUCTION.match(line)):
+            continue
+        name, _, operands = found.groups()
+        registers = re.findall(r"\bR\d+\b", operands)
+        if not registers:
+            continue
+        count += name == "FFMA" and registers[-1] in received
+        (received.add if name == "SHFL" else received.discard)(registers[0])
+    return count
 
 
 def _parse(sass: str) -> tuple[list[Instruction], list[range], list[range]]:

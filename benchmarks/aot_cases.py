@@ -140,6 +140,7 @@ class Tile:
         self.threads: int = 32 * launch.options["num_warps"]
         self.swept = "EACH" in constants  # the columns, in a loop
         width = constants["THREADS"] * constants["EACH"] if self.swept else constants["BLOCK"]
+        self.several_warps = width > 32  # to a row
         self.rows: int = constants.get("R", 1)
         self.columns: int = min(width, case.classes)
         self.read: int = constants["L"]  # distributions
@@ -150,12 +151,15 @@ class Tile:
         self.access_bits = 8 * math.gcd(case.classes * self.itemsize, 16)
 
     def faults(self, compiled: Compiled) -> list[str]:
-        """Spills, fp64, and logits or gradients in narrower accesses than alignment allows."""
+        """Spills, fp64, lanes that disagree on a sum, accesses narrower than alignment allows."""
         found = []
         if compiled.spills or compiled.stack_bytes:
             found.append(f"{compiled.spills} spills, {compiled.stack_bytes} bytes of stack")
         if compiled.fp64:
             found.append(f"{compiled.fp64} mentions of fp64")
+        # Within a warp each lane goes on with its own; across warps one of them is written.
+        if compiled.fused_sums and self.several_warps:
+            found.append(f"{compiled.fused_sums} products fused with a lane's sum")
         parts = self._sweeps(compiled)
         if not parts:
             found.append(f"narrow loads: {compiled.body.loads}, not {self.access_bits} bits")

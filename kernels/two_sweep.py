@@ -248,7 +248,7 @@ def two_sweep(
     for i in tl.static_range(L):
         top = tl.max(tops[i])
         move = tl.maximum(tops[i] - top, LEAST) * rate
-        d = tl.sum(sums[i] * tl.exp2(move))
+        d = tl.sum(rounded(sums[i], tl.exp2(move)))
         fine = d > 0.0
         log_d = tl.where(fine, tl.log2(d), 0.0)
         row_tops = row_tops + (top,)
@@ -388,7 +388,8 @@ def two_sweep(
     for k in tl.static_range(K):
         log_d_1 = logs[k]
         if TEMPERED:
-            d_1 = tl.sum(sums_1[k] * tl.exp2(tl.maximum(tops[k] - row_tops[k], LEAST) * LOG2E))
+            gap = tl.maximum(tops[k] - row_tops[k], LEAST) * LOG2E
+            d_1 = tl.sum(rounded(sums_1[k], tl.exp2(gap)))
             log_d_1 = tl.where(fines[k], tl.log2(d_1), 0.0)
         logs_1 = logs_1 + (log_d_1,)
         kl = 0.0
@@ -543,4 +544,14 @@ def two_sweep(
 @triton.jit
 def joined(cross, sums, move_k, move_l, row_sum):
     """Σ_c p_l (log2 p_k + log2 d_k) from each thread's D_lk and d_l."""
-    return tl.sum((cross + move_k * sums) * tl.exp2(move_l)) / row_sum
+    return tl.sum(rounded(cross + move_k * sums, tl.exp2(move_l))) / row_sum
+
+
+@triton.jit
+def rounded(a, b):
+    """A b as a float of its own.
+
+    Fused with the first addition of a sum over threads, lane i would add its exact product to lane
+    j's rounded one, and j the other way round: sums that differ in the last bit, one of which wins.
+    """
+    return tl.fma(a, b, tl.zeros_like(a))

@@ -66,6 +66,14 @@ def repair(x, y, count, C: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[n
         tl.store(count, 1)
 
 
+@triton.jit
+def norm(x, y, n, C: tl.constexpr, BLOCK: tl.constexpr, ROUNDED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A sum over threads of products, one a thread."""
+    values = tl.load(x + tl.arange(0, BLOCK))
+    products = tl.fma(values, values, tl.zeros_like(values)) if ROUNDED else values * values
+    tl.store(y, tl.sum(products))
+
+
 POINTERS = {"x": "*fp32", "y": "*fp32"}
 ALIGNED = frozenset(POINTERS)
 SPECIMENS: dict[str, tuple[Any, dict[str, str], dict[str, int], dict[str, Any]]] = {
@@ -81,6 +89,8 @@ SPECIMENS: dict[str, tuple[Any, dict[str, str], dict[str, int], dict[str, Any]]]
     ),
     "scale in fp32": (promote, {"scale": "fp32"}, {"C": 512, "BLOCK": 512}, {}),
     "scale in fp64": (promote, {"scale": "fp64"}, {"C": 512, "BLOCK": 512}, {}),
+    "norm": (norm, {"n": "i32"}, {"C": 0, "BLOCK": 128, "ROUNDED": False}, {}),
+    "norm of rounded products": (norm, {"n": "i32"}, {"C": 0, "BLOCK": 128, "ROUNDED": True}, {}),
     "repair if broken": (
         repair,
         {"count": "*i32"},
@@ -97,7 +107,8 @@ def main() -> None:
 
     figures = {}
     for name, (kernel, types, constexprs, options) in SPECIMENS.items():
-        compiled = compile_for(kernel, POINTERS | types, constexprs, 90, num_warps=4, **options)
+        options = {"num_warps": 4, "enable_fp_fusion": True, **options}
+        compiled = compile_for(kernel, POINTERS | types, constexprs, 90, **options)
         figures[name] = compiled.figures()
     json.dump(figures, sys.stdout)
 
