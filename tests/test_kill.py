@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from distributed_cases import finish
 
 OPTIONS = ["--arch", "resnet8", "--epochs", "12", "--seed", "3", "--save-every", "4", "--amp"]
 LIVES = 10
@@ -27,12 +28,6 @@ def start(folder: Path, *options: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == code, output
-    return output
 
 
 def newest(folder: Path) -> int:

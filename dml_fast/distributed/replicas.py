@@ -31,10 +31,26 @@ class _Both(nn.Module):
         return found
 
 
-class ReplicatedStudent(Student):
-    """A student of which every rank of a row has a copy; gradients are averaged by DDP.
+class _JoinedStudent(Student):
+    """A student that the ranks of a row train together, each on other images.
 
     Running statistics are those of the first rank's images, as with DDP's ``broadcast_buffers``.
+    """
+
+    _group: ProcessGroup
+
+    def update(
+        self, logits: Tensor, grad: Tensor, extra: Tensor | None = None, extra_weight: float = 1.0
+    ) -> Tensor:
+        """As `Student.update`; the gradients are the means of all ranks'."""
+        skipped = super().update(logits, grad, extra, extra_weight)
+        for statistics in self._statistics:
+            torch.distributed.broadcast(statistics, group=self._group, group_src=0)
+        return skipped
+
+
+class ReplicatedStudent(_JoinedStudent):
+    """A student of which every rank of a row has a copy; gradients are averaged by DDP.
 
     Args:
         model: as in `Student`.
@@ -68,17 +84,8 @@ class ReplicatedStudent(Student):
         else:
             self._logits = ddp(model, **options)
 
-    def update(
-        self, logits: Tensor, grad: Tensor, extra: Tensor | None = None, extra_weight: float = 1.0
-    ) -> Tensor:
-        """As `Student.update`; the gradients are the means of all ranks'."""
-        skipped = super().update(logits, grad, extra, extra_weight)
-        for statistics in self._statistics:
-            torch.distributed.broadcast(statistics, group=self._group, group_src=0)
-        return skipped
 
-
-class ShardedStudent(Student):
+class ShardedStudent(_JoinedStudent):
     """A student whose weights, gradients and optimizer are shared out over a row by FSDP2.
 
     The optimizer has the local shards as its parameters: fused SGD does not take DTensors
@@ -115,15 +122,6 @@ class ShardedStudent(Student):
         norm: Any = nn.utils.get_total_norm(found)
         whole: Tensor = norm.full_tensor()
         return whole
-
-    def update(
-        self, logits: Tensor, grad: Tensor, extra: Tensor | None = None, extra_weight: float = 1.0
-    ) -> Tensor:
-        """As `Student.update`; the gradients are the means of all ranks'."""
-        skipped = super().update(logits, grad, extra, extra_weight)
-        for statistics in self._statistics:
-            torch.distributed.broadcast(statistics, group=self._group, group_src=0)
-        return skipped
 
     def state_dict(self) -> dict[str, Any]:
         """As `Student.state_dict`, of DTensors, which a sharded checkpoint puts together."""
