@@ -130,7 +130,9 @@ def test_one_ranks_signal_stops_all(tmp_path: Path, undisturbed: dict[str, Any])
     assert not differences(content(folder), undisturbed)
 
 
-def test_an_error_of_one_rank_is_told_with_its_rank(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_of_one_rank_is_told_with_its_rank(tmp_path: Path, rank: int) -> None:
+    """Rank 0 serves the store here, in which the others look for the reason."""
     model = tmp_path / "breaks.py"
     model.write_text(
         "import os\n"
@@ -139,7 +141,7 @@ def test_an_error_of_one_rank_is_told_with_its_rank(tmp_path: Path) -> None:
         "    calls = 0\n"
         "    def forward(self, x):\n"
         "        self.calls += 1\n"
-        "        if os.environ['RANK'] == '1' and self.calls == 9:\n"
+        f"        if os.environ['RANK'] == '{rank}' and self.calls == 9:\n"
         "            raise ValueError('a bug of the user')\n"
         "        return super().forward(x)\n"
         "def build(*, num_classes, in_channels, image_size):\n"
@@ -154,7 +156,8 @@ def test_an_error_of_one_rank_is_told_with_its_rank(tmp_path: Path) -> None:
     assert [code for code, _ in ends] == [1, 1, 1]
     said = [line for _, output in ends for line in output.splitlines() if "error: " in line]
     assert len(said) == 1
-    assert said[0].startswith("error: rank 1 failed (ValueError: a bug of the user), at step ")
+    reason = f"error: rank {rank} failed (ValueError: a bug of the user), at step "
+    assert said[0].startswith(reason)
 
 
 def test_a_student_that_no_longer_learns_ends_all_ranks_alike(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _PERIOD_S = 0.3  # between two looks at the store
 _GRACE_S = 1.5  # in which survivors come forward
+_LAST_S = 2 * _GRACE_S + 2  # in which all who are alive have left
 
 
 class Watch:
@@ -63,27 +65,28 @@ class Watch:
             self._say(f"error: {text}{self.where()}")
         self._store.set("failed", text)
         _tell_torchrun(error)
-        _exit(2 if isinstance(error, UserError) else 1)
+        self._leave(2 if isinstance(error, UserError) else 1)
 
     def _mourn(self) -> NoReturn:
         """Another rank is gone: the first who notices says which."""
         try:
             if self._store.check(["failed"]):  # it has spoken for itself
-                _exit(1)
+                self._leave(1)
             first = self._store.add("lost", 1) == 1
             self._store.set(f"seen/{self._launch.rank}", "")
             if not first:
-                _exit(1)
+                self._leave(1)
             time.sleep(_GRACE_S)
             if self._store.check(["failed"]):
-                _exit(1)
+                self._leave(1)
             ranks = range(self._launch.size)
             gone = [str(rank) for rank in ranks if not self._store.check([f"seen/{rank}"])]
             who = f"rank {', '.join(gone)}" if gone else "the connection to a rank"
             self._say(f"error: {who} is gone, killed or lost from the network{self.where()}")
         except Exception:  # the store went with it
-            self._say(f"error: the rank that serves the store is gone{self.where()}")
-        _exit(1)
+            server = "torchrun's agent" if self._launch.agent_store else "rank 0"
+            self._say(f"error: {server}, which serves the store, is gone{self.where()}")
+        self._leave(1)
 
     def _look(self) -> None:
         while not self._stopped.wait(_PERIOD_S):
@@ -96,7 +99,19 @@ class Watch:
             if over:
                 time.sleep(_GRACE_S + 1)  # in which the main thread may find out and say more
                 with self._leaving:
-                    _exit(1)
+                    self._leave(1)
+
+    def _leave(self, code: int) -> NoReturn:
+        """The rank that serves the store goes last: without it the others could not ask why."""
+        last = self._launch.main and not self._launch.agent_store
+        with suppress(Exception):
+            self._store.add("left", 0 if last else 1)
+            end = time.monotonic() + _LAST_S
+            while last and self._store.add("left", 0) < self._launch.size - 1:
+                if time.monotonic() > end:
+                    break
+                time.sleep(_PERIOD_S / 3)
+        _exit(code)
 
     def _say(self, line: str) -> None:
         print(line, file=sys.__stderr__, flush=True)
