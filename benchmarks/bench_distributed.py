@@ -32,7 +32,7 @@ from dml_fast.amp import Precision
 from dml_fast.cohort import Cohort
 from dml_fast.config import TrainConfig
 from dml_fast.distributed.connect import connected
-from dml_fast.distributed.launch import Launch
+from dml_fast.distributed.launch import Launch, end
 from dml_fast.distributed.placement import place
 from dml_fast.engine import Engine
 from dml_fast.executor_choice import make_executor
@@ -251,4 +251,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

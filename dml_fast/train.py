@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dml_fast import cli
 from dml_fast.config import TrainConfig, from_mapping, load_toml
-from dml_fast.distributed.launch import Launch, silence
+from dml_fast.distributed.launch import Launch, end, silence
 from dml_fast.distributed.mesh import Mesh, Shares
 from dml_fast.distributed.placement import place
 from dml_fast.errors import UserError
@@ -257,4 +257,4 @@ def _check_state(
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    end(cli.run(main))

@@ -19,7 +19,7 @@ from dml_fast.amp import Precision
 from dml_fast.cohort import Cohort
 from dml_fast.config import TrainConfig
 from dml_fast.distributed.connect import connected
-from dml_fast.distributed.launch import Launch
+from dml_fast.distributed.launch import Launch, end
 from dml_fast.distributed.placement import place
 from dml_fast.engine import Engine
 
@@ -83,11 +83,8 @@ def main(options: Path, out: Path) -> None:
         everyone = world.gather(found)
         if everyone is not None:
             out.write_text(json.dumps(everyone))
-        del engine, cohort
-        dist.barrier()
-        dist.destroy_process_group()
-        os._exit(0)
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
+    end(0)

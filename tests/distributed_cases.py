@@ -53,7 +53,12 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     return output
 
 
-def by_hand(count: int, *arguments: str, each: dict[int, list[str]] | None = None) -> list[Any]:
+def by_hand(
+    count: int,
+    *arguments: str,
+    each: dict[int, list[str]] | None = None,
+    module: str = "dml_fast.train",
+) -> list[Any]:
     """(exit code, output) of ranks that are started without torchrun, as a cluster would."""
     port = free_port()
     ranks = []
@@ -61,7 +66,7 @@ def by_hand(count: int, *arguments: str, each: dict[int, list[str]] | None = Non
         variables = {"RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port, "LOCAL_RANK": rank}
         ranks.append(
             subprocess.Popen(
-                [sys.executable, "-m", "dml_fast.train", *arguments, *(each or {}).get(rank, [])],
+                [sys.executable, "-m", module, *arguments, *(each or {}).get(rank, [])],
                 env={
                     **os.environ,
                     **ONE_THREAD,

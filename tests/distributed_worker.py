@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from dml_fast.config import TrainConfig
 from dml_fast.distributed.connect import connected
-from dml_fast.distributed.launch import Launch
+from dml_fast.distributed.launch import Launch, end
 from dml_fast.distributed.placement import place
 from dml_fast.distributed.world import World
 from dml_fast.run import Run
@@ -49,3 +49,4 @@ def main(cases: Path, folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
+    end(0)

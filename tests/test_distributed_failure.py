@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -170,6 +172,26 @@ def test_a_student_that_no_longer_learns_ends_all_ranks_alike(tmp_path: Path) ->
     said = [line for _, output in ends for line in output.splitlines() if "error: " in line]
     assert len(said) == 1
     assert "had non-finite gradients in its last 3 steps" in said[0]
+
+
+def test_a_late_rank_ends_well(tmp_path: Path) -> None:
+    options = ("--arch", "resnet8", "--cohort", "2", "--epochs", "1", "--train-fraction", "0.1")
+    run = str(tmp_path / "run")
+    (code, said), late = by_hand(2, *options, "--out", run, module="distributed_ending_worker")
+    assert code == 0 and f"written to {run}" in said
+    assert late == (0, "")
+
+
+def test_exit_functions_run_in_a_rank_too() -> None:
+    program = (
+        "import atexit, os\n"
+        "from dml_fast.distributed.launch import end\n"
+        "os.environ['WORLD_SIZE'] = '2'\n"
+        "atexit.register(print, 'farewell')\n"
+        "end(3)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, "farewell\n", "")
 
 
 @pytest.mark.slow

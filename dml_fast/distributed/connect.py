@@ -36,6 +36,8 @@ def connected(
 ) -> Iterator[World]:
     """The world of a run, while inside; leaving it in peace waits for all ranks.
 
+    A program that has used it ends with `launch.end`.
+
     Args:
         launch: how this process was started.
         mesh: of the ranks.

@@ -8,7 +8,6 @@ will never answer.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -17,7 +16,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn
 
-from dml_fast.distributed.launch import Launch
+from dml_fast.distributed.launch import Launch, end_at_once
 from dml_fast.errors import TrainingError, UserError, reason
 
 if TYPE_CHECKING:
@@ -48,7 +47,8 @@ class Watch:
     def stop(self) -> None:
         """Before the ranks part in peace."""
         self._stopped.set()
-        self._thread.join()  # ending Python while it is in C++ would abort the process
+        self._thread.join()
+        self._part()
 
     def fail(self, error: BaseException) -> NoReturn:
         """End this rank for an error of its own, or for a rank that is gone.
@@ -102,7 +102,11 @@ class Watch:
                     self._leave(1)
 
     def _leave(self, code: int) -> NoReturn:
-        """The rank that serves the store goes last: without it the others could not ask why."""
+        self._part()
+        end_at_once(code)  # groups that wait for a rank that is gone cannot be taken down
+
+    def _part(self) -> None:
+        """The rank that serves the store goes last: without it the others would miss it."""
         last = self._launch.main and not self._launch.agent_store
         with suppress(Exception):
             self._store.add("left", 0 if last else 1)
@@ -111,7 +115,6 @@ class Watch:
                 if time.monotonic() > end:
                     break
                 time.sleep(_PERIOD_S / 3)
-        _exit(code)
 
     def _say(self, line: str) -> None:
         print(line, file=sys.__stderr__, flush=True)
@@ -135,13 +138,6 @@ def _tell_torchrun(error: BaseException) -> None:
     handler = get_error_handler()
     handler.initialize()
     handler.record_exception(error)
-
-
-def _exit(code: int) -> NoReturn:
-    """At once: groups that wait for a rank that is gone cannot be taken down."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(code)
 
 
 TIMEOUT = timedelta(minutes=30)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import NoReturn
 
 from dml_fast.errors import UserError
 
@@ -62,6 +65,27 @@ def speaks() -> bool:
 def silence() -> None:
     """Take the mouth from a rank whose mistakes rank 0 reports."""
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
+def end(code: int) -> NoReturn:
+    """End this process; one of several ranks as `multiprocessing` ends its children.
+
+    What was registered with `atexit` runs, then the process is gone: were Python taken down, gloo's
+    threads, which let go of tensors a moment after a collective is over and need the interpreter
+    for it, would abort the process (https://github.com/pytorch/pytorch/issues/190489).
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    end_at_once(code)
+
+
+def end_at_once(code: int) -> NoReturn:
+    """End this process, whatever its threads do."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody reads it, or it is closed
+            stream.flush()
+    os._exit(code)
 
 
 def _number(name: str, default: int | None = None) -> int:
