@@ -106,7 +106,7 @@ class Watch:
         end_at_once(code)  # groups that wait for a rank that is gone cannot be taken down
 
     def _part(self) -> None:
-        """The rank that serves the store goes last: without it the others would miss it."""
+        """Say in the store that this rank leaves; the one that serves it leaves last."""
         last = self._launch.main and not self._launch.agent_store
         with suppress(Exception):
             self._store.add("left", 0 if last else 1)
