@@ -28,7 +28,7 @@ lint: $(VENV)/.with-dev
 
 types: $(VENV)/.with-dev
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml dml_fast._ranking
+	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml dml_fast._native
 
 bench: $(VENV)/.with-test
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(BENCH_ARGS)
@@ -36,14 +36,14 @@ bench: $(VENV)/.with-test
 # The extension built anew under AddressSanitizer (with UndefinedBehaviorSanitizer), then under
 # ThreadSanitizer, and its tests with each; those that measure or interrupt whole processes are left
 # out. Python itself is not instrumented: the runtime is preloaded, and leaks are Python's business.
-SANITIZED_TESTS := tests/test_ranking_core.py tests/test_ranking_distances.py \
-	tests/test_ranking_features.py tests/test_ranking_hamming.py tests/test_ranking_rerank.py \
-	tests/test_ranking_sets.py
+SANITIZED_TESTS := tests/ranking/test_core.py tests/ranking/test_distances.py \
+	tests/ranking/test_features.py tests/ranking/test_codes.py tests/ranking/test_reranking.py \
+	tests/ranking/test_sets.py
 # $(call sanitized,NAME,FLAGS,RUNTIME,ENVIRONMENT)
 sanitized = mkdir -p build/$(1) && \
 	CFLAGS="-g -O1 -fno-omit-frame-pointer $(2)" LDFLAGS="$(2)" $(BIN)/python setup.py -q build_ext \
 		--build-temp build/$(1)/objects --build-lib build/$(1)/lib --force && \
-	cp -r dml_fast build/$(1)/package && cp -f build/$(1)/lib/dml_fast/_ranking*.so build/$(1)/package/ && \
+	cp -r dml_fast build/$(1)/package && cp -f build/$(1)/lib/dml_fast/_native*.so build/$(1)/package/ && \
 	rm -rf build/$(1)/lib/dml_fast && mv build/$(1)/package build/$(1)/lib/dml_fast && \
 	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=$(3)) $$($${CXX:-g++} -print-file-name=libstdc++.so.6)" \
 		PYTHONPATH=build/$(1)/lib $(4) $(BIN)/python -P -m pytest -q -s -p no:cacheprovider \
@@ -51,7 +51,7 @@ sanitized = mkdir -p build/$(1) && \
 
 sanitize: $(VENV)/.with-test
 	$(call sanitized,asan,-fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined,libasan.so,ASAN_OPTIONS=detect_leaks=0)
-	$(call sanitized,tsan,-fsanitize=thread,libtsan.so,TSAN_OPTIONS=suppressions=tests/tsan.supp)
+	$(call sanitized,tsan,-fsanitize=thread,libtsan.so,TSAN_OPTIONS=suppressions=tests/support/tsan.supp)
 
 # The wheel is built from the sdist, so that nothing missing from the sdist goes unnoticed.
 dist: $(VENV)/.with-dev

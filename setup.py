@@ -15,7 +15,7 @@ FLAGS = (
 )
 
 ranking = Pybind11Extension(
-    "dml_fast._ranking",
+    "dml_fast._native",
     sources=sorted(glob("csrc/*.cpp")),
     # Without these, the headers are missing from the sdist, and a changed header rebuilds nothing.
     depends=sorted(glob("csrc/*.hpp")),

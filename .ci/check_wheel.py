@@ -10,17 +10,17 @@ import numpy as np
 import torch
 
 import dml_fast
-from dml_fast import _ranking
+from dml_fast import _native
 from dml_fast.kernels.availability import unavailable_reason
 
 package = Path(dml_fast.__file__).parent
 assert package.is_relative_to(sys.prefix), f"not the installed wheel: {package}"
 assert version("dml_fast") == dml_fast.__version__
-for name in ("py.typed", "_ranking.pyi", "kernels/availability.py"):
+for name in ("py.typed", "_native.pyi", "kernels/availability.py"):
     assert (package / name).is_file(), f"the wheel lacks {name}"
 assert not (package / "kernels").is_symlink()
 
-assert _ranking.average_precision(np.array([1, 2])) == (1.0, 1.0, 1.0)
+assert _native.average_precision(np.array([1, 2])) == (1.0, 1.0, 1.0)
 assert unavailable_reason(torch.device("meta"))
 for name in dml_fast.__all__:
     getattr(dml_fast, name)

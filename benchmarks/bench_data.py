@@ -1,6 +1,6 @@
 """Images a second of each loader, beside torchvision's, and what a training step waits for data.
 
-    python benchmarks/bench_data.py CASE --data DIR [--json FILE]
+    python -m benchmarks.bench_data CASE --data DIR [--json FILE]
 
 CASE is cifar (32x32 JPEGs), reid (128x64, resized), photos (400x400 to random resized 224x224),
 shards (32x32 JPEGs in tar shards beside the same in a folder, and reading the tars' headers),
@@ -27,19 +27,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import data_peers
 import numpy as np
 import torch
-from data_peers import Pass
-from machine import installed, provenance
 
-from dml_fast.allocator import keep_freed_memory
+from benchmarks.common.machine import installed, provenance
+from benchmarks.peers import data as data_peers
+from benchmarks.peers.data import Pass
 from dml_fast.data import DataSet, open_dataset
-from dml_fast.data.assemble import Loader
-from dml_fast.data.loaders import train_loader
+from dml_fast.data.loaders.assemble import Loader
+from dml_fast.data.loaders.opening import train_loader
 from dml_fast.data.plan import Augmentation
+from dml_fast.data.readers.samples import read_index
 from dml_fast.data.reading import dali_is_installed
-from dml_fast.data.samples import read_index
+from dml_fast.machine import keep_freed_memory
 
 BATCH = 64
 CASES = ("cifar", "shards", "reid", "photos", "memory", "views", "wait")
@@ -222,10 +222,10 @@ def views(_: Path) -> Iterator[dict[str, Pass]]:
 
 def wait(root: Path) -> Iterator[dict[str, Pass]]:
     """Each pass is 6 steps of two ResNet-32; the shares are in `WAITED`."""
-    from dml_fast.amp import Precision
-    from dml_fast.cohort import Cohort
     from dml_fast.config import TrainConfig
     from dml_fast.engine import Engine
+    from dml_fast.engine.cohort import Cohort
+    from dml_fast.engine.precision import Precision
 
     config = TrainConfig(cohort=2, arch="resnet32", batch_size=BATCH)
     precision = Precision.from_config(config, DEVICE)

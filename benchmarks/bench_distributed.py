@@ -1,12 +1,12 @@
 """A step of a cohort over processes beside a step of one process.
 
-    python benchmarks/bench_distributed.py [--arch resnet32 ...] [--students 2 4] [--json FILE]
+    python -m benchmarks.bench_distributed [--arch resnet32 ...] [--students 2 4] [--json FILE]
     pytest benchmarks/bench_distributed.py --benchmark-only
 
 Each contestant is a job of real processes that talk by gloo over loopback and wait for their turn;
 the jobs take turns, a step at a time. "2x1" shares the students out over two processes, "1x2" the
 images (DDP); both have one thread each. What a rank receives is counted by the exchange, and for
-DDP computed; `tests/test_distributed_bytes.py` holds both against the sockets.
+DDP computed; `tests/distributed/test_bytes.py` holds both against the sockets.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from machine import provenance
 
-from dml_fast.amp import Precision
-from dml_fast.cohort import Cohort
+from benchmarks.common.machine import provenance
 from dml_fast.config import TrainConfig
 from dml_fast.distributed.connect import connected
 from dml_fast.distributed.launch import Launch, end
-from dml_fast.distributed.placement import place
 from dml_fast.engine import Engine
-from dml_fast.executor_choice import make_executor
-from dml_fast.markdown import table
+from dml_fast.engine.choice import make_executor
+from dml_fast.engine.cohort import Cohort
+from dml_fast.engine.precision import Precision
+from dml_fast.reporting.markdown import table
+from dml_fast.training.shares import place
 
 CLASSES, SIZE = 100, 32
 BASE = "1 process, 1 thread"
@@ -79,7 +79,7 @@ class Running:
             variables |= {"OMP_NUM_THREADS": job.threads}
             self._ranks.append(
                 subprocess.Popen(
-                    [sys.executable, __file__, "--worker", text],
+                    [sys.executable, "-m", "benchmarks.bench_distributed", "--worker", text],
                     env={**os.environ, **{k: str(v) for k, v in variables.items()}},
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,

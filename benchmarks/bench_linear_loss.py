@@ -1,6 +1,6 @@
 """Linear heads and their mutual loss: time and memory with whole logits and without.
 
-    python benchmarks/bench_linear_loss.py [--shape KxNxCxD] [--dtype float32] [--json FILE]
+    python -m benchmarks.bench_linear_loss [--shape KxNxCxD] [--dtype float32] [--json FILE]
     pytest benchmarks/bench_linear_loss.py --benchmark-only
 
 From hidden states (N, D) and weights (C, D) of K students to the gradients of both. On CUDA the
@@ -39,20 +39,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import counting
-import peers
 import pytest
-import timing
 import torch
 import torch.nn.functional as F
-from loss_case import DTYPES
-from machine import provenance
 from torch import Tensor
 
-from dml_fast import reference
-from dml_fast.linear_loss import linear_mutual_loss
-from dml_fast.loss import mutual_loss
-from dml_fast.markdown import table
+from benchmarks.common import counting, timing
+from benchmarks.common.loss_case import DTYPES
+from benchmarks.common.machine import provenance
+from benchmarks.peers import loss as peers
+from dml_fast.loss import mutual_loss, reference
+from dml_fast.loss.linear import linear_mutual_loss
+from dml_fast.reporting.markdown import table
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LARGE = (4, 4096, 131072, 1024)  # (K, N, C, D)
@@ -171,7 +169,15 @@ def bench_linear_loss(benchmark: Any, name: str) -> None:
 
 def resident(name: str, shape: Shape, dtype: str) -> int:
     """Bytes by which a fresh process grows beyond its heads."""
-    command = [sys.executable, __file__, "--resident", name, "--dtype", dtype]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.bench_linear_loss",
+        "--resident",
+        name,
+        "--dtype",
+        dtype,
+    ]
     command += ["--shape", "x".join(map(str, shape))]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 

@@ -1,6 +1,6 @@
 """The cohort's losses and gradients: ours beside what a user would write or pick instead.
 
-    python benchmarks/bench_loss.py [--shapes 4x128x100 ...] [--dtype float32] [--json FILE]
+    python -m benchmarks.bench_loss [--shapes 4x128x100 ...] [--dtype float32] [--json FILE]
     pytest benchmarks/bench_loss.py --benchmark-only
 
 The script is for comparing: contestants take turns within one run, and each is first checked
@@ -27,17 +27,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import counting
-import peers
 import pytest
-import timing
 import torch
-from loss_case import DTYPES, SHAPES, LossCase
-from machine import provenance
-from peers import AbsentError, Contestant
 
+from benchmarks.common import counting, timing
+from benchmarks.common.loss_case import DTYPES, SHAPES, LossCase
+from benchmarks.common.machine import provenance
+from benchmarks.peers import loss as peers
+from benchmarks.peers.loss import AbsentError, Contestant
 from dml_fast.errors import UserError
-from dml_fast.markdown import table
+from dml_fast.reporting.markdown import table
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EVERYTHING = os.environ.get("DML_FAST_BENCH") == "all"

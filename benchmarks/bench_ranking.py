@@ -1,8 +1,8 @@
 """Ranking at Market-1501's size, and with 500,000 distractors, against peers and against limits.
 
     pytest benchmarks/bench_ranking.py                       # a tenth of the queries
-    python benchmarks/bench_ranking.py [--only GROUP]        # contestants in turns
-    python benchmarks/bench_ranking.py --gallery 500000
+    python -m benchmarks.bench_ranking [--only GROUP]        # contestants in turns
+    python -m benchmarks.bench_ranking --gallery 500000
     ... --json benchmarks/results/ranking_cpu.json           # adds to what the file holds
 
 The features are synthetic: 751 identities, a fifth of the gallery distractors, at about 88 % mAP;
@@ -28,12 +28,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's idle threads leav
 import numpy as np
 import pytest
 import torch
-from machine import provenance
-from ranking_peers import PEERS, Peer, dense_rerank, installed, torchreid_rerank
 from torch import Tensor
 
+from benchmarks.common.machine import provenance
+from benchmarks.peers.ranking import PEERS, Peer, dense_rerank, installed, torchreid_rerank
 from dml_fast.eval import rank_distances, rank_features, rank_hamming, rerank
-from dml_fast.eval.tiles import Tiling
+from dml_fast.ranking.tiles import Tiling
 
 QUERIES, GALLERY, DIMS, PEOPLE = 3_368, 15_913, 512, 751
 BLOCK = 16_384  # gallery images that the bare products multiply at a time
@@ -174,7 +174,7 @@ def tenth() -> Data:
 def bench_ranking(benchmark: Any, tenth: Data, contestant: Contestant) -> None:
     """A tenth of Market-1501's queries against its whole gallery; slow ones a hundredth."""
     if contestant in MINUTES:
-        pytest.skip("minutes: tests/test_ranking_rerank.py compares on fewer images")
+        pytest.skip("minutes: tests/ranking/test_reranking.py compares on fewer images")
     if contestant in SLOW and not installed(SLOW[contestant]):
         pytest.skip(f"{contestant.__name__} is not installed")
     benchmark.group = next(name for name, group in GROUPS.items() if contestant in group)

@@ -1,6 +1,6 @@
 """One step of a cohort: our executors beside the loop that users write and a package of PyPI.
 
-    python benchmarks/bench_step.py [--arch resnet32 ...] [--contestants ...] [--json FILE]
+    python -m benchmarks.bench_step [--arch resnet32 ...] [--contestants ...] [--json FILE]
     pytest benchmarks/bench_step.py --benchmark-only
 
 The script is for comparing: contestants take turns within one run, each with all cores, and each
@@ -20,17 +20,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import counting
 import pytest
-import timing
 import torch
-from machine import installed, provenance
-from peers import COMPILE, AbsentError
-from step_case import DTYPES, INDEPENDENT, Step, StepCase, names
 from torch import Tensor
 
-from dml_fast.allocator import keep_freed_memory
-from dml_fast.markdown import table
+from benchmarks.common import counting, timing
+from benchmarks.common.machine import installed, provenance
+from benchmarks.common.step_case import DTYPES, INDEPENDENT, Step, StepCase, names
+from benchmarks.peers.loss import COMPILE, AbsentError
+from dml_fast.machine import keep_freed_memory
+from dml_fast.reporting.markdown import table
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EVERYTHING = os.environ.get("DML_FAST_BENCH") == "all"

@@ -1,6 +1,6 @@
 """Images a second of whole epochs: loading, augmentation, steps and metrics, without evaluation.
 
-    python benchmarks/bench_train.py [--data digits] [--arch resnet32] [--json FILE]
+    python -m benchmarks.bench_train [--data digits] [--arch resnet32] [--json FILE]
     pytest benchmarks/bench_train.py --benchmark-only
 
 Ours is `dml_fast.train` itself, for one epoch a turn. Beside it the loop that users write, with
@@ -24,19 +24,19 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from machine import provenance
-from peers import AbsentError, naive_losses
-from step_case import SGD, trainer_of_pytorch_dml
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.common.machine import provenance
+from benchmarks.common.step_case import SGD, trainer_of_pytorch_dml
+from benchmarks.peers.loss import AbsentError, naive_losses
 from dml_fast.config import TrainConfig
 from dml_fast.data import DataSet, open_dataset
-from dml_fast.markdown import table
 from dml_fast.models import create_model
-from dml_fast.run import Run
-from dml_fast.signals import StopRequest
+from dml_fast.reporting.markdown import table
+from dml_fast.runs.folder import Run
 from dml_fast.train import prepare
+from dml_fast.training.signals import StopRequest
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Epoch = Callable[[], float]  # images a second

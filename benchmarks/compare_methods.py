@@ -1,9 +1,9 @@
 """Does mutual learning help? The same cohorts with and without it, paired by seed.
 
-    python benchmarks/compare_methods.py run --task digits --out DIR
-    python benchmarks/compare_methods.py run --task cifar10 --data folder:DIR --out DIR
-    python benchmarks/compare_methods.py run --task market1501 --data market1501:DIR --out DIR
-    python benchmarks/compare_methods.py table --out DIR
+    python -m benchmarks.compare_methods run --task digits --out DIR
+    python -m benchmarks.compare_methods run --task cifar10 --data folder:DIR --out DIR
+    python -m benchmarks.compare_methods run --task market1501 --data market1501:DIR --out DIR
+    python -m benchmarks.compare_methods table --out DIR
 
 Each run is the ordinary command line in a process of its own; finished ones are not repeated.
 The table reads the accuracy (of identities the mAP) on the test set after the last epoch: nothing

@@ -1,4 +1,4 @@
-// The Python module dml_fast._ranking: converts arguments and results, computes nothing.
+// The Python module dml_fast._native: converts arguments and results, computes nothing.
 #include "bindings.hpp"
 
 #include "hamming.hpp"
@@ -110,7 +110,7 @@ Array<double> reduce_rows_of(const Array<double>& dist, const Ints& query_identi
 
 }  // namespace
 
-PYBIND11_MODULE(_ranking, module) {
+PYBIND11_MODULE(_native, module) {
     module.doc() = "Retrieval metrics in C++.";
     module.def("average_precision", &average_precision, py::arg("ranks").noconvert());
     module.def("instruction_set", [] { return std::string(isa_name(active_isa())); });

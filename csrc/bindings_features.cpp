@@ -1,4 +1,4 @@
-// The classes of dml_fast._ranking that work on features; they compute nothing themselves.
+// The classes of dml_fast._native that work on features; they compute nothing themselves.
 #include <memory>
 #include <vector>
 

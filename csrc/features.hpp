@@ -1,6 +1,6 @@
 // Ranking from features: approximate scores decide what they can, exact ones the rest.
 //
-// A query's exact order is by a number computed in float64, always in the same way (kernels.hpp:
+// A query's exact order is by a number computed in float64, always in the same way (simd.hpp:
 // Dot), from the features q and g as they were given:
 //     cosine      z = -(q . g) / |g|         |g| = 0 counts as 1
 //     euclidean   z = |g|^2 / 2 - q . g      half of |q - g|^2 - |q|^2
@@ -18,7 +18,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "kernels.hpp"
+#include "simd.hpp"
 #include "labels.hpp"
 #include "ranking.hpp"
 #include "topk.hpp"

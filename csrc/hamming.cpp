@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "kernels.hpp"
+#include "simd.hpp"
 #include "rows.hpp"
 
 namespace dml_fast {

@@ -2,7 +2,7 @@
 
 #include <atomic>
 
-#include "kernels.hpp"
+#include "simd.hpp"
 #include "rows.hpp"
 
 namespace dml_fast {

@@ -5,7 +5,7 @@
 #include <limits>
 #include <vector>
 
-#include "kernels.hpp"
+#include "simd.hpp"
 #include "labels.hpp"
 #include "scores.hpp"
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dml_fast.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from dml_fast.config import TrainConfig
     from dml_fast.engine import Engine
-    from dml_fast.linear_loss import FusedLinearMutualLoss, linear_mutual_loss
     from dml_fast.loss import FusedMutualLoss, mutual_loss, mutual_loss_and_grad
+    from dml_fast.loss.linear import FusedLinearMutualLoss, linear_mutual_loss
     from dml_fast.models import create_model
 
-__version__ = "0.1.0"
 __all__ = [
     "Engine",
     "FusedLinearMutualLoss",
@@ -29,11 +30,11 @@ __all__ = [
 
 _HOMES = {
     "Engine": "dml_fast.engine",
-    "FusedLinearMutualLoss": "dml_fast.linear_loss",
+    "FusedLinearMutualLoss": "dml_fast.loss.linear",
     "FusedMutualLoss": "dml_fast.loss",
     "TrainConfig": "dml_fast.config",
     "create_model": "dml_fast.models",
-    "linear_mutual_loss": "dml_fast.linear_loss",
+    "linear_mutual_loss": "dml_fast.loss.linear",
     "mutual_loss": "dml_fast.loss",
     "mutual_loss_and_grad": "dml_fast.loss",
 }

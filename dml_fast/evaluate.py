@@ -13,7 +13,7 @@ from tyro.conf import Positional
 
 from dml_fast import cli
 from dml_fast.errors import UserError
-from dml_fast.run import Run
+from dml_fast.runs.folder import Run
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _evaluate_features(args: EvaluateArguments, files: tuple[Path, Path]) -> Non
         if getattr(args, name):
             flag = name.replace("_", "-")
             raise UserError(f"--{flag} needs images and --features has none: give a run")
-    from dml_fast.feature_files import rank_files
+    from dml_fast.eval.feature_files import rank_files
 
     result = rank_files(*files, metric=args.metric, protocol=args.protocol, reranked=args.rerank)
     print(result.to_json() if args.json else result)
@@ -91,7 +91,8 @@ def _evaluate_run(args: EvaluateArguments, run: Run) -> None:
             if value:
                 raise UserError(f"{flag} ranks, and {run.folder} learned classes: leave it out")
 
-    from dml_fast import evaluation, evaluation_retrieval
+    from dml_fast.eval import of_run as evaluation
+    from dml_fast.eval import of_run_retrieval as evaluation_retrieval
 
     prepared = evaluation.Evaluation.prepare(
         run,

@@ -12,7 +12,7 @@ from tyro.conf import Positional
 
 from dml_fast import cli
 from dml_fast.errors import UserError
-from dml_fast.run import Run
+from dml_fast.runs.folder import Run
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class ExportArguments:
     student: str = "best"
     """Its number, from 0; or best: of the highest validation accuracy."""
     format: Literal["safetensors", "pt2", "onnx"] = "safetensors"
-    """safetensors: weights, for dml_fast.weights.load_student. pt2: for torch.export.load. onnx:
-    for ONNX Runtime and others. The latter two need no dml_fast and take any number of images."""
+    """safetensors: weights, for dml_fast.runs.weights.load_student. pt2: for torch.export.load.
+    onnx: for ONNX Runtime and others. The latter two need no dml_fast and take any number of
+    images."""
     checkpoint: Literal["best", "last"] = "best"
     """best: of the epoch with the highest mean validation accuracy."""
     out: str = ""
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out and Path(args.out).suffix != f".{args.format}":
         raise UserError(f"--out {args.out} does not end in .{args.format}: give such a name")
 
-    from dml_fast.exporting import export_student
+    from dml_fast.runs.exporting import export_student
 
     return 0 if export_student(run, args.student, args.format, args.checkpoint, args.out) else 1
 

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.runs:
         raise UserError("no run was named: give the folder of at least one")
 
-    from dml_fast.comparison import read_entries, write_report
+    from dml_fast.reporting.comparison import read_entries, write_report
 
     entries = read_entries(args.runs)
     default = entries[0].run.folder if len(entries) == 1 else Path("report")

@@ -14,16 +14,16 @@ from dml_fast import cli
 from dml_fast.config import TrainConfig, from_mapping, load_toml
 from dml_fast.distributed.launch import Launch, end, silence
 from dml_fast.distributed.mesh import Mesh, Shares
-from dml_fast.distributed.placement import place
 from dml_fast.errors import UserError
-from dml_fast.run import Run, new_folder
-from dml_fast.signals import StopRequest
+from dml_fast.runs.folder import Run, new_folder
+from dml_fast.training.shares import place
+from dml_fast.training.signals import StopRequest
 
 if TYPE_CHECKING:
-    from dml_fast.amp import Precision
     from dml_fast.data import DataSet
     from dml_fast.distributed.world import World
-    from dml_fast.trainer import Trainer
+    from dml_fast.engine.precision import Precision
+    from dml_fast.training.trainer import Trainer
 
 # what may differ from the run that --resume continues
 _MAY_CHANGE = (
@@ -126,8 +126,8 @@ def _world(
     launch: Launch, mesh: Mesh, shares: Shares, config: TrainConfig
 ) -> AbstractContextManager[World]:
     """The processes, connected."""
-    from dml_fast.amp import pick_device
     from dml_fast.distributed.connect import connected, pick_local_device
+    from dml_fast.engine.precision import pick_device
 
     device = pick_device(pick_local_device(config.device, launch))
     return connected(launch, mesh, shares, config, device)
@@ -162,15 +162,15 @@ def prepare(
         stop: asks to stop after a step.
         world: the processes that train together; by default there is one.
     """
-    from dml_fast import checkpoint
-    from dml_fast.allocator import keep_freed_memory
-    from dml_fast.amp import Precision, pick_device
     from dml_fast.distributed.connect import pick_local_device
-    from dml_fast.distributed.costs import share_out_by_cost
     from dml_fast.distributed.world import World
-    from dml_fast.executor_choice import check_executor
-    from dml_fast.log import Reporter, logger
-    from dml_fast.trainer import Trainer
+    from dml_fast.engine.choice import check_executor
+    from dml_fast.engine.precision import Precision, pick_device
+    from dml_fast.machine import keep_freed_memory
+    from dml_fast.reporting.console import Reporter, logger
+    from dml_fast.runs import checkpoint
+    from dml_fast.training.costs import share_out_by_cost
+    from dml_fast.training.trainer import Trainer
 
     world = world or World.alone(len(config.architectures))
     precision = Precision.from_config(

@@ -1,4 +1,4 @@
-"""The kernels as a backend of the mutual loss: `dml_fast.loss_problem.Backend`."""
+"""The kernels as a backend of the mutual loss: `dml_fast.loss.problem.Backend`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from dml_fast.kernels import ops
 from dml_fast.kernels.launch import counted, empty_like, launch, launch_gradient
-from dml_fast.loss_autograd import once
-from dml_fast.loss_problem import MutualStats, Problem, Solution
+from dml_fast.loss.autograd import once
+from dml_fast.loss.problem import MutualStats, Problem, Solution
 
 
 def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
-    """As `dml_fast.loss_problem.Backend.solve`."""
+    """As `dml_fast.loss.problem.Backend.solve`."""
     if torch.compiler.is_compiling():
         return ops.forward(problem, with_grad, False, stats).solution
     return launch(problem, with_grad=with_grad, save=False, stats=stats).solution
@@ -24,7 +24,7 @@ def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
 def learn(
     problem: Problem, logits: tuple[Tensor, ...], stats: str
 ) -> tuple[Tensor, MutualStats | None]:
-    """As `dml_fast.loss_problem.Backend.learn`; the backward pass makes the gradients."""
+    """As `dml_fast.loss.problem.Backend.learn`; the backward pass makes the gradients."""
     if torch.compiler.is_compiling():
         losses, _, measured = ops.forward(problem, False, True, stats).solution
         return losses, measured

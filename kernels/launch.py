@@ -17,7 +17,7 @@ from dml_fast.kernels.launch_table import choose, choose_gradient
 from dml_fast.kernels.one_pass import one_pass
 from dml_fast.kernels.scratch import counters
 from dml_fast.kernels.two_sweep import two_sweep
-from dml_fast.loss_problem import MutualStats, Problem, Solution
+from dml_fast.loss.problem import MutualStats, Problem, Solution
 
 MOST = 8  # distributions: the kernels have that many pointers
 _FEW_ROWS = 1024  # up to here every program counts the labels itself

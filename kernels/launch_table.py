@@ -1,7 +1,7 @@
 """Which kernel, how many rows a program and how many warps, by (L, C, bytes an element).
 
 A static table, not autotuning: that would pick another order of summation on another machine.
-Compiled for sm_80, sm_90 and sm_100 by benchmarks/aot_report.py; README.md lists what spills.
+Compiled for sm_80, sm_90 and sm_100 by benchmarks/aot/report.py; README.md lists what spills.
 """
 
 from __future__ import annotations

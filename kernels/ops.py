@@ -19,7 +19,7 @@ from dml_fast.kernels.launch import (
     launch_gradient,
     unpack,
 )
-from dml_fast.loss_problem import Problem
+from dml_fast.loss.problem import Problem
 
 _Arguments = tuple[Any, ...]
 _OPTIONAL = 8  # tensors among the arguments, after students and teachers

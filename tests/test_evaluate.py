@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from dml_fast import cli, trained
+from dml_fast import cli
 from dml_fast.data import DataSet, ImageSet, open_dataset
 from dml_fast.evaluate import main
+from dml_fast.runs import trained
+from dml_fast.runs.weights import load_student
 from dml_fast.train import main as train
-from dml_fast.weights import load_student
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dml_fast import checkpoint, cli, exporting
+from dml_fast import cli
 from dml_fast.data import open_dataset
 from dml_fast.export import main
-from dml_fast.exporting import HEADER, Student, export
+from dml_fast.runs import checkpoint, exporting
+from dml_fast.runs.exporting import HEADER, Student, export
+from dml_fast.runs.weights import build_student, load_student
 from dml_fast.train import main as train
-from dml_fast.weights import build_student, load_student
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from dml_fast import cli
-from dml_fast.comparison import group, read_entries
-from dml_fast.markdown import table
 from dml_fast.report import main
+from dml_fast.reporting.comparison import group, read_entries
+from dml_fast.reporting.markdown import table
 from dml_fast.train import main as train
 
 

@@ -1,6 +1,6 @@
 """Packs the part of NVIDIA DALI that decodes images into one file, for a machine without a network.
 
-    python benchmarks/gpu/make_dali_kit.py [--python 3.12] [--arch 90] [--out runs/dali_kit.tar.xz]
+    python -m benchmarks.gpu.make_dali_kit [--python 3.12] [--arch 90] [--out runs/dali_kit.tar.xz]
 
 The wheels come from PyPI through pip. Kept are DALI itself with the libraries that it is linked to,
 nvImageCodec with its JPEG, PNM, BMP and OpenCV parts, nvJPEG, and what they import; video, audio,

@@ -1,6 +1,6 @@
 """How busy a step keeps the device: launches, the share of time with work, overlap of students.
 
-    python benchmarks/gpu/profile_step.py [--arch resnet32] [--json FILE]
+    python -m benchmarks.gpu.profile_step [--arch resnet32] [--json FILE]
 
 For each executor, from PyTorch's profiler over some steps: kernels and launches by the host a step,
 the share of the steps' time in which at least one kernel ran (busy), and the kernels' own time over
@@ -18,14 +18,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import torch
-from machine import provenance
-from step_case import StepCase
 from torch.profiler import ProfilerActivity, profile
 
-from dml_fast.markdown import table
+from benchmarks.common.machine import provenance
+from benchmarks.common.step_case import StepCase
+from dml_fast.reporting.markdown import table
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 STEPS = 5

@@ -109,16 +109,16 @@ PYTHON_CODE
 
 # The extension, for tests that rank; the kernels do without it.
 build() {
-    if "$PYTHON" -c 'import dml_fast._ranking' 2>/dev/null; then
-        echo "dml_fast._ranking is there"
+    if "$PYTHON" -c 'import dml_fast._native' 2>/dev/null; then
+        echo "dml_fast._native is there"
     elif ! command -v c++ >/dev/null; then
-        echo "no C++ compiler: dml_fast._ranking is not built"
+        echo "no C++ compiler: dml_fast._native is not built"
     elif ! "$PYTHON" -c 'import pybind11' 2>/dev/null; then
-        echo "no pybind11: dml_fast._ranking is not built"
+        echo "no pybind11: dml_fast._native is not built"
     elif "$PYTHON" setup.py -q build_ext --inplace; then
-        echo "dml_fast._ranking is built"
+        echo "dml_fast._native is built"
     else
-        echo "dml_fast._ranking: the build failed"
+        echo "dml_fast._native: the build failed"
     fi
 }
 
@@ -126,8 +126,8 @@ build() {
 run_tests() {
     local files options=(-q --durations=5 -p no:cacheprovider --tb=short --show-capture=no -W ignore)
     if [[ $rehearsing ]]; then
-        files=(tests/test_kernels_gpu.py tests/test_kernel_availability.py tests/test_streams.py
-            tests/test_streams_gpu.py)
+        files=(tests/kernels/test_gpu.py tests/kernels/test_availability.py tests/engine/test_streams.py
+            tests/engine/test_streams_gpu.py)
     else
         export DML_FAST_REQUIRE=gpu
         mapfile -t files < <(
@@ -229,7 +229,7 @@ done
 {
     printf '\n=== summary, %d s, results in %s\n' "$((SECONDS - started))" "$out"
     printf '%s\n' "${summary[@]}"
-    "$PYTHON" benchmarks/loss_summary.py "${reports[@]}"
+    "$PYTHON" benchmarks/common/loss_summary.py "${reports[@]}"
     for name in steps profile; do
         [[ " ${stages[*]} " != *" $name "* ]] || grep -E '^(\||[0-9]+ x |profile of )' "$out/$name.log"
     done

@@ -1,6 +1,6 @@
 """Run every Triton kernel with every option once, at small sizes: the driver of compute-sanitizer.
 
-    compute-sanitizer --tool memcheck python benchmarks/gpu/sanitize.py
+    compute-sanitizer --tool memcheck python -m benchmarks.gpu.sanitize
 
 Answers are compared with the closed form, so that what the tool has watched was the real work.
 ``--part 3/16`` runs one case in sixteen: so many processes compile at once beforehand, and a run
@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from dml_fast.kernels.availability import unavailable_reason
-from dml_fast.linear_loss import linear_mutual_loss
 from dml_fast.loss import mutual_loss, mutual_loss_and_grad
+from dml_fast.loss.linear import linear_mutual_loss
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # What it is, the tolerance, and its answers by a backend.

@@ -67,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _files(where: str) -> tuple[Path, Storage, dict[Path, str]]:
     """The folder, the images in it, and which of its shards are damaged and why."""
     from dml_fast.data.decode import CorruptFiles
+    from dml_fast.data.readers.shard_names import find_shards
+    from dml_fast.data.readers.shards import index_shards
     from dml_fast.data.scan import image_files
-    from dml_fast.data.shard_names import find_shards
-    from dml_fast.data.shards import index_shards
     from dml_fast.data.storage import LooseFiles
 
     kind, _, spec = where.partition(":")

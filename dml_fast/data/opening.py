@@ -6,15 +6,15 @@ import difflib
 from collections.abc import Callable
 from pathlib import Path
 
-from dml_fast.data.cifar import CIFAR, locate_cifar, read_cifar
 from dml_fast.data.decode import Size
-from dml_fast.data.digits import read_digits
-from dml_fast.data.folder import check_folder, read_folder
-from dml_fast.data.market1501 import check_market1501, read_market1501
+from dml_fast.data.readers.cifar import CIFAR, locate_cifar, read_cifar
+from dml_fast.data.readers.digits import read_digits
+from dml_fast.data.readers.folder import check_folder, read_folder
+from dml_fast.data.readers.market1501 import check_market1501, read_market1501
+from dml_fast.data.readers.shard_names import check_shards
+from dml_fast.data.readers.shards import read_shards
 from dml_fast.data.reading import LoaderName, Reading
 from dml_fast.data.sets import DataSet, RawData, build_dataset
-from dml_fast.data.shard_names import check_shards
-from dml_fast.data.shards import read_shards
 from dml_fast.errors import UserError
 
 _CHECKS: dict[str, Callable[[str], None]] = {

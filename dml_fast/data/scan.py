@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from dml_fast.data.decode import cores, decode_image
-from dml_fast.data.folder import SUFFIXES
+from dml_fast.data.readers.folder import SUFFIXES
 from dml_fast.data.storage import CorruptImageError, Storage
 
 _AT_ONCE = 512  # files: bounds what waits

@@ -18,13 +18,13 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from dml_fast import __version__
 from dml_fast.config import TrainConfig
 from dml_fast.distributed.failure import TIMEOUT, Watch
 from dml_fast.distributed.launch import Launch
 from dml_fast.distributed.mesh import Mesh, Shares
 from dml_fast.distributed.world import World, agreed
 from dml_fast.errors import UserError, first_line
+from dml_fast.version import __version__
 
 _HELLO_S = 20.0  # in which a store answers
 _START_S = 300.0  # until all ranks must be there

@@ -9,20 +9,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dml_fast.eval.features import rank_features
-    from dml_fast.eval.hamming import rank_hamming
-    from dml_fast.eval.protocol import SingleShot
-    from dml_fast.eval.ranking import rank_distances
-    from dml_fast.eval.reranking import rerank
-    from dml_fast.eval.result import RankingResult
-    from dml_fast.eval.sets import pool_queries, rank_sets
+    from dml_fast.ranking.codes import rank_hamming
+    from dml_fast.ranking.distances import rank_distances
+    from dml_fast.ranking.features import rank_features
+    from dml_fast.ranking.protocol import SingleShot
+    from dml_fast.ranking.reranking import rerank
+    from dml_fast.ranking.result import RankingResult
+    from dml_fast.ranking.sets import pool_queries, rank_sets
 
 _HOMES = {
     "RankingResult": "result",
     "SingleShot": "protocol",
-    "rank_distances": "ranking",
+    "rank_distances": "distances",
     "rank_features": "features",
-    "rank_hamming": "hamming",
+    "rank_hamming": "codes",
     "rank_sets": "sets",
     "rerank": "reranking",
     "pool_queries": "sets",
@@ -43,7 +43,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'dml_fast.eval' has no attribute {name!r}")
-    return getattr(import_module(f"dml_fast.eval.{_HOMES[name]}"), name)
+    return getattr(import_module(f"dml_fast.ranking.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

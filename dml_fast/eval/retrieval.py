@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dml_fast.amp import Precision
-from dml_fast.data.resident import Batch
+from dml_fast.data.loaders.resident import Batch
 from dml_fast.data.sets import RetrievalSet
 from dml_fast.distributed.world import World
-from dml_fast.eval.features import rank_features
+from dml_fast.engine.precision import Precision
 from dml_fast.eval.modes import evaluating
-from dml_fast.eval.reranking import rerank
-from dml_fast.eval.result import RankingResult
+from dml_fast.ranking.features import rank_features
+from dml_fast.ranking.reranking import rerank
+from dml_fast.ranking.result import RankingResult
 
 _log = logging.getLogger("dml_fast")
 

@@ -1,0 +1,70 @@
+"""The reports of bench_loss.py, a line for each problem.
+
+    python -m benchmarks.common.loss_summary benchmarks/results/loss_*.json
+
+Our time, and the share of a copy's bandwidth that it makes of the fewest bytes; of each other one,
+its median time over ours. As Markdown, and short enough for the end of a log.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dml_fast.reporting.markdown import table
+
+OURS = [  # key, heading, factor
+    ("median_ms", "us", 1e3),
+    ("of_copy", "% of copy", 100.0),
+    ("kernels", "kernels", 1.0),
+    ("call_ms", "eager call us", 1e3),
+    ("graph_ms", "in a graph us", 1e3),
+]
+
+
+def summary(results: Sequence[dict[str, Any]]) -> str:
+    """A table of results that have the same ``ours``."""
+    ours = results[0]["ours"]
+    rows = [{row["name"]: row for row in result["contestants"]} for result in results]
+    mine = [row.get(ours, {}) for row in rows]
+    own = [column for column in OURS if any(row.get(column[0]) is not None for row in mine)]
+    timed = [name for name in rows[0] if name != ours and any(_has(row, name) for row in rows)]
+    heading = ["K x N x C", "dtype", *(f"{ours}, {title}" for _, title, _ in own)]
+    lines = [
+        [
+            "x".join(map(str, result["shape"])),
+            result["dtype"],
+            *(_number(row.get(ours, {}), key, factor) for key, _, factor in own),
+            *(_number(row.get(name, {}), "this_over_ours") for name in timed),
+        ]
+        for result, row in zip(results, rows, strict=True)
+    ]
+    return table([*heading, *timed], lines)
+
+
+def _has(row: dict[str, dict[str, Any]], name: str) -> bool:
+    return "median_ms" in row.get(name, {})
+
+
+def _number(row: dict[str, Any], key: str, factor: float = 1.0) -> str:
+    """Three digits; a dash where it was not measured, the reason being in the report."""
+    if row.get(key) is None:
+        return "-"
+    value = row[key] * factor
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
+
+
+def main(files: Sequence[str]) -> None:
+    """Print the table; files that are not there, or of another benchmark, are passed over."""
+    reports = [json.loads(Path(file).read_text()) for file in files if Path(file).is_file()]
+    found = [result for r in reports if r["benchmark"] == "loss" for result in r["results"]]
+    for ours in sorted({result["ours"] for result in found}):
+        print(f"Times as long as {ours}:\n")
+        print(summary([result for result in found if result["ours"] == ours]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

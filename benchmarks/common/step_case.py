@@ -1,0 +1,205 @@
+"""Ways to one step of a cohort: what users write, what they could pick, and our executors.
+
+All do one job: K networks from seeds 0..K-1, one batch, the paper's losses, SGD with Nesterov
+momentum. The first step's losses are compared before anybody is timed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.peers.loss import COMPILE, AbsentError, naive_losses
+from dml_fast.config import TrainConfig
+from dml_fast.engine import Engine
+from dml_fast.engine.choice import make_executor
+from dml_fast.engine.cohort import Cohort
+from dml_fast.engine.executor import intra_op_threads
+from dml_fast.engine.optim import make_optimizer
+from dml_fast.engine.precision import Precision
+from dml_fast.engine.student import Student
+from dml_fast.models import create_model
+
+Step = Callable[[], Tensor]  # one update of all students; their losses (K,) before it
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16}
+INDEPENDENT = " independent"
+ONE_THREAD = " one thread"
+CLASSES, SIZE = 100, 32
+SGD = {"lr": 0.01, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+
+
+def names(device: torch.device) -> list[str]:
+    """All contestants on a device."""
+    others = ["naive fp32", "naive fp32" + COMPILE, "pytorch-dml fp32"]
+    if device.type == "cpu":
+        mine = [f"{how} {kind}" for how in ("sequential", "threads") for kind in DTYPES]
+        more = ["sequential bf16" + ONE_THREAD, "sequential bf16" + COMPILE]
+        rivals = ["sequential bf16" + INDEPENDENT, "threads bf16" + INDEPENDENT]
+        return [*others, *mine, *more, *rivals]
+    mine = [f"{how} bf16" for how in ("sequential", "streams", "graph")]
+    more = ["graph fp32", "graph bf16" + COMPILE, "graph bf16" + INDEPENDENT]
+    return [*others, "naive bf16", "one student bf16", *mine, *more]
+
+
+@dataclass
+class StepCase:
+    """K networks of one architecture and a batch of (N, 3, 32, 32) with 100 classes.
+
+    Attributes:
+        arch: of every student.
+        students: K.
+        batch: N.
+        device: where.
+    """
+
+    arch: str
+    students: int
+    batch: int
+    device: torch.device
+    images: Tensor = field(init=False)
+    target: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        g = torch.Generator().manual_seed(0)
+        self.images = torch.randn(self.batch, 3, SIZE, SIZE, generator=g).to(self.device)
+        self.target = torch.randint(CLASSES, (self.batch,), generator=g).to(self.device)
+
+    def models(self, count: int | None = None) -> list[nn.Module]:
+        """The students, always with the same weights at the start."""
+        found = []
+        for k in range(count or self.students):
+            torch.manual_seed(k)
+            model = create_model(
+                self.arch, num_classes=CLASSES, in_channels=3, image_size=(SIZE, SIZE)
+            )
+            found.append(model.to(self.device))
+        return found
+
+    def contestant(self, name: str) -> Step:
+        """The contestant of that name.
+
+        Raises:
+            AbsentError: it cannot run here.
+        """
+        base = name.removesuffix(COMPILE)
+        who, kind = base.split(" ")[:2] if not base.startswith("one") else ("one", "bf16")
+        compiled = name.endswith(COMPILE)
+        if who in ("naive", "one"):
+            count = 1 if who == "one" else self.students
+            return naive_step(self, self.models(count), DTYPES[kind], compiled)
+        if who == "pytorch-dml":
+            return pytorch_dml(self)
+        return ours(self, who, DTYPES[kind], INDEPENDENT in name, ONE_THREAD in name, compiled)
+
+    def flops(self) -> int:
+        """Of convolutions and matrix products, forward and back, all students; by torch."""
+        (model,) = self.models(1)
+        with FlopCounterMode(display=False) as counter:
+            model(self.images).sum().backward()
+        return int(counter.get_total_flops()) * self.students
+
+
+def naive_step(
+    case: StepCase, models: list[nn.Module], dtype: torch.dtype | None, compiled: bool
+) -> Step:
+    """As most re-implementations have it: torch's plain optimizers, K(K-1) calls of F.kl_div."""
+    optimizers = [torch.optim.SGD(m.parameters(), **SGD) for m in models]  # type: ignore[arg-type]
+    passes = [torch.compile(m, dynamic=False) for m in models] if compiled else models
+
+    def step() -> Tensor:
+        with torch.autocast(case.device.type, dtype, enabled=dtype is not None):
+            logits = [one(case.images) for one in passes]
+        losses = naive_losses(logits, case.target)
+        for loss, optimizer in zip(losses, optimizers, strict=True):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return torch.stack(losses).detach()
+
+    return step
+
+
+def trainer_of_pytorch_dml(
+    models: list[nn.Module], optimizers: list[torch.optim.SGD], device: torch.device
+) -> Any:
+    """PyPI's pytorch-dml at the paper's temperature; its ``train_epoch`` takes any batches.
+
+    Raises:
+        AbsentError: it is not installed.
+    """
+    if find_spec("pydml") is None or find_spec("tqdm") is None:
+        raise AbsentError("not installed: pip install --no-deps pytorch-dml tqdm")
+    from pydml import DMLConfig, DMLTrainer
+    from pydml.core import base_trainer
+
+    base_trainer.tqdm = lambda batches, **_: _Silent(batches)  # its bar writes at every batch
+
+    buffers = [{name: b.clone() for name, b in m.named_buffers()} for m in models]
+    with contextlib.redirect_stdout(None):
+        trainer = DMLTrainer(
+            models, config=DMLConfig(temperature=1.0), device=str(device), optimizers=optimizers
+        )
+    for model, saved in zip(models, buffers, strict=True):  # its constructor moves BatchNorm
+        for name, buffer in model.named_buffers():
+            buffer.copy_(saved[name])
+    return trainer
+
+
+class _Silent(list[Any]):
+    """Batches, as if with a progress bar."""
+
+    def set_postfix(self, _: object) -> None:
+        """Shows nothing."""
+
+
+def pytorch_dml(case: StepCase) -> Step:
+    """An epoch of one batch."""
+    models = case.models()
+    optimizers = [torch.optim.SGD(m.parameters(), **SGD) for m in models]  # type: ignore[arg-type]
+    trainer = trainer_of_pytorch_dml(models, optimizers, case.device)
+
+    def step() -> Tensor:
+        found = trainer.train_epoch([(case.images, case.target)], 0)
+        return torch.tensor([found[f"train_loss_model_{k}"] for k in range(case.students)])
+
+    return step
+
+
+def ours(
+    case: StepCase,
+    executor: str,
+    dtype: torch.dtype | None,
+    independent: bool,
+    one_thread: bool,
+    compiled: bool,
+) -> Step:
+    """The engine, in the memory order that it has by default."""
+    config = TrainConfig(lr=SGD["lr"])  # type: ignore[arg-type]
+    students = []
+    for model in case.models():
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        student = Student(model, make_optimizer(model, config), Precision(case.device, dtype))
+        if compiled:
+            student.compile()
+        students.append(student)
+    engine = Engine(
+        Cohort(students),
+        method="independent" if independent else "dml",
+        executor=make_executor(executor, len(students), case.device),
+    )
+    images = case.images.contiguous(memory_format=torch.channels_last)
+    threads = 1 if one_thread else torch.get_num_threads()
+
+    def step() -> Tensor:
+        with intra_op_threads(threads) if one_thread else contextlib.nullcontext():
+            return engine.step(images, case.target).losses
+
+    return step

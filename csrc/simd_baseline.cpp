@@ -1,0 +1,123 @@
+// The inner loops for any CPU: with SSE2 on x86-64, else in plain C++.
+#include "simd.hpp"
+
+#if defined(__SSE2__) || defined(_M_X64)
+#include <emmintrin.h>
+#endif
+
+namespace dml_fast {
+namespace baseline {
+
+#include "simd_tools.hpp"
+
+#if defined(__SSE2__) || defined(_M_X64)
+
+struct Floats {
+    using Scalar = float;
+    using Vector = __m128;
+    using Mask = __m128;
+    using Counter = __m128i;
+    static constexpr int WIDTH = 4;
+    static Vector load(const float* p) { return _mm_loadu_ps(p); }
+    static Vector same(float x) { return _mm_set1_ps(x); }
+    static Mask at_most(Vector x, Vector t) { return _mm_cmple_ps(x, t); }
+    static Mask less(Vector x, Vector t) { return _mm_cmplt_ps(x, t); }
+    static Mask not_above(Vector x, Vector t) { return _mm_cmpngt_ps(x, t); }
+    static Mask equal(Vector x, Vector t) { return _mm_cmpeq_ps(x, t); }
+    static Mask none() { return _mm_setzero_ps(); }
+    static Mask unless(Mask out, Mask in) { return _mm_andnot_ps(out, in); }
+    static Mask either(Mask a, Mask b) { return _mm_or_ps(a, b); }
+    static unsigned bits(Mask m) { return static_cast<unsigned>(_mm_movemask_ps(m)); }
+    static Counter zero() { return _mm_setzero_si128(); }
+    static Counter add(Counter c, Mask m) { return _mm_sub_epi32(c, _mm_castps_si128(m)); }
+    static std::int64_t sum(Counter c) {
+        alignas(16) std::int32_t parts[4];
+        _mm_store_si128(reinterpret_cast<__m128i*>(parts), c);
+        return std::int64_t{parts[0]} + parts[1] + parts[2] + parts[3];
+    }
+    static std::int64_t keep(const float* x, Mask m, float* out) {
+        return keep_bits(x, bits(m), out);
+    }
+    static constexpr int TABLES = 0;
+};
+
+struct Doubles {
+    using Scalar = double;
+    using Vector = __m128d;
+    using Mask = __m128d;
+    using Counter = __m128i;
+    static constexpr int WIDTH = 2;
+    static Vector load(const double* p) { return _mm_loadu_pd(p); }
+    static Vector same(double x) { return _mm_set1_pd(x); }
+    static Vector widen(const double* p) { return load(p); }
+    static Vector widen(const float* p) { return _mm_setr_pd(p[0], p[1]); }
+    static void store(double* p, Vector x) { _mm_storeu_pd(p, x); }
+    template <bool>
+    static Vector add_product(Vector sum, Vector a, Vector b) {
+        return _mm_add_pd(sum, _mm_mul_pd(a, b));
+    }
+    static Mask at_most(Vector x, Vector t) { return _mm_cmple_pd(x, t); }
+    static Mask equal(Vector x, Vector t) { return _mm_cmpeq_pd(x, t); }
+    static Mask not_above(Vector x, Vector t) { return _mm_cmpngt_pd(x, t); }
+    static Mask none() { return _mm_setzero_pd(); }
+    static Mask either(Mask a, Mask b) { return _mm_or_pd(a, b); }
+    static unsigned bits(Mask m) { return static_cast<unsigned>(_mm_movemask_pd(m)); }
+    static Counter zero() { return _mm_setzero_si128(); }
+    static Counter add(Counter c, Mask m) { return _mm_sub_epi64(c, _mm_castpd_si128(m)); }
+    static std::int64_t sum(Counter c) {
+        alignas(16) std::int64_t parts[2];
+        _mm_store_si128(reinterpret_cast<__m128i*>(parts), c);
+        return parts[0] + parts[1];
+    }
+    static std::int64_t keep(const double* x, Mask m, double* out) {
+        return keep_bits(x, bits(m), out);
+    }
+    static constexpr int TABLES = 0;
+};
+
+#else
+
+template <class T>
+struct Single {
+    using Scalar = T;
+    using Vector = T;
+    using Mask = bool;
+    using Counter = std::int64_t;
+    static constexpr int WIDTH = 1;
+    static Vector load(const T* p) { return *p; }
+    static Vector same(T x) { return x; }
+    template <class S>
+    static Vector widen(const S* p) {
+        return static_cast<T>(*p);
+    }
+    static void store(T* p, T x) { *p = x; }
+    template <bool>
+    static Vector add_product(T sum, T a, T b) {
+        return sum + a * b;
+    }
+    static Mask at_most(T x, T t) { return x <= t; }
+    static Mask less(T x, T t) { return x < t; }
+    static Mask not_above(T x, T t) { return !(x > t); }
+    static Mask none() { return false; }
+    static Mask unless(Mask out, Mask in) { return in && !out; }
+    static Mask either(Mask a, Mask b) { return a || b; }
+    static unsigned bits(Mask m) { return m ? 1u : 0u; }
+    static Counter zero() { return 0; }
+    static Counter add(Counter c, Mask m) { return c + (m ? 1 : 0); }
+    static Mask equal(T x, T t) { return x == t; }
+    static std::int64_t sum(Counter c) { return c; }
+    static std::int64_t keep(const T* x, Mask m, T* out) { return keep_bits(x, bits(m), out); }
+    static constexpr int TABLES = 0;
+};
+using Floats = Single<float>;
+using Doubles = Single<double>;
+
+#endif
+
+constexpr std::int64_t SEARCH_FROM = 24, TABLES_UP_TO = 0;
+constexpr int DOT_ROWS = 4, DOT_COLUMNS = 2;
+
+#include "simd_body.hpp"
+
+}  // namespace baseline
+}  // namespace dml_fast

@@ -1,0 +1,1 @@
+"""Batches: who decodes, augments and assembles them."""

@@ -1,0 +1,175 @@
+"""From uint8 pixels and the plan to the batch that students are given, on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dml_fast import _native
+from dml_fast.data.decode import cores
+from dml_fast.data.loaders.augment import Normalizer, augment
+from dml_fast.data.loaders.mixing import mix_inputs, mix_targets
+from dml_fast.data.plan import Augmentation, BatchPlan
+
+
+class Batch(NamedTuple):
+    """B images on the device, as they are.
+
+    Attributes:
+        inputs: (B, C, H, W) float32, normalised.
+        target: (B,) int64 labels.
+        ids: (B,) int64, each image's index in its `ImageSet`.
+    """
+
+    inputs: Tensor
+    target: Tensor
+    ids: Tensor
+
+
+class TrainBatch(NamedTuple):
+    """B images on the device, augmented.
+
+    Attributes:
+        inputs: (B, C, H, W) float32, normalised; with several views a tuple of them, one a student.
+        target: (B,) int64 labels, or (B, classes) float32 probabilities of mixed images.
+        ids: (B,) int64, each image's index in its `ImageSet`.
+    """
+
+    inputs: Tensor | tuple[Tensor, ...]
+    target: Tensor
+    ids: Tensor
+
+
+class Loader(Protocol):
+    """Training batches as a function of (epoch, step); several at once must not be walked."""
+
+    steps_per_epoch: int
+
+    def batch(self, epoch: int, step: int) -> TrainBatch:
+        """Returns batch ``step`` (0..steps_per_epoch-1) of ``epoch``."""
+        ...
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TrainBatch]:
+        """Yields the batches of ``epoch`` from ``start_step`` on."""
+        ...
+
+    def close(self) -> None:
+        """Ends threads and frees memory; the loader is of no use afterwards."""
+        ...
+
+
+class Assembler:
+    """Executes the part of the plan that comes after decoding; all loaders share it.
+
+    Args:
+        labels: (N,) int64.
+        num_classes: how many there are.
+        augmentation: what the plan is made of.
+        mean: C floats in units of 0..1.
+        std: C floats in units of 0..1.
+        device: where batches are made.
+        channels_last: the memory format of ``inputs``.
+        threads: of a CPU that make a batch; 0 for one a core.
+    """
+
+    def __init__(
+        self,
+        labels: npt.NDArray[np.int64],
+        num_classes: int,
+        augmentation: Augmentation,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str,
+        channels_last: bool = True,
+        threads: int = 0,
+    ) -> None:
+        self.device = torch.device(device)
+        self._labels = torch.as_tensor(labels).to(self.device)
+        self._num_classes = num_classes
+        self._pad = 0 if augmentation.resized else augmentation.pad
+        self._normalize = Normalizer(mean, std, self.device)
+        self._channels_last = channels_last
+        self._threads = threads or cores()
+
+    def __call__(
+        self, plan: BatchPlan, images: Sequence[Tensor], rows: npt.NDArray[np.int64]
+    ) -> TrainBatch:
+        """Makes a batch.
+
+        Args:
+            plan: of B images in V views.
+            images: (N, H, W, C) uint8 on the device; one such tensor for all views, or V of them.
+            rows: (B,) where the plan's images lie in them.
+        """
+        if self.device.type == "cpu" and plan.jitter is None:
+            return self._on_cpu(plan, images, rows)
+        erased = [] if plan.erased is None else [plan.erased.reshape(-1, len(rows))]
+        whole = np.concatenate(
+            [plan.ids[None], rows[None], plan.crops.reshape(-1, len(rows)), *erased]
+        )
+        numbers = self._send(torch.from_numpy(whole))  # one small copy
+        views = len(plan.crops)
+        crops = numbers[2 : 2 + 3 * views].view(views, 3, -1)
+        rectangles = None if plan.erased is None else numbers[2 + 3 * views :].view(views, 4, -1)
+        jitter = None if plan.jitter is None else self._send(torch.from_numpy(plan.jitter.copy()))
+        made = [
+            augment(
+                images[view % len(images)],
+                numbers[1],
+                crops[view],
+                pad=self._pad,
+                normalize=self._normalize,
+                erased=None if rectangles is None else rectangles[view],
+                jitter=None if jitter is None else jitter[view],
+            )
+            for view in range(views)
+        ]
+        return self._batch(plan, made, numbers[0])
+
+    def _on_cpu(
+        self, plan: BatchPlan, images: Sequence[Tensor], rows: npt.NDArray[np.int64]
+    ) -> TrainBatch:
+        """The same, bit for bit, by one loop in C++ that was several times as fast."""
+        nothing = np.zeros((4, 0), np.int64)
+        made = [
+            torch.from_numpy(
+                _native.augment(
+                    images[view % len(images)].numpy(),
+                    np.ascontiguousarray(rows),
+                    np.ascontiguousarray(crops),
+                    nothing if plan.erased is None else np.ascontiguousarray(plan.erased[view]),
+                    self._normalize.scale.numpy(),
+                    self._normalize.shift.numpy(),
+                    self._pad,
+                    self._threads,
+                )
+            )
+            for view, crops in enumerate(plan.crops)
+        ]
+        return self._batch(plan, made, torch.from_numpy(plan.ids.copy()))
+
+    def _batch(self, plan: BatchPlan, made: Sequence[Tensor], ids: Tensor) -> TrainBatch:
+        """Puts (B, H, W, C) views and their targets together."""
+        inputs = [to_nchw(images, self._channels_last) for images in made]
+        target = self._labels.index_select(0, ids)
+        if plan.mix is not None:
+            inputs = [mix_inputs(images, plan.mix) for images in inputs]
+            target = mix_targets(target, self._num_classes, plan.mix)
+        return TrainBatch(inputs[0] if len(inputs) == 1 else tuple(inputs), target, ids)
+
+    def _send(self, values: Tensor) -> Tensor:
+        if self.device.type == "cuda":
+            values = values.pin_memory()
+        return values.to(self.device, non_blocking=True)
+
+
+def to_nchw(inputs: Tensor, channels_last: bool) -> Tensor:
+    """(B, H, W, C) to (B, C, H, W), in memory as it was or contiguous."""
+    inputs = inputs.permute(0, 3, 1, 2)
+    return inputs if channels_last else inputs.contiguous()

@@ -1,0 +1,233 @@
+"""Decoding with NVIDIA DALI, on the CPU or the GPU, driven batch by batch.
+
+DALI only decodes, cuts and resizes: what it is given and in which order is the plan's affair. Its
+own readers would repeat and drop images at an epoch's end.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Generator, Iterator
+from functools import partial
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from dml_fast.data.decode import fitted, size_error
+from dml_fast.data.loaders.encoded import Encoded, as_ppm, encoded
+from dml_fast.data.loaders.stream import Decoded, Ids, Request, Source
+from dml_fast.data.loaders.threads import decode_rows
+from dml_fast.data.reading import require_dali
+from dml_fast.errors import UserError
+
+_AHEAD = 2  # batches that DALI works on while the newest one is used
+_log = logging.getLogger("dml_fast")
+
+
+class _Fed(NamedTuple):
+    """A request that DALI works on."""
+
+    request: Request
+    ids: Ids
+    inputs: dict[str, list[npt.NDArray[Any]]]
+
+
+class DaliDecoder:
+    """Decodes batches in DALI's threads, `_AHEAD` of them before they are asked for.
+
+    Args:
+        source: of the files.
+        device: where pixels are wanted: on a GPU they are decoded there.
+        batch_size: at most so many images a request.
+        views: parts of each image that are wanted, 0 for whole images.
+
+    Raises:
+        UserError: DALI is not installed, or the device is not there.
+    """
+
+    def __init__(
+        self, source: Source, *, device: torch.device, batch_size: int, views: int = 0
+    ) -> None:
+        require_dali()
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise UserError(
+                f"images cannot be decoded on {device}, which is not there: give --device cpu"
+            )
+        self._source, self._device = source, device
+        self._batch_size, self._views = batch_size, views
+        self._pipe: Any = None
+        self._by_pillow: set[int] = set()  # of batches that DALI could not decode
+        self._held: deque[tuple[Any, Any]] = deque()
+
+    def run(self, requests: Iterator[Request]) -> Generator[Decoded]:
+        """Answers each request, in order."""
+        waiting: deque[_Fed] = deque()
+        try:
+            while True:
+                while len(waiting) < _AHEAD and (request := next(requests, None)) is not None:
+                    waiting.append(self._prepare(request))
+                    self._feed(waiting[-1])
+                if not waiting:
+                    return
+                fed = waiting[0]
+                try:
+                    outputs = self._outputs()
+                except Exception as error:  # it raises several kinds, and names no file
+                    waiting.popleft()
+                    yield self._decode_here(fed.request, error)
+                    for later in waiting:
+                        self._feed(later)
+                    continue
+                waiting.popleft()
+                yield Decoded(fed.request, fed.ids, [self._tensor(out) for out in outputs])
+                self._hold(outputs)
+        finally:
+            if waiting:  # a pipeline with batches under way cannot be used again
+                self._pipe = None
+
+    def close(self) -> None:
+        """Ends DALI's threads and frees its memory."""
+        self._pipe = None
+        self._held.clear()
+
+    def _prepare(self, request: Request) -> _Fed:
+        """Reads the files of a request and works out what is done with them."""
+        images = self._source.images
+        found: list[tuple[int, Encoded | None]] = []
+        for index in request.ids.tolist():
+            make = partial(self._encoded, by_pillow=index in self._by_pillow)
+            found.append(self._source.find(index, make))
+        blank = Encoded(_blank(*images.shape[2:]), *images.shape[2:])
+        files = [blank if file is None else file for _, file in found]
+        ids = np.array([index for index, _ in found], np.int64)
+        inputs: dict[str, list[npt.NDArray[Any]]] = {"files": [file.data for file in files]}
+        if self._views:
+            heights, widths = np.array([[file.height, file.width] for file in files]).T
+            boxes = request.boxes(heights, widths).astype(np.int32)  # (V, 4, B)
+            for view, columns in enumerate(boxes):
+                inputs[f"corner{view}"] = list(np.ascontiguousarray(columns[:2].T))
+                inputs[f"sides{view}"] = list(np.ascontiguousarray(columns[2:].T))
+        elif images.size:
+            fits = [fitted(file.height, file.width, images.size, images.margin) for file in files]
+            both = np.array(fits)
+            inputs["scaled"] = list(both[:, :2].astype(np.float32))
+            inputs["corner"] = list(np.ascontiguousarray(both[:, 2:]).astype(np.int32))
+        else:
+            for index, file in zip(ids.tolist(), files, strict=True):
+                if (file.height, file.width) != images.shape[2:]:
+                    sides = (file.height, file.width)
+                    raise size_error(
+                        images.files.path(index), sides, images.first, images.shape[2:]
+                    )
+        return _Fed(request, ids, inputs)
+
+    def _encoded(self, index: int, *, by_pillow: bool) -> Encoded:
+        return encoded(self._source.images.files.read(index), by_pillow=by_pillow)
+
+    def _feed(self, fed: _Fed) -> None:
+        if self._pipe is None:
+            self._pipe = self._build()
+        for name, arrays in fed.inputs.items():
+            self._pipe.feed_input(name, arrays)
+        self._pipe.schedule_run()
+
+    def _outputs(self) -> Any:
+        if self._device.type == "cuda":
+            return self._pipe.outputs(torch.cuda.current_stream(self._device))
+        return self._pipe.outputs()
+
+    def _build(self) -> Any:
+        # by name: DALI's own types contradict its use
+        fn, types = (import_module(f"nvidia.dali.{name}") for name in ("fn", "types"))
+        pipeline = import_module("nvidia.dali.pipeline")
+        images = self._source.images
+        on_gpu = self._device.type == "cuda"
+        pipe = pipeline.Pipeline(
+            batch_size=self._batch_size,
+            num_threads=images.threads,
+            device_id=(self._device.index or 0) if on_gpu else None,
+            # we keep several batches under way ourselves: DALI's own prefetching insists on
+            # as many at its start, which the end of an epoch may not have
+            prefetch_queue_depth=1,
+            exec_dynamic=True,
+        )
+        with pipe:
+            files = fn.external_source(name="files", ndim=1, dtype=types.UINT8)
+            decoding = {
+                "device": "mixed" if on_gpu else "cpu",
+                "output_type": types.RGB,
+                "adjust_orientation": False,
+                "jpeg_fancy_upsampling": True,  # as libjpeg does
+            }
+            height, width = images.shape[2:]
+            linear = {"interp_type": types.INTERP_LINEAR, "antialias": True}
+
+            def numbers(name: str, dtype: Any = types.INT32) -> Any:
+                return fn.external_source(name=name, ndim=1, dtype=dtype)
+
+            if self._views:
+                parts = [
+                    {"start": numbers(f"corner{v}"), "shape": numbers(f"sides{v}"), "axes": (0, 1)}
+                    for v in range(self._views)
+                ]
+                if len(parts) == 1 and not images.corrupt.allowed:
+                    # Decodes what is shown, to the same pixels. Damage elsewhere stays unseen, so
+                    # that what is replaced would hang on the epoch: not where that is allowed.
+                    shown = [fn.decoders.image_slice(files, **parts[0], **decoding)]
+                else:
+                    pixels = fn.decoders.image(files, **decoding)
+                    shown = [fn.slice(pixels, **part) for part in parts]
+                made = [fn.resize(part, size=[height, width], **linear) for part in shown]
+            elif images.size:
+                pixels = fn.decoders.image(files, **decoding)
+                scaled = fn.resize(pixels, size=numbers("scaled", types.FLOAT), **linear)
+                corner = numbers("corner")
+                made = [fn.slice(scaled, start=corner, shape=[height, width], axes=(0, 1))]
+            else:
+                made = [fn.decoders.image(files, **decoding)]
+            pipe.set_outputs(*made)
+        pipe.build()
+        return pipe
+
+    def _tensor(self, output: Any) -> Tensor:
+        dense = output.as_tensor()
+        if self._device.type == "cuda":
+            return from_dlpack(dense)
+        return torch.from_numpy(np.asarray(dense))
+
+    def _hold(self, outputs: Any) -> None:
+        """Keeps a batch on the GPU until the work on it is done there; a CPU's is done."""
+        if self._device.type != "cuda":
+            return
+        event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        self._held.append((event, outputs))
+        while self._held and self._held[0][0].query():
+            self._held.popleft()
+
+    def _decode_here(self, request: Request, error: Exception) -> Decoded:
+        """Decodes a batch that DALI stopped at, which names or replaces what is corrupt in it."""
+        self._pipe = None  # it is invalid
+        self._by_pillow.update(request.ids.tolist())
+        before = len(self._source.images.corrupt.reasons)
+        ids, pixels = decode_rows(self._source, request, np.arange(len(request.ids)))
+        if len(self._source.images.corrupt.reasons) == before:
+            _log.warning("Pillow decodes a batch that DALI could not (%s)", _reason(error))
+        there = torch.from_numpy(pixels).to(self._device)
+        return Decoded(request, ids, list(there))
+
+
+def _reason(error: Exception) -> str:
+    """The line of DALI's report that says what was wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if line.startswith(("Failed", "[", "Error"))), lines[0])
+
+
+def _blank(height: int, width: int) -> npt.NDArray[np.uint8]:
+    return as_ppm(np.zeros((height, width, 3), np.uint8)).data

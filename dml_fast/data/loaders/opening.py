@@ -1,0 +1,81 @@
+"""The loader of a data set: its order, its plan, and who executes that."""
+
+from __future__ import annotations
+
+import torch
+
+from dml_fast.data.files import ImageFiles
+from dml_fast.data.loaders.assemble import Assembler, Loader
+from dml_fast.data.loaders.resident import ResidentLoader
+from dml_fast.data.loaders.stream import StreamLoader
+from dml_fast.data.plan import Augmentation, Plan
+from dml_fast.data.sampling import WINDOW, IdentityOrder, Order, ShardOrder, ShuffledOrder
+from dml_fast.data.sets import DataSet
+
+
+def train_loader(
+    data: DataSet,
+    augmentation: Augmentation,
+    *,
+    batch_size: int,
+    seed: int,
+    device: torch.device | str,
+    channels_last: bool = True,
+    num_instances: int = 0,
+    views: int = 1,
+    threads: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
+) -> Loader:
+    """Opens the training images as shuffled, augmented batches.
+
+    Every epoch is another order of the images, cut into whole batches (see
+    `dml_fast.data.sampling`).
+
+    Args:
+        data: with N training images.
+        augmentation: what is done to them.
+        batch_size: B, of this process, 1..N.
+        seed: the run's seed; order and augmentation follow from it.
+        device: where batches are made.
+        channels_last: the memory format of ``inputs``.
+        num_instances: 0, or K: batches are of K images of each of B / K labels.
+        views: in how many versions each image comes.
+        threads: of a CPU that make a batch of decoded images; 0 for one a core.
+        rank: of this process, 0..ranks-1.
+        ranks: how many processes share a step.
+
+    Raises:
+        UserError: ``batch_size`` does not fit the images.
+    """
+    train, together = data.train, batch_size * ranks
+    order: Order
+    if num_instances:
+        order = IdentityOrder(train.labels, together, num_instances, seed)
+    elif train.shard is not None:
+        order = ShardOrder(train.shard, together, seed, WINDOW)
+    else:
+        order = ShuffledOrder(len(train), together, seed)
+    height, width = train.images.shape[2:]
+    plan = Plan(
+        order,
+        augmentation,
+        size=(height, width),
+        seed=seed,
+        views=views,
+        rank=rank,
+        ranks=ranks,
+    )
+    assemble = Assembler(
+        train.labels,
+        len(data.classes),
+        augmentation,
+        mean=data.mean,
+        std=data.std,
+        device=device,
+        channels_last=channels_last,
+        threads=threads,
+    )
+    if isinstance(train.images, ImageFiles):
+        return StreamLoader(train.images, train.labels, plan, assemble, batch_size)
+    return ResidentLoader(train.images, plan, assemble)

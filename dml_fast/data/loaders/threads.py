@@ -1,0 +1,97 @@
+"""Decoding with simplejpeg and Pillow in threads: for machines without DALI."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from dml_fast.data.decode import Pixels, decode_image, resize
+from dml_fast.data.loaders.stream import Decoded, Ids, Request, Source
+
+_AHEAD = 2  # batches
+
+
+class ThreadDecoder:
+    """Decodes batches in threads, `_AHEAD` of them before they are asked for.
+
+    Args:
+        source: of the files.
+        device: where pixels are wanted.
+    """
+
+    def __init__(self, source: Source, *, device: torch.device) -> None:
+        self._source, self._device = source, device
+        self._threads = source.images.threads
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
+
+    def run(self, requests: Iterator[Request]) -> Generator[Decoded]:
+        """Answers each request, in order."""
+        waiting: deque[tuple[Request, list[Future[tuple[Ids, Pixels]]]]] = deque()
+        try:
+            while True:
+                while len(waiting) < _AHEAD + 1 and (request := next(requests, None)) is not None:
+                    waiting.append((request, self._submit(request)))
+                if not waiting:
+                    return
+                request, tasks = waiting.popleft()
+                parts = [task.result() for task in tasks]
+                ids = np.concatenate([ids for ids, _ in parts])
+                pixels = torch.from_numpy(np.concatenate([pixels for _, pixels in parts], axis=1))
+                if self._device.type == "cuda":
+                    pixels = pixels.pin_memory().to(self._device, non_blocking=True)
+                yield Decoded(request, ids, list(pixels))
+        finally:
+            for _, tasks in waiting:
+                for task in tasks:
+                    task.cancel()
+
+    def close(self) -> None:
+        """Ends the threads once they are done with the images at hand."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _submit(self, request: Request) -> list[Future[tuple[Ids, Pixels]]]:
+        """A task for each thread."""
+        rows = np.array_split(np.arange(len(request.ids)), self._threads)
+        return [self._pool.submit(decode_rows, self._source, request, r) for r in rows if len(r)]
+
+
+def decode_rows(source: Source, request: Request, rows: Ids) -> tuple[Ids, Pixels]:
+    """Decodes some of the images of a request.
+
+    Args:
+        source: of the files.
+        request: B images in V views.
+        rows: (b,) which of them.
+
+    Returns:
+        (b,) indices of the images that were decoded, and (V, b, H, W, 3) of them; images that were
+        not wanted in parts come in one view.
+    """
+    images = source.images
+    height, width = images.shape[2:]
+    if not request.cut:
+        out = np.zeros((1, len(rows), height, width, 3), np.uint8)
+        ids = np.empty(len(rows), np.int64)
+        for place, index in enumerate(request.ids[rows].tolist()):
+            ids[place], pixels = source.find(index, images.decoded)
+            if pixels is not None:
+                out[0, place] = pixels
+        return ids, out
+    found = [
+        source.find(index, lambda chosen: decode_image(images.files.read(chosen)))
+        for index in request.ids[rows].tolist()
+    ]
+    decoded = [pixels for _, pixels in found if pixels is not None]
+    heights, widths = (np.zeros(len(request.ids), np.int64) + 1 for _ in range(2))
+    heights[rows], widths[rows] = np.array([pixels.shape[:2] for pixels in decoded]).T
+    boxes = request.boxes(heights, widths)[:, :, rows]
+    out = np.empty((len(boxes), len(rows), height, width, 3), np.uint8)
+    for view, columns in enumerate(boxes):
+        for place, (top, left, tall, wide) in enumerate(columns.T.tolist()):
+            part = decoded[place][top : top + tall, left : left + wide]
+            out[view, place] = resize(np.ascontiguousarray(part), height, width)
+    return np.array([index for index, _ in found]), out

@@ -1,0 +1,250 @@
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) in the binary and in the python distribution.
+
+Archives are read in place, one known file after another: nothing is unpacked to the disk.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dml_fast.data.readers.download import download as fetch
+from dml_fast.data.readers.unpickle import read_batch
+from dml_fast.data.sets import ImageSet, RawData
+from dml_fast.errors import UserError
+
+_SHAPE = (3, 32, 32)
+_PIXELS = 3 * 32 * 32
+
+
+class Distribution(NamedTuple):
+    """One of the forms in which a CIFAR set is published."""
+
+    folder: str
+    archive: str
+    train: tuple[str, ...]
+    test: str
+    names: str  # the file with the class names
+    label_key: str = ""  # of the python form
+    names_key: str = ""
+    label_column: int = 0  # of the binary form: which of a record's leading bytes ...
+    label_bytes: int = 1  # ... and how many there are
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files that must be there; the class names come last."""
+        return (*self.train, self.test, self.names)
+
+
+class Cifar(NamedTuple):
+    """A CIFAR set: its forms, and where its python form is published."""
+
+    python: Distribution
+    binary: Distribution
+    url: str
+    sha256: str
+
+
+_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
+CIFAR = {
+    "cifar10": Cifar(
+        python=Distribution(
+            folder="cifar-10-batches-py",
+            archive="cifar-10-python.tar.gz",
+            train=_BATCHES,
+            test="test_batch",
+            names="batches.meta",
+            label_key="labels",
+            names_key="label_names",
+        ),
+        binary=Distribution(
+            folder="cifar-10-batches-bin",
+            archive="cifar-10-binary.tar.gz",
+            train=tuple(f"{name}.bin" for name in _BATCHES),
+            test="test_batch.bin",
+            names="batches.meta.txt",
+        ),
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    ),
+    "cifar100": Cifar(
+        python=Distribution(
+            folder="cifar-100-python",
+            archive="cifar-100-python.tar.gz",
+            train=("train",),
+            test="test",
+            names="meta",
+            label_key="fine_labels",
+            names_key="fine_label_names",
+        ),
+        binary=Distribution(
+            folder="cifar-100-binary",
+            archive="cifar-100-binary.tar.gz",
+            train=("train.bin",),
+            test="test.bin",
+            names="fine_label_names.txt",
+            label_column=1,
+            label_bytes=2,
+        ),
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+    ),
+}
+
+
+def find_cifar(kind: str, root: Path) -> tuple[Distribution, Path] | None:
+    """Looks for a distribution in ``root``, in its usual folder there, or as its archive there.
+
+    Returns:
+        The distribution and the folder or archive that holds it, or None.
+    """
+    forms = (CIFAR[kind].python, CIFAR[kind].binary)
+    for form in forms:
+        for place in (root, root / form.folder):
+            if any((place / name).is_file() for name in form.files):
+                return form, place
+    for form in forms:
+        if (root / form.archive).is_file():
+            return form, root / form.archive
+    return None
+
+
+def locate_cifar(kind: str, root: Path) -> tuple[Distribution, Path]:
+    """Returns what `find_cifar` finds, or raises a UserError that says what to do."""
+    found = find_cifar(kind, root)
+    if found is None:
+        python, binary, *_ = CIFAR[kind]
+        state = "has no CIFAR files" if root.is_dir() else "does not exist"
+        raise UserError(
+            f"{kind}:{root} {state}: add --download, or put {python.archive}, {binary.archive} "
+            f"or the folder {python.folder} or {binary.folder} there"
+        )
+    return found
+
+
+def read_cifar(kind: str, root: Path, *, download: bool) -> RawData:
+    """Reads ``cifar10`` or ``cifar100`` (with its 100 fine labels).
+
+    Args:
+        kind: a key of `CIFAR`.
+        root: the folder with the files, or the one that holds that folder or the archive.
+        download: whether to fetch the python archive into ``root`` if nothing is there.
+
+    Raises:
+        UserError: files are missing, damaged, or hold what they should not.
+    """
+    if download and find_cifar(kind, root) is None:
+        fetch(CIFAR[kind].url, root / CIFAR[kind].python.archive, CIFAR[kind].sha256)
+    form, place = locate_cifar(kind, root)
+    contents = _read_files(form, place)
+    decode: Callable[[Distribution, bytes, str], ImageSet] = (
+        _decode_python if form.label_key else _decode_binary
+    )
+    parts = {name: decode(form, contents[name], f"{place}/{name}") for name in form.files[:-1]}
+    classes = _class_names(form, contents[form.names], f"{place}/{form.names}")
+    for name, part in parts.items():
+        _check_part(part, len(classes), f"{place}/{name}")
+    train = [parts[name] for name in form.train]
+    return RawData(
+        name=kind,
+        classes=classes,
+        train=ImageSet(
+            np.concatenate([part.images for part in train]),
+            np.concatenate([part.labels for part in train]),
+        ),
+        val=None,
+        test=parts[form.test],
+        pad=4,
+        flip=True,
+    )
+
+
+def _read_files(form: Distribution, place: Path) -> dict[str, bytes]:
+    if place.is_dir():
+        contents = {
+            name: (place / name).read_bytes() for name in form.files if (place / name).is_file()
+        }
+    else:
+        contents = _read_archive(form, place)
+    if missing := [name for name in form.files if name not in contents]:
+        raise UserError(
+            f"{place} lacks {', '.join(missing)}: unpack or download {form.archive} again"
+        )
+    return contents
+
+
+def _read_archive(form: Distribution, archive: Path) -> dict[str, bytes]:
+    wanted = {f"{form.folder}/{name}": name for name in form.files}
+    contents = {}
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                name = wanted.get(member.name)
+                if name is not None and member.isreg():
+                    stream = tar.extractfile(member)
+                    assert stream is not None  # it is a regular file
+                    contents[name] = stream.read()
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise UserError(
+            f"{archive} is damaged ({error}): delete it and fetch it again, with --download"
+        ) from error
+    return contents
+
+
+def _decode_python(form: Distribution, raw: bytes, origin: str) -> ImageSet:
+    batch = read_batch(raw, origin)
+    pixels, labels = batch.get("data"), batch.get(form.label_key)
+    if not (
+        isinstance(pixels, np.ndarray)
+        and pixels.ndim == 2
+        and pixels.shape[1] == _PIXELS
+        and isinstance(labels, list)
+        and all(type(label) is int for label in labels)
+        and len(pixels) == len(labels)
+    ):
+        raise UserError(
+            f"{origin} is not a CIFAR batch: it needs (N, {_PIXELS}) 'data' and N "
+            f"{form.label_key!r}; delete it and fetch the data again"
+        )
+    return ImageSet(_as_images(pixels), np.array(labels, dtype=np.int64))
+
+
+def _decode_binary(form: Distribution, raw: bytes, origin: str) -> ImageSet:
+    record_bytes = form.label_bytes + _PIXELS
+    if len(raw) % record_bytes:
+        raise UserError(
+            f"{origin} is damaged: {len(raw)} bytes are no multiple of {record_bytes}, the size "
+            "of a record; delete it and fetch the data again"
+        )
+    records = np.frombuffer(raw, dtype=np.uint8).reshape(-1, record_bytes)
+    labels = records[:, form.label_column].astype(np.int64)
+    return ImageSet(_as_images(records[:, form.label_bytes :]), labels)
+
+
+def _class_names(form: Distribution, raw: bytes, origin: str) -> tuple[str, ...]:
+    if not form.names_key:
+        return tuple(raw.decode("latin1").split())
+    names: Any = read_batch(raw, origin).get(form.names_key)
+    if not (isinstance(names, list) and all(isinstance(name, bytes | str) for name in names)):
+        raise UserError(f"{origin} has no {form.names_key!r}: delete it and fetch the data again")
+    return tuple(name.decode("latin1") if isinstance(name, bytes) else name for name in names)
+
+
+def _check_part(part: ImageSet, num_classes: int, origin: str) -> None:
+    if len(part) == 0:
+        raise UserError(f"{origin} holds no images: delete it and fetch the data again")
+    if part.labels.min() < 0 or part.labels.max() >= num_classes:
+        raise UserError(
+            f"{origin} has labels from {part.labels.min()} to {part.labels.max()} for "
+            f"{num_classes} classes: delete it and fetch the data again"
+        )
+
+
+def _as_images(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    return pixels.reshape(-1, *_SHAPE).copy()

@@ -1,0 +1,142 @@
+"""``market1501:DIR``: pictures of identities by cameras, laid out like Market-1501.
+
+DIR/bounding_box_train holds the identities to learn, DIR/query what is searched for and
+DIR/bounding_box_test the gallery. A name such as ``0002_c1s1_000451_03.jpg`` is identity 2 seen by
+camera 1; identity -1 is junk, 0 a distractor (Zheng et al., ICCV 2015).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dml_fast.data.readers.folder import SUFFIXES
+from dml_fast.data.reading import Loaded, Reading, load
+from dml_fast.data.sets import ImageSet, RawData, RetrievalSet
+from dml_fast.data.splits import split_identities
+from dml_fast.data.storage import LooseFiles
+from dml_fast.errors import UserError
+
+JUNK, DISTRACTOR = -1, 0
+_TRAIN, _QUERY, _GALLERY = PARTS = ("bounding_box_train", "query", "bounding_box_test")
+_NAME = re.compile(r"(-1|\d+)_c(\d+)\D")
+
+Ids = npt.NDArray[np.int64]
+
+
+class _Image(NamedTuple):
+    path: Path
+    pid: int
+    cam: int
+
+
+def check_market1501(root: Path) -> None:
+    """Checks that the three folders are there, without looking at images.
+
+    Raises:
+        UserError: one is missing.
+    """
+    for part in PARTS:
+        if not (root / part).is_dir():
+            found = "has no such folder" if root.is_dir() else "does not exist"
+            raise UserError(
+                f"market1501:{root} {found}: its images belong in {root / part} and beside it in "
+                f"{' and '.join(other for other in PARTS if other != part)}"
+            )
+
+
+def read_market1501(root: Path, how: Reading, *, val_fraction: float) -> RawData:
+    """Reads a data set of identities as RGB, or lists it for a loader that decodes as it goes.
+
+    The classes are the identities to learn, sorted. Files without an image's suffix (Thumbs.db) are
+    passed over.
+
+    Args:
+        root: the folder.
+        how: to read it.
+        val_fraction: of the training identities that are set aside to validate, in [0, 1). With 0
+            the test images also validate.
+
+    Raises:
+        UserError: a folder or a name is not as it must be, a file is corrupt, sizes differ, or the
+            images do not fit in memory.
+    """
+    check_market1501(root)
+    parts = [_list_part(root / part) for part in PARTS]
+    flat = [image for part in parts for image in part]
+    loaded = load(root, LooseFiles.of([image.path for image in flat]), how)
+    whole = set(loaded.kept.tolist())
+    starts = np.cumsum([0] + [len(part) for part in parts])
+    kept = [
+        [image for row, image in enumerate(part, start) if row in whole]
+        for part, start in zip(parts, starts.tolist(), strict=False)
+    ]
+    for part, images in zip(PARTS, kept, strict=True):
+        if not images:
+            raise UserError(f"{root / part} holds no image that can be decoded: replace them")
+    ends = np.cumsum([len(part) for part in kept])
+    train, search = kept[0], kept[1] + kept[2]
+    test = _retrieval_set(root, loaded, np.arange(ends[0], ends[-1]), search, queries=len(kept[1]))
+    pids = np.array([image.pid for image in train], np.int64)
+    if len(bad_id := np.flatnonzero(pids <= DISTRACTOR)):
+        raise UserError(
+            f"{train[bad_id[0]].path} is of identity {pids[bad_id[0]]}, which nobody can learn: "
+            "move junk (-1) and distractors (0) to bounding_box_test"
+        )
+    cams = np.array([image.cam for image in train], np.int64)
+    learned, query, gallery = split_identities(pids, cams, val_fraction)
+    val = test
+    if val_fraction > 0:
+        chosen = np.concatenate([query, gallery])
+        held_out = [train[i] for i in chosen]
+        val = _retrieval_set(root, loaded, chosen, held_out, queries=len(query))
+    known, labels = np.unique(pids[learned], return_inverse=True)
+    return RawData(
+        name=root.resolve().name,
+        classes=tuple(f"{pid:04d}" for pid in known.tolist()),
+        train=ImageSet(
+            loaded.images[learned], labels.astype(np.int64), manifest=loaded.manifest[learned]
+        ),
+        val=val,
+        test=test,
+        pad=min(loaded.images.shape[2:]) // 8,
+        flip=True,
+        corrupt=loaded.corrupt,
+        choice=loaded.choice,
+    )
+
+
+def _list_part(folder: Path) -> list[_Image]:
+    """The images of a folder, by name."""
+    images = []
+    for name in sorted(os.listdir(folder)):
+        if os.path.splitext(name)[1].lower() not in SUFFIXES or name.startswith("."):
+            continue
+        match = _NAME.match(name)
+        if match is None:
+            raise UserError(
+                f"{folder / name} does not say who and where: name it like "
+                "0002_c1s1_000451_03.jpg (identity 2, camera 1), or move it away"
+            )
+        images.append(_Image(folder / name, int(match[1]), int(match[2])))
+    if not images:
+        raise UserError(f"{folder} holds no images: fill it")
+    return images
+
+
+def _retrieval_set(
+    root: Path, loaded: Loaded, rows: Ids, images: list[_Image], queries: int
+) -> RetrievalSet:
+    return RetrievalSet(
+        images=loaded.images[rows],
+        manifest=loaded.manifest[rows],
+        labels=np.array([image.pid for image in images], np.int64),
+        cams=np.array([image.cam for image in images], np.int64),
+        names=tuple(image.path.relative_to(root).as_posix() for image in images),
+        queries=queries,
+    )

@@ -1,0 +1,190 @@
+"""The samples of tar shards: which image and label belong together, and where they lie.
+
+A tar is read by its headers and never unpacked: an index in memory says at which offset each image
+begins, so that any of them can be read at any time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dml_fast.data.readers.folder import SUFFIXES
+from dml_fast.data.readers.tar import DamagedTarError, Member, Reader, walk
+from dml_fast.data.storage import CorruptImageError, Ids
+from dml_fast.errors import UserError, reason
+
+_OPEN_AT_ONCE = 64  # shards
+_LABEL = ".cls"
+_LONGEST_LABEL = 64  # bytes
+# as WebDataset: a key goes up to the first dot of the base name
+_KEY = re.compile(r"((?:.*/)?[^./][^./]*)(\.[^/]*)", re.DOTALL)
+
+
+class Index(NamedTuple):
+    """The samples of a tar.
+
+    Attributes:
+        images: (n,) in the order of the tar.
+        labels: (n,) of them.
+        damage: what is wrong with the tar behind them; "" for nothing.
+    """
+
+    images: list[Member]
+    labels: list[int]
+    damage: str
+
+
+def read_index(path: Path) -> Index:
+    """Reads a tar's headers and labels; whole samples before any damage are in the result.
+
+    Raises:
+        UserError: a sample has no label or no image, a label is no whole number, or a key comes
+            twice.
+    """
+    images: dict[str, Member] = {}
+    labels: dict[str, int] = {}
+    damage = ""
+    try:
+        with path.open("rb", buffering=0) as file:
+            read = Reader(file.fileno())
+            for member in walk(read):
+                match = _KEY.fullmatch(member.name)
+                if match is None:
+                    continue
+                key, suffix = match[1], match[2].lower()
+                if suffix != _LABEL and suffix not in SUFFIXES:
+                    continue
+                if key in (labels if suffix == _LABEL else images):
+                    what = "label" if suffix == _LABEL else "image"
+                    raise UserError(
+                        f"{path / member.name} is a second {what} of {key!r} in that shard: give "
+                        "each sample a key of its own"
+                    )
+                if suffix == _LABEL:
+                    labels[key] = _label(
+                        read(member.offset, min(member.size, _LONGEST_LABEL)), path / member.name
+                    )
+                else:
+                    images[key] = member
+    except DamagedTarError as error:
+        damage = str(error)
+    except OSError as error:
+        damage = reason(error)
+    whole = images.keys() & labels.keys()
+    if not damage and (odd := (images.keys() | labels.keys()) - whole):
+        key = min(odd)
+        has = f"no label ({key}{_LABEL})" if key in images else f"no image ({key}.jpg or the like)"
+        raise UserError(f"{path} has {has} for the sample {key!r}: add it, or take the sample out")
+    if not damage and not whole:
+        damage = "it holds no sample: an image and its label, such as 0001.jpg and 0001.cls"
+    kept = [key for key in images if key in whole]
+    return Index([images[key] for key in kept], [labels[key] for key in kept], damage)
+
+
+def _label(content: bytes, path: Path) -> int:
+    text = content.decode("utf-8", "replace").strip()
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise UserError(
+            f"{path} is {text[:20]!r}: a label is a whole number, 0 or more, the index of its class"
+        )
+    return int(text)
+
+
+class _Descriptor:
+    """An open file that is closed when nobody reads from it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+class TarMembers:
+    """Images in tars, as a `Storage`.
+
+    Args:
+        tars: all of them.
+        tar: (N,) index of the tar that each image is in.
+        labels: (N,) of them.
+        names: (N,) of str.
+        offsets: (N,) in bytes.
+        sizes: (N,) in bytes.
+    """
+
+    def __init__(
+        self,
+        tars: tuple[Path, ...],
+        tar: Ids,
+        labels: Ids,
+        names: npt.NDArray[np.object_],
+        offsets: Ids,
+        sizes: Ids,
+    ) -> None:
+        self.tar, self.labels = tar, labels
+        self._tars, self._names, self._offsets, self._sizes = tars, names, offsets, sizes
+        self._open = lru_cache(_OPEN_AT_ONCE)(_Descriptor)
+
+    @classmethod
+    def of(cls, tars: list[Path], indices: list[Index]) -> TarMembers:
+        """Takes all images of some tars, in order."""
+        members = [member for index in indices for member in index.images]
+        counts = [len(index.images) for index in indices]
+        return cls(
+            tuple(tars),
+            np.repeat(np.arange(len(tars)), counts),
+            np.array([label for index in indices for label in index.labels], np.int64),
+            np.array([member.name for member in members], dtype=object),
+            np.array([member.offset for member in members], np.int64),
+            np.array([member.size for member in members], np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, ids: Ids | slice) -> TarMembers:
+        """Some of the images, in that order."""
+        return TarMembers(
+            self._tars,
+            self.tar[ids],
+            self.labels[ids],
+            self._names[ids],
+            self._offsets[ids],
+            self._sizes[ids],
+        )
+
+    def path(self, index: int) -> Path:
+        """Names an image: the tar, and its name in there."""
+        return Path(self._tars[self.tar[index]], self._names[index])
+
+    def size(self, index: int) -> int:
+        """Its bytes."""
+        return int(self._sizes[index])
+
+    def read(self, index: int) -> bytes:
+        """Returns the whole image file."""
+        return self._read(index, 0, self.size(index))
+
+    def ends(self, index: int, count: int) -> tuple[bytes, bytes]:
+        """Returns its first and last ``count`` bytes, or fewer."""
+        size = self.size(index)
+        few = min(count, size)
+        return self._read(index, 0, few), self._read(index, size - few, few)
+
+    def _read(self, index: int, start: int, count: int) -> bytes:
+        try:
+            file = self._open(self._tars[self.tar[index]])
+            content = os.pread(file.number, count, int(self._offsets[index]) + start)
+        except OSError as error:
+            raise CorruptImageError(reason(error)) from error
+        if len(content) < count:
+            raise CorruptImageError("its shard became shorter after the start")
+        return content

@@ -1,0 +1,234 @@
+"""Which files a ``shards:`` data spec names: a folder, braces, globs or URLs, fetched once."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import logging
+import os
+import posixpath
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from urllib.error import HTTPError
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+from dml_fast.data.readers.download import download
+from dml_fast.errors import UserError, reason
+
+PARTS = ("train", "val", "test")
+CLASSES = "classes.txt"
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_PART = re.compile(rf"(?<![a-zA-Z])({'|'.join(PARTS)})")
+_MOST = 1_000_000  # names: more would be a slip of the pen
+_log = logging.getLogger("dml_fast")
+
+
+class ShardNames(NamedTuple):
+    """The shards of a data set.
+
+    Attributes:
+        root: a folder that holds them all, directly or further below.
+        parts: train, val and test, as far as there are such, with their shards, sorted.
+    """
+
+    root: Path
+    parts: dict[str, list[Path]]
+
+
+def check_shards(spec: str) -> None:
+    """Checks that shards are there, without reading them or asking a server.
+
+    Raises:
+        UserError: they are not.
+    """
+    if (names := _expand(spec)) and _are_urls(spec, names):
+        _cached(names)
+    else:
+        _sorted_out(spec, *_local(spec, names))
+
+
+def find_shards(spec: str) -> ShardNames:
+    """Finds the shards, and fetches those at URLs that are not in the cache folder yet.
+
+    Args:
+        spec: DIR, or paths or URLs with braces (``{000..009}``, ``{a,b}``); paths may be globs.
+
+    Raises:
+        UserError: none is there, or one cannot be fetched.
+    """
+    names = _expand(spec)
+    if not _are_urls(spec, names):
+        return _sorted_out(spec, *_local(spec, names))
+    targets = _cached(names)
+    found = list(targets.values())
+    _fetch(targets)
+    return _sorted_out(spec, _common(found), found)
+
+
+def _expand(spec: str) -> list[str]:
+    """All names that braces stand for, innermost first, as a shell and WebDataset do."""
+    names, whole = {spec}, os.path.exists(Path(spec).expanduser())
+    while not whole and any(_BRACES.search(name) for name in names):
+        wider: set[str] = set()
+        for name in names:
+            if (match := _BRACES.search(name)) is None:
+                wider.add(name)
+                continue
+            start, end = match.span()
+            wider |= {name[:start] + choice + name[end:] for choice in _choices(match[1])}
+            if len(wider) > _MOST:
+                raise UserError(f"shards:{spec} names over {_MOST} files: check its braces")
+        names = wider
+    return sorted(names)
+
+
+def _choices(content: str) -> list[str]:
+    if (numbers := _RANGE.fullmatch(content)) is None:
+        return content.split(",")
+    first, last = int(numbers[1]), int(numbers[2])
+    if not 0 <= last - first < _MOST:
+        raise UserError(
+            f"shards: {{{content}}} counts {'down' if last < first else 'too far'}: write the "
+            "first and the last number, as in {000..009}"
+        )
+    return [f"{number:0{len(numbers[1])}}" for number in range(first, last + 1)]
+
+
+def _are_urls(spec: str, names: list[str]) -> bool:
+    schemes = {match[1].lower() for name in names if (match := re.match(r"(\w+)://", name))}
+    if unknown := schemes - {"http", "https"}:
+        raise UserError(
+            f"shards:{spec} is at {min(unknown)}://, which is not read: give an https:// URL, or "
+            "mount or copy it and give the folder"
+        )
+    return bool(schemes)
+
+
+def _local(spec: str, names: list[str]) -> tuple[Path, list[Path]]:
+    """A folder and the shards in it."""
+    root = Path(spec).expanduser()
+    if os.path.isdir(root):
+        folders = [root, *(root / part for part in PARTS)]
+        found = [path for folder in folders for path in sorted(folder.glob("[!.]*.tar"))]
+        if not found:
+            raise UserError(
+                f"shards:{spec} holds no tar files: put train-000.tar and so on there, or in "
+                f"{root / 'train'}"
+            )
+        return root, found
+    found = []
+    for name in names:
+        path = os.path.abspath(Path(name).expanduser())
+        matches = [path] if os.path.exists(path) else glob.glob(path)
+        if not matches:
+            raise UserError(f"shards:{spec} does not exist: there is no {path}")
+        found += map(Path, matches)
+    return _common(found), sorted(set(found))
+
+
+def _common(files: list[Path]) -> Path:
+    return Path(os.path.commonpath([file.parent for file in files]))
+
+
+def _sorted_out(spec: str, root: Path, files: list[Path]) -> ShardNames:
+    """Tells training, validation and test shards apart by their names below ``root``."""
+    parts: dict[str, list[Path]] = {"": [], **{part: [] for part in PARTS}}
+    for file in files:
+        match = _PART.search(file.relative_to(root).as_posix())
+        parts[match[1] if match else ""].append(file)
+    unnamed = parts.pop("")
+    if unnamed and len(unnamed) < len(files):
+        raise UserError(
+            f"{unnamed[0]} is neither of train, val nor test and other shards are: put that word "
+            "into its name"
+        )
+    parts["train"] += unnamed
+    if not parts["train"]:
+        raise UserError(f"shards:{spec} has no training shards: add some, such as train-000.tar")
+    return ShardNames(root, {part: sorted(found) for part, found in parts.items() if found})
+
+
+def _cached(names: list[str]) -> dict[str, Path]:
+    """Where each URL's file is kept: by host and path; what is behind a ? may be a signature."""
+    targets: dict[str, Path] = {}
+    for name in names:
+        name = quote(name, safe="%/:=&?~#+!$,;'@()*[]")
+        try:
+            url = urlsplit(name)
+        except ValueError:
+            url = urlsplit("")
+        pieces = [p for p in unquote(url.path).split("/") if p not in ("", ".", "..")]
+        file = pieces and not url.path.endswith("/")
+        if url.scheme.lower() not in ("http", "https") or not url.netloc or not file:
+            raise UserError(f"shards: {name} is no URL of a file: write https://HOST/PATH/NAME.tar")
+        if "*" in url.path:
+            raise UserError(f"shards: {name}: a server lists no files, so write {{000..009}} for *")
+        host = url.netloc.rpartition("@")[2].replace(":", "_")
+        target = _cache().joinpath(host, *pieces)
+        if target in targets.values():
+            raise UserError(f"shards: {name} differs from another URL only behind its ?: rename it")
+        targets[name] = target
+    return targets
+
+
+def _cache() -> Path:
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return home / "dml_fast" / "shards"
+
+
+def _fetch(targets: dict[str, Path]) -> None:
+    classes = _common(list(targets.values())) / CLASSES
+    if classes.exists() and all(path.exists() for path in targets.values()):
+        return
+    with _alone(_cache()) as cache:
+        for stale in cache.rglob("*.part"):  # of a process that was killed
+            stale.unlink()
+        for number, (url, path) in enumerate(targets.items(), 1):
+            if not path.exists():
+                _log.info("shard %d of %d goes to %s", number, len(targets), path)
+                download(url, path)
+        if not classes.exists():
+            _fetch_classes(list(targets), classes)
+
+
+def _fetch_classes(urls: list[str], path: Path) -> None:
+    """Fetches the names of the classes; an empty file stands for none."""
+    split = [urlsplit(url) for url in urls]
+    folder = posixpath.commonpath([posixpath.dirname(url.path) for url in split])
+    try:
+        download(
+            urlunsplit((split[0].scheme, split[0].netloc, posixpath.join(folder, CLASSES), "", "")),
+            path,
+        )
+    except UserError as error:
+        if not isinstance(error.__cause__, HTTPError) or error.__cause__.code >= 500:
+            raise
+        path.touch()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[Path]:
+    """Keeps other processes of this machine from fetching to ``folder``; they wait."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(
+            f"the cache folder {folder} cannot be made ({reason(error)}): set XDG_CACHE_HOME to "
+            "a folder with room for the shards"
+        ) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.info("another process fetches to %s: waiting for it", folder)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            pass
+        yield folder
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,136 @@
+"""``shards:DIR`` or ``shards:URL``: tar files of samples, as WebDataset writes them, not unpacked.
+
+A sample is an image and its label: ``0001.jpg`` and ``0001.cls``, a text file with a whole number.
+"""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from dml_fast.data.decode import BadImage, CorruptFiles, cores
+from dml_fast.data.readers.samples import TarMembers, read_index
+from dml_fast.data.readers.shard_names import CLASSES, ShardNames, find_shards
+from dml_fast.data.reading import Reading, load
+from dml_fast.data.sets import ImageSet, RawData
+from dml_fast.data.storage import Ids
+from dml_fast.errors import UserError, reason
+
+_MOST_CLASSES = 1 << 20  # where no names say how many there are: a slip must not cost all memory
+_log = logging.getLogger("dml_fast")
+
+
+def read_shards(spec: str, how: Reading) -> RawData:
+    """Reads tar shards as RGB, or lists their images for a loader that decodes as it goes.
+
+    Args:
+        spec: see `find_shards`.
+        how: to read them.
+
+    Raises:
+        UserError: shards are missing or damaged, a sample is not whole, a label is out of range,
+            an image is corrupt, sizes differ, or the images do not fit in memory.
+    """
+    names = find_shards(spec)
+    corrupt = CorruptFiles(names.root, allowed=how.skip_corrupt)
+    members = index_shards(names, corrupt)
+    corrupt.report()
+    labels = members.labels
+    shards = np.cumsum([0, *map(len, names.parts.values())])
+    ends = np.searchsorted(members.tar, shards).tolist()
+    if not ends[1]:
+        raise UserError(f"the training shards of shards:{spec} hold no whole sample: replace them")
+    classes = _classes(names.root / CLASSES, labels[: ends[1]])
+    _check_labels(names.root, members, classes)
+    loaded = load(names.root, members, how, corrupt=corrupt)
+    sets = {}
+    for part, start, end in zip(names.parts, ends, ends[1:], strict=False):
+        piece = loaded.among(start, end)
+        rows = loaded.kept[piece]
+        if not len(rows):
+            raise UserError(
+                f"no {part} shard of shards:{spec} holds an image that can be decoded: replace them"
+            )
+        sets[part] = ImageSet(
+            loaded.images[piece],
+            labels[rows],
+            manifest=loaded.manifest[piece],
+            shard=members.tar[rows],
+        )
+    return RawData(
+        name=names.root.resolve().name,
+        classes=classes,
+        train=sets["train"],
+        val=sets.get("val"),
+        test=sets.get("test"),
+        pad=min(sets["train"].images.shape[2:]) // 8,
+        flip=True,
+        corrupt=loaded.corrupt,
+        choice=loaded.choice,
+    )
+
+
+def index_shards(names: ShardNames, corrupt: CorruptFiles) -> TarMembers:
+    """Reads the headers of all shards and finds their samples, in the order of ``names``.
+
+    Args:
+        names: the shards.
+        corrupt: notes those that are damaged, of which samples before the damage are kept.
+
+    Raises:
+        UserError: one is damaged and that is not allowed, or it holds half a sample.
+    """
+    tars = [path for part in names.parts.values() for path in part]
+    with ThreadPoolExecutor(cores()) as pool:
+        indices = list(pool.map(read_index, tars))
+    for path, index in zip(tars, indices, strict=True):
+        if not index.damage:
+            continue
+        if not corrupt.allowed:
+            raise UserError(
+                f"shard {path} is damaged ({index.damage}): replace it, or keep the "
+                f"{len(index.images)} whole samples before the damage with --skip-corrupt"
+            )
+        corrupt.add(BadImage(path, f"{index.damage}; {len(index.images)} samples of it are kept"))
+    members = TarMembers.of(tars, indices)
+    _log.info("%d samples in %d shards", len(members), len(tars))
+    return members
+
+
+def _classes(path: Path, train: Ids) -> tuple[str, ...]:
+    """The names in ``path``, one a line; without that file the numbers up to the largest label."""
+    try:
+        text = path.read_text(encoding="utf-8").strip() if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({reason(error)}): replace it") from error
+    if not text:
+        count = int(train.max()) + 1
+        if count > _MOST_CLASSES:
+            raise UserError(
+                f"the largest label is {count - 1}: number the classes from 0 without gaps, or "
+                f"name them all in {path}"
+            )
+        return tuple(map(str, range(count)))
+    classes = tuple(line.strip() for line in text.splitlines())
+    if not all(classes):
+        row = classes.index("") + 1
+        raise UserError(f"{path} has no name in line {row}: write one class a line")
+    return classes
+
+
+def _check_labels(root: Path, members: TarMembers, classes: tuple[str, ...]) -> None:
+    labels = members.labels
+    if not len(wrong := np.flatnonzero(labels >= len(classes))):
+        return
+    known = (
+        f"{root / CLASSES} names {len(classes)}"
+        if (root / CLASSES).exists()
+        else f"the training shards have {len(classes)}"
+    )
+    raise UserError(
+        f"{members.path(wrong[0])} has label {labels[wrong[0]]} and {known} classes, counted from "
+        "0: mend one or the other"
+    )

@@ -1,0 +1,233 @@
+"""A student that trains on several ranks at once: DistributedDataParallel, or FSDP2's shards."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from dml_fast.engine.precision import Precision
+from dml_fast.engine.student import Student
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+class _Both(nn.Module):
+    """A model's features and logits by ``forward``, which is where DDP looks."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = self.model.features_and_logits(inputs)  # type: ignore[operator]
+        return found
+
+
+class _JoinedStudent(Student):
+    """A student that the ranks of a row train together, each on other images.
+
+    Running statistics are those of the first rank's images, as with DDP's ``broadcast_buffers``.
+    """
+
+    _group: ProcessGroup
+
+    def update(
+        self, logits: Tensor, grad: Tensor, extra: Tensor | None = None, extra_weight: float = 1.0
+    ) -> Tensor:
+        """As `Student.update`; the gradients are the means of all ranks'."""
+        skipped = super().update(logits, grad, extra, extra_weight)
+        for statistics in self._statistics:
+            torch.distributed.broadcast(statistics, group=self._group, group_src=0)
+        return skipped
+
+
+class ReplicatedStudent(_JoinedStudent):
+    """A student of which every rank of a row has a copy; gradients are averaged by DDP.
+
+    Args:
+        model: as in `Student`.
+        optimizer: as there.
+        precision: as there.
+        arch: as there.
+        group: the ranks of the row; of this student alone, as others may use theirs meanwhile.
+        with_features: whether passes of training give features as well.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        precision: Precision,
+        arch: str,
+        *,
+        group: ProcessGroup,
+        with_features: bool,
+    ) -> None:
+        super().__init__(model, optimizer, precision, arch)
+        self._group = group
+        ddp = nn.parallel.DistributedDataParallel
+        new = "forward_sync_buffers" in inspect.signature(ddp).parameters  # since torch 2.13
+        options: dict[str, Any] = {
+            "process_group": group,
+            "forward_sync_buffers" if new else "broadcast_buffers": False,
+        }
+        if with_features:
+            self._features_and_logits = ddp(_Both(model), **options)
+        else:
+            self._logits = ddp(model, **options)
+
+
+class ShardedStudent(_JoinedStudent):
+    """A student whose weights, gradients and optimizer are shared out over a row by FSDP2.
+
+    The optimizer has the local shards as its parameters: fused SGD does not take DTensors
+    (torch 2.13: no sharding strategy for ``_fused_sgd_``), and elementwise updates need none.
+
+    Args:
+        model: after `shard`.
+        optimizer: over `local_parameters`.
+        precision: as in `Student`.
+        arch: as there.
+        group: the ranks of the row.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        precision: Precision,
+        arch: str,
+        *,
+        group: ProcessGroup,
+    ) -> None:
+        super().__init__(model, optimizer, precision, arch)
+        self._group = group
+        self._shards = [p for p in model.parameters() if p.requires_grad]
+
+    def _collect_gradients(self) -> Tensor:
+        """Hand each shard its gradient; the norm is that of the whole."""
+        found = [p.grad for p in self._shards if p.grad is not None]
+        for shard, local in zip(self._shards, self.parameters, strict=True):
+            if shard.grad is not None:
+                local.grad = shard.grad.to_local()  # type: ignore[attr-defined]
+                shard.grad = None
+        norm: Any = nn.utils.get_total_norm(found)
+        whole: Tensor = norm.full_tensor()
+        return whole
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `Student.state_dict`, of DTensors, which a sharded checkpoint puts together."""
+        state = super().state_dict()
+        moments = {
+            index: {name: _whole_of(value, self._shards[index]) for name, value in values.items()}
+            for index, values in state["optimizer"]["state"].items()
+        }
+        return {**state, "optimizer": {"state": moments}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what ``state_dict`` gave, or whole tensors in its place."""
+        model = self.model.state_dict()
+        weights = {name: _part(value, model[name]) for name, value in state["model"].items()}
+        moments = {
+            index: {name: _local(value, self._shards[index]) for name, value in values.items()}
+            for index, values in state["optimizer"]["state"].items()
+        }
+        super().load_state_dict({**state, "model": weights, "optimizer": {"state": moments}})
+
+
+def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Share a model out over the ranks of a row: every block of it, then what is left.
+
+    Args:
+        model: on its device.
+        mesh: of the row.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 demands it
+    for container in model.modules():
+        if isinstance(container, nn.Sequential | nn.ModuleList) and not _inside_a_shard(
+            model, container
+        ):
+            for block in container:
+                if any(True for _ in block.parameters()):
+                    fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def local_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """This rank's part of each parameter that learns; it shares the memory of the DTensor."""
+    return [
+        nn.Parameter(p.to_local().detach())  # type: ignore[attr-defined]
+        for p in model.parameters()
+        if p.requires_grad
+    ]
+
+
+@contextmanager
+def whole(models: Sequence[nn.Module]) -> Iterator[None]:
+    """While inside, shared-out models are whole on every rank, which may run them as it likes."""
+    from torch.distributed.fsdp import FSDPModule
+
+    parts = [m for model in models for m in model.modules() if isinstance(m, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(True, recurse=False)
+
+
+def whole_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A model's state on the CPU, shards put together; all ranks of the row must ask."""
+    return {
+        name: (t.full_tensor() if isinstance(t, DTensor) else t).detach().cpu()
+        for name, t in state.items()
+    }
+
+
+def _inside_a_shard(model: nn.Module, module: nn.Module) -> bool:
+    from torch.distributed.fsdp import FSDPModule
+
+    return any(
+        isinstance(other, FSDPModule) and module in list(other.modules())
+        for other in model.modules()
+    )
+
+
+def _part(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, laid out like one of the model's."""
+    if isinstance(value, DTensor) or not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(
+        value.to(like.device), like.device_mesh, like.placements, src_data_rank=None
+    )
+
+
+def _whole_of(value: Tensor, like: Tensor) -> Tensor:
+    """The optimizer's tensor of which ``value`` is this rank's part; numbers are whole."""
+    if not value.dim():
+        return value
+    assert isinstance(like, DTensor)
+    return DTensor.from_local(
+        value, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+    )
+
+
+def _local(value: Tensor, like: Tensor) -> Tensor:
+    """This rank's part of an optimizer's tensor; numbers are whole."""
+    if not value.dim():
+        return value
+    part: Tensor = _part(value, like).to_local()  # type: ignore[attr-defined]
+    return part

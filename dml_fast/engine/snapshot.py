@@ -1,0 +1,59 @@
+"""What training steps change in a cohort, kept and put back in place."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dml_fast.engine.cohort import Cohort
+from dml_fast.engine.student import Student
+from dml_fast.runs import checkpoint
+
+
+class Snapshot:
+    """Weights, buffers, optimizers, scalers and random generators at the time it is made.
+
+    A captured CUDA graph goes on with the tensors that it was captured with, so ``restore`` writes
+    into those that are there.
+
+    Args:
+        cohort: the students.
+    """
+
+    def __init__(self, cohort: Cohort) -> None:
+        self._cohort = cohort
+        self._rng = checkpoint.rng_state()
+        self._saved = [
+            {name: t.detach().clone() for name, t in _tensors(student).items()}
+            for student in cohort
+        ]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put all back. Optimizer state that was not there yet starts at zero.
+
+        torch makes such state (SGD's momentum, Adam's moments) at its first step, from zeros.
+        """
+        for student, saved in zip(self._cohort, self._saved, strict=True):
+            for name, tensor in _tensors(student).items():
+                if name in saved:
+                    tensor.copy_(saved[name])
+                else:
+                    tensor.zero_()
+        checkpoint.set_rng_state(self._rng)
+
+
+def _tensors(student: Student) -> dict[str, Tensor]:
+    """By name, as statistics get new tensors at a student's first forward pass."""
+    model, optimizer, scaler = student.model, student.optimizer, student.scaler
+    found: dict[str, Tensor] = {f"model.{k}": t for k, t in model.named_parameters()}
+    found |= {f"model.{k}": t for k, t in model.named_buffers()}
+    for index, parameter in enumerate(student.parameters):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                found[f"optimizer.{index}.{key}"] = value
+    if scaler.is_enabled():
+        _ = student.grad_scale  # the scaler makes its tensors when first asked
+        found["scaler.scale"] = scaler._scale  # type: ignore[assignment]
+        found["scaler.growth"] = scaler._growth_tracker  # type: ignore[assignment]
+    return found

@@ -1,0 +1,139 @@
+"""Students side by side on a GPU: each forward pass, backward pass and update on its own stream.
+
+The rules, each of which costs a silent wrong result if broken:
+
+- A side stream waits for the stream it is forked from even where it reads nothing of it: the
+  allocator may hand out memory with work pending on that stream.
+- What was made on one stream and is read on another stays referenced until the join, so that its
+  memory is not given away while it is being read. Here ``fork`` returns after the join, and its
+  caller holds what the work reads.
+- A student keeps one stream for good: backward runs on the stream of the forward pass, and
+  gradients are accumulated on the stream of their parameter's first use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from dml_fast.engine.executor import Executor
+from dml_fast.engine.student import Student
+
+T = TypeVar("T")
+
+
+class StreamLayer(Protocol):
+    """What the executors ask of a device's streams; the tests' own records the order of calls."""
+
+    def current(self) -> Any:
+        """The stream that work goes to now."""
+
+    def new(self) -> Any:
+        """Another stream."""
+
+    def on(self, stream: Any) -> AbstractContextManager[Any]:
+        """While inside, work goes to that stream."""
+
+    def wait(self, waiter: Any, other: Any) -> None:
+        """What ``waiter`` gets from now on starts after all that ``other`` has got."""
+
+    def capture(self, stream: Any, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """A graph of ``work``, begun on a stream: each call runs it again, into one tensor.
+
+        Capturing runs nothing.
+        """
+
+
+class CudaStreams:
+    """The streams of a CUDA device.
+
+    Args:
+        device: which.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def current(self) -> torch.cuda.Stream:
+        """The stream that work goes to now."""
+        return torch.cuda.current_stream(self.device)
+
+    def new(self) -> torch.cuda.Stream:
+        """Another stream."""
+        return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
+    def on(self, stream: torch.cuda.Stream) -> AbstractContextManager[Any]:
+        """While inside, work goes to that stream."""
+        return torch.cuda.stream(stream)
+
+    def wait(self, waiter: torch.cuda.Stream, other: torch.cuda.Stream) -> None:
+        """By an event, without the host."""
+        waiter.wait_stream(other)
+
+    def capture(self, stream: Any, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """A CUDA graph; a loader's thread may use the device meanwhile."""
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        with (
+            self._mended_after_errors(pool),
+            torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+        ):
+            result = work()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return result
+
+        return replay
+
+    @contextmanager
+    def _mended_after_errors(self, pool: Any) -> Iterator[None]:
+        """A capture that CUDA breaks off leaves torch's generator and allocator in capture mode."""
+        index = torch.cuda.current_device() if self.device.index is None else self.device.index
+        generator = torch.cuda.default_generators[index]
+        state = generator.get_state()
+        try:
+            yield
+        except Exception:
+            fresh = torch.Generator(torch.device("cuda", index))
+            fresh.set_state(state)
+            generator.graphsafe_set_state(fresh)
+            with suppress(RuntimeError):  # the allocator is not in that mode
+                torch._C._cuda_endAllocateToPool(index, pool)
+            raise
+
+
+class Streams(Executor):
+    """One side stream a student; forks and joins by events.
+
+    Args:
+        device: the GPU.
+        layer: its streams; the tests give others.
+    """
+
+    name = "streams"
+
+    def __init__(self, device: torch.device, layer: StreamLayer | None = None) -> None:
+        self.layer: StreamLayer = layer or CudaStreams(device)
+        self._streams: dict[Student, Any] = {}
+
+    def fork(self, students: Sequence[Student], work: Callable[[int], T]) -> list[T]:
+        """The host queues one student after the other; the device overlaps them."""
+        here = self.layer.current()
+        results, used = [], []
+        try:
+            for k, student in enumerate(students):
+                stream = self._streams.get(student)
+                if stream is None:
+                    stream = self._streams[student] = self.layer.new()
+                self.layer.wait(stream, here)
+                used.append(stream)
+                with self.layer.on(stream):
+                    results.append(work(k))
+        finally:  # after an error too: a capture must not end with a fork open
+            for stream in used:
+                self.layer.wait(here, stream)
+        return results

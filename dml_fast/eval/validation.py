@@ -1,0 +1,58 @@
+"""An epoch's validation: the scores of each student and of the ensemble."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from dml_fast.data import DataSet, RetrievalSet
+from dml_fast.data.loaders.resident import evaluation_batches
+from dml_fast.engine.cohort import Cohort
+from dml_fast.engine.precision import Precision
+from dml_fast.engine.replicas import whole
+from dml_fast.eval.classification import evaluate
+from dml_fast.eval.retrieval import evaluate_retrieval
+from dml_fast.ranking.result import RankingResult
+
+BATCH = 512
+
+Scores: TypeAlias = dict[str, float | None]
+
+
+def validate(
+    cohort: Cohort, data: DataSet, precision: Precision, channels_last: bool
+) -> tuple[list[Scores], Scores]:
+    """Evaluate on the validation images; of several processes each column takes its share.
+
+    Args:
+        cohort: of this process.
+        data: whose ``val`` is used.
+        precision: as in training.
+        channels_last: the memory format of images.
+
+    Returns:
+        The scores of each of K students, and of the ensemble, by their names in an epoch's line.
+    """
+    world, models, val = cohort.world, cohort.models, data.val
+    batches = evaluation_batches(
+        val,
+        batch_size=BATCH,
+        mean=data.mean,
+        std=data.std,
+        device=precision.device,
+        channels_last=channels_last,
+        rank=world.column,
+        ranks=world.mesh.data,
+    )
+    with whole(models):
+        if isinstance(val, RetrievalSet):
+            found = evaluate_retrieval(models, batches, val, precision, world=world)
+            return [_scores(r) for r in found.students], _scores(found.ensemble)
+        accuracy = evaluate(models, batches, precision, world)
+    return [{"val_acc": a} for a in accuracy.students], {"val_acc": accuracy.ensemble}
+
+
+def _scores(result: RankingResult | None) -> Scores:
+    """None for features that are not numbers."""
+    if result is None:
+        return {"val_mAP": None, "val_rank1": None}
+    return {"val_mAP": result.mAP, "val_rank1": float(result.cmc[0])}

@@ -1,0 +1,76 @@
+"""Which code computes the mutual loss."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from dml_fast.errors import UserError
+from dml_fast.loss import closed_form
+from dml_fast.loss.problem import Backend, Problem
+
+logger = logging.getLogger("dml_fast")
+
+_NAMES = ("closed_form", "compiled", "triton")
+_reasons: dict[torch.device, str | None] = {}
+_said: set[str] = set()
+
+
+def check(name: str) -> None:
+    """Raise a `UserError` for a name that is no backend."""
+    if name != "auto" and name not in _NAMES:
+        raise UserError(f"unknown backend {name!r}: use 'auto' or one of {sorted(_NAMES)}")
+
+
+def find(name: str, problem: Problem) -> Backend:
+    """The backend of that name, or for "auto" the fastest that the device has.
+
+    What the kernels do not take goes to the closed form, which says so in one log line.
+    """
+    check(name)
+    if name == "auto":
+        name = "triton" if problem.device.type in ("cuda", "xpu") else "closed_form"
+    if name == "triton" and (reason := _no_kernel(problem)):
+        _say(reason)
+        name = "closed_form"
+    return _load(name)
+
+
+def _load(name: str) -> Backend:
+    # Statements, as torch.compile follows them, and neither import_module nor a cache.
+    if name == "triton":
+        from dml_fast.kernels import autograd
+
+        return autograd
+    if name == "compiled":
+        from dml_fast.loss import compiled
+
+        return compiled
+    return closed_form
+
+
+def _no_kernel(problem: Problem) -> str | None:
+    reason: str | None = _no_triton(problem.device)
+    if reason:
+        return reason
+    from dml_fast.kernels.launch import unsupported_reason
+
+    return unsupported_reason(problem)
+
+
+# torch.compile calls it, rather than tracing it.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _no_triton(device: torch.device) -> str | None:
+    if device not in _reasons:
+        from dml_fast.kernels.availability import unavailable_reason
+
+        _reasons[device] = unavailable_reason(device)
+    return _reasons[device]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _say(reason: str) -> None:
+    if reason not in _said:  # once for each reason, not once a step
+        _said.add(reason)
+        logger.warning("mutual loss: the closed form in place of the Triton kernels: %s", reason)

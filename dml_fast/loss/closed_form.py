@@ -1,0 +1,349 @@
+"""The mutual loss in plain torch: O(K) passes over the logits, on any device.
+
+With p_l = softmax(z_l / T) for all L distributions (students, then teachers), weights w_kl and
+H_l the entropy of p_l, a student's divergence and its gradient for one row are
+
+    KL_k = T² (Σ_l w_kl (-H_l) - ⟨V_k, log p_k⟩),   V_k = Σ_l w_kl p_l
+    dKL_k/dz_k = T (W_k p_k - V_k),                  W_k = Σ_l w_kl
+
+With uniform weights the sum may run over l = k too, as it adds KL(p_k || p_k) = 0. Then V, W and
+the sum of the entropies are the same for every student, and the K x K pairs never appear. With
+the cross-entropy of a target t, -⟨t, log q⟩, whose gradient is |t| q - t, all the students'
+gradients are one multiply-add, A p_k - U with A and U shared, and one scatter for the label.
+
+Rows that hold NaN or +inf, or nothing but -inf, are unusable: the others do not see them, and
+their own loss is NaN. On a CPU one look at the entropies tells whether there are such rows or
+masked classes (-inf) at all, which spares the guards; elsewhere asking would stall, so they stay.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from dml_fast.loss.autograd import tie
+from dml_fast.loss.checks import may_look
+from dml_fast.loss.disagreement import add_disagreement
+from dml_fast.loss.problem import MutualStats, Problem, Solution
+
+Factor = float | Tensor  # one for all rows: a number or (); one per row: (N,) or (K, N)
+
+
+class _Views(NamedTuple):
+    """The distributions as softmax and log-softmax."""
+
+    log_p: Tensor  # (L, N, C) at temperature T
+    p: Tensor  # (L, N, C)
+    log_q: Tensor  # (K, N, C) at temperature 1; the students of `log_p` if T = 1
+    q: Tensor  # (K, N, C)
+    neg_entropy: Tensor  # (L, N) of p, 0 where unusable
+    usable: Tensor | None  # (L, N) bool; None: all usable and no class masked, so no guards
+    best: Tensor | None  # (L, N, 1) the class of the largest logit, if wanted
+
+
+class _Peers(NamedTuple):
+    """What the students see of each other; `share` multiplies the other three."""
+
+    mix: Tensor  # V: (N, C) for all students, or (K, N, C)
+    mass: Factor  # W
+    neg_entropy: Tensor  # Σ_l w_kl (-H_l): (N,) for all students, or (K, N)
+    share: Factor  # what uniform weights are, else 1
+
+
+class _Labels(NamedTuple):
+    """The target t of the cross-entropy, class weights included: a sparse and a dense part."""
+
+    at: Tensor | None  # (K, N, 1) int64, the class of the sparse part
+    sparse: Factor  # t there
+    dense: Tensor | None  # (1, C) for smoothing, (N, C) for probabilities
+    labelled: Factor  # 1 or 0, multiplies the dense part
+    valid: Tensor | None  # (N,) bool, the same; None: every row has a label
+    mass: Factor  # |t|, the sum of t over the classes
+    denominator: Factor  # of the mean over rows
+
+
+def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
+    """As `dml_fast.loss.problem.Backend.solve`."""
+    losses, grads, measured = compute(problem, with_grad, stats)
+    if grads is None:
+        return Solution(losses, None, measured)
+    if problem.grad_scale is not None:
+        scale = problem.grad_scale
+        grads.mul_(scale.reshape(-1, 1, 1) if isinstance(scale, Tensor) else scale)
+    parts = zip(grads, problem.students, strict=True)
+    return Solution(losses, tuple(g.to(z.dtype) for g, z in parts), measured)
+
+
+def learn(
+    problem: Problem, logits: tuple[Tensor, ...], stats: str
+) -> tuple[Tensor, MutualStats | None]:
+    """As `dml_fast.loss.problem.Backend.learn`; the gradients are made in the forward pass."""
+    with torch.no_grad():
+        losses, grads, measured = compute(problem, True, stats)
+    assert grads is not None
+    return tie(losses, grads, logits), measured
+
+
+def compute(
+    problem: Problem, with_grad: bool, stats: str
+) -> tuple[Tensor, Tensor | None, MutualStats | None]:
+    """Losses, their gradients (K, N, C) in ``problem.dtype``, without `grad_scale`, statistics."""
+    students, rows, _ = problem.shape
+    views = _look(problem, best=stats != "none")
+    peers = _listen(problem, views) if len(views.p) > 1 else None
+    labels = _read_labels(problem)
+
+    ce_rows = _cross_entropy(problem, labels, views)
+    kl_rows = torch.zeros_like(ce_rows) if peers is None else _divergence(problem, peers, views)
+    if problem.row_weight is not None:
+        ce_rows = ce_rows * problem.row_weight
+        kl_rows = kl_rows * problem.row_weight
+    ce, kl = ce_rows.sum(1), kl_rows.sum(1)
+    whole = (labels.denominator, rows) if problem.whole is None else problem.whole
+    per_label, per_row = _inverse(whole[0]), _inverse(whole[1])
+    mean_ce, mean_kl = ce * per_label, kl * per_row
+    if problem.reduction == "mean":
+        losses = _total(mean_ce, mean_kl, problem.kl_weight)
+    else:
+        per_label = per_row = 1.0
+        parts = (ce, kl) if problem.reduction == "sum" else (ce_rows, kl_rows)
+        losses = _total(*parts, problem.kl_weight)
+
+    measured = None
+    if stats != "none":
+        measured = _measure(problem, views, labels, mean_ce, mean_kl)
+        if stats == "all":
+            measured = add_disagreement(measured, views.log_p[:students], problem.batch_shape)
+    grads = _gradient(problem, views, peers, labels, per_label, per_row) if with_grad else None
+    return losses, grads, measured
+
+
+def _look(problem: Problem, best: bool) -> _Views:
+    students = len(problem.students)
+    everyone = problem.students + problem.teachers
+    z = torch.stack([one.to(problem.dtype) for one in everyone])
+    largest, at = _largest(z, best)
+    # Before anything else, or a large common offset would be rounded into the result.
+    z.sub_(largest)
+    if problem.temperature == 1.0:
+        log_p, p = _softmax(z)
+        log_q, q = _first(log_p, students), _first(p, students)
+    else:
+        log_p, p = _softmax(z / problem.temperature)
+        log_q, q = _softmax(_first(z, students))
+    neg_entropy = _row_dots(p, log_p, guard=False)
+    if may_look(z.device) and math.isfinite(neg_entropy.sum().item()):
+        return _Views(log_p, p, log_q, q, neg_entropy, None, at)
+    usable = ~log_p[..., 0].isnan()  # all classes of an unusable row are NaN by now
+    neg_entropy = _row_dots(p, log_p, guard=True).masked_fill_(~usable, 0.0)
+    return _Views(log_p, p, log_q, q, neg_entropy, usable, at)
+
+
+def _first(views: Tensor, students: int) -> Tensor:
+    """The students' part; slices are not free where rows are as short as CIFAR's."""
+    return views if len(views) == students else views[:students]
+
+
+def _largest(x: Tensor, place: bool) -> tuple[Tensor, Tensor | None]:
+    """(..., 1): the largest number of each row and, if wanted, where the first of those is."""
+    if not place:
+        return x.amax(-1, keepdim=True), None
+    if not torch.compiler.is_compiling():
+        largest, at = x.max(-1, keepdim=True)  # argmax alone takes longer
+        return largest, at
+    largest = x.amax(-1, keepdim=True)
+    # Inductor's own is a scalar loop on the CPU, which takes longer than the rest of the loss.
+    classes = torch.arange(x.shape[-1], dtype=torch.int32, device=x.device)
+    return largest, torch.where(x == largest, classes, x.shape[-1]).amin(-1, keepdim=True)
+
+
+def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-softmax, in the buffer of `z`, and softmax; the largest of each row of `z` is 0.
+
+    Not torch's: two of those take two exponentials, and are slow for rows as short as CIFAR's.
+    """
+    p = z.exp()
+    total = p.sum(-1, keepdim=True)
+    return z.sub_(total.log()), p.mul_(total.reciprocal_())
+
+
+def _row_dots(weights: Tensor, log_p: Tensor, guard: bool) -> Tensor:
+    """(L, N): ⟨weights, log_p⟩ over the classes; `guard` makes 0 x -inf 0."""
+    products = weights * log_p
+    if guard:
+        products.masked_fill_(weights == 0, 0.0)
+    return products.sum(-1)
+
+
+def _listen(problem: Problem, views: _Views) -> _Peers:
+    p, usable = views.p, views.usable
+    if usable is not None:
+        p = p.masked_fill(~usable.unsqueeze(-1), 0.0)
+    if problem.peer_weight is not None:
+        weight = problem.peer_weight.unsqueeze(-1)  # (K, L, 1)
+        mix = torch.zeros(problem.shape, dtype=p.dtype, device=p.device)
+        for column, p_l in zip(weight.unbind(1), p, strict=True):
+            # Not a matmul, which autocast would round to bf16 and CUDA perhaps to TF32.
+            mix.addcmul_(column.unsqueeze(-1), p_l)
+        present = torch.ones_like(views.neg_entropy) if usable is None else usable.to(p.dtype)
+        neg_entropy = (weight * views.neg_entropy).sum(1)
+        return _Peers(mix, (weight * present).sum(1), neg_entropy, 1.0)
+
+    mean = problem.peer_reduction == "mean"
+    mix, neg_entropy = p.sum(0), views.neg_entropy.sum(0)
+    if usable is None:
+        return _Peers(mix, float(len(p)), neg_entropy, 1.0 / (len(p) - 1) if mean else 1.0)
+    count = usable.sum(0).to(p.dtype)  # (N,)
+    share = (count - 1).reciprocal_() if mean else torch.ones_like(count)
+    share.masked_fill_(count < 2, 0.0)  # nobody else to listen to
+    return _Peers(mix, count, neg_entropy, share)
+
+
+def _divergence(problem: Problem, peers: _Peers, views: _Views) -> Tensor:
+    """(K, N): T² times the weighted sum over the peers l of KL(p_l || p_k)."""
+    students = len(problem.students)
+    guard = views.usable is not None
+    rows = peers.neg_entropy - _row_dots(peers.mix, _first(views.log_p, students), guard)
+    if problem.peer_weight is None:
+        rows.clamp_(min=0.0)  # no divergence is negative: that was rounding
+    if views.usable is not None:
+        rows.masked_fill_(~views.usable[:students], math.nan)
+    return rows.mul_(peers.share * problem.temperature**2)
+
+
+def _read_labels(problem: Problem) -> _Labels:
+    students, rows, classes = problem.shape
+    smoothing, weight = problem.label_smoothing, problem.class_weight
+    if problem.index is None:
+        assert problem.soft is not None
+        dense = problem.soft
+        if smoothing:
+            dense = dense * (1 - smoothing) + smoothing / classes
+        if weight is not None:
+            dense = dense * weight
+        return _Labels(None, 0.0, dense, 1.0, None, dense.sum(-1), rows)
+
+    index = problem.index.long()
+    valid: Tensor | None = None
+    labelled: Factor = 1.0
+    if problem.ignore_index is not None:
+        valid = index != problem.ignore_index
+        index = index.masked_fill(~valid, 0)
+        labelled = valid.to(problem.dtype)
+    at = index.expand(students, rows).unsqueeze(-1)
+    own = labelled if weight is None else weight[index] * labelled
+    denominator = own.sum() if isinstance(own, Tensor) else rows
+    if not smoothing:
+        return _Labels(at, own, None, labelled, valid, own, denominator)
+    dense = problem.students[0].new_full((1, classes), smoothing / classes, dtype=problem.dtype)
+    if weight is not None:
+        dense = dense * weight
+    sparse = own * (1 - smoothing)
+    mass = sparse + labelled * dense.sum()
+    return _Labels(at, sparse, dense, labelled, valid, mass, denominator)
+
+
+def _cross_entropy(problem: Problem, labels: _Labels, views: _Views) -> Tensor:
+    """(K, N): what ``F.cross_entropy(reduction="none")`` gives."""
+    rows = None
+    if labels.at is not None:
+        rows = views.log_q.gather(-1, labels.at).squeeze(-1) * (labels.sparse * -1)
+    if labels.dense is not None:
+        dots = _row_dots(labels.dense, views.log_q, guard=views.usable is not None)
+        smooth = dots * (labels.labelled * -1)
+        rows = smooth if rows is None else rows + smooth
+    assert rows is not None
+    if labels.valid is not None:
+        rows = rows.masked_fill_(~labels.valid, 0.0)  # it may be 0 x inf
+    return rows
+
+
+def _gradient(
+    problem: Problem,
+    views: _Views,
+    peers: _Peers | None,
+    labels: _Labels,
+    per_label: Factor,
+    per_row: Factor,
+) -> Tensor:
+    """(K, N, C), in the buffer of `views.q`: nothing reads that afterwards."""
+    row_weight: Factor = 1.0 if problem.row_weight is None else problem.row_weight
+    ce_scale = per_label * row_weight
+    push = labels.mass * ce_scale  # A, of q
+    pull = None  # -U
+    if labels.dense is not None:
+        pull = labels.dense * _column(labels.labelled * ce_scale * -1)
+    if peers is not None:
+        strength = peers.share * row_weight * problem.kl_weight * (problem.temperature * per_row)
+        drag = peers.mix * _column(strength * -1)
+        pull = drag if pull is None else drag + pull
+        if problem.temperature == 1.0:
+            push = push + peers.mass * strength  # p is q
+        else:
+            pull = _multiply_add(pull, _first(views.p, len(views.q)), peers.mass * strength)
+    grads = _multiply_add(pull, views.q, push)
+    if labels.at is not None:
+        value = labels.sparse * ce_scale * -1
+        if torch.compiler.is_compiling() and not isinstance(value, Tensor):
+            value = grads.new_full((), value)  # it may be symbolic, which scatter_ does not take
+        if isinstance(value, Tensor):
+            grads.scatter_add_(-1, labels.at, _column(value).expand(labels.at.shape))
+        else:
+            grads.scatter_(-1, labels.at, value, reduce="add")
+    return grads
+
+
+def _multiply_add(base: Tensor | None, p: Tensor, factor: Factor) -> Tensor:
+    """Base + p * factor, in the buffer of `p`, in one pass."""
+    if base is None:
+        return p.mul_(_column(factor))
+    if isinstance(factor, Tensor):
+        return torch.addcmul(base, p, _column(factor), out=p)
+    return torch.add(base, p, alpha=factor, out=p)
+
+
+def _measure(
+    problem: Problem, views: _Views, labels: _Labels, ce: Tensor, kl: Tensor
+) -> MutualStats:
+    students = len(problem.students)
+    true = labels.at
+    if true is None:
+        assert problem.soft is not None
+        _, true = _largest(problem.soft, place=True)
+    assert views.best is not None and true is not None
+    correct = (_first(views.best, students) == true).squeeze(-1)
+    if labels.valid is not None:
+        correct &= labels.valid
+    if views.usable is None:
+        finite = torch.ones(students, dtype=torch.bool, device=problem.device)
+    else:
+        correct &= views.usable[:students]
+        finite = views.usable[:students].all(1)
+    return MutualStats(ce, kl, correct.sum(1), finite)
+
+
+@overload
+def _column(factor: Tensor) -> Tensor: ...
+@overload
+def _column(factor: Factor) -> Factor: ...
+def _column(factor: Factor) -> Factor:
+    """A factor per row, shaped to multiply (..., N, C)."""
+    return factor.unsqueeze(-1) if isinstance(factor, Tensor) and factor.dim() else factor
+
+
+def _inverse(denominator: Factor) -> Factor:
+    """Its reciprocal; 0 for 0, so that the mean over no rows is 0."""
+    if isinstance(denominator, Tensor):
+        return denominator.reciprocal().masked_fill_(denominator == 0, 0.0)
+    return 1.0 / denominator if denominator else 0.0
+
+
+def _total(ce: Tensor, kl: Tensor, kl_weight: float | Tensor) -> Tensor:
+    if isinstance(kl_weight, Tensor):
+        return ce + kl * kl_weight
+    if kl_weight:
+        return torch.add(ce, kl, alpha=kl_weight)
+    return ce.clone()  # switched off: not even an infinite divergence counts

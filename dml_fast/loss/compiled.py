@@ -1,0 +1,167 @@
+"""The closed form as one program of torch.compile: for a CPU with a C++ compiler.
+
+There is one program for each number of students and classes, dtype and set of options, whatever
+the number of rows; making it takes seconds. Under torch.compile the closed form is traced into the
+caller's program instead. A single row goes to the closed form too: torch.compile makes a program
+of its own for one row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+from functools import lru_cache
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch._dynamo
+from torch import Tensor
+
+from dml_fast.errors import UserError, first_line
+from dml_fast.loss import closed_form
+from dml_fast.loss.autograd import tie
+from dml_fast.loss.problem import MutualStats, Problem, Solution
+
+_Function = Callable[[Problem, bool, str], Any]
+_Program = Callable[..., Any]
+_programs: dict[tuple[Any, ...], _Program] = {}
+
+
+def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
+    """As `dml_fast.loss.problem.Backend.solve`."""
+    return Solution(*_run(closed_form.solve, problem, with_grad, stats))
+
+
+def learn(
+    problem: Problem, logits: tuple[Tensor, ...], stats: str
+) -> tuple[Tensor, MutualStats | None]:
+    """As `dml_fast.loss.problem.Backend.learn`."""
+    with torch.no_grad():
+        losses, grads, measured = _run(closed_form.compute, problem, True, stats)
+    return tie(losses, grads, logits), measured
+
+
+def _run(function: _Function, problem: Problem, with_grad: bool, stats: str) -> Any:
+    """What ``function(problem, with_grad, stats)`` returns.
+
+    Raises:
+        UserError: if torch.compile cannot work here.
+    """
+    if torch.compiler.is_compiling() or problem.shape[1] < 2:
+        return function(problem, with_grad, stats)
+    kind = _kind(function, problem, with_grad, stats)
+    values = _values(problem, first=kind not in _programs)
+    if kind not in _programs:
+        assert len(values) == len(dataclasses.fields(Problem))
+        _programs[kind] = _make(function, with_grad, stats, name=_name(kind))
+    try:
+        losses, grads, measured = _programs[kind](*values)
+    except torch._dynamo.exc.TorchDynamoException as error:  # no C++ compiler, for one
+        raise _cannot(error) from error
+    if measured is not None and measured.row_mutual_information is not None:
+        by_row = measured.row_mutual_information.reshape(problem.batch_shape)
+        measured = measured._replace(row_mutual_information=by_row)
+    return losses, grads, measured
+
+
+def _make(function: _Function, with_grad: bool, stats: str, name: str) -> _Program:
+    """A program of the values that make a `Problem`: checking those costs less than checking it."""
+
+    def program(*values: Any) -> Any:
+        return function(Problem(*values), with_grad, stats)
+
+    # torch.compile tells functions apart by their code and its name. It keeps at most eight
+    # programs of one, and leaves open what it has seen change, which the classes shall not be.
+    code = program.__code__.replace(co_name=name)
+    own = FunctionType(code, program.__globals__, name, None, program.__closure__)
+    try:
+        return torch.compile(own, fullgraph=True)
+    except RuntimeError as error:  # this Python is too new, for one
+        raise _cannot(error) from error
+
+
+def _cannot(error: Exception) -> UserError:
+    return UserError(
+        f"backend='compiled' cannot compile here ({first_line(error)}): use backend='closed_form'"
+    )
+
+
+def _values(problem: Problem, first: bool) -> tuple[Any, ...]:
+    """Of the fields of `Problem`, in their order, without what would take a further program.
+
+    That is the strides, who requires a gradient, and numbers that may change from step to step;
+    and the number of rows, which must be told the ``first`` time only.
+    """
+
+    def alias(x: Tensor) -> Tensor:
+        x = x.contiguous().detach()
+        if first:
+            torch._dynamo.maybe_mark_dynamic(x, 0)
+        return x
+
+    return (
+        tuple(alias(z) for z in problem.students),
+        tuple(alias(z) for z in problem.teachers),
+        problem.dtype,
+        torch.Size([-1]),
+        None if problem.index is None else alias(problem.index),
+        problem.ignore_index,
+        None if problem.soft is None else alias(problem.soft),
+        problem.class_weight,
+        None if problem.row_weight is None else alias(problem.row_weight),
+        problem.peer_weight,
+        _tensor(problem.kl_weight, problem.dtype) if _listens(problem) else 0.0,
+        problem.temperature,
+        problem.label_smoothing,
+        problem.peer_reduction,
+        problem.reduction,
+        problem.whole,
+        None if problem.grad_scale is None else _tensor(problem.grad_scale, problem.dtype),
+    )
+
+
+def _tensor(number: float | Tensor, dtype: torch.dtype) -> Tensor:
+    return number if isinstance(number, Tensor) else _constant(number, dtype)
+
+
+@lru_cache(8)
+def _constant(number: float, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(number, dtype=dtype)
+
+
+def _listens(problem: Problem) -> bool:
+    """Whether the divergence counts: with a weight of zero, not even an infinite one does."""
+    return isinstance(problem.kl_weight, Tensor) or problem.kl_weight != 0
+
+
+def _kind(function: _Function, problem: Problem, with_grad: bool, stats: str) -> tuple[Any, ...]:
+    """What differs between programs; torch.compile's own guards would find anything left out."""
+    scale = problem.grad_scale
+    return (
+        function.__name__,
+        with_grad,
+        stats,
+        problem.students[0].shape[1],
+        problem.device,
+        tuple(z.dtype for z in problem.students),
+        tuple(z.dtype for z in problem.teachers),
+        None if problem.index is None else problem.index.dtype,
+        problem.ignore_index is None,
+        problem.class_weight is None,
+        problem.row_weight is None,
+        problem.peer_weight is None,
+        _listens(problem),
+        problem.temperature == 1.0,
+        problem.label_smoothing == 0.0,
+        problem.peer_reduction,
+        problem.reduction,
+        problem.whole is None,
+        None if scale is None else isinstance(scale, Tensor) and scale.dim(),
+    )
+
+
+def _name(kind: tuple[Any, ...]) -> str:
+    """The same in every process, as torch.compile may remember it from one to the next."""
+    return f"mutual_loss_{zlib.crc32(repr(kind).encode()):08x}"

@@ -1,0 +1,195 @@
+"""The mutual loss of linear heads, some rows at a time: the logits never exist whole.
+
+For each chunk of n rows: the logits z_k = h_k W_kᵀ + b_k of all students, their losses and the
+gradients g_k (n, C) from any backend, and at once what g_k is for,
+
+    dh_k = g_k W_k,    dW_k += g_kᵀ h_k,    db_k += Σ_rows g_k.
+
+Types. Logits, their gradients and the operands of the products have the type in which
+`torch.nn.functional.linear` would compute here. Losses and gradients of the heads are summed in
+fp32 (fp64 for fp64) whatever that type is: a bf16 sum forgets every term below 1/512 of itself,
+which is what most rows add to most classes. So a half-precision weight that learns costs 4 bytes
+during the call instead of 2. Nothing grows with N C.
+
+Range. With the mean's 1/N inside, most gradients of logits are below the smallest fp16 number.
+It stays out until the sum, which is fp32. Such scales are powers of two, and round nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dml_fast.loss import closed_form
+from dml_fast.loss.linear_heads import Head
+from dml_fast.loss.problem import Backend, MutualStats, Problem
+
+LIFT = 16.0  # of g_k: fp16 then has full precision down to 4e-6, and room for 4,000 at the top
+SCRATCH = 5  # numbers a logit that the closed form holds at once; the kernels hold none
+LEAST_BYTES = 2**26  # a chunk may take so much, however small the heads are
+
+
+class Grads(NamedTuple):
+    """Gradients of one head; None where nobody asks."""
+
+    hidden: Tensor | None  # (N, D)
+    weight: Tensor | None  # (C, D)
+    bias: Tensor | None  # (C,)
+
+
+class Wanted(NamedTuple):
+    """Which gradients of a head are asked for."""
+
+    hidden: bool = False
+    weight: bool = False
+    bias: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All of a call but the students' heads.
+
+    Attributes:
+        problem: the whole batch; its distributions are stand-ins of the right shape and dtype.
+        teachers: their heads, in the dtypes to compute in.
+        solver: the backend.
+        chunk_rows: rows at a time.
+    """
+
+    problem: Problem
+    teachers: list[Head]
+    solver: Backend
+    chunk_rows: int
+
+    def constants(self) -> list[Tensor]:
+        """What the losses depend on and have no gradient for."""
+        p = self.problem
+        given = [p.index, p.soft, p.class_weight, p.row_weight, p.peer_weight, p.kl_weight]
+        given += [tensor for head in self.teachers for tensor in head]
+        return [one for one in given if isinstance(one, Tensor)]
+
+
+def default_rows(heads: Sequence[Head], problem: Problem, solver: Backend) -> int:
+    """Rows whose logits, gradients and scratch take a quarter of the weights' gradients in fp32.
+
+    So a chunk shows little beside what must be there anyway, and has about D rows over the bytes
+    of a logit: enough to be worth reading the weights for. Small heads get `LEAST_BYTES`.
+    """
+    exact = problem.dtype.itemsize
+    scratch = exact * (SCRATCH if solver is closed_form else 0)
+    everyone = problem.students + problem.teachers
+    row = problem.shape[-1] * sum(2 * z.dtype.itemsize + scratch for z in everyone)
+    rows = max(exact * sum(h.weight.numel() for h in heads) // 4, LEAST_BYTES) // row
+    return max(1, rows - rows % 16 if rows > 16 else rows)
+
+
+def sweep(
+    plan: Plan,
+    heads: Sequence[Head],
+    wanted: Sequence[Wanted],
+    stats: str,
+    outer: Tensor | None = None,
+) -> tuple[Tensor, list[Grads], MutualStats | None]:
+    """Losses (K,), or (K, N) with reduction "none"; the gradients wanted; statistics.
+
+    ``outer`` (K, N) multiplies the gradients row by row.
+    """
+    problem = plan.problem
+    rows = problem.shape[1]
+    per_row, with_grad = problem.reduction == "none", any(map(any, wanted))
+    scale = LIFT * (2.0 ** rows.bit_length() if problem.reduction == "mean" else 1.0)
+    losses, measured = [], []
+    with torch.no_grad(), _without_autocast(problem.device):
+        whole = (problem.count_labels(), rows)
+        totals = [_zeros(h, w, problem.dtype) for h, w in zip(heads, wanted, strict=True)]
+        cast = [h.to(z.dtype) for h, z in zip(heads, problem.students, strict=True)]
+        for start in range(0, max(rows, 1), plan.chunk_rows):
+            span = slice(start, min(start + plan.chunk_rows, rows))
+            chunk = [h._replace(hidden=h.hidden[span]) for h in cast]
+            part = _part(plan, span, chunk)
+            part.whole, part.grad_scale = whole, scale
+            some_losses, grads, some_stats = plan.solver.solve(part, with_grad, stats)
+            del part  # the logits make room for the products
+            losses.append(some_losses)
+            measured.append(some_stats)
+            if grads is not None:
+                if outer is not None:
+                    grads = _times(grads, outer[:, span])
+                _add_products(totals, grads, chunk, span, scale)
+            del grads  # before the next logits
+        total = torch.cat(losses, 1) if per_row else torch.stack(losses).sum(0)
+        return total, totals, _merge(measured)
+
+
+def _part(plan: Plan, span: slice, chunk: Sequence[Head]) -> Problem:
+    """Some rows of the problem, with their logits."""
+    whole = plan.problem
+    teachers = [h._replace(hidden=h.hidden[span]) for h in plan.teachers]
+    return dataclasses.replace(
+        whole,
+        students=tuple(F.linear(*h) for h in chunk),
+        teachers=tuple(F.linear(*h) for h in teachers),
+        batch_shape=chunk[0].hidden.shape[:1],
+        index=None if whole.index is None else whole.index[span],
+        soft=None if whole.soft is None else whole.soft[span],
+        row_weight=None if whole.row_weight is None else whole.row_weight[span],
+    )
+
+
+def _zeros(head: Head, wanted: Wanted, dtype: torch.dtype) -> Grads:
+    def zeros(tensor: Tensor | None, asked: bool) -> Tensor | None:
+        return None if tensor is None or not asked else torch.zeros_like(tensor, dtype=dtype)
+
+    return Grads(*map(zeros, head, wanted))
+
+
+def _times(grads: Sequence[Tensor], outer: Tensor) -> tuple[Tensor, ...]:
+    """Each student's (n, C) times its own (n,)."""
+    return tuple(g.mul_(o.unsqueeze(-1)) for g, o in zip(grads, outer, strict=True))
+
+
+def _add_products(
+    totals: Sequence[Grads],
+    grads: Sequence[Tensor],
+    chunk: Sequence[Head],
+    span: slice,
+    scale: float,
+) -> None:
+    """From the gradients of a chunk's logits, ``scale`` times too large, to the heads'."""
+    for total, g, head in zip(totals, grads, chunk, strict=True):
+        if total.hidden is not None:
+            _add_product(total.hidden[span], g, head.weight, 1.0, scale)
+        if total.weight is not None:
+            _add_product(total.weight, g.t(), head.hidden, 2.0 ** len(g).bit_length(), scale)
+        if total.bias is not None:
+            total.bias.add_(g.sum(0, dtype=total.bias.dtype), alpha=1 / scale)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, terms: float, scale: float) -> None:
+    """Total += a b / scale; ``terms`` is about how many large ones may add up in a product."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b, alpha=1 / scale)
+    else:  # the product of halves is a half again: their mean, which cannot overflow
+        mean = torch.addmm(a.new_zeros(()), a, b, beta=0, alpha=1 / terms)
+        total.add_(mean, alpha=terms / scale)
+
+
+def _merge(parts: Sequence[MutualStats | None]) -> MutualStats | None:
+    """Of the chunks, whose means are over the whole batch already."""
+    some = [part for part in parts if part is not None]
+    if not some:
+        return None
+    ce, kl, correct, finite = (torch.stack(field) for field in list(zip(*some, strict=True))[:4])
+    return MutualStats(ce.sum(0), kl.sum(0), correct.sum(0), finite.all(0))
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

@@ -1,0 +1,193 @@
+"""The exact mutual loss of Deep Mutual Learning (Zhang et al., CVPR 2018, arXiv 1706.00384).
+
+    L_k = CE(z_k, y) + λ T² Σ_{l≠k} w_kl KL(p_l || p_k),   p = softmax(z / T),   w_kl = 1 / (K-1)
+
+Peers are constants: the gradient of L_k for z_l is exactly zero. docs/loss.md is the user's page.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dml_fast.loss import backends
+from dml_fast.loss.checks import Logits, check_grad_scale, prepare
+from dml_fast.loss.disagreement import peer_divergence
+from dml_fast.loss.options import LossOptions
+from dml_fast.loss.problem import MutualStats
+
+__all__ = [
+    "FusedMutualLoss",
+    "MutualStats",
+    "mutual_loss",
+    "mutual_loss_and_grad",
+    "peer_divergence",
+]
+
+
+def mutual_loss(
+    logits: Logits,
+    target: Tensor,
+    *,
+    kl_weight: float | Tensor = 1.0,
+    temperature: float = 1.0,
+    label_smoothing: float = 0.0,
+    class_weight: Tensor | None = None,
+    ignore_index: int = -100,
+    peer_reduction: str = "mean",
+    reduction: str = "mean",
+    backend: str = "auto",
+    peer_weight: Tensor | None = None,
+    row_weight: Tensor | None = None,
+    teacher_logits: Logits | None = None,
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, MutualStats]:
+    """The mutual loss of every student, differentiable once.
+
+    ``losses.sum().backward()`` gives each student the gradient of its own loss.
+
+    The cross-entropy is that of `torch.nn.functional.cross_entropy`, in every option; a batch
+    without a label has 0, not NaN. Both terms are averaged over rows: the cross-entropy over
+    labelled rows (over their class weights, if given), the divergence over all rows. Rows are
+    computed in fp32 (fp64 for fp64). In rows where a student's logits are NaN, +inf or all -inf
+    its loss and gradient are NaN, and its peers learn from the remaining ones.
+
+    Args:
+        logits: K tensors (*batch, C), or one (K, *batch, C); fp16, bf16, fp32 or fp64.
+        target: (*batch) integer classes, or (*batch, C) probabilities.
+        kl_weight: λ; a 0-d tensor is not read on the host, so that a ramp does not stall.
+        temperature: T of the divergence, not of the cross-entropy.
+        label_smoothing: of the cross-entropy, in [0, 1].
+        class_weight: (C,) weights of the cross-entropy.
+        ignore_index: rows of this class have no cross-entropy and keep their divergence.
+        peer_reduction: "mean" over the peers (the paper) or "sum" (the authors' code).
+        reduction: "mean", "sum" or "none" over rows.
+        backend: "auto", "closed_form", "compiled" or "triton"; see docs/loss.md.
+        peer_weight: (K, K + M) weights w_kl in place of the uniform ones, students first, then
+            teachers; 0 is not listened to, and the diagonal is ignored. Absolute: not divided by
+            anything, and not made up for a peer whose row is left out.
+        row_weight: (*batch) factors of all terms of a row; the means' denominators stay.
+        teacher_logits: M further distributions, as `logits`, which teach and do not learn. With
+            ``peer_reduction="mean"`` they count as peers: w = 1 / (K - 1 + M).
+        return_stats: also return all of `MutualStats`.
+
+    Returns:
+        Losses (K,), or (K, *batch) with ``reduction="none"``, in fp32 (fp64 for fp64 logits);
+        with the statistics if asked for.
+
+    Raises:
+        UserError: if an argument has a wrong shape, device, dtype or value.
+    """
+    problem = prepare(
+        logits,
+        target,
+        kl_weight=kl_weight,
+        temperature=temperature,
+        label_smoothing=label_smoothing,
+        class_weight=class_weight,
+        ignore_index=ignore_index,
+        peer_reduction=peer_reduction,
+        reduction=reduction,
+        peer_weight=peer_weight,
+        row_weight=row_weight,
+        teacher_logits=teacher_logits,
+    )
+    solver = backends.find(backend, problem)
+    inputs = problem.students
+    if isinstance(logits, Tensor):  # its gradient is one tensor too
+        inputs = (logits if logits.dim() == 3 else logits.reshape(problem.shape),)
+    wanted = "all" if return_stats else "none"
+    if torch.is_grad_enabled() and any(z.requires_grad for z in inputs):
+        losses, stats = solver.learn(problem, inputs, wanted)
+    else:
+        with torch.no_grad():
+            losses, _, stats = solver.solve(problem, False, wanted)
+    if reduction == "none":
+        losses = losses.reshape(len(problem.students), *problem.batch_shape)
+    return losses if stats is None else (losses, stats)
+
+
+def mutual_loss_and_grad(
+    logits: Logits,
+    target: Tensor,
+    *,
+    kl_weight: float | Tensor = 1.0,
+    temperature: float = 1.0,
+    label_smoothing: float = 0.0,
+    class_weight: Tensor | None = None,
+    ignore_index: int = -100,
+    peer_reduction: str = "mean",
+    reduction: str = "mean",
+    backend: str = "auto",
+    peer_weight: Tensor | None = None,
+    row_weight: Tensor | None = None,
+    teacher_logits: Logits | None = None,
+    return_stats: bool = False,
+    grad_scale: float | Tensor | None = None,
+) -> tuple[Tensor, list[Tensor], MutualStats]:
+    """The losses and their gradients without autograd, as an engine wants them.
+
+    Continue with ``logits[k].backward(grads[k])``. Arguments and errors are those of
+    `mutual_loss`, and ``grad_scale``: a number, or a () or (K,) tensor on the logits' device (a
+    loss scaler's), which multiplies the gradients before they are rounded to the logits' dtype,
+    and not the losses.
+
+    Returns:
+        ``(losses, grads, stats)``: losses as of `mutual_loss`, without a graph; K gradients of
+        ``losses[k].sum()``, each with the shape and dtype of logits[k]; statistics, of which
+        those beyond the first four only if ``return_stats``.
+    """
+    problem = prepare(
+        logits,
+        target,
+        kl_weight=kl_weight,
+        temperature=temperature,
+        label_smoothing=label_smoothing,
+        class_weight=class_weight,
+        ignore_index=ignore_index,
+        peer_reduction=peer_reduction,
+        reduction=reduction,
+        peer_weight=peer_weight,
+        row_weight=row_weight,
+        teacher_logits=teacher_logits,
+    )
+    if isinstance(grad_scale, Tensor):
+        grad_scale = check_grad_scale(grad_scale, problem)
+    problem.grad_scale = grad_scale
+    with torch.no_grad():
+        solver = backends.find(backend, problem)
+        losses, grads, stats = solver.solve(problem, True, "all" if return_stats else "cheap")
+    assert grads is not None and stats is not None
+    parts = [g if z.dim() == 2 else g.reshape(z.shape) for g, z in zip(grads, logits, strict=True)]
+    if reduction == "none":
+        losses = losses.reshape(len(problem.students), *problem.batch_shape)
+    return losses, parts, stats
+
+
+class FusedMutualLoss(LossOptions):
+    """`mutual_loss` as a module: ``FusedMutualLoss()(logits, target)`` gives (K,) losses.
+
+    The options are attributes and may be changed between calls; ``class_weight`` is a buffer.
+    Arguments, results and errors are those of `mutual_loss`.
+    """
+
+    def forward(
+        self,
+        logits: Logits,
+        target: Tensor,
+        *,
+        peer_weight: Tensor | None = None,
+        row_weight: Tensor | None = None,
+        teacher_logits: Logits | None = None,
+        return_stats: bool = False,
+    ) -> Tensor | tuple[Tensor, MutualStats]:
+        """(K,) losses, or (K, *batch) with ``reduction="none"``; see `mutual_loss`."""
+        return mutual_loss(
+            logits,
+            target,
+            **self.options(),
+            peer_weight=peer_weight,
+            row_weight=row_weight,
+            teacher_logits=teacher_logits,
+            return_stats=return_stats,
+        )

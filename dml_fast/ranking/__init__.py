@@ -1,0 +1,1 @@
+"""Rankings of a gallery and their scores, over the C++ core; numpy, without torch."""

@@ -1,0 +1,124 @@
+"""Ranking from a given matrix of distances."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dml_fast import _native
+from dml_fast.ranking.inputs import ArrayLike, Floats, Ints, as_floats, threads
+from dml_fast.ranking.labels import Labels, make_labels
+from dml_fast.ranking.protocol import Rules, SingleShot, make_rules
+from dml_fast.ranking.result import RankingResult, make_result
+
+# Scores, first_at, hits_at, topk and the number of NaNs of some consecutive queries.
+Part: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], Ints, int]
+
+
+def rank_distances(
+    dist: ArrayLike,
+    q_pids: ArrayLike,
+    g_pids: ArrayLike,
+    q_cams: ArrayLike | None = None,
+    g_cams: ArrayLike | None = None,
+    *,
+    max_rank: int = 50,
+    protocol: str | SingleShot = "market1501",
+    ties: str = "stable",
+    junk_pid: int | None = -1,
+    camera_rule: bool = True,
+    count_invalid: bool = False,
+    topk: int = 0,
+) -> RankingResult:
+    """Rank a gallery for each query from their distances, without sorting it.
+
+    Args:
+        dist: (Q, G) distances, smaller is nearer, compared in their own precision. Arrays of numpy
+            and CPU tensors of torch are read in place; strided ones, CUDA tensors, float16,
+            bfloat16 and integers are copied first. NaN comes last (one warning), +-inf is allowed.
+        q_pids: (Q,) identities, integers of any type or strings.
+        g_pids: (G,) identities; 0 is an ordinary one (a distractor).
+        q_cams: (Q,) cameras, integers or strings; not needed without the camera rule.
+        g_cams: (G,) cameras.
+        max_rank: length of ``cmc`` and ``precision``.
+        protocol: ``market1501``: same identity in the same camera is left out; ``cuhk03``: that,
+            and ``cmc`` is the exact mean over all draws of one gallery image an identity
+            (`SingleShot`: by drawing); ``all``: cameras do not matter.
+        ties: order of items at the same distance. ``stable``: by gallery index; ``expected``: the
+            exact mean over all orders; ``optimistic``, ``pessimistic``: matches first, last.
+        junk_pid: gallery items of this identity are dropped; None drops none.
+        camera_rule: False keeps images of the same identity in the same camera.
+        count_invalid: queries without a valid match score 0 instead of being left out.
+        topk: report that many nearest valid gallery items of each query.
+
+    Raises:
+        UserError: shapes, lengths or types do not fit, an argument is unknown, or no query has a
+            valid match.
+    """
+    rules = make_rules(
+        max_rank=max_rank,
+        protocol=protocol,
+        ties=ties,
+        junk_pid=junk_pid,
+        camera_rule=camera_rule,
+        count_invalid=count_invalid,
+        topk=topk,
+    )
+    rows = as_floats(dist, "dist", "(Q, G)")
+    labels = labels_for(rules, rows.shape, q_pids, g_pids, q_cams, g_cams)
+    return collect([rank_rows(rows, labels, rules)], rules)
+
+
+def labels_for(
+    rules: Rules,
+    shape: tuple[int, ...],
+    q_pids: ArrayLike,
+    g_pids: ArrayLike,
+    q_cams: ArrayLike | None,
+    g_cams: ArrayLike | None,
+) -> Labels:
+    """Who is who among Q, G = ``shape`` items, by the rules."""
+    return make_labels(
+        q_pids,
+        g_pids,
+        q_cams,
+        g_cams,
+        queries=shape[0],
+        items=shape[1],
+        junk_pid=rules.junk_pid,
+        camera_rule=rules.camera_rule,
+    )
+
+
+def rank_rows(rows: Floats, labels: Labels, rules: Rules) -> Part:
+    """Score the queries whose distances are the (Q, G) rows, in C++."""
+    rest = (rules.max_rank, rules.topk, rules.repeats, rules.seed, threads())
+    if rows.dtype == np.float32:
+        single = cast("NDArray[np.float32]", rows)
+        return _native.rank_rows_f32(single, *labels, rules.ties_number, *rest)
+    double = cast("NDArray[np.float64]", rows)
+    return _native.rank_rows_f64(double, *labels, rules.ties_number, *rest)
+
+
+def collect(parts: Iterable[Part], rules: Rules) -> RankingResult:
+    """Put the parts of all queries, in their order, into one result; warn of NaNs once.
+
+    All parts but the last must be of a multiple of 16 queries (`CHUNK` in csrc/ranking.hpp), so
+    that the sums have the same bits in however many parts they come.
+    """
+    scores, first_at, hits_at, topk, nans = zip(*parts, strict=True)
+    if total := sum(nans):
+        warnings.warn(f"{total} distances are NaN: they are ranked last", UserWarning, stacklevel=3)
+    return make_result(
+        np.concatenate(scores),
+        np.concatenate(first_at),
+        np.concatenate(hits_at),
+        np.concatenate(topk),
+        ties=rules.ties,
+        protocol=rules.protocol,
+        count_invalid=rules.count_invalid,
+    )

@@ -1,0 +1,1 @@
+"""What people see: the console, tables, plots and comparisons of runs."""

@@ -1,0 +1,255 @@
+"""Runs side by side as Markdown: a row a run, and a row a setting over its seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import sqrt
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from dml_fast.errors import UserError
+from dml_fast.reporting.markdown import table
+from dml_fast.reporting.plots import plot_curves, plot_groups
+from dml_fast.runs.folder import Run, atomic_write
+from dml_fast.runs.history import (
+    History,
+    best_epoch,
+    best_score,
+    ensemble_score,
+    images_per_s,
+    mean_score,
+    percent,
+    score_of,
+)
+
+# what tells runs of one setting apart, or has no influence on what they learn
+_NOT_A_SETTING = frozenset(
+    {"seed", "out", "log_every", "save_every", "max_skipped", "tensorboard", "download"}
+    | {"arch", "cohort"}  # --arch a --cohort 2 and --arch a,a are the same
+)
+_OWN_COLUMN = frozenset({"method", "architectures", "epochs"})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run in a comparison.
+
+    Attributes:
+        label: the run's name, unlike that of any other.
+        run: its folder.
+        history: at least one line of metrics.
+    """
+
+    label: str
+    run: Run
+    history: History
+
+    @cached_property
+    def setting(self) -> tuple[tuple[str, Any], ...]:
+        """All options that two runs share if they differ only by chance."""
+        config = self.run.config
+        options = {k: v for k, v in config.to_dict().items() if k not in _NOT_A_SETTING}
+        return (*options.items(), ("architectures", config.architectures))
+
+    @property
+    def best(self) -> Any:
+        """The line of metrics of the epoch of ``best.pt``."""
+        return self.history[best_epoch(self.history) - 1]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all epochs are done."""
+        return len(self.history) >= self.run.config.total_epochs
+
+
+def read_entries(paths: Sequence[Path]) -> list[Entry]:
+    """Open runs, each once, under names that tell them apart.
+
+    Raises:
+        UserError: not a run, one that has no finished epoch yet, or runs that are judged by
+            different scores.
+    """
+    runs: dict[Path, Run] = {}
+    for path in paths:
+        run = Run.open(path)
+        runs.setdefault(run.folder.resolve(), run)
+    labels = _labels(list(runs))
+    entries = []
+    for (folder, run), label in zip(runs.items(), labels, strict=True):
+        history = run.metrics()
+        if not history:
+            raise UserError(
+                f"{folder} has no finished epoch to report: leave it out, or train it on with "
+                f"python -m dml_fast.train --resume {folder}"
+            )
+        entries.append(Entry(label, run, history))
+    for entry in entries[1:]:
+        if score_of(entry.best) is not score_of(entries[0].best):
+            raise UserError(
+                f"{entries[0].label} is judged by {score_of(entries[0].best).name} and "
+                f"{entry.label} by {score_of(entry.best).name}: report them apart"
+            )
+    return entries
+
+
+def group(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """Put runs together that differ only by their seeds.
+
+    Returns:
+        Runs by a label of what makes a group unlike the others, in order of appearance.
+    """
+    groups: dict[tuple[tuple[str, Any], ...], list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.setting, []).append(entry)
+    differing = _differing(list(groups))
+    labelled = {}
+    for setting, members in groups.items():
+        options = dict(setting)
+        words = [options["method"]]
+        if "architectures" in differing:
+            words.append(_cohort(options["architectures"]))
+        rest = sorted(differing - {"method", "architectures"})
+        labelled[" ".join([*words, *(_option(name, options) for name in rest)])] = members
+    return labelled
+
+
+def to_markdown(entries: Sequence[Entry]) -> str:
+    """The comparison: a table of runs, and one of settings where one has several seeds."""
+    differing = _differing([entry.setting for entry in entries]) - _OWN_COLUMN
+    header = ["run", "method", "students", "epochs", "seed"]
+    rows = [
+        [
+            entry.label,
+            *_what(entry),
+            str(entry.run.config.seed),
+            *_options(entry, differing),
+            str(entry.best["epoch"]),
+            percent(best_score(entry.best)),
+            percent(mean_score(entry.best)),
+            percent(ensemble_score(entry.best)),
+            f"{images_per_s(entry.history):,.0f}",
+        ]
+        for entry in entries
+    ]
+    measured = ["best epoch", "best student, %", "mean student, %", "ensemble, %", "images/s"]
+    parts = ["# Comparison of runs" if len(entries) > 1 else f"# {entries[0].label}"]
+    parts.append(table([*header, *_column(differing), *measured], rows))
+    parts.append(
+        f"Shares are the {score_of(entries[0].best).name} on the validation split, in the epoch "
+        "with the highest mean of the students (that of `best.pt`); for the test split use "
+        "`python -m dml_fast.evaluate RUN`. "
+        "Images a second: median epoch, an image counted once for all students."
+    )
+    # the same seed twice is the same run twice: it would make the error look smaller
+    once = {(e.setting, e.run.config.seed): e for e in reversed(entries) if e.complete}
+    finished = group(list(reversed(once.values())))
+    if any(len(members) > 1 for members in finished.values()):
+        parts += ["## Over seeds", _seeds(finished, differing)]
+        note = "Mean ± standard error over n runs that differ only by seed."
+        if unfinished := [entry.label for entry in entries if not entry.complete]:
+            note += f" Left out because they are not finished: {', '.join(unfinished)}."
+        parts.append(note)
+    return "\n\n".join(parts) + "\n"
+
+
+def write_report(entries: Sequence[Entry], folder: Path) -> str:
+    """Write ``curves.png`` and ``report.md``.
+
+    Args:
+        entries: at least one.
+        folder: where to; made if need be.
+
+    Returns:
+        The Markdown.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    markdown = to_markdown(entries)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if len(entries) == 1:
+            plot_curves(folder / "curves.png", {entries[0].label: entries[0].history})
+        else:
+            histories = {k: [e.history for e in v] for k, v in group(entries).items()}
+            plot_groups(folder / "curves.png", histories)
+        with atomic_write(folder / "report.md") as file:
+            file.write(f"{markdown}\n![Curves](curves.png)\n".encode())
+    except OSError as error:
+        raise UserError(
+            f"the report cannot be written to {folder} ({error.strerror}): "
+            "give another folder with --out"
+        ) from None
+    return markdown
+
+
+def _seeds(groups: Mapping[str, Sequence[Entry]], differing: set[str]) -> str:
+    """The table of settings."""
+    rows = []
+    for members in groups.values():
+        seeds = ", ".join(str(entry.run.config.seed) for entry in members)
+        row = [*_what(members[0]), *_options(members[0], differing), seeds, str(len(members))]
+        getters: tuple[Callable[[Entry], float], ...] = (
+            lambda entry: best_score(entry.best),
+            lambda entry: mean_score(entry.best),
+            lambda entry: ensemble_score(entry.best) or 0.0,
+        )
+        row += [_mean_and_error([100 * get(entry) for entry in members], 2) for get in getters]
+        row.append(_mean_and_error([images_per_s(entry.history) for entry in members], 0))
+        rows.append(row)
+    header = ["method", "students", "epochs", *_column(differing), "seeds", "n"]
+    measured = ["best student, %", "mean student, %", "ensemble, %", "images/s"]
+    return table([*header, *measured], rows)
+
+
+def _what(entry: Entry) -> list[str]:
+    config, done = entry.run.config, len(entry.history)
+    epochs = str(done) if entry.complete else f"{done} of {config.total_epochs}"
+    return [config.method, _cohort(config.architectures), epochs]
+
+
+def _cohort(names: Sequence[str]) -> str:
+    """``4 x resnet32``, or a mixed cohort in full."""
+    return f"{len(names)} x {names[0]}" if len(set(names)) == 1 else " + ".join(names)
+
+
+def _option(name: str, options: Mapping[str, Any]) -> str:
+    value = options[name]
+    return f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+
+
+def _options(entry: Entry, differing: set[str]) -> list[str]:
+    """A cell with the options that differ among the runs and have no column, if there are any."""
+    options = dict(entry.setting)
+    return [" ".join(_option(name, options) for name in sorted(differing))] if differing else []
+
+
+def _column(differing: set[str]) -> list[str]:
+    return ["options"] if differing else []
+
+
+def _differing(settings: Sequence[tuple[tuple[str, Any], ...]]) -> set[str]:
+    """The names of options that have not one value in all settings."""
+    return {name for setting in settings for name, _ in set(setting) ^ set(settings[0])}
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """Each folder's shortest end that no other folder shares."""
+    labels = []
+    for folder in folders:
+        for depth in range(1, len(folder.parts) + 1):
+            ends = [other.parts[-depth:] for other in folders]
+            if ends.count(folder.parts[-depth:]) == 1:
+                break
+        labels.append("/".join(folder.parts[-depth:]))
+    return labels
+
+
+def _mean_and_error(values: Sequence[float], digits: int) -> str:
+    if len(values) == 1:
+        return f"{values[0]:,.{digits}f}"
+    error = stdev(values) / sqrt(len(values))
+    return f"{fmean(values):,.{digits}f} ± {error:,.{digits}f}"

@@ -1,0 +1,180 @@
+"""What a person sees of a run: a progress bar on a terminal, else a line an epoch; then a table."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from dml_fast.runs.history import MAP, ensemble_score, images_per_s, percent, score_of
+
+if TYPE_CHECKING:
+    from dml_fast.config import TrainConfig
+    from dml_fast.data import DataSet
+    from dml_fast.distributed.world import World
+    from dml_fast.engine.precision import Precision
+
+logger = logging.getLogger("dml_fast")
+
+
+def set_up_logging(console: Console) -> None:
+    """Send the package's messages to stderr, above the progress bar on a terminal."""
+    handler: logging.Handler
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, log_time_format="%X")
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+class Reporter:
+    """Shows a run as it goes, on stderr; the last table goes to stdout.
+
+    Args:
+        tensorboard: folder for TensorBoard events, or None.
+    """
+
+    def __init__(self, tensorboard: Path | None = None) -> None:
+        self.console = Console(stderr=True)
+        set_up_logging(self.console)
+        self._bar: tuple[Progress, Any] | None = None
+        self._events = tensorboard
+        self._writer: Any = None
+
+    def start(
+        self,
+        config: TrainConfig,
+        data: DataSet,
+        students: Sequence[dict[str, Any]],
+        precision: Precision,
+        world: World,
+    ) -> None:
+        """Say what is about to be trained; from here on files are written."""
+        if self._events is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._events))
+        names = ", ".join(f"{s['arch']} ({s['parameters'] / 1e6:.2f}M)" for s in students)
+        logger.info("%s: %d students: %s", config.method, len(students), names)
+        if not world.alone_here:
+            logger.info("%s", world)
+        if data.choice:
+            logger.info("%s", data.choice)
+        logger.info(
+            "data %s: %d images to train, %d to validate, %s; %s, %s",
+            data.name,
+            len(data.train),
+            len(data.val),
+            "no test set" if data.test is None else f"{len(data.test)} to test",
+            precision.device,
+            precision,
+        )
+
+    @contextmanager
+    def progress(self, total: int, done: int) -> Iterator[None]:
+        """Show a bar while inside, on a terminal."""
+        if not self.console.is_terminal:
+            yield
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            self._bar = bar, bar.add_task("training", total=total, completed=done)
+            yield
+        self._bar = None
+
+    def step(self, step: int, losses: Sequence[float | None]) -> None:
+        """Show the mean losses of the epoch so far."""
+        if self._bar:
+            text = " ".join("-" if loss is None else f"{loss:.3f}" for loss in losses)
+            self._bar[0].update(self._bar[1], completed=step, description=f"loss {text}")
+
+    def epoch(self, line: dict[str, Any], epochs: int) -> None:
+        """Log one epoch's line of metrics."""
+        students = line["students"]
+        losses = " ".join("-" if s["loss"] is None else f"{s['loss']:.3f}" for s in students)
+        logger.info(
+            "epoch %d/%d  loss %s  %s  %.0f images/s",
+            line["epoch"],
+            epochs,
+            losses,
+            _scores(line),
+            line["images_per_s"],
+        )
+        for k, student in enumerate(students):
+            if student["skipped"]:
+                logger.warning(
+                    "student %d skipped %d updates in this epoch for non-finite gradients",
+                    k,
+                    student["skipped"],
+                )
+        if self._writer is not None:
+            self._write_events(line)
+
+    def table(self, history: Sequence[dict[str, Any]], best: int, folder: Path) -> None:
+        """Print the result: last and best epoch of each student and of the ensemble."""
+        last, top = history[-1], history[best - 1]
+        score = score_of(last)
+        title = f"Validation {score.name}, % (best: epoch {best})"
+        table = Table(box=box.SIMPLE_HEAD, title=title)
+        for name in ("student", "architecture", "last epoch", "best epoch"):
+            table.add_column(name, justify="left" if name == "architecture" else "right")
+        for k, (now, then) in enumerate(zip(last["students"], top["students"], strict=True)):
+            table.add_row(
+                str(k), now["arch"], percent(now[score.key], 1), percent(then[score.key], 1)
+            )
+        ensembles = (percent(ensemble_score(line), 1) for line in (last, top))
+        table.add_row("ensemble", score.ensemble, *ensembles)
+        output = Console()
+        output.width = max(output.width, 72)  # a narrower table would lose its figures
+        output.print(table)
+        output.print(
+            f"{images_per_s(history):,.0f} images/s (median epoch; every student sees each "
+            f"image)\nwritten to {folder}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def close(self) -> None:
+        """Flush what is still to be written."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _write_events(self, line: dict[str, Any]) -> None:
+        for k, student in enumerate(line["students"]):
+            for name in student.keys() - {"arch", "skipped"}:
+                if student[name] is not None:
+                    self._writer.add_scalar(f"{name}/student_{k}", student[name], line["step"])
+        ensemble = [name for name in line if name.startswith("ensemble_")]
+        for name in (*ensemble, "images_per_s", "lr"):
+            if line[name] is not None:
+                self._writer.add_scalar(name, line[name], line["step"])
+
+
+def _scores(line: dict[str, Any]) -> str:
+    """The validation scores of one epoch."""
+    students = line["students"]
+    if score_of(line) is MAP:
+        means, firsts = (
+            " ".join(percent(s[key], 1) for s in students) for key in ("val_mAP", "val_rank1")
+        )
+        both = " and ".join(percent(line[f"ensemble_{k}"], 1) for k in ("val_mAP", "val_rank1"))
+        return f"val mAP {means} %, rank-1 {firsts} %  ensemble {both} %"
+    accuracies = " ".join(percent(s["val_acc"], 1) for s in students)
+    return f"val {accuracies} %  ensemble {percent(line['ensemble_val_acc'], 1)} %"

@@ -1,0 +1,252 @@
+"""Write one student in a format for deployment, read it back and compare what it computes."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dml_fast.data.loaders.resident import evaluation_batches
+from dml_fast.errors import UserError, first_line
+from dml_fast.models.embedding import EmbeddingNet
+from dml_fast.runs.folder import Run, sync_folder
+from dml_fast.runs.trained import Trained, open_data
+from dml_fast.runs.weights import load_student, save_student
+from dml_fast.version import __version__
+
+logger = logging.getLogger(__name__)
+
+_IMAGES = 32
+HEADER = "dml_fast"  # the name of the header: a key, or in a pt2 archive a .json file
+
+
+class Student(NamedTuple):
+    """What is to be exported.
+
+    Attributes:
+        model: in evaluation mode, on the CPU.
+        arch: what ``create_model`` knows it by.
+        facts: the run's ``data`` facts.
+    """
+
+    model: nn.Module
+    arch: str
+    facts: dict[str, Any]
+
+    @property
+    def output(self) -> str:
+        """What the network gives: logits, or embeddings where it learned identities."""
+        return "embeddings" if isinstance(self.model, EmbeddingNet) else "logits"
+
+    @property
+    def network(self) -> nn.Module:
+        """What a graph is made of: without the classifier where embeddings are wanted."""
+        if isinstance(self.model, EmbeddingNet):
+            return nn.Sequential(self.model.backbone, self.model.neck).eval()
+        return self.model
+
+    @property
+    def header(self) -> str:
+        """What each format carries beside the network, as `save_student` writes it."""
+        return json.dumps({"version": __version__, "arch": self.arch, **self.facts})
+
+
+class Check(NamedTuple):
+    """The outcome of a comparison.
+
+    Attributes:
+        difference: the largest absolute one between the logits of file and student.
+        tolerance: the largest that is accepted.
+    """
+
+    difference: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """False also for a difference that is not a number."""
+        return self.difference <= self.tolerance
+
+
+Apply = Callable[[Tensor], Tensor]
+
+
+def export_student(run: Run, name: str, kind: str, which: str, out: str) -> bool:
+    """Export a student of a run, and print how far the file is from it.
+
+    Args:
+        run: the run.
+        name: ``best`` or the student's number.
+        kind: safetensors, pt2 or onnx.
+        which: the checkpoint: best or last.
+        out: the file, or "" for one in the run folder.
+
+    Returns:
+        Whether the file computes what the student does; if not, it is not kept.
+    """
+    trained = Trained.load(run, which)
+    best = trained.best
+    if name == "best" and best is None:
+        raise UserError(
+            f"{run.checkpoint(which)} is from before the first validation, so no student is best "
+            "yet: give --student with a number"
+        )
+    k = best if name == "best" and best is not None else int(name)
+    student = Student(trained.model(k), trained.archs[k], trained.facts)
+    path = Path(out) if out else run.folder / f"student_{k}-{which}.{kind}"
+    inputs, source = _images(run, trained.facts)
+    check = export(student, kind, path, inputs)
+    comparison = (
+        f"largest difference of {student.output} {check.difference:.2g}, "
+        f"tolerance {check.tolerance:.2g}, "
+        f"on {len(inputs)} {source}, in batches of 1 and {len(inputs) + 1}"
+    )
+    if check.passed:
+        print(f"wrote {path}: student {k} ({student.arch}) of {which}.pt; {comparison}")
+    else:
+        logger.error("%s was not kept, student %d differs: %s", path, k, comparison)
+    return check.passed
+
+
+def _images(run: Run, facts: dict[str, Any]) -> tuple[Tensor, str]:
+    """Up to 32 images to compare on, and what they are."""
+    try:
+        data = open_data(run)
+    except UserError as error:
+        logger.warning("no real images to compare on: %s", error)
+        shape = (_IMAGES, facts["in_channels"], *facts["image_size"])
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0)), "random images"
+    batches = evaluation_batches(
+        data.val,
+        batch_size=_IMAGES,
+        mean=facts["mean"],
+        std=facts["std"],
+        device="cpu",
+        channels_last=False,
+    )
+    return next(batches).inputs, "images of the validation split"
+
+
+def export(student: Student, kind: str, out: Path, inputs: Tensor) -> Check:
+    """Write a student to a file, which stays only if it computes what the student does.
+
+    Args:
+        student: what to export.
+        kind: safetensors, pt2 or onnx.
+        out: the file; an old one is replaced only by one that passed.
+        inputs: (N, C, H, W) normalised images to compare on.
+
+    Raises:
+        UserError: a package is missing, the network cannot be traced, or ``out`` be written.
+    """
+    write, read = {
+        "safetensors": (_write_safetensors, _read_safetensors),
+        "pt2": (_write_pt2, _read_pt2),
+        "onnx": (_write_onnx, _read_onnx),
+    }[kind]
+    exact = kind == "safetensors"  # the same code runs on the same weights
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export.", dir=out.parent) as folder:
+            draft = Path(folder) / out.name
+            write(student, inputs, draft)
+            check = _compare(student.network, read(draft), inputs, exact)
+            if check.passed:
+                with draft.open("rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(draft, out)
+                sync_folder(out.parent)
+    except OSError as error:
+        raise UserError(
+            f"{out} cannot be written ({error.strerror}): give another file with --out"
+        ) from None
+    return check
+
+
+@torch.inference_mode()
+def _compare(model: nn.Module, apply: Apply, inputs: Tensor, exact: bool) -> Check:
+    difference = scale = 0.0
+    # two sizes, since tracing must not have frozen the batch's
+    for batch in (inputs[:1], torch.cat([inputs, inputs[:1]])):
+        expected, got = model(batch), apply(batch)
+        if got.shape != expected.shape:
+            return Check(float("nan"), 0.0)
+        # torch's max, unlike Python's, hands on what is not a number
+        gap = torch.stack([(expected - got).abs().max(), torch.tensor(difference)])
+        difference, scale = gap.max().item(), max(scale, expected.abs().max().item())
+    return Check(difference, 0.0 if exact else 1e-4 * max(1.0, scale))
+
+
+def _write_safetensors(student: Student, _: Tensor, path: Path) -> None:
+    save_student(path, student.model.state_dict(), student.arch, student.facts)
+
+
+def _read_safetensors(path: Path) -> Apply:
+    model, facts = load_student(path)
+    return Student(model, facts["arch"], facts).network
+
+
+def _trace(student: Student, inputs: Tensor) -> torch.export.ExportedProgram:
+    """The network as a graph for any number of images."""
+    example = inputs[:1].repeat(2, 1, 1, 1)  # torch.export takes 1 for a constant
+    try:
+        return torch.export.export(
+            student.network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
+        )
+    except Exception as error:  # whatever a network does that cannot be traced
+        raise UserError(
+            f"{student.arch} cannot be traced by torch.export ({first_line(error)}): "
+            "give --format safetensors"
+        ) from error
+
+
+def _write_pt2(student: Student, inputs: Tensor, path: Path) -> None:
+    program = _trace(student, inputs)
+    content = io.BytesIO()  # on a full disk torch's own file writer ends the whole process
+    torch.export.save(program, content, extra_files={f"{HEADER}.json": student.header})
+    path.write_bytes(content.getvalue())
+
+
+def _read_pt2(path: Path) -> Apply:
+    return torch.export.load(path).module()
+
+
+def _write_onnx(student: Student, inputs: Tensor, path: Path) -> None:
+    _need("onnx", "onnxscript", "onnxruntime")
+    program = torch.onnx.export(
+        _trace(student, inputs),
+        dynamo=True,
+        input_names=["images"],
+        output_names=[student.output],
+        verbose=False,
+    )
+    assert program is not None  # None is for dynamo=False
+    program.model.metadata_props[HEADER] = student.header
+    program.save(path, external_data=False)
+
+
+def _read_onnx(path: Path) -> Apply:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def apply(inputs: Tensor) -> Tensor:
+        [output] = session.run(None, {"images": inputs.contiguous().numpy()})
+        return torch.from_numpy(output)
+
+    return apply
+
+
+def _need(*packages: str) -> None:
+    from importlib.util import find_spec
+
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise UserError(f"--format onnx needs {', '.join(missing)}: pip install 'dml_fast[export]'")

@@ -1,0 +1,287 @@
+"""The folder of a run: where its files are, and how they are written so that none is ever half."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+from dml_fast.config import TrainConfig, from_mapping
+from dml_fast.errors import UserError
+from dml_fast.version import __version__
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and the names of the files in it."""
+
+    folder: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The configuration, the data's facts and the students' architectures, as JSON."""
+        return self.folder / "config.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON line an epoch."""
+        return self.folder / "metrics.jsonl"
+
+    def checkpoint(self, which: str = "last") -> Path:
+        """The path of ``last``, ``previous`` or ``best``.
+
+        A file, or a link to a folder where several processes wrote it.
+        """
+        return self.folder / f"{which}.pt"
+
+    def weights(self, student: int) -> Path:
+        """The final weights of one student."""
+        return self.folder / f"student_{student}.safetensors"
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Find the run that a folder, or a file in it, belongs to.
+
+        Raises:
+            UserError: there is no run.
+        """
+        folder = Path(path)
+        run = cls(folder.parent if folder.is_file() or folder.suffix == ".pt" else folder)
+        if not run.config_file.is_file():
+            known = sorted(p.parent.name for p in Path("runs").glob("*/config.json"))[-3:]
+            hint = f"; the newest under runs/ are {', '.join(known)}" if known else ""
+            raise UserError(f"{path} is not a run folder, it has no config.json: check it{hint}")
+        return run
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """What ``config.json`` holds: ``dml_fast``, ``config``, ``data`` and ``students``."""
+        try:
+            description = json.loads(self.config_file.read_text(encoding="utf-8"))
+            return {key: description[key] for key in ("dml_fast", "config", "data", "students")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.config_file} is damaged ({type(error).__name__}: {error}): restore it"
+            ) from None
+
+    @cached_property
+    def config(self) -> TrainConfig:
+        """The configuration the run was started with."""
+        return from_mapping(self.description["config"], str(self.config_file))
+
+    def describe(
+        self, config: TrainConfig, data: Mapping[str, Any], students: list[dict[str, Any]]
+    ) -> None:
+        """Write ``config.json``."""
+        description = {
+            "dml_fast": __version__,
+            "config": config.to_dict(),
+            "data": dict(data),
+            "students": students,
+        }
+        with atomic_write(self.config_file) as file:
+            file.write((json.dumps(description, indent=2) + "\n").encode())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``, oldest first."""
+        if not self.metrics_file.is_file():
+            return []
+        text = self.metrics_file.read_text(encoding="utf-8")
+        try:
+            return [json.loads(line) for line in text.splitlines()]
+        except ValueError as error:
+            raise UserError(f"{self.metrics_file} is damaged ({error}): restore it") from None
+
+    def write_metrics(self, lines: list[dict[str, Any]]) -> None:
+        """Write ``metrics.jsonl`` whole: after a crash no line is half, missing or there twice."""
+        with atomic_write(self.metrics_file) as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+
+    def write_corrupt(self, reasons: Mapping[str, str]) -> None:
+        """Write ``corrupt_files.tsv``: the files that were skipped, and why; nothing for none."""
+        if reasons:
+            with atomic_write(self.folder / "corrupt_files.tsv") as file:
+                lines = [f"{name}\t{why}\n" for name, why in sorted(reasons.items())]
+                file.write("".join(lines).encode(errors="surrogateescape"))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Make the folder and keep other processes out of it; a kill ends the lock too.
+
+        Raises:
+            UserError: it cannot be made, or another process is training in it.
+        """
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is training in {self.folder}: wait for it or stop it, "
+                "or give another folder with --out"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def taken(self, *, new: bool) -> Iterator[None]:
+        """Hold the folder while inside.
+
+        Args:
+            new: it must not hold a run yet. If nothing comes of it, it goes away again.
+
+        Raises:
+            UserError: as `lock` and `prepare`.
+        """
+        with self.lock():
+            try:
+                if new:
+                    self.prepare(needed_bytes=2**22)
+                yield
+            except BaseException:
+                self.remove_if_empty()
+                raise
+
+    def prepare(self, needed_bytes: int) -> None:
+        """Make the folder and see that it can be written to, before any training.
+
+        Raises:
+            UserError: it holds a run already, cannot be written to, or the disk is too full.
+        """
+        if self.config_file.exists():
+            raise UserError(
+                f"--out {self.folder} holds a run already: give another folder, "
+                f"or continue that one with --resume {self.folder}"
+            )
+        self.check_writable(needed_bytes)
+
+    def check_writable(self, needed_bytes: int) -> None:
+        """See that the folder can take ``needed_bytes`` more; sweep stale temporary files."""
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for stale in self.folder.glob(".*.tmp"):
+                stale.unlink()
+            with tempfile.TemporaryFile(dir=self.folder) as probe:
+                probe.write(b"\0" * 4096)
+        there = {file.stat().st_ino: file.stat().st_size for file in self.folder.glob("*.pt")}
+        free = shutil.disk_usage(self.folder).free + sum(there.values())
+        if free < needed_bytes:
+            raise UserError(
+                f"the run needs about {needed_bytes / 2**20:.0f} MiB and the disk of {self.folder} "
+                f"has {free / 2**20:.0f} MiB free: make room, or give another folder with --out"
+            )
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"the run folder {self.folder} cannot be written to ({error.strerror}): "
+                "give another one with --out"
+            ) from None
+
+    def remove_if_empty(self) -> None:
+        """Take the folder away again when nothing came of the run."""
+        with suppress(OSError):
+            self.folder.rmdir()
+
+
+def new_folder(config: TrainConfig) -> Path:
+    """``--out``, or a name under ``runs/`` that is not taken."""
+    if config.out:
+        return Path(config.out)
+    kind = config.data.split(":", 1)[0]
+    stem = f"{kind}-{config.method}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder, number = Path("runs") / stem, 1
+    while folder.exists():
+        folder, number = Path("runs") / f"{stem}-{number}", number + 1
+    return folder
+
+
+@contextmanager
+def atomic_write(path: Path, keep_old_as: Path | None = None) -> Iterator[IO[bytes]]:
+    """Open a file for writing that appears under its name only when whole and on the disk.
+
+    Args:
+        path: the file's name.
+        keep_old_as: another name for what ``path`` held, given once the new file is on the disk.
+    """
+    descriptor, temporary = tempfile.mkstemp(
+        prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
+    )
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes 0600
+        if keep_old_as is not None and path.exists():
+            link(path, keep_old_as)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def link(source: Path, target: Path) -> None:
+    """Make ``target`` the same file as ``source``; at no time is there no ``target``."""
+    if source.is_symlink():  # a checkpoint in several files
+        point_to(target, os.readlink(source))
+        return
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+    os.replace(temporary, target)
+
+
+def point_to(path: Path, name: str, keep_old_as: Path | None = None) -> None:
+    """Make ``path`` a symbolic link to ``name``; at no time is there no ``path``.
+
+    Args:
+        path: the link.
+        name: what is beside it.
+        keep_old_as: another name for what ``path`` was.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(name)
+    if keep_old_as is not None and path.exists():
+        link(path, keep_old_as)
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,135 @@
+"""What a run has left: its students, which of them is best, and the data it was trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from dml_fast.data import DataSet, RetrievalSet, open_dataset
+from dml_fast.errors import UserError
+from dml_fast.runs import checkpoint
+from dml_fast.runs.folder import Run
+from dml_fast.runs.history import best_student
+from dml_fast.runs.weights import build_student
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The students of one checkpoint.
+
+    Attributes:
+        archs: one name a student, length K.
+        states: their models' ``state_dict``.
+        facts: the run's ``data`` facts (see `dml_fast.runs.weights.save_student`).
+        step: after which the checkpoint was written.
+        validation: the newest line of metrics at that step, None before the first epoch's end.
+    """
+
+    archs: tuple[str, ...]
+    states: tuple[dict[str, Any], ...]
+    facts: dict[str, Any]
+    step: int
+    validation: Mapping[str, Any] | None
+
+    @classmethod
+    def load(cls, run: Run, which: str) -> Trained:
+        """Read ``best``, ``last`` or ``previous``.
+
+        Raises:
+            UserError: the run has no such checkpoint, or it is damaged.
+        """
+        if not run.checkpoint(which).exists():
+            names = ("best", "last", "previous")
+            there = [name for name in names if run.checkpoint(name).exists()]
+            remedy = f"give --checkpoint {there[0]}" if there else "train it for an epoch first"
+            raise UserError(f"{run.folder} has no checkpoint {which}.pt: {remedy}")
+        state = checkpoint.load(run.checkpoint(which))
+        history = json.loads(state["history"])
+        return cls(
+            archs=tuple(student["arch"] for student in state["students"]),
+            states=tuple(student["model"] for student in state["students"]),
+            facts=run.description["data"],
+            step=state["step"],
+            validation=history[-1] if history else None,
+        )
+
+    @property
+    def best(self) -> int | None:
+        """The student that validation found best, None where there was none yet."""
+        return None if self.validation is None else best_student(self.validation)
+
+    def model(self, student: int) -> nn.Module:
+        """One student's network, in evaluation mode on the CPU."""
+        return build_student(self.archs[student], self.facts, self.states[student])
+
+
+def open_data(run: Run, spec: str = "") -> DataSet:
+    """Open the data of a run, split as it was for the run.
+
+    Args:
+        run: whose options for the data are used.
+        spec: other data in place of the run's own.
+
+    Raises:
+        UserError: it cannot be read, or does not fit the run's students.
+    """
+    config, facts = run.config, run.description["data"]
+    download = config.download and not spec
+    options = {**config.data_options, "loader": "auto"}  # this machine may lack the run's
+    data = open_dataset(spec or config.data, download=download, **options)
+    if spec:
+        _check_fit(data, facts, spec)
+    elif data.fingerprint != facts["fingerprint"]:
+        raise UserError(
+            f"{config.data} no longer holds the images and labels that {run.folder} was trained "
+            f"on: restore them, or say that these are meant with --data {config.data}"
+        )
+    return data
+
+
+def _check_fit(data: DataSet, facts: Mapping[str, Any], spec: str) -> None:
+    """Refuse data that the students would misread."""
+    _check_classes(data, facts, spec)
+    channels, *size = data.train.images.shape[1:]
+    if channels != facts["in_channels"]:
+        raise UserError(
+            f"--data {spec} has images of {channels} channels and the run's students take "
+            f"{facts['in_channels']}: give data with as many channels"
+        )
+    if size != list(facts["image_size"]):
+        height, width = facts["image_size"]
+        raise UserError(
+            f"--data {spec} has images of {size[0]} x {size[1]} pixels and the run's are "
+            f"{height} x {width}: give data of that size"
+        )
+
+
+def _check_classes(data: DataSet, facts: Mapping[str, Any], spec: str) -> None:
+    """Classes must be the same; identities to search for need not have been seen in training."""
+    learned, given = (
+        "identities" if found else "classes"
+        for found in (facts.get("task") == "retrieval", isinstance(data.val, RetrievalSet))
+    )
+    if learned != given:
+        raise UserError(
+            f"--data {spec} has {given} and the run's students learned {learned}: give data of "
+            "that kind"
+        )
+    if given == "identities":
+        return
+    theirs, mine = list(data.classes), facts["classes"]
+    if len(theirs) != len(mine):
+        raise UserError(
+            f"--data {spec} has {len(theirs)} classes and the run's students know {len(mine)}: "
+            "give data with the same classes"
+        )
+    for index, (new, old) in enumerate(zip(theirs, mine, strict=True)):
+        if new != old:
+            raise UserError(
+                f"--data {spec} calls class {index} {new!r} and the run calls it {old!r}: "
+                "give data with the same classes in the same order"
+            )

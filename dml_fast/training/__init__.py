@@ -1,0 +1,1 @@
+"""From options to a trained cohort: what is built, the loop, and what it saves."""

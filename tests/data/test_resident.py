@@ -1,0 +1,218 @@
+"""The resident loader against per-image references, and its promise to hold no state."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dml_fast.data.loaders.assemble import TrainBatch
+from dml_fast.data.loaders.augment import Normalizer, augment
+from dml_fast.data.loaders.opening import train_loader
+from dml_fast.data.loaders.resident import ResidentLoader, evaluation_batches
+from dml_fast.data.plan import Augmentation
+from dml_fast.data.sets import DataSet, ImageSet
+from dml_fast.errors import UserError
+from dml_fast.rng import derive_seed, numpy_generator
+
+MEAN, STD = (0.2, 0.5, 0.7), (0.3, 0.2, 0.1)
+
+
+def random_images(count: int, channels: int = 3, height: int = 6, width: int = 5) -> ImageSet:
+    rng = np.random.default_rng(count)
+    shape = (count, channels, height, width)
+    images = rng.integers(0, 256, shape, dtype=np.uint8)
+    return ImageSet(images, np.arange(count, dtype=np.int64) % 7)
+
+
+def make_loader(data: ImageSet, **changes: object) -> ResidentLoader:
+    channels = data.images.shape[1]
+    kinds = fields(Augmentation)
+    drawn = {"pad": 2, "flip": True} | {
+        field.name: changes.pop(field.name) for field in kinds if field.name in changes
+    }
+    whole = DataSet(
+        "x", tuple("abcdefg"), data, data, None, MEAN[:channels], STD[:channels], 2, True, ""
+    )
+    options: dict = {"batch_size": 4, "seed": 3, "device": "cpu"}
+    loader = train_loader(whole, Augmentation(**drawn), **(options | changes))
+    assert isinstance(loader, ResidentLoader)
+    return loader
+
+
+def normalized(image: np.ndarray) -> np.ndarray:
+    channels = len(image)
+    mean, std = (np.array(values[:channels])[:, None, None] for values in (MEAN, STD))
+    return (image / 255.0 - mean) / std
+
+
+def same(a: TrainBatch, b: TrainBatch) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    channels=st.sampled_from([1, 3]),
+    height=st.integers(2, 7),
+    width=st.integers(2, 7),
+    pad=st.integers(0, 4),
+    flip=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_augmentation_equals_a_per_image_reference(
+    channels: int, height: int, width: int, pad: int, flip: bool, seed: int
+) -> None:
+    data = random_images(9, channels, height, width)
+    ids = np.array([4, 0, 8, 8, 1])
+    rng = np.random.default_rng(seed)
+    crops = rng.integers(0, [[2 * pad + 1], [2 * pad + 1], [1 + flip]], (3, len(ids)))
+    out = augment(
+        torch.from_numpy(data.images).permute(0, 2, 3, 1).contiguous(),
+        torch.from_numpy(ids),
+        torch.from_numpy(crops),
+        pad=pad,
+        normalize=Normalizer(MEAN[:channels], STD[:channels], "cpu"),
+    )
+    for row, (index, top, left, mirrored) in enumerate(zip(ids, *crops, strict=True)):
+        padded = np.pad(normalized(data.images[index]), ((0, 0), (pad, pad), (pad, pad)))
+        expected = padded[:, top : top + height, left : left + width]
+        if mirrored:
+            expected = expected[:, :, ::-1]
+        np.testing.assert_allclose(out[row].permute(2, 0, 1).numpy(), expected, atol=2e-5)
+
+
+def test_each_sample_at_most_once_an_epoch_and_epochs_differ() -> None:
+    data = random_images(23)
+    loader = make_loader(data)
+    assert loader.steps_per_epoch == 5
+    orders = []
+    for epoch in range(3):
+        ids = torch.cat([batch.ids for batch in loader.epoch(epoch)])
+        assert len(ids) == 20 == len(set(ids.tolist()))
+        orders.append(ids.tolist())
+    assert orders[0] != orders[1] != orders[2]
+    assert orders[0] != sorted(orders[0])
+
+
+def test_targets_and_inputs_belong_to_the_ids() -> None:
+    data = random_images(23)
+    for batch in make_loader(data, pad=0, flip=False).epoch(1):
+        ids = batch.ids.numpy()
+        np.testing.assert_array_equal(batch.target.numpy(), data.labels[ids])
+        for row, index in enumerate(ids):
+            expected = normalized(data.images[index])
+            np.testing.assert_allclose(batch.inputs[row].numpy(), expected, atol=2e-5)
+
+
+def test_random_access_equals_iteration_in_a_fresh_loader() -> None:
+    data = random_images(23)
+    walked = [[*make_loader(data).epoch(epoch)] for epoch in range(3)]
+    fresh = make_loader(data)
+    for epoch, step in [(2, 3), (0, 1), (2, 0), (1, 4), (0, 1)]:
+        assert same(fresh.batch(epoch, step), walked[epoch][step])
+    resumed = [*fresh.epoch(1, start_step=3)]
+    assert len(resumed) == 2
+    assert same(resumed[0], walked[1][3]) and same(resumed[1], walked[1][4])
+
+
+def test_seed_epoch_and_step_each_change_the_augmentation() -> None:
+    data = ImageSet(np.repeat(random_images(1).images, 32, axis=0), np.zeros(32, dtype=np.int64))
+    batches = [
+        make_loader(data, seed=seed, batch_size=16).batch(epoch, step).inputs
+        for seed, epoch, step in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    ]
+    assert len({batch.numpy().tobytes() for batch in batches}) == 4
+
+
+def test_global_generators_are_neither_read_nor_changed() -> None:
+    data = random_images(23)
+    torch.manual_seed(1)
+    np.random.seed(1)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
+    first = make_loader(data).batch(0, 0)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()  # type: ignore[index]
+    torch.manual_seed(2)
+    np.random.seed(2)
+    assert same(first, make_loader(data).batch(0, 0))
+
+
+@pytest.mark.gpu
+def test_cuda_makes_the_same_batches_without_waiting() -> None:
+    data = random_images(23)
+    on_cpu, on_gpu = make_loader(data), make_loader(data, device="cuda")
+    on_gpu.batch(0, 0)  # allocations and the order of the epoch
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batches = [*on_gpu.epoch(0)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for ours, reference in zip(batches, on_cpu.epoch(0), strict=True):
+        assert torch.equal(ours.ids.cpu(), reference.ids)
+        assert torch.equal(ours.target.cpu(), reference.target)
+        torch.testing.assert_close(ours.inputs.cpu(), reference.inputs, rtol=0, atol=2e-6)
+
+
+def test_the_batch_does_not_alias_the_images() -> None:
+    data = random_images(8)
+    loader = make_loader(data, pad=0, flip=False)
+    first = loader.batch(0, 0)
+    kept = first.inputs.clone()
+    first.inputs.zero_()
+    assert torch.equal(loader.batch(0, 0).inputs, kept)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_memory_format_and_dtypes(channels_last: bool) -> None:
+    data = random_images(9)
+    batch = make_loader(data, channels_last=channels_last).batch(0, 0)
+    options = {"mean": MEAN, "std": STD, "device": "cpu", "channels_last": channels_last}
+    held_out = next(evaluation_batches(data, batch_size=4, **options))
+    wanted = torch.channels_last if channels_last else torch.contiguous_format
+    for inputs, target, ids in (batch, held_out):
+        assert inputs.shape == (4, 3, 6, 5) and inputs.dtype == torch.float32
+        assert inputs.is_contiguous(memory_format=wanted)
+        assert target.dtype == ids.dtype == torch.int64
+
+
+@pytest.mark.parametrize("count", [8, 10, 3])
+def test_evaluation_sees_every_image_once_in_order_and_unchanged(count: int) -> None:
+    data = random_images(count)
+    batches = [*evaluation_batches(data, batch_size=4, mean=MEAN, std=STD, device="cpu")]
+    assert [len(batch.ids) for batch in batches] == [4] * (count // 4) + [count % 4] * (
+        count % 4 > 0
+    )
+    assert torch.cat([batch.ids for batch in batches]).tolist() == list(range(count))
+    assert torch.cat([batch.target for batch in batches]).tolist() == data.labels.tolist()
+    inputs = torch.cat([batch.inputs for batch in batches]).numpy()
+    expected = np.stack([normalized(image) for image in data.images])
+    np.testing.assert_allclose(inputs, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 24])
+def test_a_batch_that_does_not_fit_the_data_is_refused(batch_size: int) -> None:
+    with pytest.raises(UserError, match=rf"batch size {batch_size} .* 23 .*--batch-size"):
+        make_loader(random_images(23), batch_size=batch_size)
+
+
+def test_a_step_outside_the_epoch_is_refused() -> None:
+    loader = make_loader(random_images(23))
+    for step in (-1, 5):
+        with pytest.raises(IndexError, match=str(step)):
+            loader.batch(0, step)
+
+
+def test_derived_seeds_are_fixed_and_tell_their_parts_apart() -> None:
+    parts = [(), (0,), (1,), (1, 0), (0, 1), (2**32,), (-1,), ("1",), ("a", 1), (10,), (1, 0, 0)]
+    seeds = [derive_seed(*part) for part in parts]
+    assert len(set(seeds)) == len(parts)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert derive_seed(1, 2) == 7777801250388762567  # a change would break every saved run
+    assert derive_seed(np.int64(1), np.int32(2)) == derive_seed(1, 2)
+    draws = numpy_generator(1, "x").random(4)
+    np.testing.assert_array_equal(draws, numpy_generator(1, "x").random(4))
+    assert (draws != numpy_generator(1, "y").random(4)).all()

@@ -1,0 +1,57 @@
+"""`python -m dml_fast.data scan DIR`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bad_image_cases import BAD, foreign, rotten
+from data_cases import pieces
+
+from dml_fast.data.__main__ import main
+from dml_fast.errors import UserError
+
+
+@pytest.mark.parametrize("options", [[], ["--decode"]])
+def test_whole_files_of_all_kinds_pass(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pieces(tmp_path, 4, [(24, 24)])
+    foreign(tmp_path / "train" / "china")
+    (tmp_path / "train" / "notes.txt").write_text("no image, and not looked at")
+    assert main(["scan", str(tmp_path), *options]) == 0
+    assert "27 files" in capsys.readouterr().out
+
+
+def test_bad_files_are_listed_with_reasons(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pieces(tmp_path, 4, [(24, 24)])
+    for name, content in BAD.items():
+        (tmp_path / "train" / "china" / name).write_bytes(content)
+    (tmp_path / "train" / "gone.png").symlink_to("nowhere.png")
+    assert main(["scan", str(tmp_path), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    expected = {f"train/china/{name}" for name in BAD if name != "no pixels.png"}
+    assert found["bad"].keys() == expected | {"train/gone.png"} and all(found["bad"].values())
+    assert found["files"] == 8 + len(BAD) + 1
+    assert main(["scan", str(tmp_path), "--decode"]) == 1
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in BAD) and "text.jpg\tcannot identify image file" in shown
+
+
+def test_nothing_to_scan_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no image files"):
+        main(["scan", str(tmp_path)])
+    with pytest.raises(UserError, match="is no folder"):
+        main(["scan", str(tmp_path / "x")])
+
+
+def test_from_the_command_line(tmp_path: Path) -> None:
+    pieces(tmp_path, 2, [(24, 24)])
+    (tmp_path / "train" / "china" / "bad.jpg").write_bytes(rotten()[:100])
+    command = [sys.executable, "-m", "dml_fast.data", "scan", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 1 and "5 files looked at, 1 bad" in run.stderr
+    assert run.stdout.startswith("train/china/bad.jpg\t")

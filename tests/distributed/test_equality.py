@@ -1,0 +1,163 @@
+"""Several real processes train as one does: bit for bit over rows, to fp32 roundings over columns.
+
+20 steps each. What one process does is computed here, with one thread as each rank has.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from distributed_cases import SHORT, content, differences, distance, farthest, finish, start
+from market_cases import make_market
+from safetensors.torch import load_file
+
+from dml_fast.config import TrainConfig
+from dml_fast.engine.executor import intra_op_threads
+from dml_fast.eval.validation import validate
+from dml_fast.runs import checkpoint
+from dml_fast.runs.folder import Run
+from dml_fast.train import prepare
+from dml_fast.training.signals import StopRequest
+from dml_fast.training.trainer import Trainer
+
+Options = dict[str, Any]
+TWO, FOUR = {"cohort": 2}, {"cohort": 4}
+GROUP_NORM = {"arch": "group_norm_net:build", "lr": 0.02}
+
+ROWS: dict[str, tuple[int, Options]] = {  # processes, and what is trained
+    "2x1": (2, TWO),
+    "2x1 of four students": (2, FOUR),
+    "2x1 amp": (2, {**FOUR, "amp": True}),
+    "4x1": (4, FOUR),
+    "4x1 amp": (4, {**FOUR, "amp": True}),
+    "uneven": (2, {**FOUR, "mesh": "2x1", "shares": "3,1"}),
+    "measured, mixed": (
+        2,
+        {"arch": "resnet8,wrn_10_1,resnet8", "mesh": "2x1", "shares": "measured"},
+    ),
+    "threads": (2, {**FOUR, "executor": "threads"}),
+    "dml_e, sum": (2, {**FOUR, "method": "dml_e", "peer_reduction": "sum", "temperature": 2.0}),
+    "independent": (2, {**TWO, "method": "independent"}),
+    "distill": (2, {**FOUR, "method": "distill", "epochs": 1}),
+    "views, mixing, smoothing": (
+        2,
+        {**FOUR, "views": "per-student", "mixup": 0.2, "label_smoothing": 0.1, "kl_warmup": 1.5},
+    ),
+    "adamw": (2, {**TWO, "optimizer": "adamw"}),
+    "2x1 market": (2, TWO),
+}
+COLUMNS: dict[str, tuple[int, Options]] = {
+    "1x2": (2, {**TWO, **GROUP_NORM, "mesh": "1x2"}),
+    "2x2": (4, {**FOUR, **GROUP_NORM, "mesh": "2x2"}),
+    "1x2 amp": (2, {**TWO, **GROUP_NORM, "mesh": "1x2", "amp": True}),
+    "2x2 amp": (4, {**FOUR, **GROUP_NORM, "mesh": "2x2", "amp": True}),
+    "1x2 threads": (2, {**FOUR, **GROUP_NORM, "mesh": "1x2", "executor": "threads"}),
+    "1x2 fsdp": (2, {**TWO, **GROUP_NORM, "mesh": "1x2", "fsdp": True}),
+    "2x2 fsdp adamw": (
+        4,
+        {**FOUR, **GROUP_NORM, "mesh": "2x2", "fsdp": True, "optimizer": "adamw", "lr": 1e-4},
+    ),
+    "1x2 alternating": (2, {**TWO, **GROUP_NORM, "mesh": "1x2", "update": "alternating"}),
+}
+# networks with BatchNorm, whose statistics are of each column's images
+VALIDATED: dict[str, tuple[int, Options]] = {
+    "2x2 validation": (4, {**FOUR, "mesh": "2x2", "train_fraction": 0.2}),
+    "1x2 market": (2, {**TWO, "mesh": "1x2"}),
+    "2x2 market": (4, {**FOUR, "mesh": "2x2"}),
+}
+MARKET: Options = {
+    "epochs": 1,
+    "batch_size": 16,
+    "image_size": "0",
+    "val_fraction": 0.25,
+    "train_fraction": 1.0,
+    "triplet_weight": 0.5,
+}
+
+
+Trained = Callable[..., tuple[Trainer, Path]]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A case for one process to train, and what several have made of it: one job for all cases."""
+    folder = tmp_path_factory.mktemp("equality")
+    market = {**MARKET, "data": f"market1501:{make_market(folder / 'market')}"}
+    cases = {
+        name: (n, {**SHORT, **options, **(market if "market" in name else {})})
+        for name, (n, options) in (ROWS | COLUMNS | VALIDATED).items()
+    }
+    for processes in (2, 4):
+        mine = {name: options for name, (n, options) in cases.items() if n == processes}
+        (folder / f"{processes}.json").write_text(json.dumps(mine))
+        arguments = str(folder / f"{processes}.json"), str(folder / "several")
+        finish(start(processes, *arguments, module="distributed_worker"))
+
+    def both(name: str, **changes: Any) -> tuple[Trainer, Path]:
+        own = {"mesh": "", "shares": "", "fsdp": False}
+        run = Run(Path(tempfile.mkdtemp(dir=folder)))
+        config = TrainConfig(**{**cases[name][1], **own, **changes})
+        return prepare(config, run, None, StopRequest()), folder / "several" / name
+
+    return both
+
+
+def compared(trained: Trained, name: str, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    trainer, several = trained(name, **changes)
+    with intra_op_threads(1):
+        assert trainer.fit()
+        trainer.finish()
+    assert trainer.step >= 20 or "market" in name
+    return content(trainer.run.folder), content(several)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_students_over_rows_are_bit_for_bit_those_of_one_process(
+    name: str, trained: Trained
+) -> None:
+    one, several = compared(trained, name)
+    assert not differences(one, several)
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_images_over_columns_change_roundings_only(name: str, trained: Trained) -> None:
+    one, several = compared(trained, name)
+    assert differences(one, several)  # it was another computation
+    if "amp" not in name:
+        assert farthest(one, several) < 2e-6
+        return
+    # each column rounds its gradients to bf16: less than what rounding them at all has changed
+    exact, _ = compared(trained, name, amp=False)
+    assert 0 < distance(one, several) < distance(one, exact)
+
+
+@pytest.mark.parametrize("name", VALIDATED)
+def test_validation_over_columns_counts_every_image_once(name: str, trained: Trained) -> None:
+    trainer, several = trained(name)
+    path = several / "last.pt"
+    trainer.resume(checkpoint.load(path), path)
+    scores, ensemble = validate(trainer.cohort, trainer.data, trainer.precision, True)
+    line = Run(several).metrics()[-1]
+    for mine, theirs in zip(scores, line["students"], strict=True):
+        assert mine.items() <= theirs.items()
+    assert {f"ensemble_{key}": value for key, value in ensemble.items()}.items() <= line.items()
+
+
+def test_final_weights_are_one_file_a_student(trained: Trained) -> None:
+    for name in ("4x1", "1x2 fsdp"):
+        trainer, several = trained(name)
+        assert trainer.fit()
+        trainer.finish()
+        files = sorted(path.name for path in trainer.run.folder.glob("*.safetensors"))
+        assert files == sorted(path.name for path in several.glob("*.safetensors"))
+        assert len(files) == len(trainer.cohort)
+        for file in files:
+            mine, theirs = load_file(trainer.run.folder / file), load_file(several / file)
+            assert mine.keys() == theirs.keys()
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=0 if name == "4x1" else 2e-6)

@@ -1,0 +1,156 @@
+"""A run goes on with other processes than it was saved with, and ends as one undisturbed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed_cases import content, differences, farthest, finish, start, stop_at
+
+from dml_fast.cli import run as run_command
+from dml_fast.errors import UserError
+from dml_fast.evaluate import main as evaluate
+from dml_fast.runs import checkpoint
+from dml_fast.train import main as train
+
+STEPS = 12  # an epoch: 6 * 12 in all
+OPTIONS = (
+    "--arch", "resnet8", "--cohort", "4", "--amp", "--executor", "sequential", "--seed", "3",
+    "--train-fraction", "0.7", "--epochs", "6", "--save-every", "4", "--kl-warmup", "2.5",
+)  # fmt: skip
+GROUP_NORM = ("--arch", "group_norm_net:build", "--cohort", "2", "--no-amp", "--lr", "0.02")
+
+
+def straight(folder: Path, *options: str) -> dict[str, Any]:
+    finish(start(0, *OPTIONS, *options, "--out", str(folder)))
+    return content(folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return straight(tmp_path_factory.mktemp("straight") / "run")
+
+
+@pytest.mark.slow
+def test_saved_on_four_resumed_on_two_and_on_one(
+    tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    folder = tmp_path / "run"
+    output = stop_at(start(4, *OPTIONS, "--out", str(folder)), folder, 9)
+    assert output.count(f"continue with --resume {folder}") == 1
+    output = stop_at(start(2, "--resume", str(folder)), folder, 30)
+    assert "saved on a mesh of 4x1 and goes on on 2x1" in output
+    assert (folder / "last.pt").is_symlink()
+    finish(start(0, "--resume", str(folder)))
+    assert not (folder / "last.pt").is_symlink()
+    assert not differences(content(folder), undisturbed)
+    kept = {os.readlink(p) for p in folder.glob("*.pt") if p.is_symlink()}
+    assert {path.name for path in folder.glob("checkpoint_*")} == kept
+
+
+@pytest.mark.slow
+def test_saved_on_one_resumed_on_four(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    folder = tmp_path / "run"
+    alone = start(0, *OPTIONS, "--out", str(folder))
+    while not (folder / "previous.pt").exists():
+        assert alone.poll() is None, alone.communicate()[0]
+    alone.send_signal(signal.SIGTERM)
+    finish(alone, 143)
+    finish(start(4, "--resume", str(folder)))
+    assert not differences(content(folder), undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [(), ("--fsdp",)], ids=["ddp", "fsdp"])
+def test_another_mesh_with_columns(tmp_path: Path, sharded: tuple[str, ...]) -> None:
+    expected = straight(tmp_path / "straight", *GROUP_NORM)
+    folder = tmp_path / "run"
+    first = (*OPTIONS, *GROUP_NORM, "--out", str(folder), "--mesh", "2x2", *sharded)
+    stop_at(start(4, *first), folder, 9)
+    stop_at(start(2, "--resume", str(folder), "--mesh", "1x2", *sharded), folder, 30)
+    stop_at(start(2, "--resume", str(folder), "--mesh", "2x1"), folder, 50)
+    finish(start(0, "--resume", str(folder)))
+    found = content(folder)
+    assert differences(found, expected)  # roundings
+    assert farthest(found, expected) < 1e-5
+
+
+@pytest.mark.slow
+def test_columns_are_resumed_bit_for_bit(tmp_path: Path) -> None:
+    """BatchNorm, whose statistics are the first column's: what is saved is all that there is."""
+    mesh = ("--mesh", "1x2", "--cohort", "2")
+    finish(start(2, *OPTIONS, *mesh, "--out", str(tmp_path / "straight")))
+    folder = tmp_path / "run"
+    stop_at(start(2, *OPTIONS, *mesh, "--out", str(folder)), folder, 9)
+    finish(start(2, "--resume", str(folder), "--mesh", "1x2"))
+    assert not differences(content(folder), content(tmp_path / "straight"))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two processes."""
+    folder = tmp_path_factory.mktemp("saved") / "run"
+    short = ("--epochs", "1", "--cohort", "2")
+    finish(start(2, *OPTIONS, *short, "--out", str(folder)))
+    return folder
+
+
+def test_commands_read_what_several_processes_wrote(
+    saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate([str(saved)]) == 0
+    assert "ensemble" in capsys.readouterr().out
+    assert train(["--resume", str(saved / "last.pt")]) == 0  # it is complete
+
+
+@pytest.mark.parametrize("part", [".metadata", "__1_0.distcp"])
+@pytest.mark.parametrize("damage", ["removed", "cut", "garbled", "one bit"])
+def test_a_damaged_checkpoint_is_refused(
+    part: str, damage: str, saved: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    subprocess.run(["cp", "-r", str(saved), str(run)], check=True)
+    path = run / "last.pt" / part
+    data = path.read_bytes()
+    if damage == "removed":
+        path.unlink()
+    else:
+        flipped = bytearray(data)
+        flipped[len(data) // 2] ^= 1
+        damaged = {"cut": data[: len(data) // 2], "garbled": b"\0" * len(data), "one bit": flipped}
+        path.write_bytes(damaged[damage])
+    with pytest.raises(UserError, match=r"last\.pt (is damaged|was not loaded)"):
+        checkpoint.load(run / "last.pt")
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, ("touch /tmp/dml_fast_bomb",))
+
+
+def test_an_index_that_could_run_code_is_not_run(saved: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    subprocess.run(["cp", "-r", str(saved), str(run)], check=True)
+    (run / "last.pt" / ".metadata").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(UserError, match="objects that could run code"):
+        checkpoint.load(run / "last.pt", verify=False)
+    assert not Path("/tmp/dml_fast_bomb").exists()
+
+
+def test_the_mesh_of_a_run_is_not_kept(saved: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code = f"from dml_fast.train import arguments; a = arguments(['--resume', {str(saved)!r}])"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print(repr(a.mesh), a.fsdp)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "'' False"
+    assert run_command(train, ["--resume", str(saved), "--mesh", "2x1"]) == 2
+    assert "needs 2 processes" in capfd.readouterr().err

@@ -1,0 +1,104 @@
+"""Folders of images for the tests of the loaders."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dml_fast.data import DataSet, open_dataset
+from dml_fast.data.loaders.assemble import Loader, TrainBatch
+from dml_fast.data.loaders.opening import train_loader
+from dml_fast.data.plan import Augmentation
+
+DALI = pytest.param("dali", marks=pytest.mark.dali)
+STREAMING = ["fallback", DALI]
+ALL = ["resident", *STREAMING]
+
+
+def photographs() -> list[np.ndarray]:
+    """Two real photographs, (427, 640, 3) uint8, which scikit-learn brings."""
+    spec = importlib.util.find_spec("sklearn")
+    assert spec is not None and spec.origin is not None
+    folder = Path(spec.origin).parent / "datasets" / "images"
+    return [np.asarray(Image.open(folder / name)) for name in ("china.jpg", "flower.jpg")]
+
+
+def pieces(
+    root: Path,
+    count: int,
+    sizes: list[tuple[int, int]],
+    *,
+    suffixes: tuple[str, ...] = (".jpg",),
+    parts: tuple[str, ...] = ("train",),
+) -> Path:
+    """Writes ``count`` pieces of the photographs in each of two classes of each part."""
+    photos, rng = photographs(), np.random.default_rng(0)
+    for part in parts:
+        for label, name in enumerate(("china", "flower")):
+            (root / part / name).mkdir(parents=True)
+            for number in range(count):
+                height, width = sizes[number % len(sizes)]
+                top, left = (rng.integers(0, n) for n in (427 - height + 1, 640 - width + 1))
+                piece = Image.fromarray(photos[label][top : top + height, left : left + width])
+                suffix = suffixes[number % len(suffixes)]
+                piece.save(root / part / name / f"{number:03}{suffix}")
+    return root
+
+
+def opened(root: Path, loader: str, **options: object) -> DataSet:
+    return open_dataset(f"folder:{root}", loader=loader, **options)  # type: ignore[arg-type]
+
+
+def loader_of(data: DataSet, how: Augmentation | None = None, **options: object) -> Loader:
+    how = how or Augmentation(pad=data.pad, flip=data.flip)
+    usual: dict = {"batch_size": 8, "seed": 3, "device": "cpu"}
+    return train_loader(data, how, **(usual | options))
+
+
+def tensors(batch: TrainBatch) -> list:
+    inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
+    return [*inputs, batch.target, batch.ids]
+
+
+def evaluated(root: Path, loader: str, skip_corrupt: bool = False) -> dict:
+    """What evaluation and one epoch of training make of a folder: sums of pixels by file."""
+    from dml_fast.data.loaders.resident import evaluation_batches
+
+    data = opened(root, loader, image_size=24, skip_corrupt=skip_corrupt)
+    usual = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, "device": "cpu", "batch_size": 4}
+    sums = {}
+    for batch in evaluation_batches(data.val, **usual):
+        for image, index in zip(batch.inputs, batch.ids.tolist(), strict=True):
+            sums[index] = [float(image.sum()), float(image[0, :12].sum()), float(image[2].sum())]
+    trainer = loader_of(data, Augmentation(), batch_size=4)
+    labels = [i for batch in trainer.epoch(0) for i in batch.target.tolist()]
+    trainer.close()
+    return {"sums": list(sums.values()), "ids": list(sums), "labels": labels, "bad": data.skipped}
+
+
+def in_another_process(root: Path, loader: str, skip_corrupt: bool = False) -> dict | str:
+    """The same, where a crash would not end the tests; a UserError comes as its text."""
+    arguments = [str(root), loader, str(int(skip_corrupt))]
+    run = subprocess.run(
+        [sys.executable, __file__, *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, f"exit code {run.returncode}: {run.stderr}"
+    found: dict | str = json.loads(run.stdout.splitlines()[-1])
+    return found
+
+
+if __name__ == "__main__":
+    from dml_fast.errors import UserError
+
+    try:
+        result: dict | str = evaluated(Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "1")
+    except UserError as error:
+        result = str(error)
+    print(json.dumps(result))

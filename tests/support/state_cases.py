@@ -1,0 +1,46 @@
+"""A small cohort, and its state compared."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from engine_cases import CPU
+from torch import Tensor
+
+from dml_fast.config import TrainConfig
+from dml_fast.engine.cohort import Cohort
+from dml_fast.engine.optim import make_optimizer
+from dml_fast.engine.precision import Precision
+from dml_fast.engine.student import Student
+from dml_fast.models import create_model
+
+
+def cohort(count: int = 3, arch: str = "resnet8", optimizer: str = "sgd", dtype: Any = None):  # type: ignore[no-untyped-def]
+    students = []
+    for k in range(count):
+        torch.manual_seed(k)
+        model = create_model(arch, num_classes=5, in_channels=1, image_size=(8, 8))
+        config = TrainConfig(optimizer=optimizer)  # type: ignore[arg-type]
+        students.append(Student(model, make_optimizer(model, config), Precision(CPU, dtype)))
+    return Cohort(students)
+
+
+def state_of(made: Cohort) -> list[Any]:
+    return copy.deepcopy(made.state_dict())
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    if isinstance(a, Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_equal(x, y)
+    else:
+        assert a == b

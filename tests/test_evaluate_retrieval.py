@@ -1,0 +1,345 @@
+"""A re-identification cohort from the command line: trained, resumed, evaluated, exported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from market_cases import make_market
+from PIL import Image
+
+from dml_fast import cli, report
+from dml_fast.data import RetrievalSet, open_dataset
+from dml_fast.evaluate import main
+from dml_fast.export import main as export
+from dml_fast.ranking.oracle import rank_query, valid_items
+from dml_fast.runs.weights import load_student
+from dml_fast.train import main as train
+
+OPTIONS = (
+    "--arch resnet8,mobilenet_v1 --epochs 2 --batch-size 16 --image-size 0 --device cpu "
+    "--val-fraction 0.25 --triplet-weight 0.5 --random-erasing 0.5 --label-smoothing 0.1"
+)
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_market(tmp_path_factory.mktemp("market"))
+
+
+@pytest.fixture(scope="module")
+def folder(market: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("retrieval") / "run"
+    arguments = [*OPTIONS.split(), "--data", f"market1501:{market}", "--out", str(path)]
+    assert train(arguments) == 0
+    return path
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main([*map(str, arguments), "--json"]) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    capsys.readouterr()
+    assert cli.run(main, [str(a) for a in arguments]) == 2
+    printed = capsys.readouterr()
+    last = printed.err.splitlines()[-1]  # a logger of an earlier test's may complain before
+    assert printed.out == "" and last.startswith("error: ")
+    return last
+
+
+def embeddings(folder: Path, images: RetrievalSet) -> list[np.ndarray]:
+    """Of both students at the end of the run, at length 1, and of both side by side."""
+    found = []
+    for path in sorted(folder.glob("student_?.safetensors")):
+        model, facts = load_student(path)
+        mean, std = (np.reshape(facts[key], (1, -1, 1, 1)) for key in ("mean", "std"))
+        x = torch.from_numpy(((images.images / 255 - mean) / std).astype(np.float32))
+        with torch.no_grad():
+            f = model.neck(model.backbone(x)).double().numpy()  # type: ignore[operator]
+        found.append(f / np.linalg.norm(f, axis=1, keepdims=True))
+    return [*found, np.concatenate(found, axis=1)]
+
+
+def oracle(f: np.ndarray, images: RetrievalSet) -> dict[str, float]:
+    """Mean scores of the queries, a query at a time."""
+    q, scores = images.queries, []
+    pids, cams = images.labels[q:], images.cams[q:]
+    for row, pid, cam in zip(f[:q], images.labels[:q], images.cams[:q], strict=True):
+        keep = valid_items(pids, cams, pid, cam, junk_pid=-1, camera_rule=True)
+        match = pids[keep] == pid
+        distances = 1 - f[q:][keep] @ row
+        scores.append(rank_query(distances, match, pids[keep], ties="stable", max_rank=20))
+    means = {key: np.mean([s[key] for s in scores]) for key in ("ap", "ap_trapezoid", "inp")}
+    first = np.array([s["first_rank"] for s in scores])
+    named = {"mAP": means["ap"], "mAP_trapezoid": means["ap_trapezoid"], "mINP": means["inp"]}
+    return named | {f"rank{k}": np.mean(first <= k) for k in (1, 5, 10)}
+
+
+def test_each_epoch_has_the_map_and_rank_1_of_students_and_ensemble(folder: Path) -> None:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2
+    for line in lines:
+        for student in line["students"]:
+            assert 0 < student["val_mAP"] <= 1 and 0 <= student["val_rank1"] <= 1
+            assert student["triplet"] >= 0
+            whole = student["ce"] + student["kl"] + 0.5 * student["triplet"]
+            assert student["loss"] == pytest.approx(whole, rel=1e-5)
+        assert 0 < line["ensemble_val_mAP"] <= 1 and 0 <= line["ensemble_val_rank1"] <= 1
+    assert (folder / "curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_scores_are_those_of_an_independent_evaluation(
+    folder: Path, market: Path, split: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = open_dataset(f"market1501:{market}", val_fraction=0.25)
+    images = getattr(data, split)
+    result = as_json(capsys, folder, "--split", split, "--checkpoint", "last", "--batch-size", 7)
+    found = [*result["students"], result["ensemble"]]
+    for scores, f in zip(found, embeddings(folder, images), strict=True):
+        expected = oracle(f, images)
+        assert 0 < expected["mAP"] < 1  # else there is little to compare
+        assert {key: scores[key] for key in expected} == pytest.approx(expected, abs=1e-6)
+    q = images.queries
+    assert (result["queries"], result["gallery"]) == (q, len(images) - q)
+
+
+def test_the_best_checkpoint_gives_the_scores_of_its_epoch(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = as_json(capsys, folder, "--split", "val")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    line = max(lines, key=lambda row: sum(s["val_mAP"] for s in row["students"]))
+    assert result["epoch"] == line["epoch"]
+    assert [s["mAP"] for s in result["students"]] == [s["val_mAP"] for s in line["students"]]
+    assert [s["rank1"] for s in result["students"]] == [s["val_rank1"] for s in line["students"]]
+    assert result["ensemble"]["mAP"] == line["ensemble_val_mAP"]
+
+
+def test_a_run_in_bf16_is_evaluated_as_it_was_validated(
+    market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Depthwise convolutions, which a CPU computes in fp32, included."""
+    out = tmp_path / "run"
+    options = [*OPTIONS.split(), "--arch", "mobilenet_v1,mobilenet_v1", "--epochs", "1", "--amp"]
+    assert train([*options, "--data", f"market1501:{market}", "--out", str(out)]) == 0
+    line = json.loads((out / "metrics.jsonl").read_text())
+    result = as_json(capsys, out, "--split", "val")
+    assert [s["mAP"] for s in result["students"]] == [s["val_mAP"] for s in line["students"]]
+
+
+def test_the_table_and_the_ranked_lists(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "new" / "lists.png"
+    result = as_json(capsys, folder, "--rerank")
+    plain = as_json(capsys, folder)
+    assert result["reranked"] and not plain["reranked"]
+    assert result["ensemble"]["mAP"] != plain["ensemble"]["mAP"]
+    assert main([str(folder), "--rerank", "--ranked-lists", "3", "--out", str(picture)]) == 0
+    printed = capsys.readouterr().out
+    for scores in (*result["students"], result["ensemble"]):
+        assert f"{100 * scores['mAP']:.2f}" in printed and f"{100 * scores['rank5']:.2f}" in printed
+    assert "5 queries, re-ranked" in printed and str(picture) in printed
+    assert min(Image.open(picture).size) > 200
+
+
+def test_another_markets_identities_are_searched_for_too(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_market(tmp_path, learned=4, searched=8)
+    result = as_json(capsys, folder, "--data", f"market1501:{tmp_path}")
+    assert result["queries"] == 8
+    assert "learned identities: give data of that kind" in refusal(
+        capsys, folder, "--data", "digits"
+    )
+
+
+def test_a_report_of_runs_that_learn_identities(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report.main([str(folder), "--out", str(tmp_path)]) == 0
+    text = (tmp_path / "report.md").read_text()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    best = max(lines, key=lambda row: sum(s["val_mAP"] for s in row["students"]))
+    assert "mAP" in text and f" {100 * best['ensemble_val_mAP']:.2f} |" in text
+    digits = tmp_path / "digits"
+    options = "--arch resnet8 --epochs 1 --train-fraction 0.1 --device cpu"
+    assert train([*options.split(), "--out", str(digits)]) == 0
+    capsys.readouterr()
+    assert cli.run(report.main, [str(folder), str(digits), "--out", str(tmp_path)]) == 2
+    assert "judged by mAP and digits by accuracy: report them apart" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["pt2", "safetensors"])
+def test_what_is_exported_gives_embeddings(
+    folder: Path, market: Path, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / f"student.{kind}"
+    options = ["--student", "0", "--checkpoint", "last", "--format", kind, "--out", str(out)]
+    assert export([str(folder), *options]) == 0
+    assert "largest difference of embeddings" in capsys.readouterr().out
+    if kind == "safetensors":
+        assert load_student(out)[1]["task"] == "retrieval"
+        return
+    data = open_dataset(f"market1501:{market}", val_fraction=0.25)
+    assert isinstance(data.test, RetrievalSet)
+    mean, std = (np.reshape(v, (1, -1, 1, 1)) for v in (data.mean, data.std))
+    x = torch.from_numpy(((data.test.images / 255 - mean) / std).astype(np.float32))
+    f = torch.export.load(out).module()(x).detach().double().numpy()
+    f /= np.linalg.norm(f, axis=1, keepdims=True)
+    np.testing.assert_allclose(f, embeddings(folder, data.test)[0], atol=1e-5)
+
+
+def test_a_diverged_student_is_left_out_and_the_others_still_search(
+    folder: Path, market: Path
+) -> None:
+    from dml_fast.data.loaders.resident import evaluation_batches
+    from dml_fast.engine.precision import Precision
+    from dml_fast.eval.retrieval import evaluate_retrieval
+
+    data = open_dataset(f"market1501:{market}", val_fraction=0.25)
+    assert isinstance(data.val, RetrievalSet)
+    models = [load_student(path)[0] for path in sorted(folder.glob("student_?.safetensors"))]
+    models[0].neck.running_mean.fill_(torch.nan)  # type: ignore[union-attr,operator]
+
+    def found(some: list[torch.nn.Module]) -> Any:
+        batches = evaluation_batches(
+            data.val, batch_size=9, mean=data.mean, std=data.std, device="cpu"
+        )
+        precision = Precision(torch.device("cpu"))
+        return evaluate_retrieval(some, batches, data.val, precision)  # type: ignore[arg-type]
+
+    both, alone = found(models), found(models[1:])
+    assert both.students[0] is None
+    assert both.students[1].mAP == alone.students[0].mAP == both.ensemble.mAP
+    nobody = found(models[:1])
+    assert nobody.students == (None,) and nobody.ensemble is None
+
+
+def feature_files(folder: Path, **changes: Any) -> tuple[Path, Path]:
+    """Queries and a gallery of Gaussian features, and of their signs as codes."""
+    rng = np.random.default_rng(0)
+    paths = []
+    for name, count in (("q", 12), ("g", 40)):
+        pids = rng.integers(0, 5, count)
+        centres = np.random.default_rng(1).standard_normal((5, 16))
+        features = (centres[pids] + 1.5 * rng.standard_normal((count, 16))).astype(np.float32)
+        arrays = {"features": features, "pids": pids, "cams": rng.integers(0, 3, count)}
+        arrays |= {key: change(arrays) for key, change in changes.items()}
+        paths.append(folder / f"{name}.npz")
+        np.savez(paths[-1], **{k: v for k, v in arrays.items() if v is not None})
+    return paths[0], paths[1]
+
+
+def test_anybodys_features_are_ranked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from dml_fast.eval import rank_features, rank_hamming, rerank
+
+    paths = feature_files(tmp_path)
+    q, g = (np.load(path) for path in paths)
+    labels = (q["pids"], g["pids"], q["cams"], g["cams"])
+    for metric in ("cosine", "euclidean"):
+        for rank, flag in ((rank_features, ()), (rerank, ("--rerank",))):
+            expected = rank(q["features"], g["features"], *labels, metric=metric)
+            result = as_json(capsys, "--features", *paths, "--metric", metric, *flag)
+            assert result == json.loads(expected.to_json())
+    expected = rank_features(q["features"], g["features"], *labels, protocol="cuhk03")
+    result = as_json(capsys, "--features", *paths, "--protocol", "cuhk03")
+    assert result["cmc"] == expected.cmc.tolist()
+    assert main(["--features", *map(str, paths)]) == 0
+    assert "mAP (trapezoid)" in capsys.readouterr().out
+    codes = feature_files(
+        tmp_path, features=lambda a: np.packbits(a["features"] > 0, axis=1), cams=lambda a: None
+    )
+    q, g = (np.load(path) for path in codes)
+    options = ["--metric", "hamming", "--protocol", "all"]
+    expected = rank_hamming(q["features"], g["features"], q["pids"], g["pids"], protocol="all")
+    assert as_json(capsys, "--features", *codes, *options)["mAP"] == expected.mAP
+
+
+def test_feature_files_that_do_not_fit_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    q, g = feature_files(tmp_path)
+    bad = tmp_path / "bad.npz"
+
+    def refused(*more: object) -> str:
+        return refusal(capsys, "--features", q, bad, *more)
+
+    assert "bad.npz does not exist: give two .npz files" in refused()
+    bad.write_bytes(g.read_bytes()[:100])
+    assert "bad.npz cannot be read" in refused()
+    np.save(tmp_path / "bad.npy", np.zeros(3))
+    (tmp_path / "bad.npy").rename(bad)
+    assert "is one array" in refused()
+    np.savez(bad, feats=np.zeros((3, 16)))
+    assert "has feats and no features and no pids" in refused()
+    np.savez(bad, features=np.array([{}], dtype=object), pids=np.zeros(1, int))
+    assert "cannot be read" in refused()
+    np.savez(bad, features=np.zeros((3, 15), np.float32), pids=np.zeros(3, int))
+    assert "16 features and gallery 15" in refused("--protocol", "all")
+    g.replace(bad)
+    q2 = dict(np.load(q))
+    q2["features"][4] = np.nan
+    np.savez(q, **q2)
+    assert "NaN in 1 of its 12 rows, first in row 4" in refused()
+
+
+def test_arguments_that_do_not_go_together(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = feature_files(tmp_path)
+    assert "give the folder of a run, or --features" in refusal(capsys)
+    assert "give the folder of a run, or --features" in refusal(
+        capsys, folder, "--features", *paths
+    )
+    assert "--ranked-lists needs images" in refusal(
+        capsys, "--features", *paths, "--ranked-lists", 2
+    )
+    assert "--metric goes with --features" in refusal(capsys, folder, "--metric", "euclidean")
+    assert "--ranked-lists is -1" in refusal(capsys, folder, "--ranked-lists", -1)
+    assert "has no queries: give --split test or val" in refusal(capsys, folder, "--split", "train")
+    digits = tmp_path / "digits"
+    options = "--arch resnet8 --epochs 1 --train-fraction 0.1 --device cpu"
+    assert train([*options.split(), "--out", str(digits)]) == 0
+    assert "--rerank ranks, and" in refusal(capsys, digits, "--rerank")
+    assert "learned classes: give data of that kind" in refusal(
+        capsys, digits, "--data", json.loads((folder / "config.json").read_text())["config"]["data"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--num-instances 3", "--num-instances is 3 and --batch-size 64"),
+        ("--triplet-weight 1 --num-instances 0", "needs several images of an identity"),
+        ("--image-size 16x", "give pixels (64), or height x width (128x64)"),
+        ("--image-size 0x16", "give pixels (64), or height x width (128x64)"),
+        ("--random-erasing 2", "--random-erasing is 2.0: give a number from 0 to 1"),
+        ("--batch-size 128", "needs 32 identities to train on"),
+        ("--pretrained timm --arch resnet8", "--pretrained timm has no weights for resnet8"),
+    ],
+)
+def test_options_that_cannot_work(
+    market: Path, options: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    where = ["--data", f"market1501:{market}", "--out", str(tmp_path / "run"), "--device", "cpu"]
+    assert cli.run(train, [*where, *options.split()]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+
+
+def test_identities_options_mean_nothing_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(train, ["--triplet-weight", "1", "--out", str(tmp_path / "run")]) == 2
+    assert "--triplet-weight means nothing with --data digits" in capsys.readouterr().err

@@ -1,0 +1,399 @@
+"""``python -m dml_fast.train`` as its users meet it: what it writes, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dml_fast import cli
+from dml_fast.config import TrainConfig, from_mapping, load_toml
+from dml_fast.errors import UserError
+from dml_fast.runs import checkpoint
+from dml_fast.runs.folder import Run
+from dml_fast.train import arguments, main, prepare
+from dml_fast.training.signals import StopRequest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+QUICK = ["--arch", "resnet8", "--epochs", "1", "--train-fraction", "0.2"]
+THREE_EPOCHS = [*QUICK[:2], "--epochs", "3", "--train-fraction", "0.2"]
+
+
+def train(*options: str) -> int:
+    return cli.run(main, list(options))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    options = ["--arch", "resnet8,mobilenet_v1", "--epochs", "2", "--train-fraction", "0.3"]
+    assert train(*options, "--amp", "--out", str(folder), "--tensorboard") in (0, 2)
+    if not folder.exists():  # TensorBoard is optional
+        assert train(*options, "--amp", "--out", str(folder)) == 0
+    return folder
+
+
+def tree(folder: Path, classes: int = 2, images: int = 12) -> Path:
+    g = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for c in range(classes):
+            (folder / split / f"class {c}").mkdir(parents=True)
+            for i in range(images):
+                pixels = g.integers(0, 120, (8, 8, 3), dtype=np.uint8) + np.uint8(120 * c)
+                Image.fromarray(pixels).save(folder / split / f"class {c}" / f"{i}.png")
+    return folder
+
+
+def test_a_run_writes_what_the_readme_says(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()} - {"tensorboard"}
+    assert names == {
+        "config.json", "metrics.jsonl", "last.pt", "previous.pt", "best.pt", "curves.png",
+        "student_0.safetensors", "student_1.safetensors",
+    }  # fmt: skip
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    for line in lines:
+        assert line.keys() >= {"epoch", "step", "seconds", "images_per_s", "ensemble_val_acc"}
+        assert [s["arch"] for s in line["students"]] == ["resnet8", "mobilenet_v1"]
+        for student in line["students"]:
+            assert student["loss"] == pytest.approx(student["ce"] + student["kl"])
+            assert 0 <= student["val_acc"] <= 1
+            assert 0 <= student["train_acc"] <= 1
+    description = json.loads((finished / "config.json").read_text())
+    assert from_mapping(description["config"], "").amp
+    assert description["data"]["num_classes"] == 10
+
+
+def test_tensorboard_events(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    assert train(*QUICK, "--tensorboard", "--out", str(tmp_path / "run")) == 0
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+    assert train(*QUICK, "--tensorboard", "--batch-size", "9999", "--out", str(tmp_path / "x")) == 2
+    assert not (tmp_path / "x").exists()
+
+
+def test_progress_goes_to_stderr_and_the_table_to_stdout(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert train(*QUICK, "--out", str(tmp_path / "run")) == 0
+    out, err = capfd.readouterr()
+    assert re.search(r"epoch 1/1  loss \d.*val \d.*ensemble \d.*images/s", err)
+    assert "ensemble" in out
+    assert "images/s" in out
+    assert str(tmp_path / "run") in out.replace("\n", "")
+
+
+@pytest.mark.parametrize("method", ["dml_e", "independent", "distill"])
+def test_every_method_runs(tmp_path: Path, method: str) -> None:
+    folder = tmp_path / "run"
+    assert train(*QUICK, "--cohort", "2", "--method", method, "--out", str(folder)) == 0
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    trained = [[s["loss"] is not None for s in line["students"]] for line in lines]
+    expected = [[True, False], [False, True]] if method == "distill" else [[True, True]]
+    assert trained == expected
+
+
+def test_a_cohort_of_one_may_train_independently(tmp_path: Path) -> None:
+    options = ["--cohort", "1", "--method", "independent", "--out", str(tmp_path / "run")]
+    assert train(*QUICK, *options) == 0
+
+
+BAD = [
+    ("--cohort 1", "--cohort is 1 but --method dml needs at least 2 students: give --cohort 2"),
+    ("--cohort -2", "--cohort is -2"),
+    ("--cohort 3 --arch resnet8,resnet20", "--cohort is 3 but --arch names 2"),
+    ("--arch resent32", "unknown architecture 'resent32': the nearest are resnet32"),
+    ("--arch resnet8,", "unknown architecture ''"),
+    ("--data folder:/no/such", "folder:/no/such does not exist: put images in"),
+    ("--data difits", "digits"),
+    ("--data cifar10:/no/such", "--download"),
+    ("--epochs 0", "--epochs is 0: give a whole number of at least 1"),
+    ("--lr -1", "--lr is -1.0: give a finite number"),
+    ("--lr nan", "--lr is nan: give a finite number"),
+    ("--temperature 0", "--temperature is 0.0: give a number above 0"),
+    ("--label-noise 1", "--label-noise is 1.0"),
+    ("--train-fraction 0", "--train-fraction is 0.0"),
+    ("--val-fraction 1", "--val-fraction is 1.0"),
+    ("--save-every often", "--save-every is 'often': give steps (200) or seconds (60s)"),
+    ("--seed -1", "--seed is -1"),
+    ("--update alternating --method independent", "--update alternating means nothing"),
+    ("--batch-size 100000", "100000"),
+    ("--device cuda:77", "--device is 'cuda:77'"),
+    ("--device teapot", "--device is 'teapot': give auto, cpu"),
+    ("--amp --amp-dtype fp16 --device cpu", "--amp-dtype is fp16"),
+    ("--config /no/such.toml", "--config /no/such.toml cannot be read"),
+    ("--resume /no/such", "/no/such is not a run folder"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD, ids=[bad[0] for bad in BAD])
+def test_bad_input_gets_one_sentence(
+    options: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train(*options.split()) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert not list(Path("runs").glob("*"))  # nothing is left behind
+
+
+@pytest.mark.parametrize("option", ["--cohrt", "--method=dlm", "--epochs=many"])
+def test_a_mistyped_flag_exits_with_2(option: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        train(option)
+    assert stop.value.code == 2
+    assert option.split("=")[0] in capfd.readouterr().err
+
+
+def test_a_class_without_images_a_corrupt_image_and_skipping_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tree(tmp_path / "my images")
+    options = [*QUICK[:4], "--batch-size", "4", "--data", f"folder:{folder}"]
+    broken = folder / "train" / "class 1" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    assert train(*options, "--out", str(tmp_path / "a")) == 2
+    err = capfd.readouterr().err
+    assert str(broken) in err
+    assert "--skip-corrupt" in err
+    assert train(*options, "--skip-corrupt", "--out", str(tmp_path / "b")) == 0
+    assert "skipped 1 corrupt files: train/class 1/3.png" in capfd.readouterr().err
+    (folder / "train" / "class 2").mkdir()
+    assert train(*options, "--skip-corrupt", "--out", str(tmp_path / "c")) == 2
+    assert str(folder / "train" / "class 2") in capfd.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
+def test_resume_refuses_another_architecture_and_other_data(
+    finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    resume = ["--resume", str(finished)]
+    assert train(*resume, "--arch", "resnet8") == 2
+    assert "--arch is resnet8 and the run" in capfd.readouterr().err
+    assert train(*resume, "--epochs", "9") == 2
+    assert "--epochs is 9" in capfd.readouterr().err
+    folder = tree(tmp_path / "data")
+    assert train(*resume, "--data", f"folder:{folder}", "--batch-size", "64") == 2
+    capfd.readouterr()
+    assert train("--config", "x.toml", *resume) == 2
+    assert "exclude each other" in capfd.readouterr().err
+
+
+def test_resume_refuses_changed_images(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data, folder = tree(tmp_path / "data"), tmp_path / "run"
+    options = ["--arch", "resnet8", "--epochs", "1", "--batch-size", "4"]
+    assert train(*options, "--data", f"folder:{data}", "--out", str(folder)) == 0
+    moved = tmp_path / "moved"
+    data.rename(moved)
+    assert train("--resume", str(folder), "--data", f"folder:{moved}") == 0
+    description = (folder / "config.json").read_text()
+    assert f"folder:{moved}" in description
+    Image.new("RGB", (8, 8)).save(moved / "train" / "class 0" / "0.png")
+    capfd.readouterr()
+    assert train("--resume", str(folder), "--data", f"folder:{moved}") == 2
+    assert "was trained on other images or labels" in capfd.readouterr().err
+    assert (folder / "config.json").read_text() == description
+
+
+def test_resume_of_a_damaged_checkpoint_offers_the_previous(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert train(*QUICK, "--save-every", "1", "--out", str(folder)) == 0
+    last = folder / "last.pt"
+    content = last.read_bytes()
+    last.unlink()
+    last.write_bytes(content[:-100])
+    capfd.readouterr()
+    assert train("--resume", str(folder)) == 2
+    err = capfd.readouterr().err
+    assert f"{last} is damaged" in err
+    assert f"use {folder / 'previous.pt'} instead" in err
+    assert train("--resume", str(folder / "previous.pt")) == 0
+    assert "continuing" in capfd.readouterr().err
+
+
+def test_resume_from_another_checkpoint_keeps_the_others(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert train(*THREE_EPOCHS, "--out", str(folder)) == 0
+    steps = steps_of(folder)
+    assert train("--resume", str(folder / "previous.pt")) == 0
+    assert steps_of(folder) == steps
+    (folder / "last.pt").unlink()
+    (folder / "last.pt").write_bytes(b"damaged")
+    args = arguments(["--resume", str(folder / "previous.pt")])
+    trainer = prepare(args, Run(folder), folder / "previous.pt", StopRequest())
+    assert steps_of(folder)["last"] == steps["previous"]
+    assert steps_of(folder)["best"] <= steps["best"]
+    trainer.fit()
+    assert steps_of(folder) == steps
+
+
+def steps_of(folder: Path) -> dict[str, int]:
+    names = ("last", "previous", "best")
+    return {name: checkpoint.load(folder / f"{name}.pt")["step"] for name in names}
+
+
+def test_two_processes_do_not_share_a_folder(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    with Run(folder).lock():
+        assert train(*QUICK, "--out", str(folder)) == 2
+        assert "another process is training in" in capfd.readouterr().err
+    assert train(*QUICK, "--out", str(folder)) == 0
+
+
+def test_a_batch_that_a_network_cannot_train_on_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    options = ["--arch", "mobilenet_v1", "--cohort", "2", "--batch-size", "1"]
+    assert train(*options, "--out", str(folder)) == 2
+    assert "mobilenet_v1 cannot train on batches of 1 images" in capfd.readouterr().err
+    assert not folder.exists()
+
+
+def test_a_hand_edited_config_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    assert train(*QUICK, "--out", str(folder)) == 0
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"epochs": 1', '"epochs": 2'))
+    assert train("--resume", str(folder)) == 2
+    assert "--epochs is 2 and the run" in capfd.readouterr().err
+
+
+def test_a_disk_that_fills_up_ends_the_run_in_one_sentence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    saves = 0
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        nonlocal saves
+        saves += 1
+        if saves == 2:
+            raise OSError(28, "No space left on device")
+        save(*args, **kwargs)
+
+    save = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", full)
+    assert train(*THREE_EPOCHS, "--out", str(folder)) == 1
+    err = capfd.readouterr().err
+    assert "error: " in err
+    assert "(No space left on device): make room, then continue from step 3" in err
+    monkeypatch.undo()
+    assert train("--resume", str(folder)) == 0
+
+
+def test_a_student_that_stays_bad_stops_the_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_model.py").write_text(
+        "import torch\n"
+        "class Broken(torch.nn.Module):\n"
+        "    def __init__(self, num_classes):\n"
+        "        super().__init__()\n"
+        "        self.layer = torch.nn.Linear(64, num_classes)\n"
+        "        self.steps = 0\n"
+        "    def forward(self, x):\n"
+        "        self.steps += self.training\n"
+        "        return self.layer(x.flatten(1)) / (self.steps < 22)\n"
+        "def build(*, num_classes, in_channels, image_size):\n"
+        "    return Broken(num_classes)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "run"
+    options = ["--arch", "resnet8,broken_model:build", "--epochs", "9", "--out", str(folder)]
+    assert train(*options, "--max-skipped", "5", "--log-every", "1") == 1
+    err = capfd.readouterr().err
+    assert "error: student 1 (broken_model:build) had non-finite gradients in its last 5" in err
+    assert "Traceback" not in err
+    assert (folder / "last.pt").exists()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["epoch"] == 1
+
+
+def test_a_config_file_and_flags_say_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text('kl-weight = 2\narch = "resnet8"\namp = true\nsave_every = "30s"\n')
+    by_file = arguments(["--config", str(file)])
+    by_flags = arguments(["--kl-weight", "2", "--arch", "resnet8", "--amp", "--save-every", "30s"])
+    assert replace(by_file, config="") == by_flags
+    assert arguments(["--config", str(file), "--kl-weight", "3", "--no-amp"]).kl_weight == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kl_wieght = 1", "unknown key 'kl_wieght'; did you mean kl_weight"),
+        ("epochs = 1.5", "epochs is 1.5: give a value of type int"),
+        ('method = "dlm"', "method is 'dlm': give one of dml, dml_e, independent, distill"),
+        ("amp = 1", "amp is 1: give a value of type bool"),
+        ("epochs = ", "is not valid TOML"),
+        ('resume = "runs/x"', "unknown key 'resume'"),
+    ],
+)
+def test_a_bad_config_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=re.escape(message)):
+        arguments(["--config", str(file)])
+
+
+def test_help_and_argument_errors_do_not_import_torch() -> None:
+    code = (
+        "import sys\n"
+        "from dml_fast import cli\n"
+        "from dml_fast.train import main\n"
+        "try:\n"
+        "    code = cli.run(main, sys.argv[1:])\n"
+        "except SystemExit as stop:\n"
+        "    code = stop.code\n"
+        "assert 'torch' not in sys.modules\n"
+        "sys.exit(code)\n"
+    )
+    for options, expected in (["--help"], 0), (["--arch", "nope"], 2), (["--cohort", "1"], 2):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *options], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == expected, done.stderr
+    assert "AssertionError" not in done.stderr
+
+
+def test_the_command_line_is_what_the_docs_describe() -> None:
+    """A frozen list: whoever changes a flag changes this and the changelog."""
+    flags = set(TrainConfig().to_dict())
+    assert flags == {
+        "cohort", "arch", "method", "update", "kl_weight", "kl_warmup", "temperature",
+        "peer_reduction", "label_smoothing", "data", "download", "image_size", "val_fraction",
+        "train_fraction", "label_noise", "augment", "skip_corrupt", "epochs", "batch_size",
+        "optimizer", "lr", "momentum", "weight_decay", "schedule", "warmup", "amp", "amp_dtype",
+        "channels_last", "device", "seed", "out", "save_every", "log_every", "max_skipped",
+        "tensorboard", "pretrained", "triplet_weight", "triplet_margin", "random_erasing",
+        "num_instances", "executor", "compile",
+        "color_jitter", "mixup", "cutmix", "views",
+        "crop", "loader", "data_threads", "mesh", "shares", "fsdp", "backend",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_examples_configurations_are_read(path: Path) -> None:
+    config = load_toml(str(path))
+    assert config != TrainConfig()
+    assert config.peak_lr > 0 and config.architectures

@@ -1,0 +1,104 @@
+"""Real processes, really killed: they end as the undisturbed run, by SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from distributed_cases import finish
+from kill_cases import start, wait_for_checkpoints
+
+OPTIONS = ["--arch", "resnet8", "--epochs", "12", "--seed", "3", "--save-every", "4", "--amp"]
+LIVES = 10
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of the students' files, of everything they are trained with, and of the metrics."""
+    sums = hashlib.sha256()
+    for weights in sorted(folder.glob("student_*.safetensors")):
+        sums.update(weights.read_bytes())
+    assert len(list(folder.glob("student_*.safetensors"))) == 2
+    state = torch.load(folder / "last.pt", weights_only=True)
+    for student in state["students"]:
+        for buffers in student["optimizer"]["state"].values():
+            sums.update(buffers["momentum_buffer"].contiguous().numpy().tobytes())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        sums.update(
+            json.dumps(
+                {k: v for k, v in line.items() if k not in ("seconds", "images_per_s")}
+            ).encode()
+        )
+    assert [line["epoch"] for line in lines] == list(range(1, 13))
+    return sums.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("runs") / "straight"
+    finish(start(folder, *OPTIONS, "--out", str(folder)))
+    return digest(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_stopped_politely(tmp_path: Path, straight: str, number: int, code: int) -> None:
+    folder = tmp_path / "run"
+    process = start(folder, *OPTIONS, "--out", str(folder))
+    wait_for_checkpoints(process, folder, 3)
+    process.send_signal(number)
+    output = finish(process, code)
+    assert f"--resume {folder}" in output
+    assert "Traceback" not in output
+    finish(start(folder, "--resume", str(folder)))
+    assert digest(folder) == straight
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_ten_times(tmp_path: Path, straight: str) -> None:
+    chance = random.Random(os.environ.get("DML_FAST_KILL_SEED", "1"))
+    folder = tmp_path / "run"
+    process = start(folder, *OPTIONS, "--out", str(folder))
+    while not (folder / "config.json").exists():  # before the first checkpoint
+        time.sleep(0.002)
+    process.kill()
+    finish(process, -signal.SIGKILL)
+    process = start(folder, "--resume", str(folder))
+    for _ in range(LIVES - 1):
+        wait_for_checkpoints(process, folder, 1)
+        time.sleep(chance.uniform(0.0, 0.05))
+        assert process.poll() is None, "it ended before it could be killed: make the run longer"
+        process.kill()
+        finish(process, -signal.SIGKILL)
+        process = start(folder, "--resume", str(folder))
+    finish(process)
+    assert digest(folder) == straight
+    assert not list(folder.glob(".*.tmp"))
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    """While the data is being read no step can end, so only the second signal helps."""
+    (tmp_path / "slow_model.py").write_text(
+        "import time\n"
+        "def build(*, num_classes, in_channels, image_size):\n"
+        "    print('building', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    folder = tmp_path / "run"
+    process = start(folder, "--arch", "slow_model:build", "--cohort", "2", "--out", str(folder))
+    assert process.stdout is not None
+    assert "building" in process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    finish(process, 143)
