@@ -17,7 +17,6 @@ import pytest
 
 from dml_fast.data import check_data_spec, open_dataset
 from dml_fast.data.readers import cifar
-from dml_fast.data.readers.cifar import CIFAR
 from dml_fast.data.readers.unpickle import read_batch
 from dml_fast.errors import UserError
 
@@ -71,7 +70,7 @@ def class_names(kind: str) -> list[bytes]:
 
 def write(kind: str, form_name: str, parent: Path, dump=python2_pickle) -> Path:
     """Writes a distribution's folder below ``parent`` and returns it."""
-    form = getattr(CIFAR[kind], form_name)
+    form = getattr(cifar.CIFAR[kind], form_name)
     folder = parent / form.folder
     folder.mkdir(parents=True)
     pixels, labels = digit_rows(kind)
@@ -133,7 +132,7 @@ def test_the_folder_its_parent_and_the_archive_are_the_same_data(
     folder = write("cifar10", form_name, tmp_path / "a")
     packed = tmp_path / "b"
     packed.mkdir()
-    pack(folder, packed / getattr(CIFAR["cifar10"], form_name).archive)
+    pack(folder, packed / getattr(cifar.CIFAR["cifar10"], form_name).archive)
     places = (folder, folder.parent, packed)
     for place in places:
         check_data_spec(f"cifar10:{place}")
@@ -293,7 +292,7 @@ def test_only_known_regular_files_of_an_archive_are_read(tmp_path: Path) -> None
     folder = write("cifar10", "python", tmp_path / "a")
     archive = tmp_path / "cifar-10-python.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
-        for name in CIFAR["cifar10"].python.files[1:]:
+        for name in cifar.CIFAR["cifar10"].python.files[1:]:
             tar.add(folder / name, f"{folder.name}/{name}")
         link = tarfile.TarInfo(f"{folder.name}/data_batch_1")
         link.type, link.linkname = tarfile.SYMTYPE, str(folder / "data_batch_1")
@@ -314,7 +313,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sha256: str = "")
     folder = write("cifar10", "python", tmp_path / "made")
     archive = pack(folder, tmp_path / "published.tar.gz")
     digest = sha256 or hashlib.sha256(archive.read_bytes()).hexdigest()
-    source = CIFAR["cifar10"]._replace(url=archive.as_uri(), sha256=digest)
+    source = cifar.CIFAR["cifar10"]._replace(url=archive.as_uri(), sha256=digest)
     monkeypatch.setitem(cifar.CIFAR, "cifar10", source)
     return archive
 
