@@ -14,8 +14,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from dml_fast.config import TrainConfig
 from dml_fast.data import DataSet
+from dml_fast.data.loaders import train_loader
 from dml_fast.data.loaders.assemble import TrainBatch
-from dml_fast.data.loaders.opening import train_loader
 from dml_fast.data.plan import Augmentation
 from dml_fast.distributed.failure import is_lost
 from dml_fast.distributed.world import World, agreed
