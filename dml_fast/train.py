@@ -128,9 +128,10 @@ def _world(
     """The processes, connected."""
     from dml_fast.distributed.connect import connected, pick_local_device
     from dml_fast.engine.precision import pick_device
+    from dml_fast.training.build import facts_of
 
     device = pick_device(pick_local_device(config.device, launch))
-    return connected(launch, mesh, shares, config, device)
+    return connected(launch, mesh, shares, device, facts=facts_of(config), backend=config.backend)
 
 
 def _folder(launch: Launch, resume: str, config: TrainConfig) -> tuple[str, bool]:
@@ -173,9 +174,8 @@ def prepare(
     from dml_fast.training.trainer import Trainer
 
     world = world or World.alone(len(config.architectures))
-    precision = Precision.from_config(
-        config, pick_device(pick_local_device(config.device, world.launch))
-    )
+    device = pick_device(pick_local_device(config.device, world.launch))
+    precision = Precision.choose(config.amp, config.amp_dtype, device)
     check_executor(config.executor, precision.device)
     if precision.device.type == "cpu":
         keep_freed_memory()
