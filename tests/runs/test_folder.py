@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from dml_fast import rng
 from dml_fast.config import TrainConfig
 from dml_fast.errors import UserError
 from dml_fast.runs import checkpoint
@@ -128,10 +129,10 @@ def test_all_generators_come_back() -> None:
         return torch.rand(3).tolist(), random.random(), np.random.rand(), np.random.randn()
 
     np.random.randn()  # leaves a cached gaussian
-    state = checkpoint.rng_state()
+    state = rng.state()
     first = draw()
     assert draw() != first
-    checkpoint.set_rng_state(state)
+    rng.set_state(state)
     assert draw() == first
 
 
