@@ -13,7 +13,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from dml_fast.errors import UserError, first_line
 from dml_fast.runs import sharded_checkpoint
-from dml_fast.runs.folder import Run, atomic_write, link, sync_folder
+from dml_fast.runs.files import atomic_write, link, sync_folder
+from dml_fast.runs.folder import Run
 
 if TYPE_CHECKING:
     from dml_fast.distributed.world import World

@@ -30,7 +30,8 @@ from dml_fast.errors import TrainingError, reason
 from dml_fast.eval.validation import validate
 from dml_fast.reporting.console import Reporter, logger
 from dml_fast.runs import checkpoint
-from dml_fast.runs.folder import Run, link
+from dml_fast.runs.files import link
+from dml_fast.runs.folder import Run
 from dml_fast.runs.history import best_epoch
 from dml_fast.runs.weights import save_student
 from dml_fast.training.meter import Meter

@@ -18,7 +18,8 @@ from dml_fast import rng
 from dml_fast.config import TrainConfig
 from dml_fast.errors import UserError
 from dml_fast.runs import checkpoint
-from dml_fast.runs.folder import Run, atomic_write, new_folder
+from dml_fast.runs.files import atomic_write
+from dml_fast.runs.folder import Run, new_folder
 from dml_fast.runs.weights import load_student, save_student
 
 FACTS = {
