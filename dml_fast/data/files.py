@@ -15,7 +15,6 @@ from dml_fast.data.decode import (
     CorruptFiles,
     Pixels,
     Size,
-    cores,
     decode_image,
     first_size,
     fit,
@@ -23,6 +22,7 @@ from dml_fast.data.decode import (
 )
 from dml_fast.data.storage import CorruptImageError, Ids, Storage
 from dml_fast.errors import UserError
+from dml_fast.machine import cores
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ import torch
 
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.student import Student
-from dml_fast.rng import global_state
+from dml_fast.rng import cpu_position
 
 if TYPE_CHECKING:
     from dml_fast.engine.step import Lesson, StepResult
@@ -118,9 +118,9 @@ class Threads(Executor):
         def watched(k: int) -> T:
             if known[k] is not None:
                 return work(k)
-            before = global_state()
+            before = cpu_position()
             result = work(k)
-            self._draws[students[k]] = global_state() != before
+            self._draws[students[k]] = cpu_position() != before
             return result
 
         if in_turn:
@@ -131,9 +131,9 @@ class Threads(Executor):
                     "one after the other, everything else side by side"
                 )
             return found
-        before = global_state()
+        before = cpu_position()
         found = self._side_by_side(lanes, watched)
-        if global_state() != before:
+        if cpu_position() != before:
             logger.warning(
                 "a student drew random numbers in its forward pass and had not in its first: this "
                 "step is not repeatable; from now on forward passes run one after the other"

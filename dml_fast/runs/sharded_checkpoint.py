@@ -23,7 +23,8 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
-from dml_fast.runs.folder import Run, atomic_write, point_to
+from dml_fast.runs.files import atomic_write, point_to
+from dml_fast.runs.folder import Run
 
 if TYPE_CHECKING:
     from dml_fast.distributed.world import World
