@@ -61,7 +61,7 @@ def build_cohort(
     world = world or World.alone(len(config.architectures))
     groups = world.row_groups()
     students = []
-    with world.phase():
+    with world.all_or_none():
         for k in world.students:
             arch = config.architectures[k]
             seed_everything(derive_seed(config.seed, "student", k))

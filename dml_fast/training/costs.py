@@ -36,7 +36,7 @@ def share_out_by_cost(
         world: whose shares are set, on all ranks alike.
     """
     archs = config.architectures
-    seconds = world.first(
+    seconds = world.from_main(
         lambda: {arch: _seconds(arch, config, data, precision, world) for arch in sorted({*archs})}
     )
     world.share_out(balanced([seconds[arch] for arch in archs], world.mesh.cohort))
