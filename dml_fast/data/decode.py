@@ -6,7 +6,6 @@ EXIF orientation is ignored, as the usual training pipelines and DALI's default 
 from __future__ import annotations
 
 import io
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,8 +16,8 @@ import numpy.typing as npt
 
 from dml_fast.data.corrupt import BadImage
 from dml_fast.data.storage import CorruptImageError, Storage
-from dml_fast.distributed.launch import Launch
 from dml_fast.errors import UserError
+from dml_fast.machine import available_bytes, cores
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -211,22 +210,3 @@ def _check_memory(count: int, height: int, width: int) -> None:
             f"{available_gib:.1f} GiB of memory are available: choose a smaller --image-size or "
             "use fewer images"
         )
-
-
-def cores() -> int:
-    """Returns how many threads this process may run at once, beside the other ranks' here."""
-    if hasattr(os, "sched_getaffinity"):
-        count = len(os.sched_getaffinity(0))
-    else:
-        count = os.cpu_count() or 1
-    return max(1, count // Launch.from_environment().local_size)
-
-
-def available_bytes() -> int:
-    """Returns how much memory can be had without swapping; all of it where only that is known."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -14,7 +14,6 @@ from dml_fast.data.corrupt import BadImage, CorruptFiles
 from dml_fast.data.decode import (
     Pixels,
     Size,
-    cores,
     decode_image,
     first_size,
     fit,
@@ -22,6 +21,7 @@ from dml_fast.data.decode import (
 )
 from dml_fast.data.storage import CorruptImageError, Ids, Storage
 from dml_fast.errors import UserError
+from dml_fast.machine import cores
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,7 +51,7 @@ def evaluate(
         for batch in batches:
             with precision.autocast():
                 logits = [model(batch.inputs) for model in models]
-            right[:-1] += _right(world.everyone([z.float() for z in logits]), batch.target)
+            right[:-1] += _right(world.all_students([z.float() for z in logits]), batch.target)
             right[-1] += len(batch.target)
     *counts, images = world.sum_over_data(right).tolist()
     *students, ensemble = (count / max(images, 1) for count in counts)

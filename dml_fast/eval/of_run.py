@@ -189,7 +189,7 @@ def _precision(config: TrainConfig, device: torch.device) -> Precision:
     if config.amp and config.amp_dtype == "fp16" and device.type == "cpu":
         logger.warning("the run used fp16, which a CPU lacks: evaluating in fp32")
         config = replace(config, amp=False)
-    return Precision.from_config(config, device)
+    return Precision.choose(config.amp, config.amp_dtype, device)
 
 
 def _part(data: DataSet, split: str, spec: str) -> ImageSet:

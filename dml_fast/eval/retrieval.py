@@ -120,7 +120,7 @@ def evaluate_retrieval(
         topk: as in `search`, for the ensemble alone.
         world: the processes, as in `dml_fast.eval.classification.evaluate`; rank 0 searches.
     """
-    if world is None or world.alone_here:
+    if world is None or world.single:
         return _search_all(embed(models, batches, precision), images, reranked, topk)
     seen: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
 
@@ -131,7 +131,7 @@ def evaluate_retrieval(
 
     mine = embed(models, noted(), precision)
     parts = world.gather((np.concatenate(seen), mine))
-    return world.first(
+    return world.from_main(
         lambda: _search_all(_joined(parts or [], world, len(images)), images, reranked, topk)
     )
 

@@ -13,7 +13,8 @@ from typing import Any
 from dml_fast.errors import UserError
 from dml_fast.reporting.markdown import table
 from dml_fast.reporting.plots import plot_curves, plot_groups
-from dml_fast.runs.folder import Run, atomic_write
+from dml_fast.runs.files import atomic_write
+from dml_fast.runs.folder import Run
 from dml_fast.runs.history import (
     History,
     best_epoch,

@@ -16,6 +16,7 @@ from PIL import Image
 
 from dml_fast.data import DataSet, check_data_spec, decode, open_dataset
 from dml_fast.errors import UserError
+from dml_fast.machine import available_bytes
 
 
 def picture(seed: int, height: int = 16, width: int = 16) -> np.ndarray:
@@ -274,7 +275,7 @@ def test_images_that_do_not_fit_in_memory_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_folder(tmp_path)
-    assert decode.available_bytes() > 2**20
+    assert available_bytes() > 2**20
     needed = 2 * 60 * 3 * 16 * 16
     monkeypatch.setattr(decode, "available_bytes", lambda: needed)
     opened(tmp_path)

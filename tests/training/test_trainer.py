@@ -15,7 +15,8 @@ from dml_fast.engine.optim import lr_factor, ramp
 from dml_fast.engine.step import StepResult
 from dml_fast.eval import validation
 from dml_fast.eval.classification import Accuracy
-from dml_fast.runs.folder import Run, atomic_write
+from dml_fast.runs.files import atomic_write
+from dml_fast.runs.folder import Run
 from dml_fast.train import prepare
 from dml_fast.training.signals import StopRequest
 from dml_fast.training.trainer import Trainer

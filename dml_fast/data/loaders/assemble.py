@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from dml_fast import _native
-from dml_fast.data.decode import cores
 from dml_fast.data.loaders.augment import Normalizer, augment
 from dml_fast.data.loaders.mixing import mix_inputs, mix_targets
 from dml_fast.data.plan import Augmentation, BatchPlan
+from dml_fast.machine import cores
 
 
 class Batch(NamedTuple):
