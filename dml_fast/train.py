@@ -74,9 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             stack.enter_context(run.taken(new=not args.resume))
         world = stack.enter_context(_world(launch, mesh, shares, config))
         if by_torchrun:
-            folder, known = world.first(lambda: _folder(launch, args.resume, config))
+            folder, known = world.from_main(lambda: _folder(launch, args.resume, config))
             run = Run(Path(folder))
-            with world.phase():
+            with world.all_or_none():
                 if world.main:
                     stack.enter_context(run.taken(new=not (args.resume or known)))
         if known:
@@ -107,9 +107,10 @@ def _world(
     """The processes, connected."""
     from dml_fast.distributed.connect import connected, pick_local_device
     from dml_fast.engine.precision import pick_device
+    from dml_fast.training.build import facts_of
 
     device = pick_device(pick_local_device(config.device, launch))
-    return connected(launch, mesh, shares, config, device)
+    return connected(launch, mesh, shares, device, facts=facts_of(config), backend=config.backend)
 
 
 def _folder(launch: Launch, resume: str, config: TrainConfig) -> tuple[str, bool]:
@@ -152,9 +153,8 @@ def prepare(
     from dml_fast.training.trainer import Trainer
 
     world = world or World.alone(len(config.architectures))
-    precision = Precision.from_config(
-        config, pick_device(pick_local_device(config.device, world.launch))
-    )
+    device = pick_device(pick_local_device(config.device, world.launch))
+    precision = Precision.choose(config.amp, config.amp_dtype, device)
     check_executor(config.executor, precision.device)
     if precision.device.type == "cpu":
         keep_freed_memory()
@@ -163,13 +163,13 @@ def prepare(
     if config.shares == "measured":
         share_out_by_cost(config, data, precision, world)
     path = _checkpoint_of(run, resume)
-    with world.phase():
+    with world.all_or_none():
         state = checkpoint.load(path, world.students, verify=world.main) if path else None
         if state is not None:
             _check_state(state, path, config, run, data)
     trainer = Trainer(config, run, data, precision, reporter, stop, world)
     needed = trainer.disk_bytes()
-    with world.phase():
+    with world.all_or_none():
         if world.main:
             run.check_writable(needed)
         if state is not None and path is not None:
@@ -202,9 +202,9 @@ def _open_data(config: TrainConfig, precision: Precision, world: World) -> DataS
     from dml_fast.distributed.world import agreed
 
     options = {**config.data_options, "device": str(precision.device)}
-    if config.download and not world.alone_here:
-        world.first(lambda: open_dataset(config.data, download=True, **options).fingerprint)
-    with world.phase():
+    if config.download and not world.single:
+        world.from_main(lambda: open_dataset(config.data, download=True, **options).fingerprint)
+    with world.all_or_none():
         data = open_dataset(config.data, download=config.download and world.main, **options)
     found = world.all_gather(data.fingerprint)
     for rank, fingerprint in enumerate(found):
