@@ -1,14 +1,65 @@
-"""Memory that a step frees is kept for the next one, where the C library would give it back."""
+"""What this machine has for this process: cores and memory; and memory that malloc keeps."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
+from pathlib import Path
+
+from dml_fast.errors import UserError
 
 # of malloc.h
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _NEVER = 2**31 - 1
+
+
+def cores(*, shared: bool = True) -> int:
+    """Return how many threads this process may use at once.
+
+    The environment variable ``DML_FAST_THREADS``, a number for each process, is final. Without it
+    the number is that of the CPUs which the process may use (its affinity). If torchrun started
+    several ranks on this machine, each takes an equal share of them, at least one.
+
+    Args:
+        shared: whether the other ranks on this machine work at the same time, as they do while they
+            load data. False where they wait: rank 0 alone ranks a gallery, with all CPUs.
+
+    Raises:
+        UserError: ``DML_FAST_THREADS``, or the number of ranks, is not a positive number.
+    """
+    if os.environ.get("DML_FAST_THREADS"):
+        return _positive("DML_FAST_THREADS", "is not a number of threads: give 1 or more")
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    return max(1, count // _local_ranks()) if shared else count
+
+
+def available_bytes() -> int:
+    """Return how much memory is available without swapping; all of it where only that is known."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _local_ranks() -> int:
+    """Return how many ranks torchrun started on this machine, 1 without torchrun."""
+    if "WORLD_SIZE" not in os.environ:
+        return 1
+    name = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in os.environ else "WORLD_SIZE"
+    return _positive(name, "is not a number of processes: start them with torchrun, which sets it")
+
+
+def _positive(name: str, problem: str) -> int:
+    text = os.environ[name]
+    if not text.isdecimal() or int(text) == 0:
+        raise UserError(f"{name}={text} {problem}")
+    return int(text)
 
 
 def keep_freed_memory() -> bool:

@@ -10,12 +10,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from dml_fast.data.corrupt import BadImage, CorruptFiles
 from dml_fast.data.decode import (
-    BadImage,
-    CorruptFiles,
     Pixels,
     Size,
-    cores,
     decode_image,
     first_size,
     fit,
@@ -23,6 +21,7 @@ from dml_fast.data.decode import (
 )
 from dml_fast.data.storage import CorruptImageError, Ids, Storage
 from dml_fast.errors import UserError
+from dml_fast.machine import cores
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,11 +9,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dml_fast.data.corrupt import CorruptFiles
 from dml_fast.data.decode import (
-    CorruptFiles,
     Pixels,
     Size,
-    available_bytes,
     decode_all,
     first_size,
 )
@@ -21,6 +20,7 @@ from dml_fast.data.files import ImageFiles, manifest_of
 from dml_fast.data.storage import Storage
 from dml_fast.distributed.launch import Launch
 from dml_fast.errors import UserError
+from dml_fast.machine import available_bytes
 
 LoaderName = Literal["auto", "resident", "dali", "fallback"]
 

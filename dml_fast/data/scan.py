@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from dml_fast.data.decode import cores, decode_image
+from dml_fast.data.decode import decode_image
 from dml_fast.data.readers.folder import SUFFIXES
 from dml_fast.data.storage import CorruptImageError, Storage
+from dml_fast.machine import cores
 
 _AT_ONCE = 512  # files: bounds what waits
 _ENDS = 64  # bytes at a file's beginning and end

@@ -19,7 +19,7 @@ import torch
 
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.student import Student
-from dml_fast.rng import global_state
+from dml_fast.rng import cpu_position
 
 if TYPE_CHECKING:
     from dml_fast.engine.step import Lesson, StepResult
@@ -48,7 +48,7 @@ class Executor(ABC):
             work: for k in 0..A-1; touches student k alone, and reads what the caller made.
         """
 
-    def forward(self, students: Sequence[Student], work: Callable[[int], T]) -> list[T]:
+    def fork_in_order(self, students: Sequence[Student], work: Callable[[int], T]) -> list[T]:
         """``fork``, for work that may draw from the global random generators."""
         return self.fork(students, work)
 
@@ -109,7 +109,7 @@ class Threads(Executor):
         self._seen.update(students)
         return self._side_by_side([[k] for k in numbers] if known else [[*numbers]], work)
 
-    def forward(self, students: Sequence[Student], work: Callable[[int], T]) -> list[T]:
+    def fork_in_order(self, students: Sequence[Student], work: Callable[[int], T]) -> list[T]:
         """As ``fork``, but students that draw random numbers are one task."""
         known = [self._draws.get(student) for student in students]
         in_turn = [k for k, draws in enumerate(known) if draws is not False]
@@ -118,9 +118,9 @@ class Threads(Executor):
         def watched(k: int) -> T:
             if known[k] is not None:
                 return work(k)
-            before = global_state()
+            before = cpu_position()
             result = work(k)
-            self._draws[students[k]] = global_state() != before
+            self._draws[students[k]] = cpu_position() != before
             return result
 
         if in_turn:
@@ -131,9 +131,9 @@ class Threads(Executor):
                     "one after the other, everything else side by side"
                 )
             return found
-        before = global_state()
+        before = cpu_position()
         found = self._side_by_side(lanes, watched)
-        if global_state() != before:
+        if cpu_position() != before:
             logger.warning(
                 "a student drew random numbers in its forward pass and had not in its first: this "
                 "step is not repeatable; from now on forward passes run one after the other"

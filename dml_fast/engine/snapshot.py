@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dml_fast import rng
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.student import Student
-from dml_fast.runs import checkpoint
 
 
 class Snapshot:
@@ -22,7 +22,7 @@ class Snapshot:
 
     def __init__(self, cohort: Cohort) -> None:
         self._cohort = cohort
-        self._rng = checkpoint.rng_state()
+        self._rng = rng.state()
         self._saved = [
             {name: t.detach().clone() for name, t in _tensors(student).items()}
             for student in cohort
@@ -40,7 +40,7 @@ class Snapshot:
                     tensor.copy_(saved[name])
                 else:
                     tensor.zero_()
-        checkpoint.set_rng_state(self._rng)
+        rng.set_state(self._rng)
 
 
 def _tensors(student: Student) -> dict[str, Tensor]:

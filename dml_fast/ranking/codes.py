@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from dml_fast import _native
 from dml_fast.errors import UserError
+from dml_fast.machine import cores
 from dml_fast.ranking.distances import collect, labels_for
-from dml_fast.ranking.inputs import ArrayLike, as_numpy, threads
+from dml_fast.ranking.inputs import ArrayLike, as_numpy
 from dml_fast.ranking.labels import NO_INTS, Labels
 from dml_fast.ranking.protocol import SingleShot, make_rules
 from dml_fast.ranking.result import RankingResult
@@ -75,7 +76,7 @@ def rank_hamming(
     kept = np.flatnonzero(labels.item_identity >= 0)
     if len(kept) < len(g):
         g, labels = g[kept], _without_junk(labels, kept)
-    rest = (rules.max_rank, rules.topk, rules.repeats, rules.seed, threads())
+    rest = (rules.max_rank, rules.topk, rules.repeats, rules.seed, cores(shared=False))
     part = _native.rank_codes(q, g, *labels, rules.ties_number, *rest)
     nearest = np.where(part[3] >= 0, kept[part[3]], -1)
     return collect([(*part[:3], nearest, 0)], rules)

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dml_fast import _native
-from dml_fast.ranking.inputs import ArrayLike, Floats, Ints, as_floats, threads
+from dml_fast.machine import cores
+from dml_fast.ranking.inputs import ArrayLike, Floats, Ints, as_floats
 from dml_fast.ranking.labels import Labels, make_labels
 from dml_fast.ranking.protocol import Rules, SingleShot, make_rules
 from dml_fast.ranking.result import RankingResult, make_result
@@ -96,7 +97,7 @@ def labels_for(
 
 def rank_rows(rows: Floats, labels: Labels, rules: Rules) -> Part:
     """Score the queries whose distances are the (Q, G) rows, in C++."""
-    rest = (rules.max_rank, rules.topk, rules.repeats, rules.seed, threads())
+    rest = (rules.max_rank, rules.topk, rules.repeats, rules.seed, cores(shared=False))
     if rows.dtype == np.float32:
         single = cast("NDArray[np.float32]", rows)
         return _native.rank_rows_f32(single, *labels, rules.ties_number, *rest)

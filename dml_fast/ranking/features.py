@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from dml_fast import _native
 from dml_fast.errors import UserError
+from dml_fast.machine import cores
 from dml_fast.ranking.distances import Part, collect, labels_for, rank_rows
-from dml_fast.ranking.inputs import ArrayLike, Floats, as_floats, threads
+from dml_fast.ranking.inputs import ArrayLike, Floats, as_floats
 from dml_fast.ranking.labels import Labels
 from dml_fast.ranking.protocol import Rules, SingleShot, make_rules
 from dml_fast.ranking.result import RankingResult
@@ -83,7 +84,7 @@ def rank_features(
     if rules.repeats >= 0:
         return collect(_row_parts(ranker, labels, rules), rules)
     tiling = tiling or Tiling()
-    screen = Screen(ranker, len(g), q.shape[1], tiling, threads())
+    screen = Screen(ranker, len(g), q.shape[1], tiling, cores(shared=False))
     return collect(_screened_parts(screen, labels, rules), rules)
 
 
@@ -120,10 +121,10 @@ def make_ranker(
     ranker: Ranker
     if q.dtype == np.float32:
         q32, g32 = cast("NDArray[np.float32]", q), cast("NDArray[np.float32]", g)
-        ranker = _native.FeaturesF32(q32, g32, cosine, *labels, topk, farthest, threads())
+        ranker = _native.FeaturesF32(q32, g32, cosine, *labels, topk, farthest, cores(shared=False))
     else:
         q64, g64 = cast("NDArray[np.float64]", q), cast("NDArray[np.float64]", g)
-        ranker = _native.FeaturesF64(q64, g64, cosine, *labels, topk, farthest, threads())
+        ranker = _native.FeaturesF64(q64, g64, cosine, *labels, topk, farthest, cores(shared=False))
     for name, norms in (("query", ranker.query_norms()), ("gallery", ranker.item_norms())):
         bad = np.flatnonzero(np.isnan(norms))
         if len(bad):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -65,15 +64,3 @@ def as_ids(value: ArrayLike, name: str, length: int) -> NDArray[Any]:
     if array.dtype.kind not in "iu" or (array.dtype == np.uint64 and array.max() > 2**63 - 1):
         raise UserError(f"{name} has type {array.dtype}: pass integers up to 64 bits, or strings")
     return array.astype(np.int64)
-
-
-def threads() -> int:
-    """CPUs that this process may use, or the environment variable ``DML_FAST_THREADS``."""
-    wanted = os.environ.get("DML_FAST_THREADS", "")
-    if wanted:
-        if not wanted.isdecimal() or int(wanted) == 0:
-            raise UserError(f"DML_FAST_THREADS={wanted} is not a number of threads: give 1 or more")
-        return int(wanted)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

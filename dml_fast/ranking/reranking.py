@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from dml_fast import _native
 from dml_fast.errors import UserError
+from dml_fast.machine import cores
 from dml_fast.ranking.distances import Part, collect, labels_for, rank_rows
 from dml_fast.ranking.features import ROW_BYTES, feature_pair, make_ranker
-from dml_fast.ranking.inputs import ArrayLike, Floats, threads
+from dml_fast.ranking.inputs import ArrayLike, Floats
 from dml_fast.ranking.labels import NO_INTS, Labels
 from dml_fast.ranking.protocol import SingleShot, make_rules
 from dml_fast.ranking.result import RankingResult
@@ -122,14 +123,14 @@ def make_reranker(
             f"{where}: rescale them"
         )
     tiling = Tiling()
-    screen = Screen(ranker, count, images.shape[1], tiling, threads())
+    screen = Screen(ranker, count, images.shape[1], tiling, cores(shared=False))
     found = []
     for begin, end in query_blocks(zero, images.shape[1], tiling):
         screen.run(begin, end)
         found.append(ranker.neighbours())
     nearest, farthest = (np.concatenate(columns) for columns in zip(*found, strict=True))
     del ranker, screen
-    cosine, rest = metric == "cosine", (k1, k2, lambda_value, threads())
+    cosine, rest = metric == "cosine", (k1, k2, lambda_value, cores(shared=False))
     if images.dtype == np.float32:
         single = cast("NDArray[np.float32]", images)
         return _native.RerankF32(single, queries, cosine, nearest, farthest, *rest)

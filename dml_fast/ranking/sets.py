@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from dml_fast import _native
 from dml_fast.errors import UserError
+from dml_fast.machine import cores
 from dml_fast.ranking.distances import Part, collect, labels_for, rank_rows
 from dml_fast.ranking.features import ROW_BYTES, feature_pair, make_ranker
-from dml_fast.ranking.inputs import ArrayLike, Floats, Ints, as_floats, as_ids, threads
+from dml_fast.ranking.inputs import ArrayLike, Floats, Ints, as_floats, as_ids
 from dml_fast.ranking.labels import Labels, make_labels
 from dml_fast.ranking.protocol import SingleShot, make_rules
 from dml_fast.ranking.result import RankingResult
@@ -222,9 +223,8 @@ def _set_row(
         query_camera=camera[members] if len(camera) else camera,
     )
     one_set = (np.array([0, len(members)]), np.arange(len(members)))
-    return _native.reduce_rows(
-        rows, *of_members, *one_set, items.offsets, items.members, number, temperature, threads()
-    )
+    rest = (items.offsets, items.members, number, temperature, cores(shared=False))
+    return _native.reduce_rows(rows, *of_members, *one_set, *rest)
 
 
 def _distances(

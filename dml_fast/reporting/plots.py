@@ -16,7 +16,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from dml_fast.runs.folder import atomic_write
+from dml_fast.runs.files import atomic_write
 from dml_fast.runs.history import (
     History,
     best_epoch,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dml_fast.data import RetrievalSet
 from dml_fast.errors import UserError
 from dml_fast.ranking.result import RankingResult
-from dml_fast.runs.folder import atomic_write
+from dml_fast.runs.files import atomic_write
 
 _HIT, _MISS, _QUERY = "#008837", "#d7191c", "black"
 _INCHES = 1.15  # an image's shorter side

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import pickle
-import random
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dml_fast.errors import UserError, first_line
 from dml_fast.runs import sharded_checkpoint
-from dml_fast.runs.folder import Run, atomic_write, link, sync_folder
+from dml_fast.runs.files import atomic_write, link, sync_folder
+from dml_fast.runs.folder import Run
 
 if TYPE_CHECKING:
     from dml_fast.distributed.world import World
-
-logger = logging.getLogger(__name__)
 
 FORMAT = "dml_fast.runs.checkpoint"
 VERSION = 2
@@ -39,7 +34,7 @@ def save(run: Run, state: dict[str, Any], *, best: bool, world: World | None = N
         world: the processes, which save together: ``students`` and ``rng`` are those of each.
     """
     state = {"format": FORMAT, "version": VERSION, **state}
-    if world is not None and not world.alone_here:
+    if world is not None and not world.single:
         sharded_checkpoint.save(run, state, world, best=best)
         return
     with atomic_write(run.checkpoint("last"), keep_old_as=run.checkpoint("previous")) as file:
@@ -102,37 +97,6 @@ def _read(path: Path, students: Sequence[int] | None, verify: bool) -> Any:
     if students is not None and isinstance(state, dict) and "students" in state:
         state["students"] = [state["students"][k] for k in students]
     return state
-
-
-def rng_state() -> dict[str, Any]:
-    """The state of every global random generator, in types that ``weights_only`` accepts."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": json.dumps(random.getstate()),
-        "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
-        "numpy_rest": json.dumps([str(kind), int(position), int(has_gauss), float(gauss)]),
-    }
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Put every global random generator back to ``rng_state()``."""
-    torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    else:
-        logger.warning(
-            "the checkpoint was written with %d CUDA devices and there are %d: "
-            "dropout there continues with other draws",
-            len(state["cuda"]),
-            torch.cuda.device_count(),
-        )
-    version, internal, gauss = json.loads(state["python"])
-    random.setstate((version, tuple(internal), gauss))
-    kind, position, has_gauss, cached = json.loads(state["numpy_rest"])
-    keys = state["numpy"].numpy().astype(np.uint32)
-    np.random.set_state((kind, keys, position, has_gauss, cached))
 
 
 def _alternative(path: Path) -> str:

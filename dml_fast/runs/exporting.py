@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dml_fast.data.loaders.resident import evaluation_batches
+from dml_fast.data.loaders import evaluation_batches
 from dml_fast.errors import UserError, first_line
 from dml_fast.models.embedding import EmbeddingNet
-from dml_fast.runs.folder import Run, sync_folder
+from dml_fast.runs.files import sync_folder
+from dml_fast.runs.folder import Run
 from dml_fast.runs.trained import Trained, open_data
 from dml_fast.runs.weights import load_student, save_student
 from dml_fast.version import __version__

@@ -13,10 +13,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from dml_fast.config import TrainConfig, from_mapping
+from dml_fast.config import TrainConfig
+from dml_fast.config_files import from_mapping
 from dml_fast.errors import UserError
+from dml_fast.runs.files import atomic_write
 from dml_fast.version import __version__
 
 
@@ -211,77 +213,3 @@ def new_folder(config: TrainConfig) -> Path:
     while folder.exists():
         folder, number = Path("runs") / f"{stem}-{number}", number + 1
     return folder
-
-
-@contextmanager
-def atomic_write(path: Path, keep_old_as: Path | None = None) -> Iterator[IO[bytes]]:
-    """Open a file for writing that appears under its name only when whole and on the disk.
-
-    Args:
-        path: the file's name.
-        keep_old_as: another name for what ``path`` held, given once the new file is on the disk.
-    """
-    descriptor, temporary = tempfile.mkstemp(
-        prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
-    )
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes 0600
-        if keep_old_as is not None and path.exists():
-            link(path, keep_old_as)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def link(source: Path, target: Path) -> None:
-    """Make ``target`` the same file as ``source``; at no time is there no ``target``."""
-    if source.is_symlink():  # a checkpoint in several files
-        point_to(target, os.readlink(source))
-        return
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-    os.replace(temporary, target)
-
-
-def point_to(path: Path, name: str, keep_old_as: Path | None = None) -> None:
-    """Make ``path`` a symbolic link to ``name``; at no time is there no ``path``.
-
-    Args:
-        path: the link.
-        name: what is beside it.
-        keep_old_as: another name for what ``path`` was.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(name)
-    if keep_old_as is not None and path.exists():
-        link(path, keep_old_as)
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

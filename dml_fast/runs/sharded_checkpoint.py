@@ -23,7 +23,8 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
-from dml_fast.runs.folder import Run, atomic_write, point_to
+from dml_fast.runs.files import atomic_write, point_to
+from dml_fast.runs.folder import Run
 
 if TYPE_CHECKING:
     from dml_fast.distributed.world import World
@@ -45,7 +46,7 @@ def save(run: Run, state: dict[str, Any], world: World, *, best: bool) -> None:
     tensors, mine = _student_tensors(state["students"], world)
     tensors[f"rng.{world.launch.rank}"] = _packed(state["rng"][0])
     described = world.gather(mine)
-    name = world.first(lambda: _new_name(run.folder, state["step"]))
+    name = world.from_main(lambda: _new_name(run.folder, state["step"]))
     if world.main:
         tensors["meter"] = state["meter"]
         students = {k: v for part in described or [] for k, v in part.items()}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dml_fast.errors import UserError
 from dml_fast.models import create_model
 from dml_fast.models.embedding import create_embedding_net
-from dml_fast.runs.folder import atomic_write
+from dml_fast.runs.files import atomic_write
 from dml_fast.version import __version__
 
 _KEY = "dml_fast"

@@ -1,9 +1,10 @@
-"""Sums over an epoch, kept on the device and read only when somebody asks."""
+"""Totals over an epoch, kept on the device and read only when they are needed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,77 +33,106 @@ class StudentSums:
     in_a_row: int
 
 
+class Totals(NamedTuple):
+    """What is added up for each of K students, (K,) each, in the order that checkpoints have.
+
+    Attributes:
+        loss, ce, kl, triplet: sums over the images of good steps.
+        correct: how many of these images were predicted.
+        images: how many there were.
+        skipped, in_a_row: as in `StudentSums`; the same in every column of the mesh, while all
+            else is to be added up over the columns.
+    """
+
+    loss: Tensor
+    ce: Tensor
+    kl: Tensor
+    correct: Tensor
+    images: Tensor
+    skipped: Tensor
+    in_a_row: Tensor
+    triplet: Tensor
+
+
 class Meter:
     """Collects step results of students without waiting for the device.
 
     Args:
         cohort: students of this process.
         device: where the results are.
-        world: in which others have the other students; by default there is one process.
+        world: the processes that hold all students; by default this one alone.
     """
 
     def __init__(self, cohort: int, device: torch.device, world: World | None = None) -> None:
         self._world = world or World.alone(cohort)
-        # (cohort, 8): loss, ce, kl, correct, images, skipped, skipped in a row, triplet
-        self.sums = torch.zeros(cohort, 8, dtype=torch.float64, device=device)
+        zeros = torch.zeros(len(Totals._fields), cohort, dtype=torch.float64, device=device)
+        self.totals = Totals(*zeros)
 
     def add(self, result: StepResult, images: int, learners: Sequence[int]) -> None:
-        """Add one step on ``images`` images of A learners, which are next to one another.
+        """Add one step of A learners, which are next to one another.
 
         Args:
             result: of the A learners.
-            images: N.
+            images: N, how many the step was on.
             learners: their places among this process's students.
         """
         if not learners:
             return
         rows = slice(learners[0], learners[-1] + 1)  # a list would be copied to the device
-        means = torch.stack([result.losses, result.ce, result.kl]).double()  # (3, A)
-        good = ~result.skipped & torch.isfinite(means).all(0)
-        new = torch.cat(
-            [means * images, result.correct.double()[None], torch.full_like(means[:1], images)]
-        )
-        self.sums[rows, :5] += torch.where(good, new, 0.0).T
-        self.sums[rows, 7] += torch.where(good, result.triplet.double() * images, 0.0)
-        self.sums[rows, 5] += result.skipped.double()
-        self.sums[rows, 6] = (self.sums[rows, 6] + 1) * result.skipped.double()
+        totals = Totals(*(total[rows] for total in self.totals))
+        means = torch.stack([result.losses, result.ce, result.kl, result.triplet]).double()
+        good = ~result.skipped & means.isfinite().all(0)
+        sums = torch.where(good, means * images, 0.0)
+        for total, new in zip(
+            (totals.loss, totals.ce, totals.kl, totals.triplet), sums, strict=True
+        ):
+            total += new
+        totals.correct.add_(torch.where(good, result.correct, 0))
+        totals.images.add_(good * images)
+        totals.skipped.add_(result.skipped)
+        totals.in_a_row.add_(1).mul_(result.skipped)
 
     def read(self) -> list[StudentSums]:
-        """What all K students did so far, over all of a batch; this waits for the device."""
-        students = []
-        for *sums, images, skipped, in_a_row, triplet in _over_columns(self.state()).tolist():
-            loss, ce, kl, accuracy, triplet = (
-                x / images if images else None for x in (*sums, triplet)
-            )
-            counts = int(skipped), int(in_a_row)
-            students.append(StudentSums(loss, ce, kl, triplet, accuracy, *counts))
-        return students
+        """Return what each of K students did, over whole batches; this waits for the device."""
+        whole = _over_columns(self.state())
+        images = whole.images.tolist()
+
+        def means(total: Tensor) -> list[float | None]:
+            return [x / n if n else None for x, n in zip(total.tolist(), images, strict=True)]
+
+        columns = (
+            *map(means, (whole.loss, whole.ce, whole.kl, whole.triplet, whole.correct)),
+            whole.skipped.long().tolist(),
+            whole.in_a_row.long().tolist(),
+        )
+        return [StudentSums(*values) for values in zip(*columns, strict=True)]
 
     def state(self) -> Tensor:
-        """The sums of all students over each column's images: (DATA, K, 8) on the CPU."""
-        return self._world.gather_students(self.sums)
+        """Return the totals of all students in each column: (DATA, K, 8) on the CPU."""
+        return self._world.gather_students(torch.stack(self.totals, -1))
 
     def load(self, state: Tensor) -> None:
         """Put back what ``state`` gave, perhaps to another number of columns."""
         world = self._world
-        if len(state) != world.mesh.data:
-            whole = _over_columns(state)
-            state = whole.new_zeros((world.mesh.data, *whole.shape))
-            state[0] = whole
-            state[:, :, _DECISIONS] = whole[:, _DECISIONS]
-        self.sums.copy_(state[world.column, list(world.students)])
+        if len(state) == world.mesh.data:
+            saved = Totals(*state[world.column].unbind(-1))
+        else:
+            saved = _over_columns(state)
+            if world.column > 0:  # the first column continues with the sums
+                zeros = Totals(*map(torch.zeros_like, saved))
+                saved = zeros._replace(skipped=saved.skipped, in_a_row=saved.in_a_row)
+        for total, value in zip(self.totals, saved, strict=True):
+            total.copy_(value[list(world.students)])
 
     def start_epoch(self) -> None:
-        """Forget all sums but the skips in a row, which may span epochs."""
-        self.sums[:, :6] = 0
-        self.sums[:, 7] = 0
+        """Forget all totals but the skips in a row, which may span epochs."""
+        for name, total in self.totals._asdict().items():
+            if name != "in_a_row":
+                total.zero_()
 
 
-_DECISIONS = slice(5, 7)  # columns that are the same for all of a batch: skips
-
-
-def _over_columns(state: Tensor) -> Tensor:
-    """(K, 8) of a whole batch from its parts (DATA, K, 8)."""
-    whole = state.sum(0)
-    whole[:, _DECISIONS] = state[0, :, _DECISIONS]
-    return whole
+def _over_columns(state: Tensor) -> Totals:
+    """Add up the columns' parts of each batch, (DATA, K, 8)."""
+    first = Totals(*state[0].unbind(-1))
+    whole = Totals(*state.sum(0).unbind(-1))
+    return whole._replace(skipped=first.skipped, in_a_row=first.in_a_row)

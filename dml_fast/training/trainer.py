@@ -12,27 +12,28 @@ from typing import Any
 
 from torch.distributed.checkpoint.api import CheckpointException
 
+from dml_fast import rng
 from dml_fast.config import TrainConfig
 from dml_fast.data import DataSet
+from dml_fast.data.loaders import train_loader
 from dml_fast.data.loaders.assemble import TrainBatch
-from dml_fast.data.loaders.opening import train_loader
 from dml_fast.data.plan import Augmentation
 from dml_fast.distributed.failure import is_lost
 from dml_fast.distributed.world import World, agreed
 from dml_fast.engine import Engine
 from dml_fast.engine.choice import make_executor, pick
-from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.optim import lr_factor, ramp
 from dml_fast.engine.precision import Precision
 from dml_fast.engine.replicas import whole_tensors
 from dml_fast.errors import TrainingError, reason
 from dml_fast.eval.validation import validate
 from dml_fast.reporting.console import Reporter, logger
-from dml_fast.rng import derive_seed
 from dml_fast.runs import checkpoint
-from dml_fast.runs.folder import Run, link
+from dml_fast.runs.files import link
+from dml_fast.runs.folder import Run
 from dml_fast.runs.history import best_epoch
 from dml_fast.runs.weights import save_student
+from dml_fast.training.build import build_cohort
 from dml_fast.training.meter import Meter
 from dml_fast.training.signals import StopRequest
 
@@ -91,7 +92,7 @@ class Trainer:
                 cutmix=config.cutmix,
             ),
             batch_size=config.batch_size // world.mesh.data,
-            seed=derive_seed(config.seed, "data"),
+            seed=rng.derive_seed(config.seed, "data"),
             device=precision.device,
             channels_last=config.channels_last,
             num_instances=config.num_instances if config.retrieval else 0,
@@ -100,7 +101,7 @@ class Trainer:
             rank=world.column,
             ranks=world.mesh.data,
         )
-        self.cohort = Cohort.from_config(
+        self.cohort = build_cohort(
             config,
             precision,
             num_classes=len(data.classes),
@@ -294,7 +295,7 @@ class Trainer:
         self._saved = (self.step, time.monotonic())
         self.meter.load(state["meter"])
         if state["mesh"] == str(self.world.mesh):
-            checkpoint.set_rng_state(state["rng"][self.world.launch.rank])
+            rng.set_state(state["rng"][self.world.launch.rank])
         else:
             logger.info(
                 "the run was saved on a mesh of %s and goes on on %s: networks that draw random "
@@ -355,7 +356,7 @@ class Trainer:
             "history": json.dumps(self.history),
             "meter": self.meter.state(),
             "students": self.cohort.state_dict(),
-            "rng": [checkpoint.rng_state()],
+            "rng": [rng.state()],
         }
         with self._writing():
             checkpoint.save(self.run, state, best=best, world=self.world)

@@ -23,7 +23,7 @@ from dml_fast.engine import choice as executor_choice
 from dml_fast.engine.choice import candidates, check_executor, make_executor, pick
 from dml_fast.engine.executor import Sequential, Threads, intra_op_threads
 from dml_fast.errors import UserError
-from dml_fast.rng import global_state
+from dml_fast.rng import cpu_position
 from dml_fast.runs.folder import Run
 
 
@@ -100,12 +100,12 @@ def test_a_trial_leaves_no_trace(arch: str, monkeypatch: pytest.MonkeyPatch) -> 
         engine = Engine(made, executor=Threads(3, workers=3, threads_each=1))
         torch.manual_seed(2)
         if trial:
-            before, generators = state_of(made), global_state()
+            before, generators = state_of(made), cpu_position()
             options = [engine.executor, Slow("other", 0.01)]
             pick(engine, *batch(0, torch.float32), learners=(0, 1, 2), options=options)
             engine.executor = options[0]
             assert_equal(state_of(made), before)
-            assert global_state() == generators
+            assert cpu_position() == generators
         losses = [engine.step(*batch(seed, torch.float32)).losses for seed in range(3)]
         results.append([torch.stack(losses), state_of(made)])
     assert_equal(results[0], results[1])

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from dml_fast import rng
 from dml_fast.config import TrainConfig
 from dml_fast.errors import UserError
 from dml_fast.runs import checkpoint
-from dml_fast.runs.folder import Run, atomic_write, new_folder
+from dml_fast.runs.files import atomic_write
+from dml_fast.runs.folder import Run, new_folder
 from dml_fast.runs.weights import load_student, save_student
 
 FACTS = {
@@ -128,10 +130,10 @@ def test_all_generators_come_back() -> None:
         return torch.rand(3).tolist(), random.random(), np.random.rand(), np.random.randn()
 
     np.random.randn()  # leaves a cached gaussian
-    state = checkpoint.rng_state()
+    state = rng.state()
     first = draw()
     assert draw() != first
-    checkpoint.set_rng_state(state)
+    rng.set_state(state)
     assert draw() == first
 
 

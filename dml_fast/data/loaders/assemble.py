@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from dml_fast import _native
-from dml_fast.data.decode import cores
 from dml_fast.data.loaders.augment import Normalizer, augment
 from dml_fast.data.loaders.mixing import mix_inputs, mix_targets
 from dml_fast.data.plan import Augmentation, BatchPlan
+from dml_fast.machine import cores
 
 
 class Batch(NamedTuple):
@@ -49,10 +49,6 @@ class Loader(Protocol):
     """Training batches as a function of (epoch, step); several at once must not be walked."""
 
     steps_per_epoch: int
-
-    def batch(self, epoch: int, step: int) -> TrainBatch:
-        """Returns batch ``step`` (0..steps_per_epoch-1) of ``epoch``."""
-        ...
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TrainBatch]:
         """Yields the batches of ``epoch`` from ``start_step`` on."""

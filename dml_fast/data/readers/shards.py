@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dml_fast.data.decode import BadImage, CorruptFiles, cores
+from dml_fast.data.corrupt import BadImage, CorruptFiles
 from dml_fast.data.readers.samples import TarMembers, read_index
 from dml_fast.data.readers.shard_names import CLASSES, ShardNames, find_shards
 from dml_fast.data.reading import Reading, load
 from dml_fast.data.sets import ImageSet, RawData
 from dml_fast.data.storage import Ids
 from dml_fast.errors import UserError, reason
+from dml_fast.machine import cores
 
 _MOST_CLASSES = 1 << 20  # where no names say how many there are: a slip must not cost all memory
 _log = logging.getLogger("dml_fast")

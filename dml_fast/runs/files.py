@@ -1,0 +1,92 @@
+"""Files that are replaced as a whole: a crash leaves the old file or the new one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def atomic_write(path: Path, keep_old_as: Path | None = None) -> Iterator[IO[bytes]]:
+    """Open a temporary file for writing, and rename it to ``path`` at the end, once on the disk.
+
+    After an error or a crash ``path`` is the old file, unchanged.
+
+    Args:
+        path: the final name.
+        keep_old_as: a second name for the old file at ``path``, if there is one; it is given once
+            the new file is on the disk.
+    """
+    descriptor, temporary = tempfile.mkstemp(
+        prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
+    )
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes 0600
+        if keep_old_as is not None and path.exists():
+            link(path, keep_old_as)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def link(source: Path, target: Path) -> None:
+    """Make ``target`` a hard link to the file ``source``, or a copy where links are not supported.
+
+    An existing ``target`` is replaced in one step, so that it never goes missing. Where ``source``
+    is a symbolic link, ``target`` becomes one to the same place.
+    """
+    if source.is_symlink():  # a checkpoint in several files
+        point_to(target, os.readlink(source))
+        return
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+    os.replace(temporary, target)
+
+
+def point_to(path: Path, name: str, keep_old_as: Path | None = None) -> None:
+    """Make ``path`` a symbolic link to ``name``; an existing ``path`` is replaced in one step.
+
+    Args:
+        path: the link.
+        name: of a file or folder in the folder of ``path``.
+        keep_old_as: a second name for the old ``path``, if there is one.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(name)
+    if keep_old_as is not None and path.exists():
+        link(path, keep_old_as)
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Write a folder's entries to the disk, so that renames in it survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
