@@ -24,7 +24,6 @@ from dml_fast.engine import Engine
 from dml_fast.engine.choice import make_executor, pick
 from dml_fast.engine.optim import lr_factor, ramp
 from dml_fast.engine.precision import Precision
-from dml_fast.engine.replicas import whole_tensors
 from dml_fast.errors import TrainingError, reason
 from dml_fast.eval.validation import validate
 from dml_fast.reporting.console import Reporter, logger
@@ -276,7 +275,7 @@ class Trainer:
         mine = None
         if place < len(self.cohort):
             student = self.cohort.students[place]
-            weights = whole_tensors(student.model.state_dict())
+            weights = student.weights()
             if self.world.column == 0:
                 mine = self.world.students[place], student.arch, weights
         for one in self.world.gather(mine) or ():
