@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dml_fast import cli
-from dml_fast.config import TrainConfig, from_mapping, load_toml
+from dml_fast.config import TrainConfig
+from dml_fast.config_files import check_same_run, from_mapping, load_toml
 from dml_fast.distributed.launch import Launch, end, silence
 from dml_fast.distributed.mesh import Mesh, Shares
 from dml_fast.errors import UserError
@@ -24,12 +25,6 @@ if TYPE_CHECKING:
     from dml_fast.distributed.world import World
     from dml_fast.engine.precision import Precision
     from dml_fast.training.trainer import Trainer
-
-# what may differ from the run that --resume continues
-_MAY_CHANGE = (
-    "backend", "data", "data_threads", "device", "executor", "fsdp", "loader", "log_every",
-    "max_skipped", "mesh", "save_every", "shares", "skip_corrupt", "tensorboard",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,22 +55,6 @@ def arguments(argv: Sequence[str] | None) -> TrainArguments:
     merged = cli.parse(TrainArguments, argv, "train", default=TrainArguments(**own.to_dict()))
     check_same_run(own, merged, given.resume)
     return merged
-
-
-def check_same_run(own: TrainConfig, wanted: TrainConfig, run: object) -> None:
-    """Refuse options that would make another run of the one that is being continued.
-
-    Raises:
-        UserError: naming the first such option and both values.
-    """
-    for field in fields(TrainConfig):
-        old, new = getattr(own, field.name), getattr(wanted, field.name)
-        if old != new and field.name not in _MAY_CHANGE:
-            flag = "--" + field.name.replace("_", "-")
-            raise UserError(
-                f"{flag} is {new} and the run {run} has {old}: leave {flag} out to "
-                "continue that run, or start a new one without --resume"
-            )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
