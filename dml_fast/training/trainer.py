@@ -29,6 +29,7 @@ from dml_fast.errors import TrainingError, reason
 from dml_fast.eval.validation import validate
 from dml_fast.reporting.console import Reporter, logger
 from dml_fast.runs import checkpoint
+from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import link
 from dml_fast.runs.folder import Run
 from dml_fast.runs.history import best_epoch
@@ -68,18 +69,7 @@ class Trainer:
         self.config, self.run, self.data = config, run, data
         self.precision, self.reporter, self.stop = precision, reporter, stop
         channels, *size = data.train.images.shape[1:]
-        self.facts: dict[str, Any] = {
-            "name": data.name,
-            "num_classes": len(data.classes),
-            "classes": list(data.classes),
-            "in_channels": channels,
-            "image_size": size,
-            "mean": list(data.mean),
-            "std": list(data.std),
-            "fingerprint": data.fingerprint,
-        }
-        if config.retrieval:
-            self.facts["task"] = "retrieval"
+        self.facts = DataFacts.of(data)
         self.loader = train_loader(
             data,
             Augmentation(
