@@ -41,7 +41,9 @@ WEIGHTS = (0, 1, 2, 0.5, 16)  # of the divergence: whole numbers may come as suc
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="only what CI compiles")
     parser.add_argument(
         "--print", action="store_true", help="JSON to the standard output, no files"

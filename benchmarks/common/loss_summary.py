@@ -8,8 +8,8 @@ its median time over ours. As Markdown, and short enough for the end of a log.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,14 @@ def _number(row: dict[str, Any], key: str, factor: float = 1.0) -> str:
     return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
 
 
-def main(files: Sequence[str]) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the table; files that are not there, or of another benchmark, are passed over."""
-    reports = [json.loads(Path(file).read_text()) for file in files if Path(file).is_file()]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
+    files = parser.parse_args(argv).files
+    reports = [json.loads(file.read_text()) for file in files if file.is_file()]
     found = [result for r in reports if r["benchmark"] == "loss" for result in r["results"]]
     for ours in sorted({result["ours"] for result in found}):
         print(f"Times as long as {ours}:\n")
@@ -67,4 +72,4 @@ def main(files: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

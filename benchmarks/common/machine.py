@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -22,7 +23,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
-        "command": " ".join(["python", *sys.argv]),
+        "command": command(),
         "machine": {
             "device": device_name(device),
             "cpu": cpu_name(),
@@ -38,6 +39,13 @@ def provenance(device: torch.device) -> dict[str, Any]:
             **{name: installed(name) for name in ("triton", "liger-kernel")},
         },
     }
+
+
+def command() -> str:
+    """Return the command line of this process, ready to be typed in the repository's root."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = sys.argv[:1] if spec is None else ["-m", spec.name]
+    return shlex.join(["python", *program, *sys.argv[1:]])
 
 
 def commit() -> str | None:

@@ -48,7 +48,9 @@ def origin(report: dict[str, Any]) -> str:
         f"torch {versions['torch']}, Python {versions['python']}",
         f"{report['date'][:10]}, commit {report['commit']}",
     ]
-    return "; ".join(parts) + f"\n\n    {report['command']}"
+    # Earlier reports have `python benchmarks/bench_step.py`: now the scripts are modules.
+    command = re.sub(r"^python benchmarks/(\w+)\.py", r"python -m benchmarks.\1", report["command"])
+    return "; ".join(parts) + f"\n\n    {command}"
 
 
 def section(kind: str, reports: Sequence[dict[str, Any]]) -> str:

@@ -132,9 +132,9 @@ run_tests() {
         export DML_FAST_REQUIRE=gpu
         mapfile -t files < <(
             {
-                grep -l 'mark\.gpu' tests/test_*.py
-                ls tests/test_kernel*.py tests/test_loss*.py tests/test_linear*.py 2>/dev/null
-            } | grep -v test_kernel_aot | sort -u # which compiles for other GPUs
+                grep -rl --include='test_*.py' 'mark\.gpu' tests
+                ls tests/kernels/test_*.py tests/loss/test_*.py
+            } | grep -v tests/kernels/test_aot | sort -u # which compiles for other GPUs
         )
     fi
     if "$PYTHON" -c 'import xdist' 2>/dev/null; then
@@ -148,14 +148,14 @@ find_sanitizer() {
 }
 
 run_sanitize() {
-    local driver=benchmarks/gpu/sanitize.py parts=16 tool sanitizer
+    local driver=benchmarks.gpu.sanitize parts=16 tool sanitizer
     if [[ $rehearsing ]]; then
-        stage "sanitize: interpreted" 300 sanitize.log "$PYTHON" $driver --part 0/12
+        stage "sanitize: interpreted" 300 sanitize.log "$PYTHON" -m $driver --part 0/12
         return
     fi
     # Compile first, side by side; then each tool finds the kernels in the cache.
     stage "sanitize: compile" 150 sanitize.log bash -c \
-        "seq 0 $((parts - 1)) | xargs -P $WORKERS -I{} '$PYTHON' $driver --part {}/$parts"
+        "seq 0 $((parts - 1)) | xargs -P $WORKERS -I{} '$PYTHON' -m $driver --part {}/$parts"
     sanitizer=$(find_sanitizer)
     if [[ ! $sanitizer ]]; then
         summary+=("sanitize: compute-sanitizer is not installed here")
@@ -164,7 +164,7 @@ run_sanitize() {
     for tool in memcheck racecheck initcheck synccheck; do
         # Without its cache PyTorch asks the driver for each tensor, so the tool knows their bounds.
         stage "sanitize: $tool" 200 sanitize.log env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-            "$sanitizer" --tool "$tool" --error-exitcode 1 --print-limit 20 "$PYTHON" $driver
+            "$sanitizer" --tool "$tool" --error-exitcode 1 --print-limit 20 "$PYTHON" -m $driver
     done
 }
 
@@ -178,14 +178,14 @@ run_bench() { # NAME SHAPE...
         options=(--budget 0.2 --dtype float32 --contestants naive closed_form liger triton)
         set -- 2x16x10
     fi
-    stage "$name" 280 bench.log "$PYTHON" benchmarks/bench_loss.py --shapes "$@" \
+    stage "$name" 280 bench.log "$PYTHON" -m benchmarks.bench_loss --shapes "$@" \
         --json "$out/$name.json" "${options[@]}"
 }
 
 run_bench_linear() {
     local options=()
     [[ ! $rehearsing ]] || options=(--shape 2x16x64x8 --budget 0.2)
-    stage bench-linear 200 bench.log "$PYTHON" benchmarks/bench_linear_loss.py \
+    stage bench-linear 200 bench.log "$PYTHON" -m benchmarks.bench_linear_loss \
         --json "$out/bench-linear.json" "${options[@]}"
 }
 
@@ -193,7 +193,7 @@ run_bench_linear() {
 run_steps() {
     local options=(--arch resnet32 mobilenet_v1 --budget 40 --compile)
     [[ ! $rehearsing ]] || options=(--arch resnet8 --students 2 --batch 8 --budget 0.5)
-    stage steps 280 steps.log "$PYTHON" benchmarks/bench_step.py --json "$out/steps.json" \
+    stage steps 280 steps.log "$PYTHON" -m benchmarks.bench_step --json "$out/steps.json" \
         "${options[@]}"
 }
 
@@ -201,7 +201,7 @@ run_steps() {
 run_profile() {
     local options=()
     [[ ! $rehearsing ]] || options=(--arch resnet8 --students 2 --batch 8)
-    stage profile 120 profile.log "$PYTHON" benchmarks/gpu/profile_step.py \
+    stage profile 120 profile.log "$PYTHON" -m benchmarks.gpu.profile_step \
         --json "$out/profile.json" "${options[@]}"
 }
 
@@ -229,7 +229,7 @@ done
 {
     printf '\n=== summary, %d s, results in %s\n' "$((SECONDS - started))" "$out"
     printf '%s\n' "${summary[@]}"
-    "$PYTHON" benchmarks/common/loss_summary.py "${reports[@]}"
+    "$PYTHON" -m benchmarks.common.loss_summary "${reports[@]}"
     for name in steps profile; do
         [[ " ${stages[*]} " != *" $name "* ]] || grep -E '^(\||[0-9]+ x |profile of )' "$out/$name.log"
     done

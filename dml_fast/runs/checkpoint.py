@@ -19,7 +19,7 @@ from dml_fast.runs.folder import Run
 if TYPE_CHECKING:
     from dml_fast.distributed.world import World
 
-FORMAT = "dml_fast.runs.checkpoint"
+FORMAT = "dml_fast.checkpoint"  # of every version, wherever this module is
 VERSION = 2
 
 
@@ -34,7 +34,7 @@ def save(run: Run, state: dict[str, Any], *, best: bool, world: World | None = N
         world: the processes, which save together: ``students`` and ``rng`` are those of each.
     """
     state = {"format": FORMAT, "version": VERSION, **state}
-    if world is not None and not world.alone_here:
+    if world is not None and not world.single:
         sharded_checkpoint.save(run, state, world, best=best)
         return
     with atomic_write(run.checkpoint("last"), keep_old_as=run.checkpoint("previous")) as file:

@@ -7,13 +7,21 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from engine_cases import CPU, Trap, assert_same, batch, engine_of, networks, sgd, student
+from engine_cases import (
+    CPU,
+    Trap,
+    assert_same,
+    batch,
+    engine_of,
+    networks,
+    optimizer_of,
+    sgd,
+    student,
+)
 from torch import Tensor, nn
 
-from dml_fast.config import TrainConfig
 from dml_fast.engine import Engine
 from dml_fast.engine.cohort import Cohort
-from dml_fast.engine.optim import make_optimizer
 from dml_fast.engine.precision import Precision
 from dml_fast.engine.student import Student
 from dml_fast.errors import UserError
@@ -139,6 +147,16 @@ def test_distillation_listens_to_the_teacher_alone() -> None:
     assert models[0].training
 
 
+@pytest.mark.parametrize("update", ["simultaneous", "alternating"])
+def test_no_learner_is_not_all_of_them(update: str) -> None:
+    models = networks(2)
+    before = copy.deepcopy(models)
+    result = engine_of(models, update=update).step(*batch(0), learners=())
+    assert [len(column) for column in result] == [0] * 6
+    for a, b in zip(models, before, strict=True):
+        assert_same(a, b)
+
+
 def test_a_bad_step_leaves_no_trace_and_does_not_touch_the_peers() -> None:
     torch.manual_seed(0)
     bad, *good = [Trap().double(), *networks(2)]
@@ -255,9 +273,8 @@ def test_a_step_never_waits_for_the_gpu(
     dtype: torch.dtype | None, method: str, optimizer: str
 ) -> None:
     cuda = torch.device("cuda")
-    config = TrainConfig(optimizer=optimizer)  # type: ignore[arg-type]
     students = [
-        Student(m, make_optimizer(m, config), Precision(cuda, dtype))
+        Student(m, optimizer_of(m, optimizer), Precision(cuda, dtype))
         for m in (m.to(cuda) for m in networks(3, torch.float32))
     ]
     alternating = method == "alternating"
