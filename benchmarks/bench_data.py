@@ -34,8 +34,8 @@ from benchmarks.common.machine import installed, provenance
 from benchmarks.peers import data as data_peers
 from benchmarks.peers.data import Pass
 from dml_fast.data import DataSet, open_dataset
+from dml_fast.data.loaders import train_loader
 from dml_fast.data.loaders.assemble import Loader
-from dml_fast.data.loaders.opening import train_loader
 from dml_fast.data.plan import Augmentation
 from dml_fast.data.readers.samples import read_index
 from dml_fast.data.reading import dali_is_installed
@@ -224,14 +224,12 @@ def wait(root: Path) -> Iterator[dict[str, Pass]]:
     """Each pass is 6 steps of two ResNet-32; the shares are in `WAITED`."""
     from dml_fast.config import TrainConfig
     from dml_fast.engine import Engine
-    from dml_fast.engine.cohort import Cohort
     from dml_fast.engine.precision import Precision
+    from dml_fast.training.build import build_cohort
 
     config = TrainConfig(cohort=2, arch="resnet32", batch_size=BATCH)
-    precision = Precision.from_config(config, DEVICE)
-    cohort = Cohort.from_config(
-        config, precision, num_classes=10, in_channels=3, image_size=(32, 32)
-    )
+    precision = Precision(DEVICE)
+    cohort = build_cohort(config, precision, num_classes=10, in_channels=3, image_size=(32, 32))
     engine = Engine(cohort)
     how = Augmentation(pad=4, flip=True)
 

@@ -33,9 +33,9 @@ from dml_fast.distributed.connect import connected
 from dml_fast.distributed.launch import Launch, end
 from dml_fast.engine import Engine
 from dml_fast.engine.choice import make_executor
-from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.precision import Precision
 from dml_fast.reporting.markdown import table
+from dml_fast.training.build import build_cohort, facts_of
 from dml_fast.training.shares import place
 
 CLASSES, SIZE = 100, 32
@@ -115,10 +115,10 @@ def work(text: str) -> None:
     launch, config = Launch.from_environment(), TrainConfig(**json.loads(text))
     cpu = torch.device("cpu")
     mesh, shares = place(config, launch.size)
-    with connected(launch, mesh, shares, config, cpu) as world:
-        cohort = Cohort.from_config(
+    with connected(launch, mesh, shares, cpu, facts=facts_of(config)) as world:
+        cohort = build_cohort(
             config,
-            Precision.from_config(config, cpu),
+            Precision.choose(config.amp, config.amp_dtype, cpu),
             num_classes=CLASSES,
             in_channels=3,
             image_size=(SIZE, SIZE),

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dml_fast import cli
-from dml_fast.config import TrainConfig, from_mapping, load_toml
+from dml_fast.config import TrainConfig
+from dml_fast.config_files import check_same_run, from_mapping, load_toml
 from dml_fast.distributed.launch import Launch, end, silence
 from dml_fast.distributed.mesh import Mesh, Shares
 from dml_fast.errors import UserError
@@ -24,12 +25,6 @@ if TYPE_CHECKING:
     from dml_fast.distributed.world import World
     from dml_fast.engine.precision import Precision
     from dml_fast.training.trainer import Trainer
-
-# what may differ from the run that --resume continues
-_MAY_CHANGE = (
-    "backend", "data", "data_threads", "device", "executor", "fsdp", "loader", "log_every",
-    "max_skipped", "mesh", "save_every", "shares", "skip_corrupt", "tensorboard",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,22 +57,6 @@ def arguments(argv: Sequence[str] | None) -> TrainArguments:
     return merged
 
 
-def check_same_run(own: TrainConfig, wanted: TrainConfig, run: object) -> None:
-    """Refuse options that would make another run of the one that is being continued.
-
-    Raises:
-        UserError: naming the first such option and both values.
-    """
-    for field in fields(TrainConfig):
-        old, new = getattr(own, field.name), getattr(wanted, field.name)
-        if old != new and field.name not in _MAY_CHANGE:
-            flag = "--" + field.name.replace("_", "-")
-            raise UserError(
-                f"{flag} is {new} and the run {run} has {old}: leave {flag} out to "
-                "continue that run, or start a new one without --resume"
-            )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, train, and return the exit code: 0, or 128 + the signal that stopped the run."""
     launch = Launch.from_environment()
@@ -95,9 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             stack.enter_context(run.taken(new=not args.resume))
         world = stack.enter_context(_world(launch, mesh, shares, config))
         if by_torchrun:
-            folder, known = world.first(lambda: _folder(launch, args.resume, config))
+            folder, known = world.from_main(lambda: _folder(launch, args.resume, config))
             run = Run(Path(folder))
-            with world.phase():
+            with world.all_or_none():
                 if world.main:
                     stack.enter_context(run.taken(new=not (args.resume or known)))
         if known:
@@ -128,9 +107,10 @@ def _world(
     """The processes, connected."""
     from dml_fast.distributed.connect import connected, pick_local_device
     from dml_fast.engine.precision import pick_device
+    from dml_fast.training.build import facts_of
 
     device = pick_device(pick_local_device(config.device, launch))
-    return connected(launch, mesh, shares, config, device)
+    return connected(launch, mesh, shares, device, facts=facts_of(config), backend=config.backend)
 
 
 def _folder(launch: Launch, resume: str, config: TrainConfig) -> tuple[str, bool]:
@@ -173,9 +153,8 @@ def prepare(
     from dml_fast.training.trainer import Trainer
 
     world = world or World.alone(len(config.architectures))
-    precision = Precision.from_config(
-        config, pick_device(pick_local_device(config.device, world.launch))
-    )
+    device = pick_device(pick_local_device(config.device, world.launch))
+    precision = Precision.choose(config.amp, config.amp_dtype, device)
     check_executor(config.executor, precision.device)
     if precision.device.type == "cpu":
         keep_freed_memory()
@@ -184,13 +163,13 @@ def prepare(
     if config.shares == "measured":
         share_out_by_cost(config, data, precision, world)
     path = _checkpoint_of(run, resume)
-    with world.phase():
+    with world.all_or_none():
         state = checkpoint.load(path, world.students, verify=world.main) if path else None
         if state is not None:
             _check_state(state, path, config, run, data)
     trainer = Trainer(config, run, data, precision, reporter, stop, world)
     needed = trainer.disk_bytes()
-    with world.phase():
+    with world.all_or_none():
         if world.main:
             run.check_writable(needed)
         if state is not None and path is not None:
@@ -223,9 +202,9 @@ def _open_data(config: TrainConfig, precision: Precision, world: World) -> DataS
     from dml_fast.distributed.world import agreed
 
     options = {**config.data_options, "device": str(precision.device)}
-    if config.download and not world.alone_here:
-        world.first(lambda: open_dataset(config.data, download=True, **options).fingerprint)
-    with world.phase():
+    if config.download and not world.single:
+        world.from_main(lambda: open_dataset(config.data, download=True, **options).fingerprint)
+    with world.all_or_none():
         data = open_dataset(config.data, download=config.download and world.main, **options)
     found = world.all_gather(data.fingerprint)
     for rank, fingerprint in enumerate(found):

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from dml_fast import cli
-from dml_fast.config import TrainConfig, from_mapping, load_toml
+from dml_fast.config import TrainConfig
+from dml_fast.config_files import from_mapping, load_toml
 from dml_fast.errors import UserError
 from dml_fast.runs import checkpoint
 from dml_fast.runs.folder import Run

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers.loss import COMPILE, AbsentError, naive_losses
-from dml_fast.config import TrainConfig
 from dml_fast.engine import Engine
 from dml_fast.engine.choice import make_executor
 from dml_fast.engine.cohort import Cohort
@@ -182,11 +181,13 @@ def ours(
     compiled: bool,
 ) -> Step:
     """The engine, in the memory order that it has by default."""
-    config = TrainConfig(lr=SGD["lr"])  # type: ignore[arg-type]
     students = []
     for model in case.models():
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        student = Student(model, make_optimizer(model, config), Precision(case.device, dtype))
+        optimizer = make_optimizer(
+            [*model.parameters()], algorithm="sgd", lr=SGD["lr"], weight_decay=SGD["weight_decay"]
+        )
+        student = Student(model, optimizer, Precision(case.device, dtype))
         if compiled:
             student.compile()
         students.append(student)

@@ -7,9 +7,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from datetime import timedelta
 from queue import Empty, Queue
 
@@ -18,7 +17,6 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from dml_fast.config import TrainConfig
 from dml_fast.distributed.failure import TIMEOUT, Watch
 from dml_fast.distributed.launch import Launch
 from dml_fast.distributed.mesh import Mesh, Shares
@@ -32,7 +30,13 @@ _START_S = 300.0  # until all ranks must be there
 
 @contextmanager
 def connected(
-    launch: Launch, mesh: Mesh, shares: Shares, config: TrainConfig, device: torch.device
+    launch: Launch,
+    mesh: Mesh,
+    shares: Shares,
+    device: torch.device,
+    *,
+    facts: Mapping[str, object],
+    backend: str = "auto",
 ) -> Iterator[World]:
     """The world of a run, while inside; leaving it in peace waits for all ranks.
 
@@ -42,8 +46,9 @@ def connected(
         launch: how this process was started.
         mesh: of the ranks.
         shares: of the students.
-        config: of this rank, which is compared with the others'.
         device: of this rank.
+        facts: what must be equal on all ranks, by the name that an error calls it.
+        backend: of torch.distributed: ``gloo``, ``nccl``, or ``auto`` by the device.
 
     Raises:
         UserError: the port is in use, ranks do not come, or they differ in their options.
@@ -51,7 +56,7 @@ def connected(
     if launch.size == 1:
         yield World(launch, mesh, shares)
         return
-    backend = _backend(config.backend, device)
+    backend = _backend(backend, device)
     with _ends_at_a_signal():
         store = _attempt(_store(launch), launch)
         watch = Watch(_attempt(_client(launch, _START_S), launch), launch)
@@ -75,7 +80,7 @@ def connected(
     )
     world = World(launch, mesh, shares, device_mesh, watch)
     try:
-        _compare(world, config)
+        _compare(world, facts)
         yield world
     except BaseException as error:
         if not getattr(error, "on_all_ranks", False):
@@ -208,22 +213,20 @@ def _why(error: BaseException) -> str:
     return "it is in use" if "EADDRINUSE" in text or "in use" in text else first_line(error)
 
 
-def _compare(world: World, config: TrainConfig) -> None:
+def _compare(world: World, facts: Mapping[str, object]) -> None:
     """Refuse ranks that were started with other options or versions.
 
     Raises:
         UserError: naming the first rank, option and values that differ.
     """
-    mine = {"dml_fast": __version__, "torch": torch.__version__, **config.to_dict()}
+    mine = {"dml_fast": __version__, "torch": torch.__version__, **facts}
     everyone = world.all_gather(mine)
     for rank, other in enumerate(everyone):
         for name, value in everyone[0].items():
             if other[name] != value:
-                option = any(name == field.name for field in fields(TrainConfig))
-                flag = "--" + name.replace("_", "-") if option else name
                 raise agreed(
                     UserError(
-                        f"rank {rank} was started with {flag} {other[name]} and rank 0 with "
+                        f"rank {rank} was started with {name} {other[name]} and rank 0 with "
                         f"{value}: start all ranks alike"
                     )
                 )

@@ -57,11 +57,6 @@ class Launch:
         return self.rank == 0
 
 
-def speaks() -> bool:
-    """Whether errors that all ranks have are this process's to print."""
-    return os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ
-
-
 def silence() -> None:
     """Take the mouth from a rank whose mistakes rank 0 reports."""
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115

@@ -86,7 +86,7 @@ class World:
         return self.launch.main
 
     @property
-    def alone_here(self) -> bool:
+    def single(self) -> bool:
         """Whether there is one process."""
         return self.launch.size == 1
 
@@ -104,7 +104,7 @@ class World:
 
     # ------------------------------------------------------------ students' numbers
 
-    def everyone(self, mine: Sequence[Tensor]) -> list[Tensor]:
+    def all_students(self, mine: Sequence[Tensor]) -> list[Tensor]:
         """All students' tensors of one shape, in order of their numbers, from those of this rank.
 
         Args:
@@ -128,7 +128,7 @@ class World:
             mine: (students of this rank, ...), copied to the CPU.
         """
         mine = mine.cpu()
-        if self.alone_here:
+        if self.single:
             return mine[None]
         places = max(map(len, self.shares))
         sent = mine.new_zeros((places, *mine.shape[1:]))
@@ -146,7 +146,7 @@ class World:
 
     def gather(self, value: T) -> list[T] | None:
         """Every rank's object, in order, on rank 0; None on the others."""
-        if self.alone_here:
+        if self.single:
             return [value]
         found: list[Any] | None = [None] * self.launch.size if self.main else None
         dist.gather_object(value, found)
@@ -154,25 +154,25 @@ class World:
 
     def all_gather(self, value: T) -> list[T]:
         """Every rank's object, in order, on every rank."""
-        if self.alone_here:
+        if self.single:
             return [value]
         found: list[Any] = [None] * self.launch.size
         dist.all_gather_object(found, value)
         return found
 
-    def first(self, make: Callable[[], T]) -> T:
+    def from_main(self, make: Callable[[], T]) -> T:
         """What rank 0 makes, on every rank; its error too."""
         found: list[Any] = [None]
-        with self.phase():
+        with self.all_or_none():
             if self.main:
                 found[0] = make()
-        if not self.alone_here:
+        if not self.single:
             dist.broadcast_object_list(found, src=0)
         value: T = found[0]
         return value
 
     @contextmanager
-    def phase(self) -> Iterator[None]:
+    def all_or_none(self) -> Iterator[None]:
         """What one rank cannot do while inside, none goes on from: all have the first rank's error.
 
         Nothing inside may communicate.
@@ -181,7 +181,7 @@ class World:
             UserError: of any rank, named unless it is rank 0 or all have the same.
             TrainingError: likewise.
         """
-        if self.alone_here:
+        if self.single:
             yield
             return
         mine: UserError | TrainingError | None = None
@@ -204,7 +204,7 @@ class World:
 
         The votes travel while the next step is computed. With one process the answer is at once.
         """
-        if self.alone_here:
+        if self.single:
             return mine
         said = torch.tensor(mine, dtype=torch.int32)
         before = self._vote
@@ -217,14 +217,14 @@ class World:
     def slowest(self, seconds: Sequence[float]) -> list[float]:
         """The longest time of any rank, for each of some works."""
         times = torch.tensor(seconds, dtype=torch.float64)
-        if not self.alone_here:
+        if not self.single:
             dist.all_reduce(times, op=dist.ReduceOp.MAX)
         found: list[float] = times.tolist()
         return found
 
     def close(self) -> None:
         """Take leave, together."""
-        if self.alone_here:
+        if self.single:
             return
         if self._vote is not None:
             self._vote[0].wait()

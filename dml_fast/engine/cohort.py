@@ -1,36 +1,18 @@
-"""K students as one object: built from a configuration, checked, saved and loaded together."""
+"""K students as one object: checked, saved and loaded together."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from dml_fast.config import TrainConfig
 from dml_fast.distributed.world import World, agreed
-from dml_fast.engine.optim import make_optimizer
-from dml_fast.engine.precision import Precision
-from dml_fast.engine.replicas import (
-    ReplicatedStudent,
-    ShardedStudent,
-    local_parameters,
-    shard,
-)
+from dml_fast.engine.replicas import ShardedStudent
 from dml_fast.engine.student import Student
-from dml_fast.errors import UserError, reason
-from dml_fast.models import create_model
-from dml_fast.models.embedding import create_embedding_net
-from dml_fast.models.pretrained import load_pretrained
-from dml_fast.rng import derive_seed, seed_everything
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-
-logger = logging.getLogger(__name__)
+from dml_fast.errors import UserError
 
 
 class Cohort:
@@ -44,57 +26,6 @@ class Cohort:
     def __init__(self, students: Sequence[Student], world: World | None = None) -> None:
         self.students = list(students)
         self.world = world or World.alone(len(self.students))
-
-    @classmethod
-    def from_config(
-        cls,
-        config: TrainConfig,
-        precision: Precision,
-        *,
-        num_classes: int,
-        in_channels: int,
-        image_size: tuple[int, int],
-        world: World | None = None,
-    ) -> Cohort:
-        """Create the students of a run that this process holds, each from a seed of its own.
-
-        Afterwards the global generators are at the start of the training's own stream, which is
-        another one on every rank.
-        """
-        world = world or World.alone(len(config.architectures))
-        groups = world.row_groups()
-        students = []
-        with world.phase():
-            for k in world.students:
-                arch = config.architectures[k]
-                seed_everything(derive_seed(config.seed, "student", k))
-                create = create_embedding_net if config.retrieval else create_model
-                model = create(
-                    arch, num_classes=num_classes, in_channels=in_channels, image_size=image_size
-                )
-                if config.pretrained:
-                    load_pretrained(model, config.pretrained, arch)
-                model = model.to(precision.device)
-                if config.channels_last:
-                    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-                student = Student(model, make_optimizer(model, config), precision, arch)
-                images = torch.zeros(
-                    (min(2, config.batch_size), in_channels, *image_size), device=precision.device
-                )
-                _try(student, images, num_classes)
-                students.append(student)
-        if groups:
-            students = [
-                _joined(s, config, world, g) for s, g in zip(students, groups, strict=False)
-            ]
-        if config.compile:
-            for student in students:
-                student.compile()
-        if any(student.depthwise for student in students):
-            logger.info("depthwise convolutions run in fp32: on a CPU they are slower in bf16")
-        rank = (world.launch.rank,) if world.launch.rank else ()
-        seed_everything(derive_seed(config.seed, "training", *rank))
-        return cls(students, world)
 
     def __len__(self) -> int:
         return len(self.students)
@@ -156,36 +87,6 @@ class Cohort:
             )
         for student, state in zip(self.students, states, strict=True):
             student.load_state_dict(state)
-
-
-def _joined(student: Student, config: TrainConfig, world: World, group: ProcessGroup) -> Student:
-    """The student as the ranks of ``group``, which all have made it, train it together."""
-    model, precision, arch = student.model, student.precision, student.arch
-    assert world.device_mesh is not None
-    if config.fsdp:
-        shard(model, world.device_mesh["data"])
-        optimizer = make_optimizer(model, config, local_parameters(model))
-        return ShardedStudent(model, optimizer, precision, arch, group=group)
-    features = config.triplet_weight > 0
-    return ReplicatedStudent(
-        model, student.optimizer, precision, arch, group=group, with_features=features
-    )
-
-
-def _try(student: Student, images: torch.Tensor, num_classes: int) -> None:
-    """Refuse a student that cannot do in training what it does in evaluation."""
-    size = " x ".join(map(str, images.shape[1:]))
-    subject = f"{student.arch} cannot train on batches of {len(images)} images of {size}"
-    try:
-        logits = student.predict(images, training=True)
-    except Exception as error:
-        raise UserError(
-            f"{subject} ({reason(error)}): give a larger --batch-size or another --arch"
-        ) from error
-    if not isinstance(logits, torch.Tensor) or logits.shape != (len(images), num_classes):
-        raise UserError(f"{subject}: it must return logits ({len(images)}, {num_classes})")
-    if not all(isinstance(v, torch.Tensor) for v in student.model.state_dict().values()):
-        raise UserError(f"{student.arch} keeps state that is no tensor, which cannot be saved")
 
 
 def weights_digest(model: nn.Module) -> str:

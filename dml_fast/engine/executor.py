@@ -48,7 +48,7 @@ class Executor(ABC):
             work: for k in 0..A-1; touches student k alone, and reads what the caller made.
         """
 
-    def forward(self, students: Sequence[Student], work: Callable[[int], T]) -> list[T]:
+    def fork_in_order(self, students: Sequence[Student], work: Callable[[int], T]) -> list[T]:
         """``fork``, for work that may draw from the global random generators."""
         return self.fork(students, work)
 
@@ -109,7 +109,7 @@ class Threads(Executor):
         self._seen.update(students)
         return self._side_by_side([[k] for k in numbers] if known else [[*numbers]], work)
 
-    def forward(self, students: Sequence[Student], work: Callable[[int], T]) -> list[T]:
+    def fork_in_order(self, students: Sequence[Student], work: Callable[[int], T]) -> list[T]:
         """As ``fork``, but students that draw random numbers are one task."""
         known = [self._draws.get(student) for student in students]
         in_turn = [k for k, draws in enumerate(known) if draws is not False]

@@ -71,7 +71,7 @@ class Graph(Executor):
         """Replay, capture before that if need be, or run eagerly and say why."""
         if why := self._never or _refusal(cohort):
             return self._fall_back(why, step, lesson)
-        roles = lesson.learners, lesson.teacher, tuple(student.loads for student in cohort)
+        roles = lesson.learners, lesson.teacher, tuple(student.generation for student in cohort)
         if self._captured is None or self._captured.roles != roles:
             self._captured = None  # its memory goes before the new graph's comes
             try:

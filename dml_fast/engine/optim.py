@@ -3,51 +3,47 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from dml_fast.config import TrainConfig
-from dml_fast.errors import UserError
-
 
 def make_optimizer(
-    model: nn.Module, config: TrainConfig, parameters: list[nn.Parameter] | None = None
+    parameters: Sequence[nn.Parameter],
+    *,
+    algorithm: str,
+    lr: float,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
 ) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW, in torch's fused form.
+    """Make SGD with Nesterov momentum, or AdamW, in torch's fused form.
 
     The fused form takes ``found_inf`` on the device, by which a bad step is skipped without
     asking the host. The learning rate is a 0-d tensor that the schedule fills in place.
 
     Args:
-        model: the student, already on its device.
-        config: which optimizer, and its numbers.
-        parameters: what is optimised in place of the model's parameters.
-
-    Raises:
-        UserError: the model has nothing to train.
+        parameters: at least one, already on their device.
+        algorithm: ``sgd`` or ``adamw``.
+        lr: the learning rate.
+        momentum: of SGD.
+        weight_decay: on all parameters.
     """
-    parameters = parameters or [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise UserError(
-            f"a student ({type(model).__name__}) has no parameter that requires a gradient: "
-            "give an --arch that can be trained"
-        )
-    lr = torch.tensor(config.peak_lr, device=parameters[0].device)
-    if config.algorithm == "adamw":
+    rate = torch.tensor(lr, device=parameters[0].device)
+    if algorithm == "adamw":
         return torch.optim.AdamW(
             parameters,
-            lr=lr,
-            weight_decay=config.weight_decay,
+            lr=rate,
+            weight_decay=weight_decay,
             fused=True,
-            capturable=lr.is_cuda,  # in a CUDA graph
+            capturable=rate.is_cuda,  # in a CUDA graph
         )
     optimizer = torch.optim.SGD(
         parameters,
-        lr=lr,
-        momentum=config.momentum,
-        nesterov=config.momentum > 0,
-        weight_decay=config.weight_decay,
+        lr=rate,
+        momentum=momentum,
+        nesterov=momentum > 0,
+        weight_decay=weight_decay,
         fused=True,
     )
     zero_momentum(optimizer)

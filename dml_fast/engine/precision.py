@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from dml_fast.config import TrainConfig
 from dml_fast.errors import UserError
 
 
@@ -46,18 +45,23 @@ class Precision:
     dtype: torch.dtype | None = None
 
     @classmethod
-    def from_config(cls, config: TrainConfig, device: torch.device) -> Precision:
-        """Choose the type that ``--amp`` asks for.
+    def choose(cls, amp: bool, dtype: str, device: torch.device) -> Precision:
+        """Choose the type of the forward passes.
+
+        Args:
+            amp: whether to use mixed precision.
+            dtype: its type: ``bf16``, ``fp16``, or ``auto`` for bf16 where the device has it.
+            device: where the students are.
 
         Raises:
             UserError: fp16 on a CPU.
         """
-        if not config.amp:
+        if not amp:
             return cls(device)
-        if config.amp_dtype == "fp16" and device.type == "cpu":
+        if dtype == "fp16" and device.type == "cpu":
             raise UserError("--amp-dtype is fp16 and the device is a CPU: give bf16, or a GPU")
-        bf16 = config.amp_dtype == "bf16" or (
-            config.amp_dtype == "auto"
+        bf16 = dtype == "bf16" or (
+            dtype == "auto"
             and (device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False))
         )
         return cls(device, torch.bfloat16 if bf16 else torch.float16)

@@ -165,7 +165,7 @@ class Engine:
         here = [k for k in lesson.learners if k in self.cohort.world.students]
         students = [self._student(k) for k in here]
         fixed = self._taught(lesson)
-        passes = executor.forward(
+        passes = executor.fork_in_order(
             students, lambda k: self._forward(students[k], lesson, lesson.inputs[here[k]])
         )
         logits = {k: z.detach() for k, (z, _) in zip(here, passes, strict=True)}

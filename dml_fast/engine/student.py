@@ -51,7 +51,7 @@ class Student:
         self.norms = [
             m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats
         ]
-        self.loads = 0  # how often other tensors took the place of the optimizer's
+        self.generation = 0  # how often other tensors took the place of the optimizer's
         self.features: Tensor | None = None  # (N, D) of the last forward pass, if asked for
         self._statistics: list[Tensor] = []
         self._before: list[Tensor] = []
@@ -179,7 +179,7 @@ class Student:
         self.optimizer.load_state_dict({"state": moments, "param_groups": options})
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        self.loads += 1
+        self.generation += 1
 
     def forget_step(self) -> None:
         """Drop what a step that was broken off has left behind."""

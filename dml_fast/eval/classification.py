@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dml_fast.data.loaders.resident import Batch
+from dml_fast.data.loaders.assemble import Batch
 from dml_fast.distributed.world import World
 from dml_fast.engine.precision import Precision
 from dml_fast.eval.modes import evaluating
@@ -51,7 +51,7 @@ def evaluate(
         for batch in batches:
             with precision.autocast():
                 logits = [model(batch.inputs) for model in models]
-            right[:-1] += _right(world.everyone([z.float() for z in logits]), batch.target)
+            right[:-1] += _right(world.all_students([z.float() for z in logits]), batch.target)
             right[-1] += len(batch.target)
     *counts, images = world.sum_over_data(right).tolist()
     *students, ensemble = (count / max(images, 1) for count in counts)

@@ -15,7 +15,8 @@ from torch import nn
 
 from dml_fast.config import TrainConfig
 from dml_fast.data import DataSet, ImageSet
-from dml_fast.data.loaders.resident import Batch, evaluation_batches
+from dml_fast.data.loaders import evaluation_batches
+from dml_fast.data.loaders.assemble import Batch
 from dml_fast.engine.depthwise import keep_in_full_precision
 from dml_fast.engine.precision import Precision, pick_device
 from dml_fast.errors import UserError
@@ -188,7 +189,7 @@ def _precision(config: TrainConfig, device: torch.device) -> Precision:
     if config.amp and config.amp_dtype == "fp16" and device.type == "cpu":
         logger.warning("the run used fp16, which a CPU lacks: evaluating in fp32")
         config = replace(config, amp=False)
-    return Precision.from_config(config, device)
+    return Precision.choose(config.amp, config.amp_dtype, device)
 
 
 def _part(data: DataSet, split: str, spec: str) -> ImageSet:

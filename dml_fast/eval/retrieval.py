@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dml_fast.data.loaders.resident import Batch
+from dml_fast.data.loaders.assemble import Batch
 from dml_fast.data.sets import RetrievalSet
 from dml_fast.distributed.world import World
 from dml_fast.engine.precision import Precision
@@ -120,7 +120,7 @@ def evaluate_retrieval(
         topk: as in `search`, for the ensemble alone.
         world: the processes, as in `dml_fast.eval.classification.evaluate`; rank 0 searches.
     """
-    if world is None or world.alone_here:
+    if world is None or world.single:
         return _search_all(embed(models, batches, precision), images, reranked, topk)
     seen: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
 
@@ -131,7 +131,7 @@ def evaluate_retrieval(
 
     mine = embed(models, noted(), precision)
     parts = world.gather((np.concatenate(seen), mine))
-    return world.first(
+    return world.from_main(
         lambda: _search_all(_joined(parts or [], world, len(images)), images, reranked, topk)
     )
 

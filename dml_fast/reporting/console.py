@@ -68,7 +68,7 @@ class Reporter:
             self._writer = SummaryWriter(str(self._events))
         names = ", ".join(f"{s['arch']} ({s['parameters'] / 1e6:.2f}M)" for s in students)
         logger.info("%s: %d students: %s", config.method, len(students), names)
-        if not world.alone_here:
+        if not world.single:
             logger.info("%s", world)
         if data.choice:
             logger.info("%s", data.choice)

@@ -34,7 +34,7 @@ def save(run: Run, state: dict[str, Any], *, best: bool, world: World | None = N
         world: the processes, which save together: ``students`` and ``rng`` are those of each.
     """
     state = {"format": FORMAT, "version": VERSION, **state}
-    if world is not None and not world.alone_here:
+    if world is not None and not world.single:
         sharded_checkpoint.save(run, state, world, best=best)
         return
     with atomic_write(run.checkpoint("last"), keep_old_as=run.checkpoint("previous")) as file:

@@ -46,7 +46,7 @@ def save(run: Run, state: dict[str, Any], world: World, *, best: bool) -> None:
     tensors, mine = _student_tensors(state["students"], world)
     tensors[f"rng.{world.launch.rank}"] = _packed(state["rng"][0])
     described = world.gather(mine)
-    name = world.first(lambda: _new_name(run.folder, state["step"]))
+    name = world.from_main(lambda: _new_name(run.folder, state["step"]))
     if world.main:
         tensors["meter"] = state["meter"]
         students = {k: v for part in described or [] for k, v in part.items()}

@@ -12,7 +12,7 @@ import torch
 
 from dml_fast.distributed.mesh import balanced
 from dml_fast.distributed.world import World
-from dml_fast.engine.cohort import Cohort
+from dml_fast.training.build import build_cohort
 
 if TYPE_CHECKING:
     from dml_fast.config import TrainConfig
@@ -36,7 +36,7 @@ def share_out_by_cost(
         world: whose shares are set, on all ranks alike.
     """
     archs = config.architectures
-    seconds = world.first(
+    seconds = world.from_main(
         lambda: {arch: _seconds(arch, config, data, precision, world) for arch in sorted({*archs})}
     )
     world.share_out(balanced([seconds[arch] for arch in archs], world.mesh.cohort))
@@ -50,7 +50,7 @@ def _seconds(
     """The median time of a step of one student on a column's part of a batch."""
     channels, *size = data.train.images.shape[1:]
     alone = replace(config, arch=arch, cohort=1, method="independent", compile=False)
-    (student,) = Cohort.from_config(
+    (student,) = build_cohort(
         alone,
         precision,
         num_classes=len(data.classes),

@@ -15,14 +15,13 @@ from torch.distributed.checkpoint.api import CheckpointException
 from dml_fast import rng
 from dml_fast.config import TrainConfig
 from dml_fast.data import DataSet
+from dml_fast.data.loaders import train_loader
 from dml_fast.data.loaders.assemble import TrainBatch
-from dml_fast.data.loaders.opening import train_loader
 from dml_fast.data.plan import Augmentation
 from dml_fast.distributed.failure import is_lost
 from dml_fast.distributed.world import World, agreed
 from dml_fast.engine import Engine
 from dml_fast.engine.choice import make_executor, pick
-from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.optim import lr_factor, ramp
 from dml_fast.engine.precision import Precision
 from dml_fast.engine.replicas import whole_tensors
@@ -34,6 +33,7 @@ from dml_fast.runs.files import link
 from dml_fast.runs.folder import Run
 from dml_fast.runs.history import best_epoch
 from dml_fast.runs.weights import save_student
+from dml_fast.training.build import build_cohort
 from dml_fast.training.meter import Meter
 from dml_fast.training.signals import StopRequest
 
@@ -101,7 +101,7 @@ class Trainer:
             rank=world.column,
             ranks=world.mesh.data,
         )
-        self.cohort = Cohort.from_config(
+        self.cohort = build_cohort(
             config,
             precision,
             num_classes=len(data.classes),

@@ -7,13 +7,21 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from engine_cases import CPU, Trap, assert_same, batch, engine_of, networks, sgd, student
+from engine_cases import (
+    CPU,
+    Trap,
+    assert_same,
+    batch,
+    engine_of,
+    networks,
+    optimizer_of,
+    sgd,
+    student,
+)
 from torch import Tensor, nn
 
-from dml_fast.config import TrainConfig
 from dml_fast.engine import Engine
 from dml_fast.engine.cohort import Cohort
-from dml_fast.engine.optim import make_optimizer
 from dml_fast.engine.precision import Precision
 from dml_fast.engine.student import Student
 from dml_fast.errors import UserError
@@ -255,9 +263,8 @@ def test_a_step_never_waits_for_the_gpu(
     dtype: torch.dtype | None, method: str, optimizer: str
 ) -> None:
     cuda = torch.device("cuda")
-    config = TrainConfig(optimizer=optimizer)  # type: ignore[arg-type]
     students = [
-        Student(m, make_optimizer(m, config), Precision(cuda, dtype))
+        Student(m, optimizer_of(m, optimizer), Precision(cuda, dtype))
         for m in (m.to(cuda) for m in networks(3, torch.float32))
     ]
     alternating = method == "alternating"

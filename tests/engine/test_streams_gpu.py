@@ -10,14 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from engine_cases import Trap, batch
+from engine_cases import Trap, batch, optimizer_of
 from torch import Tensor, nn
 
-from dml_fast.config import TrainConfig
 from dml_fast.engine import Engine
 from dml_fast.engine.choice import make_executor, pick
 from dml_fast.engine.cohort import Cohort
-from dml_fast.engine.optim import make_optimizer
 from dml_fast.engine.precision import Precision
 from dml_fast.engine.student import Student
 from dml_fast.models import create_model
@@ -44,14 +42,13 @@ def engine(
     **options: Any,
 ) -> Engine:
     cuda = torch.device("cuda")
-    config = TrainConfig(optimizer=optimizer)  # type: ignore[arg-type]
     if models is None:
         models = []
         for k, arch in enumerate(("resnet8", "wrn_10_1_drop0.3", "resnet8")):
             torch.manual_seed(k)
             models.append(create_model(arch, num_classes=5, in_channels=1, image_size=(8, 8)))
     students = [
-        Student(m, make_optimizer(m, config), Precision(cuda, dtype))
+        Student(m, optimizer_of(m, optimizer), Precision(cuda, dtype))
         for m in (m.to(cuda) for m in models)
     ]
     return Engine(

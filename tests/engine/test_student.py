@@ -7,14 +7,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from engine_cases import CPU, Trap, assert_same, batch, networks, student
+from engine_cases import CPU, Trap, assert_same, batch, networks, optimizer_of, student
 from torch import nn
 
-from dml_fast.config import TrainConfig
 from dml_fast.engine import Engine
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.depthwise import FullPrecisionConv2d
-from dml_fast.engine.optim import make_optimizer, zero_momentum
+from dml_fast.engine.optim import zero_momentum
 from dml_fast.engine.precision import Precision
 from dml_fast.engine.student import Student
 from dml_fast.errors import UserError
@@ -26,8 +25,7 @@ def test_a_skipped_first_step_does_not_spoil_the_second(optimizer: str) -> None:
     """torch 2.13 leaves the momentum of a skipped first step uninitialised."""
 
     def build(model: nn.Module) -> Student:
-        config = TrainConfig(optimizer=optimizer)  # type: ignore[arg-type]
-        return Student(model, make_optimizer(model, config), Precision(CPU))
+        return Student(model, optimizer_of(model, optimizer), Precision(CPU))
 
     torch.manual_seed(0)
     model = Trap()

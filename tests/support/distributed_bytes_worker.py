@@ -19,8 +19,8 @@ from dml_fast.config import TrainConfig
 from dml_fast.distributed.connect import connected
 from dml_fast.distributed.launch import Launch, end
 from dml_fast.engine import Engine
-from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.precision import Precision
+from dml_fast.training.build import build_cohort, facts_of
 from dml_fast.training.shares import place
 
 STEPS = 5
@@ -49,12 +49,12 @@ def main(options: Path, out: Path) -> None:
     launch, config = Launch.from_environment(), TrainConfig(**json.loads(options.read_text()))
     cpu = torch.device("cpu")
     mesh, shares = place(config, launch.size)
-    with connected(launch, mesh, shares, config, cpu) as world:
+    with connected(launch, mesh, shares, cpu, facts=facts_of(config)) as world:
         assert world.watch is not None
         world.watch.stop()  # it talks to the store
-        cohort = Cohort.from_config(
+        cohort = build_cohort(
             config,
-            Precision.from_config(config, cpu),
+            Precision.choose(config.amp, config.amp_dtype, cpu),
             num_classes=CLASSES,
             in_channels=3,
             image_size=(SIDE, SIDE),

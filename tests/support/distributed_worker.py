@@ -18,6 +18,7 @@ from dml_fast.distributed.launch import Launch, end
 from dml_fast.distributed.world import World
 from dml_fast.runs.folder import Run
 from dml_fast.train import prepare
+from dml_fast.training.build import facts_of
 from dml_fast.training.shares import place
 from dml_fast.training.signals import StopRequest
 
@@ -29,7 +30,7 @@ def main(cases: Path, folder: Path) -> None:
     }
     first = next(iter(configs.values()))
     cpu = torch.device("cpu")
-    with connected(launch, *place(first, launch.size), first, cpu) as connection:
+    with connected(launch, *place(first, launch.size), cpu, facts=facts_of(first)) as connection:
         for name, config in configs.items():
             mesh, shares = place(config, launch.size)
             device_mesh = dist.device_mesh.init_device_mesh(

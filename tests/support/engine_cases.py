@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dml_fast.engine import Engine
 from dml_fast.engine.cohort import Cohort
-from dml_fast.engine.optim import zero_momentum
+from dml_fast.engine.optim import make_optimizer, zero_momentum
 from dml_fast.engine.precision import Precision
 from dml_fast.engine.student import Student
 from dml_fast.models import create_model
@@ -36,6 +36,12 @@ def sgd(model: nn.Module) -> torch.optim.SGD:
     )
     zero_momentum(optimizer)
     return optimizer
+
+
+def optimizer_of(model: nn.Module, algorithm: str = "sgd") -> torch.optim.Optimizer:
+    """With the numbers that a run has by default."""
+    lr = 0.1 if algorithm == "sgd" else 1e-3
+    return make_optimizer([*model.parameters()], algorithm=algorithm, lr=lr, weight_decay=5e-4)
 
 
 def student(model: nn.Module, precision: Precision = Precision(CPU)) -> Student:  # noqa: B008

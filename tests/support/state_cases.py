@@ -6,12 +6,10 @@ import copy
 from typing import Any
 
 import torch
-from engine_cases import CPU
+from engine_cases import CPU, optimizer_of
 from torch import Tensor
 
-from dml_fast.config import TrainConfig
 from dml_fast.engine.cohort import Cohort
-from dml_fast.engine.optim import make_optimizer
 from dml_fast.engine.precision import Precision
 from dml_fast.engine.student import Student
 from dml_fast.models import create_model
@@ -22,8 +20,7 @@ def cohort(count: int = 3, arch: str = "resnet8", optimizer: str = "sgd", dtype:
     for k in range(count):
         torch.manual_seed(k)
         model = create_model(arch, num_classes=5, in_channels=1, image_size=(8, 8))
-        config = TrainConfig(optimizer=optimizer)  # type: ignore[arg-type]
-        students.append(Student(model, make_optimizer(model, config), Precision(CPU, dtype)))
+        students.append(Student(model, optimizer_of(model, optimizer), Precision(CPU, dtype)))
     return Cohort(students)
 
 

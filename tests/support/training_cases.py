@@ -6,13 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from engine_cases import CPU
+from engine_cases import CPU, optimizer_of
 from torch import Tensor
 
-from dml_fast.config import TrainConfig
 from dml_fast.engine import Engine
 from dml_fast.engine.cohort import Cohort
-from dml_fast.engine.optim import make_optimizer
 from dml_fast.engine.precision import Precision
 from dml_fast.engine.student import Student
 from dml_fast.models import create_model
@@ -27,8 +25,7 @@ def cohort_of(archs: list[str], optimizer: str = "sgd", dtype: Any = None, embed
     for k, arch in enumerate(archs):
         torch.manual_seed(k)
         model = create(arch, **IMAGES).to(memory_format=torch.channels_last)
-        config = TrainConfig(optimizer=optimizer)  # type: ignore[arg-type]
-        students.append(Student(model, make_optimizer(model, config), Precision(CPU, dtype), arch))
+        students.append(Student(model, optimizer_of(model, optimizer), Precision(CPU, dtype), arch))
     return Cohort(students)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dml_fast.config import TrainConfig
-from dml_fast.data.loaders.resident import Batch
+from dml_fast.data.loaders.assemble import Batch
 from dml_fast.engine.optim import lr_factor, make_optimizer, ramp
 from dml_fast.engine.precision import Precision
 from dml_fast.engine.step import StepResult
@@ -47,7 +47,13 @@ def test_the_ramp_of_the_mutual_term() -> None:
 @pytest.mark.parametrize(("name", "lr"), [("sgd", 0.1), ("adamw", 1e-3)])
 def test_optimizers_are_fused_and_have_their_default_rate(name: str, lr: float) -> None:
     config = TrainConfig(optimizer=name)  # type: ignore[arg-type]
-    optimizer = make_optimizer(nn.Linear(2, 2), config)
+    optimizer = make_optimizer(
+        [*nn.Linear(2, 2).parameters()],
+        algorithm=config.algorithm,
+        lr=config.peak_lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
     group = optimizer.param_groups[0]
     assert group["fused"]
     assert float(group["lr"]) == pytest.approx(lr)

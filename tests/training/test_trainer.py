@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from data_cases import batch_of
 
 from dml_fast.config import TrainConfig
 from dml_fast.engine.optim import lr_factor, ramp
@@ -56,7 +57,7 @@ def test_options_reach_the_engine_the_optimizers_and_the_loader(tmp_path: Path) 
         conv = student.model.get_parameter("blocks.0.conv1.weight")
         assert conv.is_contiguous(memory_format=torch.channels_last)
     mean, std = torch.tensor(trainer.data.mean), torch.tensor(trainer.data.std)
-    batch = trainer.loader.batch(0, 0)
+    batch = batch_of(trainer.loader, 0, 0)
     pixels = (batch.inputs * std + mean)[:, 0] * 255
     originals = torch.from_numpy(trainer.data.train.images)[batch.ids, 0]
     torch.testing.assert_close(pixels, originals.float(), rtol=0, atol=1e-3)  # not augmented
@@ -65,8 +66,8 @@ def test_options_reach_the_engine_the_optimizers_and_the_loader(tmp_path: Path) 
 def test_augmentation_and_memory_order_by_default_and_turned_off(tmp_path: Path) -> None:
     plain = build(tmp_path / "plain", augment=False, channels_last=False)
     usual = build(tmp_path / "usual")
-    assert not torch.equal(plain.loader.batch(0, 0).inputs, usual.loader.batch(0, 0).inputs)
-    assert torch.equal(plain.loader.batch(0, 0).ids, usual.loader.batch(0, 0).ids)
+    assert not torch.equal(batch_of(plain.loader, 0, 0).inputs, batch_of(usual.loader, 0, 0).inputs)
+    assert torch.equal(batch_of(plain.loader, 0, 0).ids, batch_of(usual.loader, 0, 0).ids)
     conv = plain.cohort.models[0].get_parameter("blocks.0.conv1.weight")
     assert conv.is_contiguous()
     assert usual.engine.kl_weight == 1.0
