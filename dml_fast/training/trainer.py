@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.checkpoint.api import CheckpointException
-
 from dml_fast import rng
 from dml_fast.config import TrainConfig
 from dml_fast.data import DataSet
@@ -25,7 +23,7 @@ from dml_fast.engine.choice import make_executor, pick
 from dml_fast.engine.optim import lr_factor, ramp
 from dml_fast.engine.precision import Precision
 from dml_fast.engine.replicas import whole_tensors
-from dml_fast.errors import TrainingError, reason
+from dml_fast.errors import CheckpointError, TrainingError, reason
 from dml_fast.eval.validation import validate
 from dml_fast.reporting.console import Reporter, logger
 from dml_fast.runs import checkpoint
@@ -366,7 +364,7 @@ class Trainer:
         """A disk that fills up ends the run in one sentence; what was saved is whole."""
         try:
             yield
-        except (OSError, RuntimeError, CheckpointException) as error:
+        except (OSError, RuntimeError, CheckpointError) as error:
             # torch.save turns an OSError into a RuntimeError
             if is_lost(error):
                 raise
@@ -375,4 +373,4 @@ class Trainer:
                 f"make room, then continue from step {self._saved[0]} with "
                 f"--resume {self.run.folder}"
             )
-            raise (agreed(found) if isinstance(error, CheckpointException) else found) from error
+            raise (agreed(found) if isinstance(error, CheckpointError) else found) from error
