@@ -34,8 +34,8 @@ from benchmarks.common.machine import installed, provenance
 from benchmarks.peers import data as data_peers
 from benchmarks.peers.data import Pass
 from dml_fast.data import DataSet, open_dataset
+from dml_fast.data.loaders import train_loader
 from dml_fast.data.loaders.assemble import Loader
-from dml_fast.data.loaders.opening import train_loader
 from dml_fast.data.plan import Augmentation
 from dml_fast.data.readers.samples import read_index
 from dml_fast.data.reading import dali_is_installed

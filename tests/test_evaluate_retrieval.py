@@ -202,7 +202,7 @@ def test_what_is_exported_gives_embeddings(
 def test_a_diverged_student_is_left_out_and_the_others_still_search(
     folder: Path, market: Path
 ) -> None:
-    from dml_fast.data.loaders.resident import evaluation_batches
+    from dml_fast.data.loaders import evaluation_batches
     from dml_fast.engine.precision import Precision
     from dml_fast.eval.retrieval import evaluate_retrieval
 

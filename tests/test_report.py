@@ -158,6 +158,14 @@ def test_groups_have_a_label_each(run: Path) -> None:
     }
 
 
+def test_runs_that_were_computed_differently_are_one_setting(run: Path) -> None:
+    how = {"executor": "threads", "data_threads": 1, "loader": "fallback", "backend": "gloo"}
+    runs = [run, *(vary(run, name, seed=1, **{name: value}) for name, value in how.items())]
+    [(label, members)] = group(read_entries(runs)).items()
+    assert label == "dml"
+    assert [entry.label for entry in members] == ["first", *how]
+
+
 def test_folders_of_one_name_are_told_apart(run: Path) -> None:
     for parent in ("a", "b"):
         shutil.copytree(run, run.parent / parent / "run")

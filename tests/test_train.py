@@ -15,11 +15,13 @@ import pytest
 from PIL import Image
 
 from dml_fast import cli
-from dml_fast.config import TrainConfig, from_mapping, load_toml
+from dml_fast.config import TrainConfig
+from dml_fast.config_files import from_mapping, load_toml
 from dml_fast.errors import UserError
 from dml_fast.runs import checkpoint
 from dml_fast.runs.folder import Run
-from dml_fast.train import arguments, main, prepare
+from dml_fast.train import arguments, main
+from dml_fast.training.build import build_trainer
 from dml_fast.training.signals import StopRequest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -237,7 +239,7 @@ def test_resume_from_another_checkpoint_keeps_the_others(tmp_path: Path) -> None
     (folder / "last.pt").unlink()
     (folder / "last.pt").write_bytes(b"damaged")
     args = arguments(["--resume", str(folder / "previous.pt")])
-    trainer = prepare(args, Run(folder), folder / "previous.pt", StopRequest())
+    trainer = build_trainer(args, Run(folder), folder / "previous.pt", StopRequest())
     assert steps_of(folder)["last"] == steps["previous"]
     assert steps_of(folder)["best"] <= steps["best"]
     trainer.fit()

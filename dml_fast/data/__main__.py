@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _files(where: str) -> tuple[Path, Storage, dict[Path, str]]:
     """The folder, the images in it, and which of its shards are damaged and why."""
-    from dml_fast.data.decode import CorruptFiles
+    from dml_fast.data.corrupt import CorruptFiles
     from dml_fast.data.readers.shard_names import find_shards
     from dml_fast.data.readers.shards import index_shards
     from dml_fast.data.scan import image_files

@@ -6,15 +6,15 @@ EXIF orientation is ignored, as the usual training pipelines and DALI's default 
 from __future__ import annotations
 
 import io
-import logging
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from dml_fast.data.corrupt import BadImage
 from dml_fast.data.storage import CorruptImageError, Storage
 from dml_fast.errors import UserError
 from dml_fast.machine import available_bytes, cores
@@ -22,7 +22,6 @@ from dml_fast.machine import available_bytes, cores
 if TYPE_CHECKING:
     from PIL import Image
 
-_log = logging.getLogger("dml_fast")
 _CHUNK = 256  # files a task: small against the whole, large against a thread's overhead
 
 Pixels = npt.NDArray[np.uint8]
@@ -30,52 +29,6 @@ Pixels = npt.NDArray[np.uint8]
 Size: TypeAlias = int | tuple[int, int]
 """0: images stay as they are. S: the shorter side is resized to S (bilinear, with antialiasing) and
 the centre S x S is kept. (H, W): images are resized to that, whatever their shape."""
-
-
-class BadImage(NamedTuple):
-    """A file that could not be decoded, and why."""
-
-    path: Path
-    reason: str
-
-
-class CorruptFiles:
-    """Files that could not be decoded, by name, and whether that is allowed.
-
-    Args:
-        root: the data folder.
-        allowed: False: the first one raises an error in place of being noted.
-    """
-
-    def __init__(self, root: Path, *, allowed: bool) -> None:
-        self.root, self.allowed = root, allowed
-        self.reasons: dict[Path, str] = {}
-        self._reported = 0
-
-    def add(self, bad: BadImage) -> None:
-        """Notes a file.
-
-        Raises:
-            UserError: files must not be corrupt.
-        """
-        if not self.allowed:
-            raise corrupt_error(bad)
-        self.reasons[bad.path] = bad.reason
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Their names relative to the data folder."""
-        return tuple(path.relative_to(self.root).as_posix() for path in self.reasons)
-
-    def report(self) -> None:
-        """Logs in one line what was found since the last report."""
-        new = list(zip(self.names, self.reasons.values(), strict=True))[self._reported :]
-        if new:
-            shown = "; ".join(f"{name} ({reason})" for name, reason in new[:5])
-            _log.warning(
-                "skipped %d corrupt files: %s%s", len(new), shown, "; ..." if len(new) > 5 else ""
-            )
-        self._reported += len(new)
 
 
 def decode_image(raw: bytes, image_size: Size = 0) -> Pixels:
@@ -197,18 +150,10 @@ def decode_all(
                     bad.append(index)
                     found.append(BadImage(files.path(index), reason))
                     if not skip_corrupt:
-                        raise corrupt_error(found[0])
+                        raise found[0].error()
         finally:
             pool.shutdown(cancel_futures=True)
     return (np.delete(images, bad, axis=0) if bad else images), found
-
-
-def corrupt_error(bad: BadImage) -> UserError:
-    """Returns the error for a file that cannot be decoded."""
-    return UserError(
-        f"{bad.path} cannot be decoded ({bad.reason}): replace or delete it, or leave such files "
-        "out with --skip-corrupt"
-    )
 
 
 def first_size(files: Storage, image_size: Size, skip_corrupt: bool) -> tuple[Path, int, int]:
@@ -223,7 +168,7 @@ def first_size(files: Storage, image_size: Size, skip_corrupt: bool) -> tuple[Pa
             return files.path(index), height, width
         except CorruptImageError as error:
             if not skip_corrupt:
-                raise corrupt_error(BadImage(files.path(index), str(error))) from error
+                raise BadImage(files.path(index), str(error)).error() from error
     raise UserError(
         f"none of {len(files)} images, {files.path(0)} first, can be decoded: replace them"
     )

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from dml_fast.data.corrupt import BadImage, CorruptFiles
 from dml_fast.data.decode import (
-    BadImage,
-    CorruptFiles,
     Pixels,
     Size,
     decode_image,

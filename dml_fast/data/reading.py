@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dml_fast.data.corrupt import CorruptFiles
 from dml_fast.data.decode import (
-    CorruptFiles,
     Pixels,
     Size,
     decode_all,

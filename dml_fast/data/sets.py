@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dml_fast.data.decode import CorruptFiles
+from dml_fast.data.corrupt import CorruptFiles
 from dml_fast.data.files import ImageFiles
 from dml_fast.data.splits import add_label_noise, split_validation, take_fraction
 
@@ -129,17 +129,6 @@ class DataSet:
     fingerprint: str
     corrupt: CorruptFiles | None = None
     choice: str = ""
-
-    @property
-    def skipped(self) -> tuple[str, ...]:
-        """Corrupt files that were skipped so far, relative to the data folder."""
-        return () if self.corrupt is None else self.corrupt.names
-
-    @property
-    def loader(self) -> str:
-        """Who decodes the training images: resident, dali or fallback."""
-        images = self.train.images
-        return images.loader if isinstance(images, ImageFiles) else "resident"
 
 
 def build_dataset(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dml_fast.data.loaders.resident import Batch
+from dml_fast.data.loaders.assemble import Batch
 from dml_fast.distributed.world import World
 from dml_fast.engine.precision import Precision
 from dml_fast.eval.modes import evaluating

@@ -15,7 +15,8 @@ from torch import nn
 
 from dml_fast.config import TrainConfig
 from dml_fast.data import DataSet, ImageSet
-from dml_fast.data.loaders.resident import Batch, evaluation_batches
+from dml_fast.data.loaders import evaluation_batches
+from dml_fast.data.loaders.assemble import Batch
 from dml_fast.engine.depthwise import keep_in_full_precision
 from dml_fast.engine.precision import Precision, pick_device
 from dml_fast.errors import UserError

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dml_fast.data.loaders.resident import Batch
+from dml_fast.data.loaders.assemble import Batch
 from dml_fast.data.sets import RetrievalSet
 from dml_fast.distributed.world import World
 from dml_fast.engine.precision import Precision

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from dml_fast.data import DataSet, RetrievalSet
-from dml_fast.data.loaders.resident import evaluation_batches
+from dml_fast.data.loaders import evaluation_batches
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.precision import Precision
 from dml_fast.engine.replicas import whole

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
@@ -10,6 +12,7 @@ from dml_fast.errors import UserError
 from dml_fast.loss import closed_form
 from dml_fast.loss.problem import Backend, Problem
 
+_F = TypeVar("_F", bound=Callable[..., Any])
 logger = logging.getLogger("dml_fast")
 
 _NAMES = ("closed_form", "compiled", "triton")
@@ -59,8 +62,17 @@ def _no_kernel(problem: Problem) -> str | None:
     return unsupported_reason(problem)
 
 
-# torch.compile calls it, rather than tracing it.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constant(function: _F) -> _F:
+    """Have torch.compile call a function rather than trace it.
+
+    This is `torch.compiler.assume_constant_result`, which would import torch._dynamo at once: as
+    long as importing torch itself takes.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant
 def _no_triton(device: torch.device) -> str | None:
     if device not in _reasons:
         from dml_fast.kernels.availability import unavailable_reason
@@ -69,7 +81,7 @@ def _no_triton(device: torch.device) -> str | None:
     return _reasons[device]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_constant
 def _say(reason: str) -> None:
     if reason not in _said:  # once for each reason, not once a step
         _said.add(reason)

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from dml_fast.config_files import NOT_A_SETTING
 from dml_fast.errors import UserError
 from dml_fast.reporting.markdown import table
 from dml_fast.reporting.plots import plot_curves, plot_groups
@@ -26,11 +27,6 @@ from dml_fast.runs.history import (
     score_of,
 )
 
-# what tells runs of one setting apart, or has no influence on what they learn
-_NOT_A_SETTING = frozenset(
-    {"seed", "out", "log_every", "save_every", "max_skipped", "tensorboard", "download"}
-    | {"arch", "cohort"}  # --arch a --cohort 2 and --arch a,a are the same
-)
 _OWN_COLUMN = frozenset({"method", "architectures", "epochs"})
 
 
@@ -52,7 +48,7 @@ class Entry:
     def setting(self) -> tuple[tuple[str, Any], ...]:
         """All options that two runs share if they differ only by chance."""
         config = self.run.config
-        options = {k: v for k, v in config.to_dict().items() if k not in _NOT_A_SETTING}
+        options = {k: v for k, v in config.to_dict().items() if k not in NOT_A_SETTING}
         return (*options.items(), ("architectures", config.architectures))
 
     @property

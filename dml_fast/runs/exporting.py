@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dml_fast.data.loaders.resident import evaluation_batches
+from dml_fast.data.loaders import evaluation_batches
 from dml_fast.errors import UserError, first_line
 from dml_fast.models.embedding import EmbeddingNet
 from dml_fast.runs.files import sync_folder

@@ -15,7 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dml_fast.config import TrainConfig, from_mapping
+from dml_fast.config import TrainConfig
+from dml_fast.config_files import from_mapping
 from dml_fast.errors import UserError
 from dml_fast.runs.files import atomic_write
 from dml_fast.version import __version__

@@ -1,4 +1,4 @@
-"""From options to objects: data, loader, students, engine and trainer, and what the ranks compare."""
+"""From options to objects: data, loader, students, engine and trainer; what ranks compare."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import nn
 
 from dml_fast.config import TrainConfig
 from dml_fast.data import DataSet, open_dataset
+from dml_fast.data.loaders import train_loader
 from dml_fast.data.loaders.assemble import Loader
-from dml_fast.data.loaders.opening import train_loader
 from dml_fast.data.plan import Augmentation
 from dml_fast.distributed.connect import pick_local_device
 from dml_fast.distributed.launch import Launch
@@ -100,7 +100,7 @@ def build_trainer(
         logger.info("continuing %s at step %d", checkpoint, progress.step)
     elif resume:
         logger.info("%s has no checkpoint yet: starting from its beginning", run.folder)
-    return Trainer(config, data, precision, loader, engine, saver, reporter, stop)
+    return Trainer(config, data, precision, loader, engine, progress, saver, reporter, stop)
 
 
 def device_of(config: TrainConfig, launch: Launch) -> torch.device:

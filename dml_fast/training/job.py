@@ -55,7 +55,7 @@ def train(config: TrainConfig, resume: str, launch: Launch) -> int:
                 trainer.finish()
     if complete:
         return 0
-    step = trainer.saver.progress.step
+    step = trainer.progress.step
     print(f"stopped at step {step}; continue with --resume {run.folder}", file=sys.stderr)
     return stop.exit_code
 

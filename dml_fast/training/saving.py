@@ -1,4 +1,4 @@
-"""What a run writes: its description, checkpoints, metrics and final weights; and how it resumes."""
+"""What a run writes, and how it resumes: description, checkpoints, metrics, final weights."""
 
 from __future__ import annotations
 

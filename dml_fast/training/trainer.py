@@ -17,7 +17,7 @@ from dml_fast.errors import TrainingError
 from dml_fast.eval.validation import validate
 from dml_fast.reporting.console import Reporter
 from dml_fast.runs.history import best_epoch
-from dml_fast.training.saving import Saver
+from dml_fast.training.saving import Progress, Saver
 from dml_fast.training.signals import StopRequest
 
 
@@ -34,7 +34,8 @@ class Trainer:
         precision: device and type.
         loader: of the training images.
         engine: of the cohort.
-        saver: of the run's folder; its ``progress`` is how far the run is.
+        progress: how far the run is.
+        saver: writes this progress and the students into the run's folder.
         reporter: where progress is shown.
         stop: asks to stop after a step.
     """
@@ -44,6 +45,7 @@ class Trainer:
     precision: Precision
     loader: Loader
     engine: Engine
+    progress: Progress
     saver: Saver
     reporter: Reporter
     stop: StopRequest
@@ -59,7 +61,7 @@ class Trainer:
         """
         for student in self.engine.cohort:
             student.model.train()
-        epochs, progress = self.config.total_epochs, self.saver.progress
+        epochs, progress = self.config.total_epochs, self.progress
         with self.reporter.progress(epochs * self.loader.steps_per_epoch, progress.step):
             while len(progress.history) < epochs:
                 if not self._train_epoch():
@@ -78,7 +80,7 @@ class Trainer:
         """
         self.saver.write_results()
         if self.saver.world.main:
-            history = self.saver.progress.history
+            history = self.progress.history
             self.reporter.table(history, best_epoch(history), self.saver.run.folder)
 
     def close(self) -> None:
@@ -89,13 +91,13 @@ class Trainer:
     def whereabouts(self) -> str:
         """Say how far the run is and how to continue it, to be appended to an error."""
         return (
-            f", at step {self.saver.progress.step}; continue from the newest checkpoint with "
+            f", at step {self.progress.step}; continue from the newest checkpoint with "
             f"--resume {self.saver.run.folder}"
         )
 
     def _train_epoch(self) -> bool:
         """Train for what is left of an epoch; return False if stopped before its end."""
-        progress, world = self.saver.progress, self.engine.cohort.world
+        progress, world = self.progress, self.engine.cohort.world
         epoch, per_epoch = len(progress.history), self.loader.steps_per_epoch
         learners, teacher = self._roles(epoch)
         places = [i for i, k in enumerate(world.students) if k in learners]
@@ -133,7 +135,7 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         """Validate, write the epoch's line, save."""
-        config, progress = self.config, self.saver.progress
+        config, progress = self.config, self.progress
         scores, ensemble = validate(
             self.engine.cohort, self.data, self.precision, config.channels_last
         )
@@ -175,14 +177,14 @@ class Trainer:
         return len(learners) > 1 or not cpu_distillation
 
     def _roles(self, epoch: int) -> tuple[tuple[int, ...], int | None]:
-        """Return the students that learn in an epoch, and the one that teaches in place of peers."""
+        """Return the students that learn in an epoch, and the one that teaches them, if any."""
         students = tuple(range(self.engine.cohort.world.total))
         if self.config.method != "distill":
             return students, None
         return (students[:1], None) if epoch < self.config.epochs else (students[1:], 0)
 
     def _local_epoch(self, step: int) -> float:
-        """Return the epochs before a step since the schedule began; distillation begins it twice."""
+        """Return the epochs since the schedule began; a distillation begins it twice."""
         return (step / self.loader.steps_per_epoch) % self.config.epochs
 
     def _lr(self, step: int) -> float:
@@ -191,7 +193,7 @@ class Trainer:
 
     def _check_students(self) -> None:
         """Read the metrics from the device; stop if a student no longer learns."""
-        progress = self.saver.progress
+        progress = self.progress
         sums = progress.meter.read()
         for k, (arch, mine) in enumerate(zip(self.config.architectures, sums, strict=True)):
             if mine.in_a_row >= self.config.max_skipped:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_cases import skipped
 from PIL import Image
 
 from dml_fast.data import DataSet, check_data_spec, decode, open_dataset
@@ -51,7 +52,7 @@ def test_content_is_that_of_the_files_and_classes_are_sorted(tmp_path: Path) -> 
     (tmp_path / "insects/train/ant/4.png").rename(tmp_path / "insects/train/ant/4.PNG")
     data = opened(tmp_path / "insects")
     assert data.classes == ("Bee", "ant", "cat") and data.name == "insects"
-    assert (data.pad, data.flip, data.skipped) == (2, True, ())
+    assert (data.pad, data.flip, skipped(data)) == (2, True, ())
     for part_name in ("train", "val", "test"):
         part = getattr(data, part_name)
         expected = [
@@ -202,7 +203,7 @@ def test_a_corrupt_image_is_named_or_skipped(
         opened(tmp_path)
     with caplog.at_level(logging.WARNING, "dml_fast"):
         data = opened(tmp_path, skip_corrupt=True)
-    assert data.skipped == (name,)
+    assert skipped(data) == (name,)
     (record,) = caplog.records
     assert "skipped 1 corrupt files" in record.getMessage() and name in record.getMessage()
     (tmp_path / name).unlink()
@@ -215,7 +216,7 @@ def test_many_corrupt_images_are_counted_in_one_line(
     make_folder(tmp_path)
     for number in range(7):
         (tmp_path / "train" / "ant" / f"{number}.png").write_bytes(b"")
-    assert len(opened(tmp_path, skip_corrupt=True).skipped) == 7
+    assert len(skipped(opened(tmp_path, skip_corrupt=True))) == 7
     (record,) = caplog.records
     assert "skipped 7 corrupt files" in record.getMessage()
     assert record.getMessage().endswith("; ...")

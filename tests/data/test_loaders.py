@@ -9,11 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_cases import ALL, DALI, STREAMING, loader_of, opened, pieces, tensors
+from data_cases import (
+    ALL,
+    DALI,
+    STREAMING,
+    batch_of,
+    holder,
+    loader_of,
+    opened,
+    pieces,
+    tensors,
+)
 from PIL import Image
 
 from dml_fast.data import open_dataset
-from dml_fast.data.loaders.resident import evaluation_batches
+from dml_fast.data.loaders import evaluation_batches
 from dml_fast.data.plan import Augmentation
 from dml_fast.errors import UserError
 
@@ -42,7 +52,7 @@ def test_batches_equal_the_resident_loaders_bit_for_bit(name: str, tmp_path: Pat
     found, data = [], []
     for loader_name in ("resident", name):
         data.append(opened(tmp_path, loader_name))
-        assert data[-1].loader == loader_name
+        assert holder(data[-1]) == loader_name
         loader = loader_of(data[-1], EVERYTHING, views=2)
         found.append(walk(loader))
         loader.close()
@@ -82,7 +92,7 @@ def test_resuming_anywhere_and_swapping_loader_and_threads(name: str, tmp_path: 
     for threads, start in ((1, 3), (3, 1), (2, steps - 1)):
         loader = loader_of(opened(tmp_path, name, threads=threads))
         assert_equal(walk(loader, start=start), whole[start:])
-        again = loader.batch(1, 2)  # out of turn
+        again = batch_of(loader, 1, 2)  # out of turn
         assert all(map(torch.equal, tensors(again), whole[steps + 2]))
         loader.close()
 
@@ -192,7 +202,7 @@ def test_market1501_of_different_shapes_comes_in_one_size(name: str, tmp_path: P
     data = open_dataset(
         f"market1501:{tmp_path}", loader=name, image_size=(32, 16), val_fraction=0.25
     )  # type: ignore[arg-type]
-    assert data.loader == name and data.train.images.shape == (18, 3, 32, 16)
+    assert holder(data) == name and data.train.images.shape == (18, 3, 32, 16)
     loader = loader_of(data, num_instances=2)
     for batch in loader.epoch(0):
         assert torch.unique(batch.target, return_counts=True)[1].tolist() == [2] * 4
@@ -232,16 +242,16 @@ def test_dali_that_is_not_installed_is_named(
         opened(tmp_path, "dali")
     monkeypatch.setattr("dml_fast.data.reading.available_bytes", lambda: 1000)
     data = opened(tmp_path, "auto")
-    assert data.loader == "fallback"
+    assert holder(data) == "fallback"
     assert "loader: fallback (slow: pip install 'dml_fast[dali]'); 6 images" in data.choice
 
 
 def test_auto_takes_memory_if_the_images_fit(tmp_path: Path) -> None:
     pieces(tmp_path, 3, [(24, 24)])
     data = opened(tmp_path, "auto")
-    assert data.loader == "resident"
+    assert holder(data) == "resident"
     assert data.choice.startswith("loader: resident; 6 images of 24x24 take 0.00 GiB, ")
-    assert opened(tmp_path, "auto", resized=True).loader in ("dali", "fallback")
+    assert holder(opened(tmp_path, "auto", resized=True)) in ("dali", "fallback")
     with pytest.raises(UserError, match="--crop pad"):
         opened(tmp_path, "resident", resized=True)
     with pytest.raises(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_cases import skipped
 from hypothesis import given
 from hypothesis import strategies as st
 from market_cases import SIZE, make_market, save
@@ -139,8 +140,8 @@ def test_corrupt_images_stop_the_run_or_are_left_out(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=broken.name):
         opened(tmp_path)
     data = opened(tmp_path, skip_corrupt=True)
-    assert data.skipped == (f"bounding_box_test/{broken.name}",)
-    assert data.skipped[0] not in retrieval(data, "test").names
+    assert skipped(data) == (f"bounding_box_test/{broken.name}",)
+    assert skipped(data)[0] not in retrieval(data, "test").names
 
 
 def test_images_are_resized_to_height_and_width(tmp_path: Path) -> None:

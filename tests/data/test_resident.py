@@ -7,13 +7,14 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from data_cases import batch_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dml_fast.data.loaders import evaluation_batches, train_loader
 from dml_fast.data.loaders.assemble import TrainBatch
 from dml_fast.data.loaders.augment import Normalizer, augment
-from dml_fast.data.loaders.opening import train_loader
-from dml_fast.data.loaders.resident import ResidentLoader, evaluation_batches
+from dml_fast.data.loaders.resident import ResidentLoader
 from dml_fast.data.plan import Augmentation
 from dml_fast.data.sets import DataSet, ImageSet
 from dml_fast.errors import UserError
@@ -113,7 +114,7 @@ def test_random_access_equals_iteration_in_a_fresh_loader() -> None:
     walked = [[*make_loader(data).epoch(epoch)] for epoch in range(3)]
     fresh = make_loader(data)
     for epoch, step in [(2, 3), (0, 1), (2, 0), (1, 4), (0, 1)]:
-        assert same(fresh.batch(epoch, step), walked[epoch][step])
+        assert same(batch_of(fresh, epoch, step), walked[epoch][step])
     resumed = [*fresh.epoch(1, start_step=3)]
     assert len(resumed) == 2
     assert same(resumed[0], walked[1][3]) and same(resumed[1], walked[1][4])
@@ -122,7 +123,7 @@ def test_random_access_equals_iteration_in_a_fresh_loader() -> None:
 def test_seed_epoch_and_step_each_change_the_augmentation() -> None:
     data = ImageSet(np.repeat(random_images(1).images, 32, axis=0), np.zeros(32, dtype=np.int64))
     batches = [
-        make_loader(data, seed=seed, batch_size=16).batch(epoch, step).inputs
+        batch_of(make_loader(data, seed=seed, batch_size=16), epoch, step).inputs
         for seed, epoch, step in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
     ]
     assert len({batch.numpy().tobytes() for batch in batches}) == 4
@@ -133,19 +134,19 @@ def test_global_generators_are_neither_read_nor_changed() -> None:
     torch.manual_seed(1)
     np.random.seed(1)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
-    first = make_loader(data).batch(0, 0)
+    first = batch_of(make_loader(data), 0, 0)
     assert torch.equal(before[0], torch.get_rng_state())
     assert (before[1] == np.random.get_state()[1]).all()  # type: ignore[index]
     torch.manual_seed(2)
     np.random.seed(2)
-    assert same(first, make_loader(data).batch(0, 0))
+    assert same(first, batch_of(make_loader(data), 0, 0))
 
 
 @pytest.mark.gpu
 def test_cuda_makes_the_same_batches_without_waiting() -> None:
     data = random_images(23)
     on_cpu, on_gpu = make_loader(data), make_loader(data, device="cuda")
-    on_gpu.batch(0, 0)  # allocations and the order of the epoch
+    batch_of(on_gpu, 0, 0)  # allocations and the order of the epoch
     torch.cuda.set_sync_debug_mode("error")
     try:
         batches = [*on_gpu.epoch(0)]
@@ -160,16 +161,16 @@ def test_cuda_makes_the_same_batches_without_waiting() -> None:
 def test_the_batch_does_not_alias_the_images() -> None:
     data = random_images(8)
     loader = make_loader(data, pad=0, flip=False)
-    first = loader.batch(0, 0)
+    first = batch_of(loader, 0, 0)
     kept = first.inputs.clone()
     first.inputs.zero_()
-    assert torch.equal(loader.batch(0, 0).inputs, kept)
+    assert torch.equal(batch_of(loader, 0, 0).inputs, kept)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_memory_format_and_dtypes(channels_last: bool) -> None:
     data = random_images(9)
-    batch = make_loader(data, channels_last=channels_last).batch(0, 0)
+    batch = batch_of(make_loader(data, channels_last=channels_last), 0, 0)
     options = {"mean": MEAN, "std": STD, "device": "cpu", "channels_last": channels_last}
     held_out = next(evaluation_batches(data, batch_size=4, **options))
     wanted = torch.channels_last if channels_last else torch.contiguous_format
@@ -201,9 +202,9 @@ def test_a_batch_that_does_not_fit_the_data_is_refused(batch_size: int) -> None:
 
 def test_a_step_outside_the_epoch_is_refused() -> None:
     loader = make_loader(random_images(23))
-    for step in (-1, 5):
-        with pytest.raises(IndexError, match=str(step)):
-            loader.batch(0, step)
+    with pytest.raises(IndexError, match="-1"):
+        batch_of(loader, 0, -1)
+    assert [*loader.epoch(0, 5)] == []  # where a run that ended with the epoch resumes
 
 
 def test_derived_seeds_are_fixed_and_tell_their_parts_apart() -> None:

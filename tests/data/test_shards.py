@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_cases import ALL, STREAMING, loader_of, tensors
+from data_cases import ALL, STREAMING, holder, loader_of, skipped, tensors
 from data_cases import opened as opened_folder
 from shard_cases import both, cifar, opened, sample, shards_of, write_tar
 
 from dml_fast.config import TrainConfig
 from dml_fast.data import DataSet, check_data_spec, open_dataset
 from dml_fast.data.__main__ import main as data_command
-from dml_fast.data.loaders.resident import evaluation_batches
+from dml_fast.data.loaders import evaluation_batches
 from dml_fast.data.plan import Augmentation
 from dml_fast.data.sampling import ShardOrder
 from dml_fast.data.splits import split_validation
@@ -49,7 +49,7 @@ def test_batches_are_those_of_the_folder(name: str, parts: tuple, tmp_path: Path
     """Order, pixels, augmentation, statistics and the split, bit for bit."""
     folder, shards = both(tmp_path, parts=parts, suffixes=(".jpg", ".png", ".webp", ".bmp"))
     ours, theirs = opened(shards, name), opened_folder(folder, name)
-    assert ours.loader == name and ours.name == "shards" and ours.pad == theirs.pad
+    assert holder(ours) == name and ours.name == "shards" and ours.pad == theirs.pad
     assert ours.classes == theirs.classes == ("china", "flower")
     assert (ours.mean, ours.std) == (theirs.mean, theirs.std)
     assert_equal(walk(ours, views=2), walk(theirs, views=2))
@@ -313,7 +313,7 @@ def test_a_damaged_shard_is_named_or_skipped_and_counted(
     assert "\n" not in str(caught.value)
     with caplog.at_level(logging.WARNING, "dml_fast"):
         data = opened(shards, name, skip_corrupt=True)
-    assert len(data.train) == 40 + kept and data.skipped == ("train-002.tar",)
+    assert len(data.train) == 40 + kept and skipped(data) == ("train-002.tar",)
     assert [
         r.message for r in caplog.records if "skipped 1 corrupt files: train-002.tar (" in r.message
     ]
@@ -336,7 +336,7 @@ def test_a_damaged_image_in_a_shard_is_named_or_skipped(name: str, tmp_path: Pat
     theirs = opened_folder(folder, name, skip_corrupt=True)
     assert_equal(walk(ours), walk(theirs))
     assert_equal(evaluation(ours), evaluation(theirs))
-    assert set(ours.skipped) == {"train-002.tar/flower/003.jpg", "val-000.tar/china/001.jpg"}
+    assert set(skipped(ours)) == {"train-002.tar/flower/003.jpg", "val-000.tar/china/001.jpg"}
 
 
 def test_nothing_whole_is_left(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from dml_fast.errors import UserError
-from dml_fast.loss import FusedMutualLoss, mutual_loss, mutual_loss_and_grad, reference
+from dml_fast.loss import FusedMutualLoss, backends, mutual_loss, mutual_loss_and_grad, reference
 
 PLAIN = {"kl_weight": 1.0, "temperature": 1.0, "peer_reduction": "mean", "reduction": "mean"}
 KINDS = ["plain", "every option", "by row", "probabilities", "one student", "bf16"]
@@ -275,3 +275,13 @@ def test_what_the_refusal_names_has_the_transforms() -> None:
     torch.testing.assert_close(found, expected)
     _, tangent = torch.func.jvp(exact, (z,), (z,))
     torch.testing.assert_close(tangent.float(), (expected * z).sum((1, 2)))
+
+
+def test_constants_are_marked_as_torch_marks_them() -> None:
+    """The mark is set without torch's decorator, whose import is slow, and must stay the same."""
+
+    def ours() -> None: ...
+    def theirs() -> None: ...
+
+    torch.compiler.assume_constant_result(theirs)
+    assert vars(backends._constant(ours)) == vars(theirs) != {}

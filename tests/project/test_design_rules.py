@@ -30,18 +30,26 @@ def sources(*suffixes: str) -> list[Path]:
 
 
 def modules_after(code: str) -> set[str]:
-    """The top-level modules that a fresh interpreter has imported after ``code``."""
+    """The modules, by full name, that a fresh interpreter has imported after ``code``."""
     report = "import sys; print('\\n' + ' '.join(sys.modules))"
     run = subprocess.run(
         [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    return {name.partition(".")[0] for name in run.stdout.splitlines()[-1].split()}
+    return set(run.stdout.splitlines()[-1].split())
 
 
 @pytest.mark.parametrize("module", ["dml_fast", "dml_fast.models", "dml_fast.data"])
 def test_importing_the_package_does_not_import_torch(module: str) -> None:
     assert "torch" not in modules_after(f"import {module}")
+
+
+@pytest.mark.parametrize("module", ["loss", "kernels.autograd"])
+def test_importing_the_loss_does_not_import_the_compiler(module: str) -> None:
+    """It takes as long as importing torch does, and few callers compile."""
+    if module == "kernels.autograd":
+        pytest.importorskip("triton")
+    assert "torch._dynamo" not in modules_after(f"import dml_fast.{module}")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -56,6 +56,13 @@ def test_rotation_keeps_last_previous_and_best(run: Run) -> None:
     ]  # fmt: skip
 
 
+def test_the_format_of_checkpoints_is_called_what_it_always_was(run: Run) -> None:
+    """Runs that were saved before the modules had their present names are continued."""
+    save(run, 1)
+    state = torch.load(run.checkpoint(), weights_only=True)
+    assert (state["format"], state["version"]) == ("dml_fast.checkpoint", 2)
+
+
 def test_a_failed_write_leaves_the_old_file(run: Run) -> None:
     save(run, 1)
     with pytest.raises(TypeError):

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ import pytest
 from PIL import Image
 
 from dml_fast.data import DataSet, open_dataset
+from dml_fast.data.files import ImageFiles
+from dml_fast.data.loaders import train_loader
 from dml_fast.data.loaders.assemble import Loader, TrainBatch
-from dml_fast.data.loaders.opening import train_loader
 from dml_fast.data.plan import Augmentation
 
 DALI = pytest.param("dali", marks=pytest.mark.dali)
@@ -62,6 +64,24 @@ def loader_of(data: DataSet, how: Augmentation | None = None, **options: object)
     return train_loader(data, how, **(usual | options))
 
 
+def batch_of(loader: Loader, epoch: int, step: int) -> TrainBatch:
+    """Return one batch of an epoch."""
+    with closing(loader.epoch(epoch, step)) as batches:  # type: ignore[type-var]
+        return next(batches)
+
+
+def holder(data: DataSet) -> str:
+    """Return who decodes the training images: resident, dali or fallback."""
+    images = data.train.images
+    return images.loader if isinstance(images, ImageFiles) else "resident"
+
+
+def skipped(data: DataSet) -> tuple[str, ...]:
+    """Return the corrupt files that were skipped so far, relative to the data folder."""
+    assert data.corrupt is not None
+    return data.corrupt.names
+
+
 def tensors(batch: TrainBatch) -> list:
     inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
     return [*inputs, batch.target, batch.ids]
@@ -69,7 +89,7 @@ def tensors(batch: TrainBatch) -> list:
 
 def evaluated(root: Path, loader: str, skip_corrupt: bool = False) -> dict:
     """What evaluation and one epoch of training make of a folder: sums of pixels by file."""
-    from dml_fast.data.loaders.resident import evaluation_batches
+    from dml_fast.data.loaders import evaluation_batches
 
     data = opened(root, loader, image_size=24, skip_corrupt=skip_corrupt)
     usual = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, "device": "cpu", "batch_size": 4}
@@ -80,7 +100,7 @@ def evaluated(root: Path, loader: str, skip_corrupt: bool = False) -> dict:
     trainer = loader_of(data, Augmentation(), batch_size=4)
     labels = [i for batch in trainer.epoch(0) for i in batch.target.tolist()]
     trainer.close()
-    return {"sums": list(sums.values()), "ids": list(sums), "labels": labels, "bad": data.skipped}
+    return {"sums": list(sums.values()), "ids": list(sums), "labels": labels, "bad": skipped(data)}
 
 
 def in_another_process(root: Path, loader: str, skip_corrupt: bool = False) -> dict | str:

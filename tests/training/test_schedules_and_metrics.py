@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dml_fast.config import TrainConfig
-from dml_fast.data.loaders.resident import Batch
+from dml_fast.data.loaders.assemble import Batch
 from dml_fast.engine.optim import lr_factor, make_optimizer, ramp
 from dml_fast.engine.precision import Precision
 from dml_fast.engine.step import StepResult

@@ -1,1 +1,6 @@
-"""Batches: who decodes, augments and assembles them."""
+"""Batches: who decodes, augments and assembles them. Importing this package loads torch."""
+
+from dml_fast.data.loaders.evaluation import evaluation_batches
+from dml_fast.data.loaders.opening import train_loader
+
+__all__ = ["evaluation_batches", "train_loader"]

@@ -50,10 +50,6 @@ class Loader(Protocol):
 
     steps_per_epoch: int
 
-    def batch(self, epoch: int, step: int) -> TrainBatch:
-        """Returns batch ``step`` (0..steps_per_epoch-1) of ``epoch``."""
-        ...
-
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TrainBatch]:
         """Yields the batches of ``epoch`` from ``start_step`` on."""
         ...

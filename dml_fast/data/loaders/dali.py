@@ -20,10 +20,11 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from dml_fast.data.decode import fitted, size_error
+from dml_fast.data.loaders.decoder import Decoded, Request, Source
 from dml_fast.data.loaders.encoded import Encoded, as_ppm, encoded
-from dml_fast.data.loaders.stream import Decoded, Ids, Request, Source
 from dml_fast.data.loaders.threads import decode_rows
 from dml_fast.data.reading import require_dali
+from dml_fast.data.storage import Ids
 from dml_fast.errors import UserError
 
 _AHEAD = 2  # batches that DALI works on while the newest one is used

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from dml_fast.data.decode import Pixels, decode_image, resize
-from dml_fast.data.loaders.stream import Decoded, Ids, Request, Source
+from dml_fast.data.loaders.decoder import Decoded, Request, Source
+from dml_fast.data.storage import Ids
 
 _AHEAD = 2  # batches
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dml_fast.data.decode import BadImage, CorruptFiles
+from dml_fast.data.corrupt import BadImage, CorruptFiles
 from dml_fast.data.readers.samples import TarMembers, read_index
 from dml_fast.data.readers.shard_names import CLASSES, ShardNames, find_shards
 from dml_fast.data.reading import Reading, load

@@ -1,0 +1,106 @@
+"""Configurations as TOML and JSON, and which options two runs must share.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from dml_fast.config import TrainConfig, flag
+from dml_fast.errors import UserError
+
+MAY_CHANGE_ON_RESUME = frozenset({
+    "backend", "data", "data_threads", "device", "executor", "fsdp", "loader", "log_every",
+    "max_skipped", "mesh", "save_every", "shares", "skip_corrupt", "tensorboard",
+})  # fmt: skip
+"""Options that ``--resume`` may change: they decide where and how a run is computed, not what."""
+
+NOT_A_SETTING = frozenset({
+    "arch", "cohort",  # compared together: --arch a --cohort 2 and --arch a,a are the same
+    "backend", "data_threads", "download", "executor", "loader", "log_every", "max_skipped", "out",
+    "save_every", "seed", "tensorboard",
+})  # fmt: skip
+"""Options in which two runs of one setting may differ: the seed, and what changes no result."""
+
+
+def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
+    """Build a configuration from names and values, as TOML and JSON give them.
+
+    Args:
+        values: field name (dashes or underscores) to value.
+        where: the source, as an error message calls it.
+
+    Raises:
+        UserError: unknown name, or a value of the wrong type.
+    """
+    hints = get_type_hints(TrainConfig)
+    names = [field.name for field in fields(TrainConfig)]
+    kwargs: dict[str, Any] = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=2)
+            hint = f"did you mean {' or '.join(near)}?" if near else "see --help for the names"
+            raise UserError(f"{where}: unknown key {key!r}; {hint}")
+        kwargs[name] = _typed(value, hints[name], f"{where}: {key}")
+    return TrainConfig(**kwargs)
+
+
+def load_toml(path: str) -> TrainConfig:
+    """Read a configuration file; its keys are the long flags without the leading dashes.
+
+    Raises:
+        UserError: the file cannot be read or is not TOML, or as `from_mapping`.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read ({error.strerror}): check it") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not valid TOML: {error}") from None
+    return from_mapping(values, path)
+
+
+def check_same_run(own: TrainConfig, wanted: TrainConfig, run: object) -> None:
+    """Refuse options with which a resumed run would no longer be the same.
+
+    Args:
+        own: the run's configuration.
+        wanted: the configuration with which to continue.
+        run: the run's name in the message.
+
+    Raises:
+        UserError: it names the first such option and both values.
+    """
+    for field in fields(TrainConfig):
+        old, new = getattr(own, field.name), getattr(wanted, field.name)
+        if old != new and field.name not in MAY_CHANGE_ON_RESUME:
+            option = flag(field.name)
+            raise UserError(
+                f"{option} is {new} and the run {run} has {old}: leave {option} out to "
+                "continue that run, or start a new one without --resume"
+            )
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise UserError(f"{where} is {value!r}: give one of {', '.join(get_args(hint))}")
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint is str and type(value) is int:  # image_size = 64
+        return str(value)
+    if type(value) is not hint:
+        raise UserError(f"{where} is {value!r}: give a value of type {hint.__name__}")
+    return value
