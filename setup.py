@@ -14,7 +14,7 @@ FLAGS = (
     ["/O2", "/W3"] if sys.platform == "win32" else ["-O3", "-Wall", "-Wextra", "-ffp-contract=off"]
 )
 
-ranking = Pybind11Extension(
+native = Pybind11Extension(
     "dml_fast._native",
     sources=sorted(glob("csrc/*.cpp")),
     # Without these, the headers are missing from the sdist, and a changed header rebuilds nothing.
@@ -28,5 +28,5 @@ setup(
     packages=[*find_packages(include=["dml_fast", "dml_fast.*"]), "dml_fast.kernels"],
     package_dir={"dml_fast.kernels": "kernels"},
     package_data={"dml_fast": ["py.typed", "*.pyi"]},
-    ext_modules=[ranking],
+    ext_modules=[native],
 )

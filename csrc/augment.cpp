@@ -9,9 +9,9 @@
 namespace dml_fast {
 namespace {
 
-// Fewer values are done sooner than a second thread has started: 2 ms of work.
-constexpr std::int64_t VALUES_A_THREAD = 1 << 21;
-constexpr std::int64_t IMAGES_A_TASK = 8;
+// 2 ms of work: fewer values are done before a second thread would have started.
+constexpr std::int64_t VALUES_PER_THREAD = 1 << 21;
+constexpr std::int64_t IMAGES_PER_TASK = 8;
 
 #if defined(__GNUC__)
 #define ALWAYS_INLINE inline __attribute__((always_inline))
@@ -19,8 +19,8 @@ constexpr std::int64_t IMAGES_A_TASK = 8;
 #define ALWAYS_INLINE inline
 #endif
 
-// `scale` and `shift` are those of the channels, over and over: a plain loop, which compilers turn
-// into vector code.
+// `scale` and `shift` repeat those of the channels, so that this is a plain loop, which compilers
+// turn into vector code.
 ALWAYS_INLINE void normalize_body(const std::uint8_t* from, std::int64_t count, const float* scale,
                                   const float* shift, float* to) {
     for (std::int64_t i = 0; i < count; ++i)
@@ -75,8 +75,8 @@ class Worker {
     }
 
     void operator()(std::int64_t task) {
-        const std::int64_t end = std::min((task + 1) * IMAGES_A_TASK, crops_.batch);
-        for (std::int64_t b = task * IMAGES_A_TASK; b < end; ++b) image(b);
+        const std::int64_t end = std::min((task + 1) * IMAGES_PER_TASK, crops_.batch);
+        for (std::int64_t b = task * IMAGES_PER_TASK; b < end; ++b) image(b);
     }
 
    private:
@@ -138,10 +138,10 @@ class Worker {
 void augment(const Crops& crops, float* out, int threads,
              const std::function<bool()>& interrupted) {
     const Normalize normalize = fastest();
-    const std::int64_t tasks = (crops.batch + IMAGES_A_TASK - 1) / IMAGES_A_TASK;
+    const std::int64_t tasks = (crops.batch + IMAGES_PER_TASK - 1) / IMAGES_PER_TASK;
     const std::int64_t values = crops.batch * crops.height * crops.width * crops.channels;
     const auto useful =
-        static_cast<int>(std::clamp<std::int64_t>(values / VALUES_A_THREAD, 1, 1024));
+        static_cast<int>(std::clamp<std::int64_t>(values / VALUES_PER_THREAD, 1, 1024));
     if (std::min(threads, useful) == 1) {
         Worker worker(crops, out, normalize);
         for (std::int64_t task = 0; task < tasks; ++task) worker(task);

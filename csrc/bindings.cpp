@@ -111,7 +111,7 @@ Array<double> reduce_rows_of(const Array<double>& dist, const Ints& query_identi
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
-    module.doc() = "Retrieval metrics in C++.";
+    module.doc() = "Rank a gallery and augment images, in C++ without the GIL.";
     module.def("average_precision", &average_precision, py::arg("ranks").noconvert());
     module.def("instruction_set", [] { return std::string(isa_name(active_isa())); });
     module.def("has_fast_bf16", &has_fast_bf16);

@@ -1,4 +1,4 @@
-// What the bindings share: arrays of numpy, arguments that come again, errors, Ctrl-C.
+// What the bindings share: numpy arrays, repeated arguments, errors, Ctrl-C.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -18,8 +18,7 @@ namespace dml_fast {
 
 namespace py = pybind11;
 
-// noconvert (below) makes an array of another type or layout raise TypeError: nothing is copied
-// in silence.
+// noconvert (below): an array of another type or layout raises TypeError, not a silent copy.
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 using Ints = Array<std::int64_t>;
@@ -59,9 +58,9 @@ void without_gil(const Work& work) {
     if (interrupted) throw py::error_already_set();
 }
 
-inline Labels labels_of(const Ints& query_identity, const Ints& item_identity, const Ints& query_camera,
-                 const Ints& item_camera, const Ints& member_offsets, const Ints& members,
-                 const Ints& junk) {
+inline Labels labels_of(const Ints& query_identity, const Ints& item_identity,
+                        const Ints& query_camera, const Ints& item_camera,
+                        const Ints& member_offsets, const Ints& members, const Ints& junk) {
     Labels labels{};
     labels.query_identity = data_of(query_identity, "query_identity", 1);
     labels.item_identity = data_of(item_identity, "item_identity", 1);

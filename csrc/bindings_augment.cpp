@@ -19,7 +19,8 @@ void check_numbers(const Crops& crops, std::int64_t images) {
         const std::int64_t* start = crops.erased + side * n;
         const std::int64_t* size = crops.erased + (side + 2) * n;
         for (std::int64_t b = 0; b < n; ++b)
-            require(0 <= start[b] && 0 <= size[b] && size[b] <= limit && start[b] <= limit - size[b],
+            require(0 <= start[b] && 0 <= size[b] && size[b] <= limit &&
+                        start[b] <= limit - size[b],
                     "erased rectangles must lie in the images");
     }
 }

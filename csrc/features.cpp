@@ -29,7 +29,7 @@ FeatureRanker<T>::FeatureRanker(const FeatureSets<T>& features, const Labels& la
                                 const Poll& interrupted)
     : features_(features),
       labels_(labels),
-      kernels_(active_kernels()),
+      simd_(active_simd()),
       topk_(topk),
       farthest_(farthest),
       query_norms_(static_cast<std::size_t>(labels.queries)),
@@ -42,7 +42,7 @@ FeatureRanker<T>::FeatureRanker(const FeatureSets<T>& features, const Labels& la
                 const std::int64_t end = std::min(count, (piece + 1) * FEATURE_ROWS);
                 for (std::int64_t i = piece * FEATURE_ROWS; i < end; ++i) {
                     const T* row = rows + i * dims;
-                    norms[static_cast<std::size_t>(i)] = kernels_.dot(row, row, dims);
+                    norms[static_cast<std::size_t>(i)] = simd_.dot(row, row, dims);
                 }
             };
         });
@@ -56,7 +56,7 @@ FeatureRanker<T>::FeatureRanker(const FeatureSets<T>& features, const Labels& la
 
 template <class T>
 double FeatureRanker<T>::exact(std::int64_t query, std::int64_t item) const {
-    const double product = kernels_.dot(features_.queries + query * features_.dims,
+    const double product = simd_.dot(features_.queries + query * features_.dims,
                                         features_.gallery + item * features_.dims, features_.dims);
     const double squared = item_norms_[static_cast<std::size_t>(item)];
     double z = 0.5 * squared - product;
@@ -148,7 +148,7 @@ std::int64_t FeatureRanker<T>::count(const S* tile, std::int64_t query_begin,
         Query& query = started_[static_cast<std::size_t>(q - begin_)];
         const std::size_t groups = query.firsts.size();
         if (groups == 0 && topk_ == 0 && !farthest_) continue;
-        kernels_.widen(tile + (q - query_begin) * n,
+        simd_.widen(tile + (q - query_begin) * n,
                        panel_.offset.data() + (item_begin - panel_.begin), n, x.data());
         // Positives and excluded items are known exactly, and no others.
         const auto* same_end = labels_.same_end(q);
@@ -165,13 +165,13 @@ std::int64_t FeatureRanker<T>::count(const S* tile, std::int64_t query_begin,
         counts.assign(groups, 0);
         for (std::size_t k = 0; k < groups; ++k) {
             const double wanted = query.positives[query.firsts[k]].z * unit(q);
-            // An infinite z comes of an unusable row: every pair of usable ones is on the near side.
+            // An infinite z comes from an unusable row: all pairs of usable rows are nearer.
             const double off = std::isfinite(wanted) ? bound(query, wanted) : 0.0;
             low[k] = at_most(wanted - off);
             high[k] = at_least(wanted + off);
         }
         const std::int64_t left =
-            kernels_.screen(x.data(), n, low.data(), high.data(),
+            simd_.screen(x.data(), n, low.data(), high.data(),
                             static_cast<std::int64_t>(groups), counts.data(), unsure.data());
         for (std::size_t k = 0; k < groups; ++k) {
             query.positives[query.firsts[k]].nearer += counts[k];

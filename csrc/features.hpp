@@ -18,9 +18,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "simd.hpp"
 #include "labels.hpp"
 #include "ranking.hpp"
+#include "simd.hpp"
 #include "topk.hpp"
 
 namespace dml_fast {
@@ -53,8 +53,8 @@ class FeatureRanker {
     void start(std::int64_t begin, std::int64_t end, int threads, const Poll& interrupted);
 
     // Operands of the started queries, or of gallery items begin..end-1 (the "panel", which the
-    // following tiles are of), as float32 or as bfloat16 bits. `loose`: whoever multiplies float32
-    // may round it to bfloat16 first.
+    // following tiles are of), as float32 or as bfloat16 bits. `loose`: the library
+    // that multiplies float32 may round it to bfloat16 first.
     template <class S>
     void query_operands(S* out, bool loose, int threads, const Poll& interrupted);
     template <class S>
@@ -90,7 +90,7 @@ class FeatureRanker {
         std::int64_t item;
         std::int64_t nearer;   // others with a smaller z
         std::int64_t tied;     // others with the same z
-        std::int64_t follows;  // of these, those between the previous positive's index and this one's
+        std::int64_t follows;  // of these, those between the previous positive's index and its own
     };
     struct Query {
         std::vector<Positive> positives;
@@ -118,11 +118,11 @@ class FeatureRanker {
 
     FeatureSets<T> features_;
     Labels labels_;
-    const Kernels& kernels_;
+    const Simd& simd_;
     std::int64_t topk_;
     bool farthest_;
     std::vector<double> query_norms_, item_norms_;  // squared
-    double query_power_ = 1.0, item_power_ = 1.0;   // euclidean: powers of two that bring norms to 1
+    double query_power_ = 1.0, item_power_ = 1.0;   // euclidean: powers of two, norms come to 1
     std::int64_t begin_ = 0;                        // the first started query
     std::vector<Query> started_;
     Panel panel_{};

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "simd.hpp"
 #include "rows.hpp"
+#include "simd.hpp"
 
 namespace dml_fast {
 
@@ -13,13 +13,13 @@ namespace {
 class CodeSource {
   public:
     CodeSource(const std::uint64_t* queries, const std::uint64_t* gallery, std::int64_t words,
-               const Labels& labels, const Kernels& kernels)
+               const Labels& labels, const Simd& simd)
         : queries_(queries),
           gallery_(gallery),
           words_(words),
           labels_(labels),
-          kernels_(kernels),
-          ranker_(labels, kernels),
+          simd_(simd),
+          ranker_(labels, simd),
           bits_(static_cast<std::size_t>(labels.items)) {}
 
     const QueryRanks& ranks() const { return ranks_; }
@@ -86,7 +86,7 @@ class CodeSource {
     };
 
     void measure(std::int64_t query) {
-        kernels_.hamming(queries_ + query * words_, gallery_, labels_.items, words_, bits_.data());
+        simd_.hamming(queries_ + query * words_, gallery_, labels_.items, words_, bits_.data());
     }
 
     void count(std::int64_t begin, std::int64_t end, std::size_t size) {
@@ -111,7 +111,7 @@ class CodeSource {
     const std::uint64_t* gallery_;
     std::int64_t words_;
     const Labels& labels_;
-    const Kernels& kernels_;
+    const Simd& simd_;
     RowRanker<float> ranker_;
     std::vector<std::uint16_t> bits_;
     std::vector<float> row_;
@@ -125,9 +125,9 @@ class CodeSource {
 void rank_codes(const std::uint64_t* queries, const std::uint64_t* gallery, std::int64_t words,
                 const Labels& labels, const RankOptions& options, const RankOutput& out,
                 const Poll& interrupted) {
-    const Kernels& kernels = active_kernels();
+    const Simd& simd = active_simd();
     score_queries<float>(labels, options, out, interrupted, [&] {
-        return CodeSource(queries, gallery, words, labels, kernels);
+        return CodeSource(queries, gallery, words, labels, simd);
     });
 }
 

@@ -16,7 +16,7 @@ struct Labels {
     const std::int64_t* item_camera;      // (G); null: no camera rule
     const std::int64_t* member_offsets;   // (I + 1)
     const std::int64_t* members;          // (G - J) items by identity, rising within each
-    const std::int64_t* junk;             // (J) rising: items that are valid for nobody
+    const std::int64_t* junk;             // (J) rising: items that are valid for no query
     std::int64_t junk_count;              // J
 
     // Same identity and same camera: left out for this query.

@@ -80,7 +80,7 @@ void parallel_for(std::int64_t items, int threads, const Poll& interrupted,
     bool was_interrupted = false;
     try {
         for (int i = 0; i < count; ++i) pool.emplace_back(run);
-    } catch (const std::system_error&) {  // the machine has no more threads: go on with fewer
+    } catch (const std::system_error&) {  // the machine has no more threads: continue with fewer
         const std::lock_guard<std::mutex> lock(mutex);
         running -= count - static_cast<int>(pool.size());
         if (pool.empty()) throw;

@@ -2,8 +2,8 @@
 
 #include <atomic>
 
-#include "simd.hpp"
 #include "rows.hpp"
+#include "simd.hpp"
 
 namespace dml_fast {
 
@@ -20,7 +20,8 @@ struct RowSource {
     const QueryRanks& ranks() const { return ranker.ranks(); }
     bool rank(std::int64_t query, bool order_within_ties) {
         if (query + 1 < labels.queries) {  // its few matches lie anywhere in the next row
-            for (const auto* m = labels.same_begin(query + 1); m != labels.same_end(query + 1); ++m) {
+            const auto* end = labels.same_end(query + 1);
+            for (const auto* m = labels.same_begin(query + 1); m != end; ++m) {
                 prefetch(row(query + 1) + *m);
             }
         }
@@ -38,10 +39,10 @@ struct RowSource {
 template <class T>
 std::int64_t rank_rows(const T* dist, const Labels& labels, const RankOptions& options,
                        const RankOutput& out, const Poll& interrupted) {
-    const Kernels& kernels = active_kernels();
+    const Simd& simd = active_simd();
     std::atomic<std::int64_t> nans{0};
     score_queries<T>(labels, options, out, interrupted, [&] {
-        return RowSource<T>{RowRanker<T>(labels, kernels), dist, labels, nans};
+        return RowSource<T>{RowRanker<T>(labels, simd), dist, labels, nans};
     });
     return nans;
 }

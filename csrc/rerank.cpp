@@ -24,7 +24,7 @@ Reranker<T>::Reranker(const FeatureSets<T>& features, std::int64_t queries, std:
                       const std::int64_t* nearest, const double* farthest,
                       const RerankOptions& options, int threads, const Poll& interrupted)
     : features_(features),
-      kernels_(active_kernels()),
+      simd_(active_simd()),
       queries_(queries),
       images_(images),
       nearest_(nearest),
@@ -36,7 +36,7 @@ Reranker<T>::Reranker(const FeatureSets<T>& features, std::int64_t queries, std:
     };
     each([&](std::int64_t i) {
         const T* row = features_.gallery + i * features_.dims;
-        const double squared = kernels_.dot(row, row, features_.dims);
+        const double squared = simd_.dot(row, row, features_.dims);
         double& size = sizes_[static_cast<std::size_t>(i)];
         size = squared;
         if (features_.metric == Metric::cosine) size = squared == 0.0 ? 1.0 : std::sqrt(squared);
@@ -45,13 +45,14 @@ Reranker<T>::Reranker(const FeatureSets<T>& features, std::int64_t queries, std:
     each([&](std::int64_t i) {
         const auto at = static_cast<std::size_t>(i);
         const bool cosine = features_.metric == Metric::cosine;
-        largest_[at] = cosine ? 2.0 + 2.0 * farthest[i] / sizes_[at] : sizes_[at] + 2.0 * farthest[i];
+        largest_[at] = cosine ? 2.0 + 2.0 * farthest[i] / sizes_[at]
+                              : sizes_[at] + 2.0 * farthest[i];
         if (!(largest_[at] > 0.0)) largest_[at] = 1.0;  // all images are the same
         rows[at] = encode(i);
     });
     codes_ = pack(rows);
     if (options_.k2 > 1) {
-        // The mean over the k2 nearest: with a row of N sums a thread, zero again after each use.
+        // The mean over the k2 nearest: each thread has a row of N sums, zero again after each use.
         parallel_for(images_, threads, interrupted, [&] {
             return [&, sums = std::vector<double>(static_cast<std::size_t>(images_)),
                     touched = std::vector<std::int64_t>()](std::int64_t i) mutable {
@@ -70,7 +71,8 @@ Reranker<T>::Reranker(const FeatureSets<T>& features, std::int64_t queries, std:
                 auto& row = rows[static_cast<std::size_t>(i)];
                 for (std::int64_t image : touched) {
                     double& sum = sums[static_cast<std::size_t>(image)];
-                    row.push_back({image, static_cast<float>(sum / static_cast<double>(options_.k2))});
+                    const double mean = sum / static_cast<double>(options_.k2);
+                    row.push_back({image, static_cast<float>(mean)});
                     sum = 0.0;
                 }
             };
@@ -85,7 +87,7 @@ template <class T>
 double Reranker<T>::distance(std::int64_t i, std::int64_t j) const {
     const std::int64_t dims = features_.dims;
     const double product =
-        kernels_.dot(features_.gallery + i * dims, features_.gallery + j * dims, dims);
+        simd_.dot(features_.gallery + i * dims, features_.gallery + j * dims, dims);
     const double a = sizes_[static_cast<std::size_t>(i)];
     const double b = sizes_[static_cast<std::size_t>(j)];
     return features_.metric == Metric::cosine ? cosine(a, b, product) : euclidean(a, b, product);
@@ -233,7 +235,7 @@ void Reranker<T>::rows(std::int64_t begin, std::int64_t end, double* out, int th
             parallel_for((items + FEATURE_ROWS - 1) / FEATURE_ROWS, threads, interrupted, [&] {
                 return [&](std::int64_t piece) {
                     const std::int64_t g = piece * FEATURE_ROWS;
-                    kernels_.dots(widened.data(), count, features_.gallery + (queries_ + g) * dims,
+                    simd_.dots(widened.data(), count, features_.gallery + (queries_ + g) * dims,
                                   std::min(FEATURE_ROWS, items - g), dims, block + g, items);
                 };
             });

@@ -57,7 +57,7 @@ class Reranker {
     Sparse transpose(const Sparse& matrix) const;
 
     FeatureSets<T> features_;
-    const Kernels& kernels_;
+    const Simd& simd_;
     std::int64_t queries_, images_;
     const std::int64_t* nearest_;
     RerankOptions options_;

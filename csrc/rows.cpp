@@ -24,7 +24,7 @@ Counted RowRanker<T>::count_at_most(const T* row, std::vector<std::int64_t>& cou
     const std::size_t k = thresholds_.size();
     const auto count = [&](const T* x, std::int64_t n, std::vector<std::int64_t>& out) {
         out.assign(k, 0);
-        return kernels_.count_at_most(x, n, thresholds_.data(), static_cast<std::int64_t>(k),
+        return simd_.count_at_most(x, n, thresholds_.data(), static_cast<std::int64_t>(k),
                                       out.data());
     };
     const Counted found = count(row, labels_.items, counts);
@@ -83,7 +83,7 @@ void RowRanker<T>::count_others_before(const T* row, std::int64_t first, const T
     for (std::int64_t i = first; i < first + group.positives; ++i) {
         const std::int64_t end = positives_[static_cast<std::size_t>(i)].index;
         std::int64_t at_most = 0;
-        const Counted found = kernels_.count_at_most(row + begin, end - begin, &value, 1, &at_most);
+        const Counted found = simd_.count_at_most(row + begin, end - begin, &value, 1, &at_most);
         tied += std::isnan(value) ? found.nans : found.equal;
         begin = end + 1;  // the positive itself is no other
         std::int64_t apart = 0;
@@ -106,7 +106,8 @@ bool RowRanker<T>::rank(const T* row, std::int64_t query, bool need_order_within
                          std::int64_t up_to) {
         const TieGroup group{nearer + first, end - first, up_to - nearer};
         if (need_order_within_ties && group.others > 0) {
-            count_others_before(row, first, group, positives_[static_cast<std::size_t>(first)].value);
+            const T value = positives_[static_cast<std::size_t>(first)].value;
+            count_others_before(row, first, group, value);
         }
         ranks_.groups.push_back(group);
     };

@@ -5,9 +5,9 @@
 #include <limits>
 #include <vector>
 
-#include "simd.hpp"
 #include "labels.hpp"
 #include "scores.hpp"
+#include "simd.hpp"
 
 namespace dml_fast {
 
@@ -23,7 +23,7 @@ int compare(T a, T b) {
 template <class T>
 class RowRanker {
   public:
-    RowRanker(const Labels& labels, const Kernels& kernels) : labels_(labels), kernels_(kernels) {}
+    RowRanker(const Labels& labels, const Simd& simd) : labels_(labels), simd_(simd) {}
 
     // Fills ranks(); false, and nothing else done, if the query has no positive.
     bool rank(const T* row, std::int64_t query, bool need_order_within_ties);
@@ -50,7 +50,7 @@ class RowRanker {
     void count_others_before(const T* row, std::int64_t first, const TieGroup& group, T value);
 
     const Labels& labels_;
-    const Kernels& kernels_;
+    const Simd& simd_;
     std::vector<Item> positives_;
     std::vector<Item> excluded_;            // same identity, same camera
     std::vector<T> apart_;                  // distances of excluded items and junk

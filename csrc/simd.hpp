@@ -1,4 +1,4 @@
-// The inner loops, compiled once per instruction set (kernels_*.cpp) and chosen at run time.
+// The inner loops, compiled once per instruction set (simd_*.cpp) and chosen at run time.
 // Each gives the same bits at every level.
 #pragma once
 
@@ -54,7 +54,7 @@ using Dots = void (*)(const double* a, std::int64_t rows, const T* b, std::int64
 using Hamming = void (*)(const std::uint64_t* code, const std::uint64_t* codes, std::int64_t n,
                          std::int64_t words, std::uint16_t* out);
 
-struct Kernels {
+struct Simd {
     CountAtMost<float> count_at_most_f32;
     CountAtMost<double> count_at_most_f64;
     Screen screen;
@@ -93,30 +93,30 @@ struct Kernels {
 };
 
 namespace baseline {
-extern const Kernels KERNELS;
+extern const Simd SIMD;
 }
 #if defined(__GNUC__) && defined(__x86_64__)
 namespace avx2 {
-extern const Kernels KERNELS;
+extern const Simd SIMD;
 }
 namespace avx512 {
-extern const Kernels KERNELS;
+extern const Simd SIMD;
 }
 #endif
 
 // Those of the instruction set in use (isa.hpp).
-inline const Kernels& active_kernels() {
+inline const Simd& active_simd() {
 #if defined(__GNUC__) && defined(__x86_64__)
     switch (active_isa()) {
         case Isa::avx512:
-            return avx512::KERNELS;
+            return avx512::SIMD;
         case Isa::avx2:
-            return avx2::KERNELS;
+            return avx2::SIMD;
         default:
             break;
     }
 #endif
-    return baseline::KERNELS;
+    return baseline::SIMD;
 }
 
 }  // namespace dml_fast

@@ -2,15 +2,15 @@
 //
 // Two passes over each block of the row while it is in the L1 cache. The first keeps what is not
 // above the highest threshold: little, in the rows of a good network. The second counts what is
-// kept ("tally"): by a search in registers, Table::MOST thresholds at a time; where there are no tables
-// against each threshold; with very many thresholds by a search in memory.
+// kept ("tally"): by a search in registers, Table::MOST thresholds at a time; without tables,
+// against each threshold; with very many thresholds, by a search in memory.
 
 constexpr std::int64_t GROUP = 3;     // vectors: see tally_by_table
 constexpr std::int64_t BLOCK = 2016;  // elements, whole groups; at most 255 vectors
 
-// Finds places by a Table of the instruction set: those of 16 (32) elements in 4 (5) steps, each one
-// permutation of the thresholds in a register and one comparison. Places become 16 counters of 2 bits in
-// a lane's 32; they are widened to 4 bits after a group, to 8 after five.
+// Finds places by a Table of the instruction set: those of 16 (32) elements in 4 (5) steps, each
+// of them one permutation of the thresholds in a register and one comparison. Places become 16
+// counters of 2 bits in a lane's 32; they are widened to 4 bits after a group, to 8 after five.
 // n: whole groups, at most 255 vectors. k: at most Table::MOST. Returns the number of NaNs.
 template <class V, class Table>
 inline std::int64_t tally_by_table(const float* x, std::int64_t n, const float* thresholds,
@@ -48,7 +48,8 @@ inline std::int64_t tally_by_table(const float* x, std::int64_t n, const float* 
     for (int w = 0; w < WORDS; ++w) {
         for (int b = 0; b < 4; ++b) {
             // Places b, b + 4, b + 8, b + 12, two at a time in the halves of 32 bits.
-            const auto even = static_cast<std::uint32_t>(V::sum(V::fields(bytes[w][b], 0x00ff00ff)));
+            const auto even =
+                static_cast<std::uint32_t>(V::sum(V::fields(bytes[w][b], 0x00ff00ff)));
             const auto odd = static_cast<std::uint32_t>(
                 V::sum(V::fields(V::template down<8>(bytes[w][b]), 0x00ff00ff)));
             at[16 * w + b] = even & 0xffff;
@@ -129,7 +130,10 @@ class Tally {
     using Scalar = typename V::Scalar;
 
     Tally(const Scalar* thresholds, std::int64_t k, std::int64_t* counts)
-        : thresholds_(thresholds), k_(k), counts_(counts), search_(k >= (V::TABLES > 0 ? TABLES_UP_TO : SEARCH_FROM)) {
+        : thresholds_(thresholds),
+          k_(k),
+          counts_(counts),
+          search_(k >= (V::TABLES > 0 ? TABLES_UP_TO : SEARCH_FROM)) {
         if (search_) differences(counts_, k_);
     }
 

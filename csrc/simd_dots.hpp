@@ -1,7 +1,7 @@
 // Dot products of many rows with many (simd_body.hpp includes this): no include guard, no headers.
 //
-// Each lane is a sum of its own, so a vector of lanes at a time goes through all elements, for a tile
-// of DOT_ROWS x DOT_COLUMNS pairs whose sums fit in registers.
+// Each lane is a sum of its own, so one vector of lanes after the other goes through all elements,
+// for a tile of DOT_ROWS x DOT_COLUMNS pairs whose sums fit in registers.
 
 #if defined(__clang__)
 #define DML_FAST_UNROLL _Pragma("unroll")

@@ -1,5 +1,5 @@
-// Small things that the vectors (kernels_*.cpp) and the inner loops (simd_body.hpp) share: included
-// once per instruction set, without an include guard.
+// Small tools that the vectors (simd_*.cpp) and the inner loops (simd_body.hpp) share. Included
+// once per instruction set: no include guard.
 
 #if defined(__GNUC__)
 inline int lowest_bit(unsigned bits) { return __builtin_ctz(bits); }
@@ -8,7 +8,8 @@ inline int bits_set(std::uint64_t word) { return __builtin_popcountll(word); }
 inline int bits_set(std::uint64_t word) {
     word -= word >> 1 & 0x5555555555555555u;
     word = (word & 0x3333333333333333u) + (word >> 2 & 0x3333333333333333u);
-    return static_cast<int>(((word + (word >> 4)) & 0x0f0f0f0f0f0f0f0fu) * 0x0101010101010101u >> 56);
+    word = (word + (word >> 4)) & 0x0f0f0f0f0f0f0f0fu;
+    return static_cast<int>(word * 0x0101010101010101u >> 56);
 }
 inline int lowest_bit(unsigned bits) { return bits_set((bits & (0u - bits)) - 1u); }
 #endif
@@ -21,8 +22,8 @@ inline std::int64_t keep_bits(const T* x, unsigned bits, T* out) {
     return out - begin;
 }
 
-// Thresholds in a table of N: above the last one come +inf for the search, so that NaN alone has the
-// last place, and NaN, which equals nothing, for the comparison.
+// Thresholds in a table of N. Above the last one come +inf for the search, so that only NaN has the
+// last place, and NaN for the comparison, as it equals nothing.
 template <int N>
 struct Padded {
     float search[2 * N], exact[N];

@@ -79,8 +79,8 @@ class Evaluation:
         batches = evaluation_batches(
             images,
             batch_size=batch_size,
-            mean=trained.facts["mean"],
-            std=trained.facts["std"],
+            mean=trained.facts.mean,
+            std=trained.facts.std,
             device=place,
             channels_last=run.config.channels_last,
         )

@@ -223,8 +223,8 @@ def _set_row(
         query_camera=camera[members] if len(camera) else camera,
     )
     one_set = (np.array([0, len(members)]), np.arange(len(members)))
-    rest = (items.offsets, items.members, number, temperature, cores(shared=False))
-    return _native.reduce_rows(rows, *of_members, *one_set, *rest)
+    of_items, threads = (items.offsets, items.members), cores(shared=False)
+    return _native.reduce_rows(rows, *of_members, *one_set, *of_items, number, temperature, threads)
 
 
 def _distances(

@@ -33,6 +33,7 @@ from dml_fast.models.embedding import create_embedding_net
 from dml_fast.models.pretrained import load_pretrained
 from dml_fast.reporting.console import Reporter
 from dml_fast.rng import derive_seed, seed_everything
+from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.folder import Run
 from dml_fast.training.meter import Meter
 from dml_fast.training.saving import Progress, Saver
@@ -73,21 +74,21 @@ def build_trainer(
         keep_freed_memory()
     reporter = Reporter(run.folder / "tensorboard" if config.tensorboard and world.main else None)
     data = _open_data(config, device, world)
+    facts = DataFacts.of(data)
     if config.shares == "measured":
-        _measure_shares(config, data, precision, world)
+        _measure_shares(config, facts, precision, world)
     loader = _build_loader(config, data, device, world)
-    channels, height, width = data.train.images.shape[1:]
     cohort = build_cohort(
         config,
         precision,
-        num_classes=len(data.classes),
-        in_channels=channels,
-        image_size=(height, width),
+        num_classes=len(facts.classes),
+        in_channels=facts.in_channels,
+        image_size=facts.image_size,
         world=world,
     )
     engine = _build_engine(config, cohort, device)
     progress = Progress(Meter(len(cohort), device, world), config.executor)
-    saver = Saver(config, run, data, cohort, progress)
+    saver = Saver(config, run, facts, data.corrupt, cohort, progress)
     checkpoint = _checkpoint_of(run, resume)
     needed = saver.bytes_needed()
     with world.all_or_none():
@@ -264,23 +265,24 @@ def _open_data(config: TrainConfig, device: torch.device, world: World) -> DataS
     return data
 
 
-def _measure_shares(config: TrainConfig, data: DataSet, precision: Precision, world: World) -> None:
+def _measure_shares(
+    config: TrainConfig, facts: DataFacts, precision: Precision, world: World
+) -> None:
     """Share the students out by the time that a step of each takes on a column's images."""
-    channels, height, width = data.train.images.shape[1:]
 
     def student(arch: str) -> Student:
         alone = replace(config, arch=arch, cohort=1, method="independent", compile=False)
         cohort = build_cohort(
             alone,
             precision,
-            num_classes=len(data.classes),
-            in_channels=channels,
-            image_size=(height, width),
+            num_classes=len(facts.classes),
+            in_channels=facts.in_channels,
+            image_size=facts.image_size,
         )
         return cohort.students[0]
 
     rows = config.batch_size // world.mesh.data
-    images = torch.zeros((rows, channels, height, width), device=precision.device)
+    images = torch.zeros((rows, facts.in_channels, *facts.image_size), device=precision.device)
     share_out_by_cost(world, config.architectures, student, images)
 
 

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from dml_fast import rng
 from dml_fast.config import TrainConfig
 from dml_fast.config_files import check_same_run, from_mapping
-from dml_fast.data import DataSet
+from dml_fast.data.corrupt import CorruptFiles
 from dml_fast.distributed.failure import is_lost
 from dml_fast.distributed.world import agreed
 from dml_fast.engine.cohort import Cohort
@@ -23,6 +23,7 @@ from dml_fast.engine.replicas import whole_tensors
 from dml_fast.errors import TrainingError, UserError, reason
 from dml_fast.reporting.console import logger
 from dml_fast.runs import checkpoint
+from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import link
 from dml_fast.runs.folder import Run
 from dml_fast.runs.history import best_epoch
@@ -61,29 +62,23 @@ class Saver:
     Args:
         config: of the run.
         run: its folder, which can be written to.
-        data: what the run trains on.
+        facts: of the data that the run trains on.
+        corrupt: the files that this process has skipped, where the run skips any.
         cohort: the students of this process.
         progress: how far the run is; `resume` sets it.
     """
 
     def __init__(
-        self, config: TrainConfig, run: Run, data: DataSet, cohort: Cohort, progress: Progress
+        self,
+        config: TrainConfig,
+        run: Run,
+        facts: DataFacts,
+        corrupt: CorruptFiles | None,
+        cohort: Cohort,
+        progress: Progress,
     ) -> None:
-        self.config, self.run, self.data = config, run, data
+        self.config, self.run, self.facts, self.corrupt = config, run, facts, corrupt
         self.cohort, self.progress, self.world = cohort, progress, cohort.world
-        channels, *size = data.train.images.shape[1:]
-        self.facts: dict[str, Any] = {
-            "name": data.name,
-            "num_classes": len(data.classes),
-            "classes": list(data.classes),
-            "in_channels": channels,
-            "image_size": size,
-            "mean": list(data.mean),
-            "std": list(data.std),
-            "fingerprint": data.fingerprint,
-        }
-        if config.retrieval:
-            self.facts["task"] = "retrieval"
         self._every_steps, self._every_seconds = config.save_interval
         self._saved_step, self._saved_at = 0, time.monotonic()  # of the newest checkpoint
 
@@ -128,7 +123,7 @@ class Saver:
         progress = self.progress
         state = {
             "config": json.dumps(self._picked_config().to_dict()),
-            "fingerprint": self.data.fingerprint,
+            "fingerprint": self.facts.fingerprint,
             "mesh": str(self.world.mesh),
             "step": progress.step,
             "seconds": progress.seconds,
@@ -217,7 +212,7 @@ class Saver:
         """
         saved = from_mapping(json.loads(state["config"]), str(path))
         check_same_run(saved, self.config, self.run.folder)
-        if state["fingerprint"] != self.data.fingerprint:
+        if state["fingerprint"] != self.facts.fingerprint:
             raise UserError(
                 f"{self.run.folder} was trained on other images or labels than "
                 f"--data {self.config.data} holds: give the data it was trained on"
@@ -240,9 +235,9 @@ class Saver:
 
     def _write_corrupt(self) -> None:
         """List the files that any rank has skipped so far."""
-        if (corrupt := self.data.corrupt) is None:
+        if self.corrupt is None:
             return
-        mine = dict(zip(corrupt.names, corrupt.reasons.values(), strict=True))
+        mine = dict(zip(self.corrupt.names, self.corrupt.reasons.values(), strict=True))
         if (found := self.world.gather(mine)) is not None:
             self.run.write_corrupt({name: why for part in found for name, why in part.items()})
 
