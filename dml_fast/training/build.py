@@ -19,13 +19,10 @@ from dml_fast.data.plan import Augmentation
 from dml_fast.distributed.connect import pick_local_device
 from dml_fast.distributed.launch import Launch
 from dml_fast.distributed.world import World, agreed
-from dml_fast.engine import Engine
+from dml_fast.engine import Cohort, Engine, Precision, Student
 from dml_fast.engine.choice import check_executor, make_executor
-from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.optim import make_optimizer
-from dml_fast.engine.precision import Precision, pick_device
-from dml_fast.engine.replicas import ReplicatedStudent, ShardedStudent, local_parameters, shard
-from dml_fast.engine.student import Student
+from dml_fast.engine.precision import pick_device
 from dml_fast.errors import UserError, reason
 from dml_fast.machine import keep_freed_memory
 from dml_fast.models import create_model
@@ -204,6 +201,13 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
 
 def _joined(student: Student, config: TrainConfig, world: World, group: ProcessGroup) -> Student:
     """Return the student as the ranks of ``group``, which have all made it, train it together."""
+    from dml_fast.engine.replicas import (
+        ReplicatedStudent,
+        ShardedStudent,
+        local_parameters,
+        shard,
+    )
+
     model, precision, arch = student.model, student.precision, student.arch
     assert world.device_mesh is not None
     if config.fsdp:

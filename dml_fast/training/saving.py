@@ -18,8 +18,7 @@ from dml_fast.config_files import check_same_run, from_mapping
 from dml_fast.data.corrupt import CorruptFiles
 from dml_fast.distributed.failure import is_lost
 from dml_fast.distributed.world import agreed
-from dml_fast.engine.cohort import Cohort
-from dml_fast.engine.replicas import whole_tensors
+from dml_fast.engine import Cohort
 from dml_fast.errors import TrainingError, UserError, reason
 from dml_fast.reporting.console import logger
 from dml_fast.runs import checkpoint
@@ -86,10 +85,10 @@ class Saver:
         """Write ``config.json``; return the architecture and parameters of each student."""
         mine = {
             k: {"arch": s.arch, "parameters": sum(p.numel() for p in s.model.parameters())}
-            for k, s in zip(self.world.students, self.cohort, strict=True)
+            for k, s in zip(self.cohort.numbers, self.cohort, strict=True)
         }
         found = {k: v for part in self.world.all_gather(mine) for k, v in part.items()}
-        students = [found[k] for k in range(self.world.total)]
+        students = [found[k] for k in range(self.cohort.total)]
         with self._writing():
             if self.world.main:
                 self.run.describe(self._picked_config(), self.facts, students)
@@ -157,7 +156,7 @@ class Saver:
         Raises:
             UserError: it cannot be read, or is of another run, other data or another cohort.
         """
-        state = checkpoint.load(path, self.world.students, verify=self.world.main)
+        state = checkpoint.load(path, self.cohort.numbers, verify=self.world.main)
         self._check(state, path)
         self.cohort.load_state_dict(state["students"])
         progress = self.progress
@@ -226,9 +225,9 @@ class Saver:
         mine = None
         if place < len(self.cohort):
             student = self.cohort.students[place]
-            weights = whole_tensors(student.model.state_dict())
+            weights = student.weights()
             if self.world.column == 0:
-                mine = self.world.students[place], student.arch, weights
+                mine = self.cohort.numbers[place], student.arch, weights
         for one in self.world.gather(mine) or ():
             if one is not None:
                 save_student(self.run.weights(one[0]), one[2], one[1], self.facts)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dml_fast.distributed.world import World
-    from dml_fast.engine.student import Student
+    from dml_fast.engine import Student
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,12 @@ def place(config: TrainConfig, processes: int) -> tuple[Mesh, Shares]:
             f"{config.batch_size // mesh.data} images each: give a multiple of --num-instances "
             f"{config.num_instances} per column"
         )
+    if config.update == "alternating" and mesh.cohort > 1:
+        raise UserError(
+            "--update alternating refreshes predictions one student after the other, in one "
+            f"process, and --mesh {mesh} has {mesh.cohort} rows: give --mesh 1x{processes}, or "
+            "--update simultaneous"
+        )
     if config.fsdp and mesh.data == 1:
         raise UserError(
             f"--fsdp shares students out over the columns of the mesh and --mesh {mesh} has one: "
@@ -68,12 +74,6 @@ def place(config: TrainConfig, processes: int) -> tuple[Mesh, Shares]:
         raise UserError(
             f"--executor {config.executor} runs students side by side, which --fsdp does not "
             "allow: give auto or sequential"
-        )
-    if config.update == "alternating" and mesh.cohort > 1:
-        raise UserError(
-            "--update alternating refreshes predictions one student after the other, in one "
-            f"process, and --mesh {mesh} has {mesh.cohort} rows: give --mesh 1x{processes}, or "
-            "--update simultaneous"
         )
     return mesh, shares
 

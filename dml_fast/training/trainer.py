@@ -9,10 +9,9 @@ from dml_fast.config import TrainConfig
 from dml_fast.data import DataSet
 from dml_fast.data.loaders.assemble import Loader
 from dml_fast.distributed.world import agreed
-from dml_fast.engine import Engine
+from dml_fast.engine import Engine, Precision
 from dml_fast.engine.choice import pick
 from dml_fast.engine.optim import lr_factor, ramp
-from dml_fast.engine.precision import Precision
 from dml_fast.errors import TrainingError
 from dml_fast.eval.validation import validate
 from dml_fast.reporting.console import Reporter
@@ -100,7 +99,7 @@ class Trainer:
         progress, world = self.progress, self.engine.cohort.world
         epoch, per_epoch = len(progress.history), self.loader.steps_per_epoch
         learners, teacher = self._roles(epoch)
-        places = [i for i, k in enumerate(world.students) if k in learners]
+        places = [i for i, k in enumerate(self.engine.cohort.numbers) if k in learners]
         start = time.monotonic() - progress.seconds
         for batch in self.loader.epoch(epoch, progress.step - epoch * per_epoch):
             stop, overdue = world.vote(self.stop.signal != 0, self.saver.seconds_due())
@@ -178,7 +177,7 @@ class Trainer:
 
     def _roles(self, epoch: int) -> tuple[tuple[int, ...], int | None]:
         """Return the students that learn in an epoch, and the one that teaches them, if any."""
-        students = tuple(range(self.engine.cohort.world.total))
+        students = tuple(range(self.engine.cohort.total))
         if self.config.method != "distill":
             return students, None
         return (students[:1], None) if epoch < self.config.epochs else (students[1:], 0)

@@ -1,6 +1,6 @@
 """One rank of the tests of equality: trains one case after the other in one job.
 
-torchrun --nproc-per-node N -m distributed_worker CASES.json FOLDER
+python -m distributed_worker CASES.json FOLDER
 """
 
 from __future__ import annotations
