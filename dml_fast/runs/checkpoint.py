@@ -19,7 +19,7 @@ from dml_fast.runs.folder import Run
 if TYPE_CHECKING:
     from dml_fast.distributed.world import World
 
-FORMAT = "dml_fast.runs.checkpoint"
+FORMAT = "dml_fast.checkpoint"  # written to files: it stays where modules move
 VERSION = 2
 
 

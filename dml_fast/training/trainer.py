@@ -262,6 +262,7 @@ class Trainer:
     def finish(self) -> None:
         """Write the students' weights and curves, and show the last table."""
         from dml_fast.reporting.plots import plot_curves  # matplotlib takes a second to import
+        from dml_fast.reporting.tables import show_run
 
         with self._writing():
             for place in range(max(map(len, self.world.shares))):
@@ -269,7 +270,7 @@ class Trainer:
             if not self.world.main:
                 return
             plot_curves(self.run.folder / "curves.png", {self.run.folder.name: self.history})
-        self.reporter.table(self.history, best_epoch(self.history), self.run.folder)
+        show_run(self.history, best_epoch(self.history), self.run.folder)
 
     def _write_students(self, place: int) -> None:
         """The final weights of one student of each row, by rank 0."""
