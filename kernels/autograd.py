@@ -13,6 +13,8 @@ from dml_fast.kernels.launch import counted, empty_like, launch, launch_gradient
 from dml_fast.loss.autograd import once
 from dml_fast.loss.problem import MutualStats, Problem, Solution
 
+SCRATCH = 0  # see `dml_fast.loss.problem.Backend`
+
 
 def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
     """As `dml_fast.loss.problem.Backend.solve`."""
@@ -21,10 +23,10 @@ def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
     return launch(problem, with_grad=with_grad, save=False, stats=stats).solution
 
 
-def learn(
+def differentiable(
     problem: Problem, logits: tuple[Tensor, ...], stats: str
 ) -> tuple[Tensor, MutualStats | None]:
-    """As `dml_fast.loss.problem.Backend.learn`; the backward pass makes the gradients."""
+    """As `dml_fast.loss.problem.Backend.differentiable`; the backward pass makes the gradients."""
     if torch.compiler.is_compiling():
         losses, _, measured = ops.forward(problem, False, True, stats).solution
         return losses, measured

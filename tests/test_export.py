@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from run_cases import facts_of_three_classes
 from torch import Tensor, nn
 
 from dml_fast import cli
 from dml_fast.data import open_dataset
 from dml_fast.export import main
 from dml_fast.runs import checkpoint, exporting
-from dml_fast.runs.exporting import HEADER, Student, export
-from dml_fast.runs.weights import build_student, load_student
+from dml_fast.runs.exporting import TrainedStudent, export
+from dml_fast.runs.folder import Run
+from dml_fast.runs.weights import HEADER, build_student, load_student
 from dml_fast.train import main as train
 
 
@@ -45,7 +47,7 @@ def inputs() -> Tensor:
 def logits(folder: Path, student: int, inputs: Tensor, which: str = "best") -> Tensor:
     """What the student itself says."""
     state = checkpoint.load(folder / f"{which}.pt")["students"][student]
-    facts = json.loads((folder / "config.json").read_text())["data"]
+    facts = Run.open(folder).facts
     with torch.no_grad():
         out: Tensor = build_student(state["arch"], facts, state["model"])(inputs)
     return out
@@ -180,14 +182,14 @@ class FrozenBatch(nn.Module):
 
 
 def test_a_network_that_cannot_be_traced_is_a_users_error(tmp_path: Path) -> None:
-    student = Student(Untraceable().eval(), "mine:net", {})
+    student = TrainedStudent(Untraceable().eval(), "mine:net", facts_of_three_classes())
     with pytest.raises(ValueError, match=r"mine:net cannot be traced .* --format safetensors"):
         export(student, "pt2", tmp_path / "x.pt2", torch.ones(3, 1, 8, 8))
     assert not list(tmp_path.iterdir())
 
 
 def test_what_tracing_got_wrong_is_found(tmp_path: Path) -> None:
-    student = Student(FrozenBatch().eval(), "mine:net", {})
+    student = TrainedStudent(FrozenBatch().eval(), "mine:net", facts_of_three_classes())
     check = export(student, "pt2", tmp_path / "x.pt2", torch.ones(3, 1, 8, 8))
     assert not check.passed and check.difference == 1.0
     assert not list(tmp_path.iterdir())

@@ -14,8 +14,7 @@ from dml_fast.config import TrainConfig
 from dml_fast.data import DataSet, ImageSet, RetrievalSet
 from dml_fast.data.loaders import evaluation_batches
 from dml_fast.data.loaders.assemble import Batch
-from dml_fast.engine.depthwise import keep_in_full_precision
-from dml_fast.engine.precision import Precision, pick_device
+from dml_fast.engine.precision import Precision, keep_in_full_precision, pick_device
 from dml_fast.errors import UserError
 from dml_fast.eval.classification import evaluate
 from dml_fast.eval.retrieval import evaluate_retrieval
@@ -75,8 +74,8 @@ def evaluate_run(
     batches = evaluation_batches(
         images,
         batch_size=batch_size,
-        mean=trained.facts["mean"],
-        std=trained.facts["std"],
+        mean=trained.facts.mean,
+        std=trained.facts.std,
         device=precision.device,
         channels_last=config.channels_last,
     )

@@ -17,7 +17,7 @@ def tie(losses: Tensor, grads: Tensor, logits: tuple[Tensor, ...]) -> Tensor:
         grads: (K, N, C) gradient of ``losses[k].sum()`` for student k.
         logits: K tensors (N, C), or one (K, N, C), to tie them to.
     """
-    tied: Tensor = _Learn.apply(losses, grads, *logits)  # type: ignore[no-untyped-call]
+    tied: Tensor = _Tied.apply(losses, grads, *logits)  # type: ignore[no-untyped-call]
     return tied
 
 
@@ -29,7 +29,7 @@ def once(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     return [g if g is None else _Once.apply(g, trap) for g in grads]  # type: ignore[no-untyped-call]
 
 
-class _Learn(torch.autograd.Function):
+class _Tied(torch.autograd.Function):
     """Ties losses (K,) or (K, N) to gradients that exist already, (K, N, C)."""
 
     @staticmethod

@@ -30,6 +30,7 @@ from dml_fast.loss.disagreement import add_disagreement
 from dml_fast.loss.problem import MutualStats, Problem, Solution
 
 Factor = float | Tensor  # one for all rows: a number or (); one per row: (N,) or (K, N)
+SCRATCH = 5  # see `dml_fast.loss.problem.Backend`
 
 
 class _Views(NamedTuple):
@@ -77,10 +78,10 @@ def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
     return Solution(losses, tuple(g.to(z.dtype) for g, z in parts), measured)
 
 
-def learn(
+def differentiable(
     problem: Problem, logits: tuple[Tensor, ...], stats: str
 ) -> tuple[Tensor, MutualStats | None]:
-    """As `dml_fast.loss.problem.Backend.learn`; the gradients are made in the forward pass."""
+    """As `dml_fast.loss.problem.Backend.differentiable`, with gradients from the forward pass."""
     with torch.no_grad():
         losses, grads, measured = compute(problem, True, stats)
     assert grads is not None

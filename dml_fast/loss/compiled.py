@@ -24,8 +24,11 @@ from dml_fast.loss import closed_form
 from dml_fast.loss.autograd import tie
 from dml_fast.loss.problem import MutualStats, Problem, Solution
 
+SCRATCH = 0  # see `dml_fast.loss.problem.Backend`
+
 _Function = Callable[[Problem, bool, str], Any]
 _Program = Callable[..., Any]
+_FIELDS = tuple(field.name for field in dataclasses.fields(Problem))
 _programs: dict[tuple[Any, ...], _Program] = {}
 
 
@@ -34,10 +37,10 @@ def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
     return Solution(*_run(closed_form.solve, problem, with_grad, stats))
 
 
-def learn(
+def differentiable(
     problem: Problem, logits: tuple[Tensor, ...], stats: str
 ) -> tuple[Tensor, MutualStats | None]:
-    """As `dml_fast.loss.problem.Backend.learn`."""
+    """As `dml_fast.loss.problem.Backend.differentiable`."""
     with torch.no_grad():
         losses, grads, measured = _run(closed_form.compute, problem, True, stats)
     return tie(losses, grads, logits), measured
@@ -54,7 +57,6 @@ def _run(function: _Function, problem: Problem, with_grad: bool, stats: str) -> 
     kind = _kind(function, problem, with_grad, stats)
     values = _values(problem, first=kind not in _programs)
     if kind not in _programs:
-        assert len(values) == len(dataclasses.fields(Problem))
         _programs[kind] = _make(function, with_grad, stats, name=_name(kind))
     try:
         losses, grads, measured = _programs[kind](*values)
@@ -89,10 +91,10 @@ def _cannot(error: Exception) -> UserError:
 
 
 def _values(problem: Problem, first: bool) -> tuple[Any, ...]:
-    """Of the fields of `Problem`, in their order, without what would take a further program.
+    """Return the fields of a problem like this one that takes no further program.
 
-    That is the strides, who requires a gradient, and numbers that may change from step to step;
-    and the number of rows, which must be told the ``first`` time only.
+    It has no strides, no gradients required, and tensors for the numbers that may change from
+    step to step. That the number of rows may change must be told the ``first`` time only.
     """
 
     def alias(x: Tensor) -> Tensor:
@@ -101,25 +103,18 @@ def _values(problem: Problem, first: bool) -> tuple[Any, ...]:
             torch._dynamo.maybe_mark_dynamic(x, 0)
         return x
 
-    return (
-        tuple(alias(z) for z in problem.students),
-        tuple(alias(z) for z in problem.teachers),
-        problem.dtype,
-        torch.Size([-1]),
-        None if problem.index is None else alias(problem.index),
-        problem.ignore_index,
-        None if problem.soft is None else alias(problem.soft),
-        problem.class_weight,
-        None if problem.row_weight is None else alias(problem.row_weight),
-        problem.peer_weight,
-        _tensor(problem.kl_weight, problem.dtype) if _listens(problem) else 0.0,
-        problem.temperature,
-        problem.label_smoothing,
-        problem.peer_reduction,
-        problem.reduction,
-        problem.whole,
-        None if problem.grad_scale is None else _tensor(problem.grad_scale, problem.dtype),
-    )
+    scale = problem.grad_scale
+    changed = {
+        "students": tuple(alias(z) for z in problem.students),
+        "teachers": tuple(alias(z) for z in problem.teachers),
+        "batch_shape": torch.Size([-1]),
+        "index": None if problem.index is None else alias(problem.index),
+        "soft": None if problem.soft is None else alias(problem.soft),
+        "row_weight": None if problem.row_weight is None else alias(problem.row_weight),
+        "kl_weight": _tensor(problem.kl_weight, problem.dtype) if _listens(problem) else 0.0,
+        "grad_scale": None if scale is None else _tensor(scale, problem.dtype),
+    }
+    return tuple(changed[name] if name in changed else getattr(problem, name) for name in _FIELDS)
 
 
 def _tensor(number: float | Tensor, dtype: torch.dtype) -> Tensor:

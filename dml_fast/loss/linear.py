@@ -15,10 +15,9 @@ from torch import Tensor
 from dml_fast.errors import UserError
 from dml_fast.loss import backends
 from dml_fast.loss.checks import prepare
-from dml_fast.loss.linear_autograd import learn
-from dml_fast.loss.linear_chunks import Plan, Wanted, default_rows, sweep
+from dml_fast.loss.linear_chunks import Plan, Wanted, default_rows, differentiable, sweep
 from dml_fast.loss.linear_heads import Biases, Tensors, read
-from dml_fast.loss.options import LossOptions
+from dml_fast.loss.mutual import LossOptions
 from dml_fast.loss.problem import MutualStats
 
 __all__ = ["FusedLinearMutualLoss", "linear_mutual_loss"]
@@ -139,7 +138,7 @@ def _compute(
         Wanted(*(t is not None and t.requires_grad and with_grad for t in head)) for head in heads
     ]
     if any(map(any, wanted)):
-        losses, measured = learn(plan, heads, wanted, stats)
+        losses, measured = differentiable(plan, heads, wanted, stats)
     else:
         losses, _, measured = sweep(plan, heads, wanted, stats)
     if problem.reduction == "none":
@@ -159,29 +158,9 @@ class FusedLinearMutualLoss(LossOptions):
     Arguments, results and errors are those of `linear_mutual_loss`.
     """
 
-    def __init__(
-        self,
-        kl_weight: float | Tensor = 1.0,
-        temperature: float = 1.0,
-        label_smoothing: float = 0.0,
-        class_weight: Tensor | None = None,
-        ignore_index: int = -100,
-        peer_reduction: str = "mean",
-        reduction: str = "mean",
-        backend: str = "auto",
-        chunk_rows: int | None = None,
-    ) -> None:
-        """Check and keep the options."""
-        super().__init__(
-            kl_weight,
-            temperature,
-            label_smoothing,
-            class_weight,
-            ignore_index,
-            peer_reduction,
-            reduction,
-            backend,
-        )
+    def __init__(self, *args: Any, chunk_rows: int | None = None, **options: Any) -> None:
+        """Check and keep the options: those of `FusedMutualLoss`, and ``chunk_rows``."""
+        super().__init__(*args, **options)
         _check_rows(chunk_rows)
         self.chunk_rows = chunk_rows
 

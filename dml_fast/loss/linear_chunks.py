@@ -20,18 +20,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dml_fast.loss import closed_form
+from dml_fast.loss.autograd import once
 from dml_fast.loss.linear_heads import Head
 from dml_fast.loss.problem import Backend, MutualStats, Problem
 
 LIFT = 16.0  # of g_k: fp16 then has full precision down to 4e-6, and room for 4,000 at the top
-SCRATCH = 5  # numbers a logit that the closed form holds at once; the kernels hold none
 LEAST_BYTES = 2**26  # a chunk may take so much, however small the heads are
 
 
@@ -82,11 +81,30 @@ def default_rows(heads: Sequence[Head], problem: Problem, solver: Backend) -> in
     of a logit: enough to be worth reading the weights for. Small heads get `LEAST_BYTES`.
     """
     exact = problem.dtype.itemsize
-    scratch = exact * (SCRATCH if solver is closed_form else 0)
+    scratch = exact * solver.SCRATCH
     everyone = problem.students + problem.teachers
     row = problem.shape[-1] * sum(2 * z.dtype.itemsize + scratch for z in everyone)
     rows = max(exact * sum(h.weight.numel() for h in heads) // 4, LEAST_BYTES) // row
     return max(1, rows - rows % 16 if rows > 16 else rows)
+
+
+def differentiable(
+    plan: Plan, heads: Sequence[Head], wanted: Sequence[Wanted], stats: str
+) -> tuple[Tensor, MutualStats | None]:
+    """Losses, differentiable once for what is wanted, and statistics.
+
+    Their gradients are made in the forward pass, where the logits are. Not with reduction "none",
+    when they depend on what arrives for every row: then the backward pass makes the logits again.
+    """
+    if plan.problem.reduction == "none":
+        losses, _, measured = sweep(plan, heads, [Wanted()] * len(heads), stats)
+        flat = [tensor for head in heads for tensor in head]
+        tied: Tensor = _Recomputed.apply(losses, plan, *flat)  # type: ignore[no-untyped-call]
+        return tied, measured
+    losses, grads, measured = sweep(plan, heads, wanted, stats)
+    # One node a student: its gradients are freed before the next student's are scaled.
+    nodes = [_TiedHead.apply(*each, *h) for *each, h in zip(losses, grads, heads, strict=True)]  # type: ignore[no-untyped-call]
+    return torch.stack(nodes), measured
 
 
 def sweep(
@@ -193,3 +211,51 @@ def _without_autocast(device: torch.device) -> AbstractContextManager[None]:
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
+
+
+class _TiedHead(torch.autograd.Function):
+    """Ties the loss of one student, (), to gradients that exist already."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, grads: Grads, *head: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*grads)
+        ctx.dtypes = [None if t is None else t.dtype for t in head]
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        scale = outer.detach()
+        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return None, None, *once([_scaled(g, scale, dtype) for g, dtype in pairs])
+
+
+def _scaled(grad: Tensor | None, scale: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Rounded once, after the scale, and without a copy in between."""
+    if grad is None:
+        return None
+    return torch.mul(grad, scale, out=torch.empty_like(grad, dtype=dtype))
+
+
+class _Recomputed(torch.autograd.Function):
+    """Ties losses by rows, (K, N), to heads whose gradients are yet to be made."""
+
+    @staticmethod
+    def forward(ctx: Any, losses: Tensor, plan: Plan, *flat: Tensor | None) -> Tensor:
+        ctx.plan, ctx.count = plan, len(flat)
+        # The constants too: autograd sees to it that nobody has written to them meanwhile.
+        ctx.save_for_backward(*flat, *plan.constants())
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        flat = ctx.saved_tensors[: ctx.count]
+        needed = ctx.needs_input_grad[2:]
+        heads = [Head(*flat[i : i + 3]) for i in range(0, len(flat), 3)]
+        wanted = [Wanted(*needed[i : i + 3]) for i in range(0, len(flat), 3)]
+        _, grads, _ = sweep(ctx.plan, heads, wanted, "none", outer.detach())
+        made = [g for each in grads for g in each]
+        return (
+            None,
+            None,
+            *once([g if g is None else g.to(t) for g, t in zip(made, flat, strict=True)]),
+        )

@@ -131,13 +131,19 @@ class Backend(Protocol):
     """One way to compute the loss. No backend writes to its inputs.
 
     ``stats`` is "none", "cheap" (the first four fields of `MutualStats`) or "all".
+
+    Attributes:
+        SCRATCH: how many numbers per logit `solve` holds at once, beside the logits and their
+            gradients. `dml_fast.loss.linear_chunks` sizes its chunks by it.
     """
+
+    SCRATCH: int
 
     def solve(self, problem: Problem, with_grad: bool, stats: str) -> Solution:
         """Losses, and gradients if wanted; autograd is off."""
         ...
 
-    def learn(
+    def differentiable(
         self, problem: Problem, logits: tuple[Tensor, ...], stats: str
     ) -> tuple[Tensor, MutualStats | None]:
         """Losses as of `solve`, differentiable once, and statistics.

@@ -19,7 +19,7 @@ from dml_fast.runs.folder import Run
 if TYPE_CHECKING:
     from dml_fast.distributed.world import World
 
-FORMAT = "dml_fast.checkpoint"  # written to files: it stays where modules move
+FORMAT = "dml_fast.checkpoint"  # of every version, wherever this module is
 VERSION = 2
 
 

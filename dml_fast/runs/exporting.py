@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,30 +16,29 @@ from torch import Tensor, nn
 from dml_fast.data.loaders import evaluation_batches
 from dml_fast.errors import UserError, first_line
 from dml_fast.models.embedding import EmbeddingNet
+from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import sync_folder
 from dml_fast.runs.folder import Run
 from dml_fast.runs.trained import Trained, open_data
-from dml_fast.runs.weights import load_student, save_student
-from dml_fast.version import __version__
+from dml_fast.runs.weights import HEADER, header_of, load_student, save_student
 
 logger = logging.getLogger(__name__)
 
 _IMAGES = 32
-HEADER = "dml_fast"  # the name of the header: a key, or in a pt2 archive a .json file
 
 
-class Student(NamedTuple):
-    """What is to be exported.
+class TrainedStudent(NamedTuple):
+    """A student to export.
 
     Attributes:
         model: in evaluation mode, on the CPU.
-        arch: what ``create_model`` knows it by.
-        facts: the run's ``data`` facts.
+        arch: its name for ``create_model``.
+        facts: of the data that it was trained on.
     """
 
     model: nn.Module
     arch: str
-    facts: dict[str, Any]
+    facts: DataFacts
 
     @property
     def output(self) -> str:
@@ -57,7 +55,7 @@ class Student(NamedTuple):
     @property
     def header(self) -> str:
         """What each format carries beside the network, as `save_student` writes it."""
-        return json.dumps({"version": __version__, "arch": self.arch, **self.facts})
+        return header_of(self.arch, self.facts)
 
 
 class Check(NamedTuple):
@@ -101,7 +99,7 @@ def export_student(run: Run, name: str, kind: str, which: str, out: str) -> bool
             "yet: give --student with a number"
         )
     k = best if name == "best" and best is not None else int(name)
-    student = Student(trained.model(k), trained.archs[k], trained.facts)
+    student = TrainedStudent(trained.model(k), trained.archs[k], trained.facts)
     path = Path(out) if out else run.folder / f"student_{k}-{which}.{kind}"
     inputs, source = _images(run, trained.facts)
     check = export(student, kind, path, inputs)
@@ -117,26 +115,26 @@ def export_student(run: Run, name: str, kind: str, which: str, out: str) -> bool
     return check.passed
 
 
-def _images(run: Run, facts: dict[str, Any]) -> tuple[Tensor, str]:
+def _images(run: Run, facts: DataFacts) -> tuple[Tensor, str]:
     """Up to 32 images to compare on, and what they are."""
     try:
         data = open_data(run)
     except UserError as error:
         logger.warning("no real images to compare on: %s", error)
-        shape = (_IMAGES, facts["in_channels"], *facts["image_size"])
+        shape = (_IMAGES, facts.in_channels, *facts.image_size)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)), "random images"
     batches = evaluation_batches(
         data.val,
         batch_size=_IMAGES,
-        mean=facts["mean"],
-        std=facts["std"],
+        mean=facts.mean,
+        std=facts.std,
         device="cpu",
         channels_last=False,
     )
     return next(batches).inputs, "images of the validation split"
 
 
-def export(student: Student, kind: str, out: Path, inputs: Tensor) -> Check:
+def export(student: TrainedStudent, kind: str, out: Path, inputs: Tensor) -> Check:
     """Write a student to a file, which stays only if it computes what the student does.
 
     Args:
@@ -186,16 +184,16 @@ def _compare(model: nn.Module, apply: Apply, inputs: Tensor, exact: bool) -> Che
     return Check(difference, 0.0 if exact else 1e-4 * max(1.0, scale))
 
 
-def _write_safetensors(student: Student, _: Tensor, path: Path) -> None:
+def _write_safetensors(student: TrainedStudent, _: Tensor, path: Path) -> None:
     save_student(path, student.model.state_dict(), student.arch, student.facts)
 
 
 def _read_safetensors(path: Path) -> Apply:
-    model, facts = load_student(path)
-    return Student(model, facts["arch"], facts).network
+    model, header = load_student(path)
+    return TrainedStudent(model, header["arch"], DataFacts.from_json(header)).network
 
 
-def _trace(student: Student, inputs: Tensor) -> torch.export.ExportedProgram:
+def _trace(student: TrainedStudent, inputs: Tensor) -> torch.export.ExportedProgram:
     """The network as a graph for any number of images."""
     example = inputs[:1].repeat(2, 1, 1, 1)  # torch.export takes 1 for a constant
     try:
@@ -209,7 +207,7 @@ def _trace(student: Student, inputs: Tensor) -> torch.export.ExportedProgram:
         ) from error
 
 
-def _write_pt2(student: Student, inputs: Tensor, path: Path) -> None:
+def _write_pt2(student: TrainedStudent, inputs: Tensor, path: Path) -> None:
     program = _trace(student, inputs)
     content = io.BytesIO()  # on a full disk torch's own file writer ends the whole process
     torch.export.save(program, content, extra_files={f"{HEADER}.json": student.header})
@@ -220,7 +218,7 @@ def _read_pt2(path: Path) -> Apply:
     return torch.export.load(path).module()
 
 
-def _write_onnx(student: Student, inputs: Tensor, path: Path) -> None:
+def _write_onnx(student: TrainedStudent, inputs: Tensor, path: Path) -> None:
     _need("onnx", "onnxscript", "onnxruntime")
     program = torch.onnx.export(
         _trace(student, inputs),

@@ -18,6 +18,7 @@ from typing import Any
 from dml_fast.config import TrainConfig
 from dml_fast.config_files import from_mapping
 from dml_fast.errors import UserError
+from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import atomic_write
 from dml_fast.version import __version__
 
@@ -71,27 +72,38 @@ class Run:
             description = json.loads(self.config_file.read_text(encoding="utf-8"))
             return {key: description[key] for key in ("dml_fast", "config", "data", "students")}
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{self.config_file} is damaged ({type(error).__name__}: {error}): restore it"
-            ) from None
+            raise self._damaged(error) from None
 
     @cached_property
     def config(self) -> TrainConfig:
         """The configuration the run was started with."""
         return from_mapping(self.description["config"], str(self.config_file))
 
+    @cached_property
+    def facts(self) -> DataFacts:
+        """What the run records about its data."""
+        try:
+            return DataFacts.from_json(self.description["data"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damaged(error) from None
+
     def describe(
-        self, config: TrainConfig, data: Mapping[str, Any], students: list[dict[str, Any]]
+        self, config: TrainConfig, facts: DataFacts, students: list[dict[str, Any]]
     ) -> None:
         """Write ``config.json``."""
         description = {
             "dml_fast": __version__,
             "config": config.to_dict(),
-            "data": dict(data),
+            "data": facts.to_json(),
             "students": students,
         }
         with atomic_write(self.config_file) as file:
             file.write((json.dumps(description, indent=2) + "\n").encode())
+
+    def _damaged(self, error: Exception) -> UserError:
+        return UserError(
+            f"{self.config_file} is damaged ({type(error).__name__}: {error}): restore it"
+        )
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``, oldest first."""

@@ -12,6 +12,7 @@ from torch import nn
 from dml_fast.data import DataSet, RetrievalSet, open_dataset
 from dml_fast.errors import UserError
 from dml_fast.runs import checkpoint
+from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.folder import Run
 from dml_fast.runs.history import best_student
 from dml_fast.runs.weights import build_student
@@ -24,14 +25,14 @@ class Trained:
     Attributes:
         archs: one name a student, length K.
         states: their models' ``state_dict``.
-        facts: the run's ``data`` facts (see `dml_fast.runs.weights.save_student`).
+        facts: of the data that they were trained on.
         step: after which the checkpoint was written.
         validation: the newest line of metrics at that step, None before the first epoch's end.
     """
 
     archs: tuple[str, ...]
     states: tuple[dict[str, Any], ...]
-    facts: dict[str, Any]
+    facts: DataFacts
     step: int
     validation: Mapping[str, Any] | None
 
@@ -52,7 +53,7 @@ class Trained:
         return cls(
             archs=tuple(student["arch"] for student in state["students"]),
             states=tuple(student["model"] for student in state["students"]),
-            facts=run.description["data"],
+            facts=run.facts,
             step=state["step"],
             validation=history[-1] if history else None,
         )
@@ -77,13 +78,13 @@ def open_data(run: Run, spec: str = "") -> DataSet:
     Raises:
         UserError: it cannot be read, or does not fit the run's students.
     """
-    config, facts = run.config, run.description["data"]
+    config, facts = run.config, run.facts
     download = config.download and not spec
     options = {**config.data_options, "loader": "auto"}  # this machine may lack the run's
     data = open_dataset(spec or config.data, download=download, **options)
     if spec:
         _check_fit(data, facts, spec)
-    elif data.fingerprint != facts["fingerprint"]:
+    elif data.fingerprint != facts.fingerprint:
         raise UserError(
             f"{config.data} no longer holds the images and labels that {run.folder} was trained "
             f"on: restore them, or say that these are meant with --data {config.data}"
@@ -91,28 +92,28 @@ def open_data(run: Run, spec: str = "") -> DataSet:
     return data
 
 
-def _check_fit(data: DataSet, facts: Mapping[str, Any], spec: str) -> None:
+def _check_fit(data: DataSet, facts: DataFacts, spec: str) -> None:
     """Refuse data that the students would misread."""
     _check_classes(data, facts, spec)
     channels, *size = data.train.images.shape[1:]
-    if channels != facts["in_channels"]:
+    if channels != facts.in_channels:
         raise UserError(
             f"--data {spec} has images of {channels} channels and the run's students take "
-            f"{facts['in_channels']}: give data with as many channels"
+            f"{facts.in_channels}: give data with as many channels"
         )
-    if size != list(facts["image_size"]):
-        height, width = facts["image_size"]
+    if tuple(size) != facts.image_size:
+        height, width = facts.image_size
         raise UserError(
             f"--data {spec} has images of {size[0]} x {size[1]} pixels and the run's are "
             f"{height} x {width}: give data of that size"
         )
 
 
-def _check_classes(data: DataSet, facts: Mapping[str, Any], spec: str) -> None:
+def _check_classes(data: DataSet, facts: DataFacts, spec: str) -> None:
     """Classes must be the same; identities to search for need not have been seen in training."""
     learned, given = (
         "identities" if found else "classes"
-        for found in (facts.get("task") == "retrieval", isinstance(data.val, RetrievalSet))
+        for found in (facts.retrieval, isinstance(data.val, RetrievalSet))
     )
     if learned != given:
         raise UserError(
@@ -121,7 +122,7 @@ def _check_classes(data: DataSet, facts: Mapping[str, Any], spec: str) -> None:
         )
     if given == "identities":
         return
-    theirs, mine = list(data.classes), facts["classes"]
+    theirs, mine = list(data.classes), facts.classes
     if len(theirs) != len(mine):
         raise UserError(
             f"--data {spec} has {len(theirs)} classes and the run's students know {len(mine)}: "

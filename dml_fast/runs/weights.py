@@ -14,60 +14,67 @@ from torch import Tensor, nn
 from dml_fast.errors import UserError
 from dml_fast.models import create_model
 from dml_fast.models.embedding import create_embedding_net
+from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import atomic_write
 from dml_fast.version import __version__
 
-_KEY = "dml_fast"
+HEADER = "dml_fast"  # the key of the header
 
 
-def save_student(path: Path, state: dict[str, Tensor], arch: str, data: dict[str, Any]) -> None:
+def header_of(arch: str, facts: DataFacts) -> str:
+    """Return the JSON that every file of a student carries beside its weights."""
+    return json.dumps({"version": __version__, "arch": arch, **facts.to_json()})
+
+
+def save_student(path: Path, state: dict[str, Tensor], arch: str, facts: DataFacts) -> None:
     """Write a student.
 
     Args:
-        path: of the new file.
+        path: the new file.
         state: the model's ``state_dict``.
-        arch: what ``create_model`` knows it by.
-        data: the run's ``data`` facts: ``num_classes, in_channels, image_size, mean, std,
-            classes``; kept in the file's header beside ``arch``.
+        arch: its name for ``create_model``.
+        facts: of the run's data; they are in the file's header.
     """
     tensors = {  # no shared storage and no channels_last: the format refuses both
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in state.items()
     }
-    facts = json.dumps({"version": __version__, "arch": arch, **data})
-    with atomic_write(path) as file:  # one key: the library writes several in random order
-        file.write(save(tensors, metadata={_KEY: facts}))
+    metadata = {HEADER: header_of(arch, facts)}  # one key: several are written in random order
+    with atomic_write(path) as file:
+        file.write(save(tensors, metadata=metadata))
 
 
 def load_student(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """Read a student.
 
     Args:
-        path: what ``save_student`` wrote.
+        path: a file that `save_student` wrote.
 
     Returns:
-        The network in evaluation mode on the CPU, and ``arch`` with the data's facts.
+        The network in evaluation mode on the CPU, and the file's header: ``arch``, ``version`` and
+        the data's facts (see `DataFacts.to_json`).
 
     Raises:
-        UserError: not such a file.
+        UserError: it is not such a file.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})[_KEY])
+            header = json.loads((file.metadata() or {})[HEADER])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        arch, facts = header["arch"], DataFacts.from_json(header)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path} is not a student of dml_fast ({error}): check the path") from None
-    return build_student(facts["arch"], facts, state), facts
+    return build_student(arch, facts, state), header
 
 
-def build_student(arch: str, data: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
-    """A network in evaluation mode on the CPU, from a state and the data's facts."""
-    create = create_embedding_net if data.get("task") == "retrieval" else create_model
+def build_student(arch: str, facts: DataFacts, state: dict[str, Tensor]) -> nn.Module:
+    """Build a network from its ``state_dict``: in evaluation mode, on the CPU."""
+    create = create_embedding_net if facts.retrieval else create_model
     model = create(
         arch,
-        num_classes=data["num_classes"],
-        in_channels=data["in_channels"],
-        image_size=tuple(data["image_size"]),
+        num_classes=len(facts.classes),
+        in_channels=facts.in_channels,
+        image_size=facts.image_size,
     )
     model.load_state_dict(state)
     return model.eval()

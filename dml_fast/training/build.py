@@ -14,7 +14,6 @@ from dml_fast.distributed.world import World
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.optim import make_optimizer
 from dml_fast.engine.precision import Precision
-from dml_fast.engine.replicas import ReplicatedStudent, ShardedStudent, local_parameters, shard
 from dml_fast.engine.student import Student
 from dml_fast.errors import UserError, reason
 from dml_fast.models import create_model
@@ -119,6 +118,13 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
 
 def _joined(student: Student, config: TrainConfig, world: World, group: ProcessGroup) -> Student:
     """Return the student as the ranks of ``group``, which have all made it, train it together."""
+    from dml_fast.engine.replicas import (
+        ReplicatedStudent,
+        ShardedStudent,
+        local_parameters,
+        shard,
+    )
+
     model, precision, arch = student.model, student.precision, student.arch
     assert world.device_mesh is not None
     if config.fsdp:

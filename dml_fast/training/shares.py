@@ -35,6 +35,12 @@ def place(config: TrainConfig, processes: int) -> tuple[Mesh, Shares]:
             f"{config.batch_size // mesh.data} images each: give a multiple of --num-instances "
             f"{config.num_instances} a column"
         )
+    if config.update == "alternating" and mesh.cohort > 1:
+        raise UserError(
+            "--update alternating refreshes predictions one student after the other, in one "
+            f"process, and --mesh {mesh} has {mesh.cohort} rows: give --mesh 1x{processes}, or "
+            "--update simultaneous"
+        )
     if config.fsdp and mesh.data == 1:
         raise UserError(
             f"--fsdp shares students out over the columns of the mesh and --mesh {mesh} has one: "

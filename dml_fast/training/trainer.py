@@ -24,11 +24,11 @@ from dml_fast.engine import Engine
 from dml_fast.engine.choice import make_executor, pick
 from dml_fast.engine.optim import lr_factor, ramp
 from dml_fast.engine.precision import Precision
-from dml_fast.engine.replicas import whole_tensors
 from dml_fast.errors import TrainingError, reason
 from dml_fast.eval.validation import validate
 from dml_fast.reporting.console import Reporter, logger
 from dml_fast.runs import checkpoint
+from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import link
 from dml_fast.runs.folder import Run
 from dml_fast.runs.history import best_epoch
@@ -68,18 +68,7 @@ class Trainer:
         self.config, self.run, self.data = config, run, data
         self.precision, self.reporter, self.stop = precision, reporter, stop
         channels, *size = data.train.images.shape[1:]
-        self.facts: dict[str, Any] = {
-            "name": data.name,
-            "num_classes": len(data.classes),
-            "classes": list(data.classes),
-            "in_channels": channels,
-            "image_size": size,
-            "mean": list(data.mean),
-            "std": list(data.std),
-            "fingerprint": data.fingerprint,
-        }
-        if config.retrieval:
-            self.facts["task"] = "retrieval"
+        self.facts = DataFacts.of(data)
         self.loader = train_loader(
             data,
             Augmentation(
@@ -277,7 +266,7 @@ class Trainer:
         mine = None
         if place < len(self.cohort):
             student = self.cohort.students[place]
-            weights = whole_tensors(student.model.state_dict())
+            weights = student.weights()
             if self.world.column == 0:
                 mine = self.world.students[place], student.arch, weights
         for one in self.world.gather(mine) or ():

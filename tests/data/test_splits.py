@@ -119,33 +119,6 @@ def test_the_validation_split_is_fixed() -> None:
         split_validation(np.zeros(4, dtype=np.int64), 0.1)
 
 
-def test_digits_are_the_real_ones_in_disjoint_stratified_parts() -> None:
-    from sklearn.datasets import load_digits
-
-    data = open_dataset("digits")
-    parts = (data.train, data.val, data.test)
-    assert data.test is not None
-    assert [len(part) for part in parts] == [1168, 270, 359]
-    source = load_digits()
-    pairs = {
-        (np.rint(image * 255 / 16).astype(np.uint8).tobytes(), label)
-        for image, label in zip(source.images, source.target, strict=True)
-    }
-    found = [
-        (image.tobytes(), label)
-        for part in parts
-        for image, label in zip(part.images, part.labels, strict=True)
-    ]
-    assert len(found) == 1797 and set(found) == pairs
-    # no digit occurs twice in the set, so this shows that no image is in two parts
-    assert len(rows(data.train)) + len(rows(data.val)) + len(rows(data.test)) == 1797
-    for part in parts:
-        shares = np.bincount(part.labels) / len(part)
-        np.testing.assert_allclose(shares, np.bincount(source.target) / 1797, atol=0.004)
-        assert part.images.shape[1:] == (1, 8, 8) and part.images.max() == 255
-    assert data.classes == tuple("0123456789") and (data.pad, data.flip) == (1, False)
-
-
 def test_validation_and_test_do_not_move_with_seed_fraction_or_noise() -> None:
     plain = built()
     changed = built(seed=5, train_fraction=0.5, label_noise=0.4)

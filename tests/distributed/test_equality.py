@@ -18,7 +18,7 @@ from market_cases import make_market
 from safetensors.torch import load_file
 
 from dml_fast.config import TrainConfig
-from dml_fast.engine.executor import intra_op_threads
+from dml_fast.engine.threads import intra_op_threads
 from dml_fast.eval.validation import validate
 from dml_fast.runs import checkpoint
 from dml_fast.runs.folder import Run

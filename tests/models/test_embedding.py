@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_cases import facts_of_three_classes
 from torch import nn
 
 from dml_fast.errors import UserError
@@ -96,7 +97,7 @@ def test_weights_of_a_file_are_taken_over(form: str, tmp_path: Path) -> None:
     state = source.state_dict()
     path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pth")
     if form == "safetensors":
-        save_student(path, state, "resnet8", {"num_classes": 10})
+        save_student(path, state, "resnet8", facts_of_three_classes())
     elif form == "module.":
         torch.save({f"module.{k}": v for k, v in state.items()}, path)
     else:
@@ -115,7 +116,7 @@ def test_weights_of_a_file_are_taken_over(form: str, tmp_path: Path) -> None:
 def test_a_student_that_embeds_is_a_start_for_another(tmp_path: Path) -> None:
     _, first = networks()
     path = tmp_path / "student.safetensors"
-    save_student(path, first.state_dict(), "resnet8", {"task": "retrieval"})
+    save_student(path, first.state_dict(), "resnet8", facts_of_three_classes(retrieval=True))
     torch.manual_seed(9)
     second = create_embedding_net("resnet8", image_size=16, num_classes=3, in_channels=3)
     load_pretrained(second, str(path), "resnet8")

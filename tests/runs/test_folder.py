@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from run_cases import facts_of_three_classes
 
 from dml_fast import rng
 from dml_fast.config import TrainConfig
@@ -22,21 +23,12 @@ from dml_fast.runs.files import atomic_write
 from dml_fast.runs.folder import Run, new_folder
 from dml_fast.runs.weights import load_student, save_student
 
-FACTS = {
-    "num_classes": 3,
-    "in_channels": 1,
-    "image_size": [8, 8],
-    "mean": [0.5],
-    "std": [0.2],
-    "classes": ["a", "b", "c"],
-}
-
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     run = Run(tmp_path / "run")
     run.prepare(0)
-    run.describe(TrainConfig(), FACTS, [{"arch": "resnet8", "parameters": 1}])
+    run.describe(TrainConfig(), facts_of_three_classes(), [{"arch": "resnet8", "parameters": 1}])
     return run
 
 
@@ -111,6 +103,12 @@ def test_foreign_files_are_refused(run: Run, tmp_path: Path) -> None:
     torch.save(newer, tmp_path / "newer.pt")
     with pytest.raises(UserError, match="upgrade dml_fast"):
         checkpoint.load(tmp_path / "newer.pt")
+
+
+def test_checkpoints_of_before_are_still_read(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"  # the format is not the name of a module, which may move
+    torch.save({"format": "dml_fast.checkpoint", "version": 2, "step": 7}, path)
+    assert checkpoint.load(path)["step"] == 7
 
 
 class Bomb:
@@ -217,14 +215,14 @@ def test_a_student_comes_back_from_its_file(tmp_path: Path) -> None:
     model = create_model("resnet8", num_classes=3, in_channels=1, image_size=8)
     model = model.to(memory_format=torch.channels_last)
     path = tmp_path / "student.safetensors"
-    save_student(path, model.state_dict(), "resnet8", FACTS)
+    save_student(path, model.state_dict(), "resnet8", facts_of_three_classes())
     again, facts = load_student(path)
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(again.to(memory_format=torch.channels_last)(x), model.eval()(x))
     assert facts["arch"] == "resnet8"
     assert facts["classes"] == ["a", "b", "c"]
     first = path.read_bytes()
-    save_student(path, model.state_dict(), "resnet8", FACTS)
+    save_student(path, model.state_dict(), "resnet8", facts_of_three_classes())
     assert path.read_bytes() == first
     path.write_bytes(first[:100])
     with pytest.raises(UserError, match="is not a student of dml_fast"):

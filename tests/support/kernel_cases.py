@@ -64,7 +64,7 @@ def answer_with(kernel: str) -> Iterator[None]:
     float64 stays with the closed form.
     """
     find = backends.find
-    triton = SimpleNamespace(solve=_solve, learn=_learn)
+    triton = SimpleNamespace(SCRATCH=0, solve=_solve, differentiable=_differentiable)
 
     def found(_: str, problem: Problem) -> Any:
         reason = launch.unsupported_reason(problem)
@@ -81,11 +81,11 @@ def _solve(problem: Problem, with_grad: bool, stats: str) -> Any:
     return _move(autograd.solve(on_device(problem), with_grad, stats), problem.device)
 
 
-def _learn(problem: Problem, logits: tuple[Tensor, ...], stats: str) -> Any:
+def _differentiable(problem: Problem, logits: tuple[Tensor, ...], stats: str) -> Any:
     from dml_fast.kernels import autograd
 
     moved = tuple(z.to(DEVICE) for z in logits)
-    return _move(autograd.learn(on_device(problem), moved, stats), problem.device)
+    return _move(autograd.differentiable(on_device(problem), moved, stats), problem.device)
 
 
 def on_device(problem: Problem) -> Problem:

@@ -11,8 +11,8 @@ import torch
 from data_cases import batch_of
 
 from dml_fast.config import TrainConfig
+from dml_fast.engine import StepResult
 from dml_fast.engine.optim import lr_factor, ramp
-from dml_fast.engine.step import StepResult
 from dml_fast.eval import validation
 from dml_fast.eval.classification import Accuracy
 from dml_fast.runs.files import atomic_write
