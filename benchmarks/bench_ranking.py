@@ -8,7 +8,7 @@
 The features are synthetic: 751 identities, a fifth of the gallery distractors, at about 88 % mAP;
 "random" distances are of features that know nothing. The limit for a given matrix is reading it
 once, for features a bare `torch.mm` of the same size, in blocks where the matrix would not fit.
-Peers (ranking_peers.py) that are not installed are left out; they rank a tenth of the queries
+Peers (peers/ranking.py) that are not installed are left out; they rank a tenth of the queries
 (a hundredth of a gallery of 500,000), and time and memory are scaled up.
 """
 
@@ -19,7 +19,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -257,13 +257,13 @@ def compare(group: str, data: Data, rounds: int) -> dict[str, dict[str, float | 
     return report
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gallery", type=int, default=GALLERY)
     parser.add_argument("--only", choices=GROUPS)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, help="add the report to that file")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {QUERIES} queries")
     large = args.gallery > GALLERY
     rows, few = (QUERIES // 10, QUERIES // 100) if large else (QUERIES, QUERIES // 10)
@@ -271,7 +271,7 @@ def main() -> None:
     for group in [args.only] if args.only else ["distances", "features", "hamming"]:
         report = {"group": group, "gallery": args.gallery, "queries": QUERIES, "dims": DIMS}
         results = compare(group, data, args.rounds)
-        if args.json:  # each time: whoever stops us keeps what there is
+        if args.json:  # each time: a run that is stopped keeps what it has
             held = json.loads(args.json.read_text()) if args.json.exists() else {}
             where = provenance(torch.device("cpu"))
             held[f"{group}-{args.gallery}"] = {**where, **report, "results": results}

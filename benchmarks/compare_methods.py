@@ -193,6 +193,11 @@ def paired(differences: Sequence[float]) -> str:
     return f"{mean(differences):+.2f} ± {stdev(differences) / math.sqrt(len(differences)):.2f}"
 
 
-if __name__ == "__main__":
-    chosen = tyro.extras.subcommand_cli_from_dict({"run": Run, "table": Table})
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train the cohorts of a comparison, or print its table."""
+    chosen = tyro.extras.subcommand_cli_from_dict({"run": Run, "table": Table}, args=argv)
     run(chosen) if isinstance(chosen, Run) else table(chosen)
+
+
+if __name__ == "__main__":
+    main()

@@ -34,7 +34,7 @@ def cores(*, shared: bool = True) -> int:
         count = len(os.sched_getaffinity(0))
     else:
         count = os.cpu_count() or 1
-    return max(1, count // _local_ranks()) if shared else count
+    return max(1, count // local_ranks()) if shared else count
 
 
 def available_bytes() -> int:
@@ -47,7 +47,7 @@ def available_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _local_ranks() -> int:
+def local_ranks() -> int:
     """Return how many ranks torchrun started on this machine, 1 without torchrun."""
     if "WORLD_SIZE" not in os.environ:
         return 1

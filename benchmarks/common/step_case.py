@@ -20,10 +20,10 @@ from benchmarks.peers.loss import COMPILE, AbsentError, naive_losses
 from dml_fast.engine import Engine
 from dml_fast.engine.choice import make_executor
 from dml_fast.engine.cohort import Cohort
-from dml_fast.engine.executor import intra_op_threads
 from dml_fast.engine.optim import make_optimizer
 from dml_fast.engine.precision import Precision
 from dml_fast.engine.student import Student
+from dml_fast.engine.threads import intra_op_threads
 from dml_fast.models import create_model
 
 Step = Callable[[], Tensor]  # one update of all students; their losses (K,) before it

@@ -1,6 +1,6 @@
 """Data sets and loaders. Importing this package loads neither torch nor a decoder.
 
-The loaders, which need torch, are in `dml_fast.data.loaders.resident`.
+The loaders, which need torch, are in `dml_fast.data.loaders`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Look for damaged images and shards before a run does: ``python -m dml_fast.data scan DIR``."""
+"""Find damaged images and shards before training: ``python -m dml_fast.data scan DIR``."""
 
 from __future__ import annotations
 
@@ -20,20 +20,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataArguments:
-    """Look for damaged and foreign image files in a folder or tar shards; exits with 1 for any."""
+    """Find image files that cannot be decoded, in a folder or in tar shards.
+
+    The exit code is 1 if there are any.
+    """
 
     command: Positional[Literal["scan"]]
-    """What to do."""
+    """The command: scan is the only one."""
     dir: Positional[str]
-    """All image files in this folder and below it, or in shards:DIR or shards:URL."""
+    """Where the images are: a folder, with the folders below it, or shards:DIR or shards:URL."""
     decode: bool = False
-    """Decode every image: slower, and also finds what was overwritten in the middle of a file."""
+    """Decode every image. This is slower and also finds damage in the middle of a file."""
     json: bool = False
-    """Print JSON in place of the list: files, and bad with a reason for each."""
+    """Print JSON instead of a list: the number of files, and each bad file with its reason."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, scan, print; returns 1 if a file is bad."""
+    """Scan, print what was found, and return 1 if a file is bad, else 0."""
     args = cli.parse(DataArguments, argv, "data")
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -65,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _files(where: str) -> tuple[Path, Storage, dict[Path, str]]:
-    """The folder, the images in it, and which of its shards are damaged and why."""
+    """Return the folder, the images in it, and its damaged shards with a reason for each."""
     from dml_fast.data.corrupt import CorruptFiles
     from dml_fast.data.readers.shard_names import find_shards
     from dml_fast.data.readers.shards import index_shards
@@ -79,7 +82,7 @@ def _files(where: str) -> tuple[Path, Storage, dict[Path, str]]:
         return names.root, index_shards(names, corrupt), corrupt.reasons
     root = Path(where)
     if not root.is_dir():
-        raise UserError(f"{root} is no folder: give the one that holds the images")
+        raise UserError(f"{root} is not a folder: give the one that holds the images")
     if not (paths := image_files(root)):
         if any(root.rglob("*.tar")):
             raise UserError(f"{root} holds tar files: give shards:{root} to look into them")

@@ -1,4 +1,4 @@
-"""Rectangles from random words: what is erased of an image, and which part of it is shown."""
+"""Random rectangles: the part of an image that is erased, and the part that is shown."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from dml_fast.data.philox import Words, below, uniform
 
 _ATTEMPTS = 10
 WORDS = 2 * _ATTEMPTS + 2
-"""Words that a rectangle takes: an area and an aspect ratio for each attempt, then its place."""
+"""Words per rectangle: an area and an aspect ratio for each attempt, then top and left."""
 
 Boxes = npt.NDArray[np.int64]
 
 
 def erased_boxes(words: Words, erased: npt.NDArray[np.bool_], height: int, width: int) -> Boxes:
-    """Draws what is erased of images (Zhong et al., AAAI 2020, algorithm 1).
+    """Draw the rectangles that are erased (Zhong et al., AAAI 2020, algorithm 1).
 
     A rectangle has 2 to 40 % of the image's area and an aspect ratio of 0.3 to 1 / 0.3, both
-    uniform; the first of ten that fits is taken.
+    uniform. Of ten attempts the first that fits is taken.
 
     Args:
-        words: (WORDS, *S).
-        erased: (*S), of which images something is erased.
+        words: (WORDS, *S) uint32.
+        erased: (*S) bool, whether a rectangle is erased.
         height: of the images, in pixels.
-        width: of the images.
+        width: of the images, in pixels.
 
     Returns:
-        (4, *S): top, left, height and width; the last two are 0 where nothing is erased.
+        (4, *S) int64, in pixels: top, left, height and width. Height and width are 0 if nothing is
+        erased.
     """
     draws = uniform(words[: 2 * _ATTEMPTS])
     area = (0.02 + 0.38 * draws[:_ATTEMPTS]) * height * width
@@ -39,18 +40,19 @@ def erased_boxes(words: Words, erased: npt.NDArray[np.bool_], height: int, width
 
 
 def resized_boxes(words: Words, heights: Boxes, widths: Boxes) -> Boxes:
-    """Draws the parts of images that are resized to the network's size (Szegedy et al. 2015).
+    """Draw the parts of images that are resized to the network's input (Szegedy et al. 2015).
 
-    8 to 100 % of an image's area, uniform, at an aspect ratio of 3/4 to 4/3, uniform in its
-    logarithm; the first of ten attempts that fits, else the largest centred part of such a ratio.
+    A part has 8 to 100 % of the image's area, uniform, and an aspect ratio of 3/4 to 4/3, uniform
+    in its logarithm. Of ten attempts the first that fits is taken; if none fits, the largest
+    centred part with such a ratio.
 
     Args:
-        words: (WORDS, *S).
-        heights: of the images in pixels, broadcast against S.
-        widths: likewise.
+        words: (WORDS, *S) uint32.
+        heights: of the images in pixels, int64, broadcast against S.
+        widths: of the images in pixels, int64, broadcast against S.
 
     Returns:
-        (4, *S): top, left, height and width, inside the image and at least 1 x 1.
+        (4, *S) int64, in pixels: top, left, height and width, inside the image and at least 1 x 1.
     """
     heights, widths = (np.broadcast_to(side, words.shape[1:]) for side in (heights, widths))
     draws = uniform(words[: 2 * _ATTEMPTS])
@@ -71,7 +73,7 @@ def resized_boxes(words: Words, heights: Boxes, widths: Boxes) -> Boxes:
 def _first_fit(
     tall: npt.NDArray[np.float64], wide: npt.NDArray[np.float64], fits: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.bool_], Boxes]:
-    """Whether an attempt fits, and height and width (2, *S) of the first that does."""
+    """Return whether any attempt fits, (*S), and the sides of the first that does, (2, *S)."""
     first = fits.argmax(0)[None]
     sides = [np.take_along_axis(side, first, 0)[0] for side in (tall, wide)]
     return np.asarray(fits.any(0)), np.stack(sides).astype(np.int64)
@@ -80,7 +82,7 @@ def _first_fit(
 def _placed(
     words: Words, sides: Boxes, heights: Boxes | np.int64, widths: Boxes | np.int64
 ) -> Boxes:
-    """Puts rectangles of given sides anywhere in their images."""
+    """Put rectangles of given sides (2, *S) at a random place in their images: (4, *S)."""
     top = below(words[-2], heights - sides[0] + 1)
     left = below(words[-1], widths - sides[1] + 1)
     return np.stack([top, left, *sides])

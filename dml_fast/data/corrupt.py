@@ -12,13 +12,18 @@ _log = logging.getLogger("dml_fast")
 
 
 class BadImage(NamedTuple):
-    """A file that could not be decoded, and why."""
+    """A file that could not be decoded.
+
+    Attributes:
+        path: of the file.
+        reason: why it could not be decoded, in a few words.
+    """
 
     path: Path
     reason: str
 
     def error(self) -> UserError:
-        """Return the error that refuses it."""
+        """Return the error that names the file and says what to do."""
         return UserError(
             f"{self.path} cannot be decoded ({self.reason}): replace or delete it, or leave such "
             "files out with --skip-corrupt"
@@ -26,11 +31,14 @@ class BadImage(NamedTuple):
 
 
 class CorruptFiles:
-    """Files that could not be decoded, by name, and whether that is allowed.
+    """The files that could not be decoded so far.
 
     Args:
         root: the data folder.
-        allowed: False: the first one raises an error in place of being noted.
+        allowed: whether such files are recorded; if not, the first one raises an error.
+
+    Attributes:
+        reasons: for each file, why it could not be decoded.
     """
 
     def __init__(self, root: Path, *, allowed: bool) -> None:
@@ -39,10 +47,10 @@ class CorruptFiles:
         self._reported = 0
 
     def add(self, bad: BadImage) -> None:
-        """Notes a file.
+        """Record a file.
 
         Raises:
-            UserError: files must not be corrupt.
+            UserError: corrupt files are not allowed.
         """
         if not self.allowed:
             raise bad.error()
@@ -50,11 +58,11 @@ class CorruptFiles:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Their names relative to the data folder."""
+        """The paths of the files, relative to the data folder."""
         return tuple(path.relative_to(self.root).as_posix() for path in self.reasons)
 
     def report(self) -> None:
-        """Logs in one line what was found since the last report."""
+        """Log in one line the files that were found since the last report."""
         new = list(zip(self.names, self.reasons.values(), strict=True))[self._reported :]
         if new:
             shown = "; ".join(f"{name} ({reason})" for name, reason in new[:5])

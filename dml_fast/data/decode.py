@@ -1,6 +1,6 @@
-"""Image files to one uint8 array: simplejpeg for JPEG, Pillow for the rest, on all cores.
+"""Decode image files: JPEG with simplejpeg, other formats with Pillow, on all cores.
 
-EXIF orientation is ignored, as the usual training pipelines and DALI's default for parity do.
+EXIF orientation is ignored, as in the usual training pipelines.
 """
 
 from __future__ import annotations
@@ -22,29 +22,31 @@ from dml_fast.machine import available_bytes, cores
 if TYPE_CHECKING:
     from PIL import Image
 
-_CHUNK = 256  # files a task: small against the whole, large against a thread's overhead
+_CHUNK = 256  # files per task: enough to outweigh the overhead of a task
 
 Pixels = npt.NDArray[np.uint8]
 
 Size: TypeAlias = int | tuple[int, int]
-"""0: images stay as they are. S: the shorter side is resized to S (bilinear, with antialiasing) and
-the centre S x S is kept. (H, W): images are resized to that, whatever their shape."""
+"""The size in pixels that images are brought to.
+
+0: images keep their size. S: the shorter side is resized to S (bilinear, with antialiasing) and the
+centre S x S is kept. (H, W): images are resized to height H and width W, whatever their shape."""
 
 
 def decode_image(raw: bytes, image_size: Size = 0) -> Pixels:
-    """Decodes one image.
+    """Decode one image.
 
-    Gray, palette, CMYK and 16-bit images become 8-bit RGB; transparency is dropped.
+    Gray, palette, CMYK and 16-bit images become 8-bit RGB. Transparency is dropped.
 
     Args:
-        raw: the bytes of its file.
+        raw: the content of its file.
         image_size: see `Size`.
 
     Returns:
-        (H, W, 3) uint8.
+        (H, W, 3) uint8, RGB.
 
     Raises:
-        CorruptImageError: it cannot be decoded.
+        CorruptImageError: the image cannot be decoded.
     """
     import simplejpeg
     from PIL import Image
@@ -56,10 +58,10 @@ def decode_image(raw: bytes, image_size: Size = 0) -> Pixels:
                 pixels = simplejpeg.decode_jpeg(raw, fastdct=False, fastupsample=False)
                 return fit(pixels, image_size)
             except ValueError:
-                pass  # an unusual form, or damage: Pillow decodes the one and names the other
+                pass  # Pillow decodes unusual JPEGs and says what is wrong with damaged ones
         with Image.open(file) as image:
             return fit(np.asarray(_to_rgb(image)), image_size)
-    except Exception as error:  # decoders raise nearly anything on damaged files
+    except Exception as error:  # decoders raise errors of many types for damaged files
         reason = str(error).replace(repr(file), "").replace("\n", " ").strip()
         raise CorruptImageError(reason or type(error).__name__) from error
 
@@ -67,7 +69,7 @@ def decode_image(raw: bytes, image_size: Size = 0) -> Pixels:
 def _to_rgb(image: Image.Image) -> Image.Image:
     from PIL import Image
 
-    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip at 255
+    if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip at 255
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 0xFFFF:
             raise ValueError("32-bit pixels are not supported")
@@ -80,7 +82,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def fit(pixels: Pixels, size: Size, margin: bool = False) -> Pixels:
-    """Brings an image to a `Size`; ``margin`` as in `fitted`."""
+    """Resize and cut an image.
+
+    Args:
+        pixels: (h, w, 3) uint8.
+        size: see `Size`.
+        margin: see `fitted`.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
     if size == 0:
         return pixels
     height, width, top, left = fitted(pixels.shape[0], pixels.shape[1], size, margin)
@@ -89,17 +100,18 @@ def fit(pixels: Pixels, size: Size, margin: bool = False) -> Pixels:
 
 
 def fitted(height: int, width: int, size: Size, margin: bool) -> tuple[int, int, int, int]:
-    """Says how an image is brought to a `Size`.
+    """Work out how an image is brought to a `Size`.
 
     Args:
-        height: of the image.
-        width: of the image.
-        size: what it is brought to, not 0.
-        margin: of a size S, whether the shorter side becomes 8/7 S, so that the centre S x S leaves
-            a border out (256 for 224, as usual on ImageNet).
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        size: the size that it is brought to, not 0.
+        margin: for a size S, whether the shorter side is resized to 8/7 S and not to S, so that
+            the centre S x S leaves a border out (256 for 224, as usual on ImageNet).
 
     Returns:
-        Height and width that it is resized to, then top and left of the part that is kept.
+        Height and width that the image is resized to, then top and left of the part that is kept,
+        all in pixels.
     """
     if isinstance(size, tuple):
         return (*size, 0, 0)
@@ -109,7 +121,7 @@ def fitted(height: int, width: int, size: Size, margin: bool) -> tuple[int, int,
 
 
 def resize(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Resizes an image: bilinear, antialiased."""
+    """Resize (h, w, 3) uint8 to (height, width, 3): bilinear, with antialiasing."""
     if pixels.shape[:2] == (height, width):
         return pixels
     from PIL import Image
@@ -121,20 +133,20 @@ def resize(pixels: Pixels, height: int, width: int) -> Pixels:
 def decode_all(
     files: Storage, *, image_size: Size, skip_corrupt: bool
 ) -> tuple[Pixels, list[BadImage]]:
-    """Decodes many files into one array.
+    """Decode many files into one array.
 
     Args:
         files: N files, at least one.
-        image_size: see `Size`; with 0 all must be as large as the first good one.
-        skip_corrupt: whether files that cannot be decoded are left out instead of refused.
+        image_size: see `Size`; with 0 all images must have the size of the first.
+        skip_corrupt: whether files that cannot be decoded are left out; if not, they are an error.
 
     Returns:
-        (N - bad, 3, H, W) uint8 in the order of ``files``, and what was left out.
+        (N - bad, 3, H, W) uint8 in the order of ``files``, and the files that were left out.
 
     Raises:
         UserError: a file is corrupt, sizes differ, or the images do not fit in memory.
     """
-    if image_size:  # before a single image of that size is made
+    if image_size:  # before an image of that size is made
         sides = image_size if isinstance(image_size, tuple) else (image_size, image_size)
         _check_memory(len(files), *sides)
     first, height, width = first_size(files, image_size, skip_corrupt)
@@ -157,10 +169,13 @@ def decode_all(
 
 
 def first_size(files: Storage, image_size: Size, skip_corrupt: bool) -> tuple[Path, int, int]:
-    """Returns the first file that can be decoded, and its height and width.
+    """Find the first file that can be decoded.
+
+    Returns:
+        Its path, and the height and width of its image in pixels.
 
     Raises:
-        UserError: none can be, or an earlier one cannot and ``skip_corrupt`` is False.
+        UserError: no file can be decoded, or ``skip_corrupt`` is False and the first cannot be.
     """
     for index in range(len(files)):
         try:
@@ -193,7 +208,7 @@ def _decode_chunk(
 def size_error(
     path: Path, sides: tuple[int, ...], first: Path, expected: tuple[int, ...]
 ) -> UserError:
-    """Returns the error for an image that is not as large as the first (height, width)."""
+    """Return the error for an image whose height and width differ from the first image's."""
     return UserError(
         f"{path} is {sides[0]}x{sides[1]} pixels (height x width) but {first} is "
         f"{expected[0]}x{expected[1]}: pass --image-size to bring all to one size"
@@ -201,7 +216,7 @@ def size_error(
 
 
 def _check_memory(count: int, height: int, width: int) -> None:
-    # twice: the decoded images, and their copies in training and validation sets
+    # twice: the decoded images, and their copies in the training and validation sets
     needed_gib = 2 * count * 3 * height * width / 2**30
     available_gib = available_bytes() / 2**30
     if needed_gib > available_gib:

@@ -1,4 +1,4 @@
-"""Images that stay encoded until they are needed."""
+"""Images that stay in their files until they are needed."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from dml_fast.machine import cores
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """N images in files; stands where an array (N, 3, H, W) of pixels would.
+    """N images in files, used in place of an array (N, 3, H, W) of pixels.
 
     Attributes:
         files: where their bytes are.
-        size: what images are brought to (see `Size`).
-        shape: (N, 3, H, W), as they are given to the network.
+        size: the size that they are brought to.
+        shape: (N, 3, H, W), the shape of the decoded images.
         margin: see `dml_fast.data.decode.fitted`.
-        loader: who decodes them: dali or fallback.
-        threads: that decode.
+        loader: the decoder: dali or fallback.
+        threads: how many threads decode.
         first: the file that ``shape`` was read from.
-        corrupt: notes what cannot be decoded, or refuses it.
+        corrupt: records the files that cannot be decoded, or raises an error for them.
     """
 
     files: Storage
@@ -59,10 +59,10 @@ class ImageFiles:
         threads: int,
         corrupt: CorruptFiles,
     ) -> ImageFiles:
-        """Takes the images' size from the first that can be decoded, if ``size`` does not say it.
+        """List files; their size, if ``size`` is not given, is that of the first that is decoded.
 
         Raises:
-            UserError: it cannot be decoded.
+            UserError: no file can be decoded, or ``corrupt`` refuses the first that cannot be.
         """
         if size:
             sides = size if isinstance(size, tuple) else (size, size)
@@ -77,17 +77,17 @@ class ImageFiles:
         return len(self.files)
 
     def __getitem__(self, ids: Ids | slice) -> ImageFiles:
-        """Some of the images, in that order."""
+        """Return some of the images, in the order of ``ids``."""
         files = self.files[ids]
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return ImageFiles(**{**values, "files": files, "shape": (len(files), *self.shape[1:])})
 
     def decoded(self, index: int) -> Pixels:
-        """Decodes an image and brings it to (H, W, 3).
+        """Decode an image and bring it to (H, W, 3) uint8.
 
         Raises:
             CorruptImageError: it cannot be read or decoded.
-            UserError: it is not as large as the others and no size was asked for.
+            UserError: its size differs from that of the first image, and ``size`` is 0.
         """
         out = fit(decode_image(self.files.read(index)), self.size, self.margin)
         if out.shape[:2] != self.shape[2:]:
@@ -95,7 +95,14 @@ class ImageFiles:
         return out
 
     def sample(self, count: int) -> Pixels:
-        """Decodes up to ``count`` images at even distances: (<= count, 3, H, W)."""
+        """Decode up to ``count`` images, evenly spaced among the N.
+
+        Returns:
+            (<= count, 3, H, W) uint8; images that cannot be decoded are missing.
+
+        Raises:
+            UserError: none of them can be decoded, or ``corrupt`` refuses one that cannot be.
+        """
         chosen = np.unique(np.linspace(0, len(self) - 1, count).astype(np.int64))
         with ThreadPoolExecutor(self.threads) as pool:
             found = list(pool.map(self._sampled, chosen.tolist()))
@@ -116,14 +123,14 @@ class ImageFiles:
 
 
 def manifest_of(root: Path, files: Storage) -> npt.NDArray[np.uint64]:
-    """Identifies files by name and size, without reading them.
+    """Identify files by name and size, without reading them.
 
     Args:
-        root: names are relative to it.
-        files: N of them.
+        root: the folder that names are relative to.
+        files: N files.
 
     Returns:
-        (N,) hashes of 64 bits.
+        (N,) uint64 hashes.
     """
     out = np.empty(len(files), np.uint64)
     for row in range(len(files)):

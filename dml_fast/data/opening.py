@@ -1,4 +1,4 @@
-"""From a data spec such as ``cifar10:DIR`` to a `DataSet`."""
+"""Open the data set that a spec such as ``cifar10:DIR`` names."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ _FILES = "folder:, shards: and market1501:"
 
 
 def check_data_spec(spec: str, *, download: bool = False) -> None:
-    """Checks a data spec as far as that is possible without reading images.
+    """Check a data spec as far as possible without reading images.
 
     Args:
         spec: see `open_dataset`.
-        download: whether missing files may be fetched later.
+        download: whether missing files may be downloaded later.
 
     Raises:
-        UserError: the kind is unknown, or its folder is missing, empty or of another shape.
+        UserError: the kind is unknown, or its folder is missing, empty or laid out differently.
     """
     kind, root = _parse(spec)
     if kind in _CHECKS:
         if download:
-            why = "is fetched anyway if it is a URL" if kind == "shards" else "cannot be downloaded"
+            why = "is downloaded if it is a URL" if kind == "shards" else "cannot be downloaded"
             raise UserError(f"{spec} {why}: leave out --download")
         _CHECKS[kind](root)
     elif kind in CIFAR and not download:
@@ -61,30 +61,34 @@ def open_dataset(
     threads: int = 0,
     device: str = "cpu",
 ) -> DataSet:
-    """Reads a data set into memory, or lists it for a loader that decodes as it goes.
+    """Read a data set into memory, or list its files for a decoder.
 
     Args:
         spec: ``digits``, ``cifar10:DIR``, ``cifar100:DIR``, ``folder:DIR``, ``shards:DIR``,
             ``shards:URL`` or ``market1501:DIR`` (docs/data.md).
-        download: whether to fetch CIFAR into DIR if it is not there.
-        val_fraction: of the training images that become the validation set, in (0, 1), where the
-            data set does not bring its own (digits do, and folders and shards with val).
-            Stratified, and the same for every seed. Of market1501 it is a fraction of the
-            identities, and 0 validates on the test images.
-        train_fraction: of the remaining training images that are used, in (0, 1]; stratified,
-            drawn with ``seed``, at least one a class.
-        label_noise: of the training labels that are made wrong, in [0, 1), drawn with ``seed``.
-            Validation and test labels stay as they are.
+        download: whether to download CIFAR into DIR if it is not there.
+        val_fraction: the fraction of the training images that becomes the validation set, in
+            (0, 1), stratified and the same for every seed. It is unused where the data set has
+            validation images of its own (digits; folders and shards with val). For market1501 it
+            is a fraction of the identities, and 0 means to validate on the test images.
+        train_fraction: the fraction of the remaining training images that is used, in (0, 1];
+            stratified, drawn with ``seed``, at least one image of each class.
+        label_noise: the fraction of the training labels that is made wrong, in [0, 1), drawn with
+            ``seed``. Validation and test labels do not change.
         seed: the run's seed.
-        image_size: of a folder, shards or market1501: see `dml_fast.data.decode.Size`.
+        image_size: see `dml_fast.data.decode.Size`; for a folder, shards or market1501.
         skip_corrupt: whether files that cannot be decoded are left out and counted.
-        loader: who holds and decodes such images; all else is resident.
-        resized: whether training will show random parts of them.
-        threads: that decode; 0 for one a core.
-        device: that trains, so that ``auto`` knows its memory.
+        loader: what holds and decodes the images of a folder, shards or market1501. All other
+            data are resident.
+        resized: whether training will show random parts of these images.
+        threads: how many threads decode; 0 for one per core.
+        device: the device that trains; ``auto`` asks for its free memory.
+
+    Returns:
+        The data set, split into training, validation and test images.
 
     Raises:
-        UserError: anything is wrong with the arguments or the files.
+        UserError: an argument or a file is wrong.
     """
     check_data_spec(spec, download=download)
     whole = val_fraction == 0.0 and _parse(spec)[0] == "market1501"
@@ -129,20 +133,20 @@ def _read(spec: str, how: Reading, *, download: bool, val_fraction: float) -> Ra
     if image_size not in (0, raw.train.images.shape[2], raw.train.images.shape[2:]):
         raise UserError(
             f"--image-size {image_size} is only for {_FILES} data, and {kind} images "
-            f"have {raw.train.images.shape[2]} pixels a side: leave it out"
+            f"have {raw.train.images.shape[2]} pixels per side: leave it out"
         )
     return raw
 
 
 def _parse(spec: str) -> tuple[str, str]:
-    """Splits ``kind:DIR``; the folder of a kind without one is empty and unused."""
+    """Split ``kind:DIR`` into its two parts; the folder of digits is empty."""
     kind, colon, folder = spec.partition(":")
     if kind not in _KINDS:
         close = difflib.get_close_matches(kind.lower(), _KINDS, n=2) or _KINDS
         hint = f" or folder:{spec}" if Path(spec).exists() else ""
         raise UserError(f"unknown data {spec!r}: did you mean {' or '.join(close)}{hint}?")
     if kind == "digits" and colon:
-        raise UserError(f"data {spec!r} should be 'digits' alone: they are built in")
+        raise UserError(f"data {spec!r} should be 'digits' alone: they need no folder")
     if kind != "digits" and not folder:
         raise UserError(f"data {spec!r} needs a folder: write {kind}:DIR")
     return kind, folder

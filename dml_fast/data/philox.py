@@ -1,8 +1,8 @@
 """Philox4x32-10, the counter-based generator of Salmon et al. (SC 2011), in numpy.
 
-A draw is a pure function of (seed; sample, epoch, view, draw): nothing is remembered between two
-batches, so any loader can make any batch at any time. The numbers are those of Random123, cuRAND
-and Triton's ``tl.philox``.
+A draw is a pure function of (seed; sample, epoch, view, draw). There is no state between batches:
+any loader can make any batch at any time. The numbers are those of Random123, cuRAND and Triton's
+``tl.philox``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _LOW = 0xFFFFFFFF
 
 
 def philox(counter: tuple[Counter, Counter, Counter, Counter], key: int) -> Words:
-    """Ten rounds for many counters at once.
+    """Compute ten rounds for many counters at once.
 
     Args:
         counter: four words, 0..2^32-1 each; arrays are broadcast against one another to shape S.
-        key: 64 bits.
+        key: an integer of 64 bits.
 
     Returns:
         (4, *S) uint32.
@@ -46,8 +46,8 @@ class Draws:
     """Random numbers for one purpose, such as the order of the images.
 
     Args:
-        seed: of the run.
-        purpose: keeps draws for different ends apart.
+        seed: the run's seed.
+        purpose: a name; draws for different purposes are independent.
     """
 
     def __init__(self, seed: int, purpose: str) -> None:
@@ -56,14 +56,14 @@ class Draws:
     def words(
         self, samples: Counter, epoch: int, count: int = 4, *, view: Counter = 0, first: int = 0
     ) -> Words:
-        """Draws ``count`` words for each of S samples.
+        """Draw ``count`` words for each sample.
 
         Args:
-            samples: their indices, of any shape S.
-            epoch: of the run.
-            count: how many words.
+            samples: indices of samples, of any shape S.
+            epoch: the epoch of the run.
+            count: how many words for each sample.
             view: which of several versions of a sample; broadcast against ``samples``.
-            first: number of the first block of four words, so that several calls do not overlap.
+            first: the first block of four words, so that the draws of several calls differ.
 
         Returns:
             (count, *S) uint32.
@@ -73,22 +73,25 @@ class Draws:
         return np.concatenate(drawn)[:count] if len(drawn) > 1 else drawn[0][:count]
 
     def permutation(self, count: int, epoch: int, number: int = 0) -> npt.NDArray[np.int64]:
-        """Returns 0..count-1 in an order of its own for each (epoch, number)."""
+        """Return 0..count-1 in random order, (count,) int64, another for each (epoch, number)."""
         words = self.words(np.arange(count), epoch, 2, view=number).astype(np.uint64)
         order: npt.NDArray[np.int64] = np.argsort(words[0] << 32 | words[1], kind="stable")
         return order
 
 
 def uniform(words: Words) -> npt.NDArray[np.float64]:
-    """Turns words into numbers of [0, 1), multiples of 2^-32."""
+    """Turn words into float64 numbers in [0, 1), multiples of 2^-32, of the same shape."""
     return words.astype(np.float64) * 2.0**-32
 
 
 def below(words: Words, limit: Counter) -> npt.NDArray[np.int64]:
-    """Turns words into whole numbers of 0..limit-1, each as likely as the others within 2^-32.
+    """Turn words into integers 0..limit-1, all equally likely up to 2^-32.
 
     Args:
         words: of shape S.
         limit: 1..2^31, broadcast against ``words``.
+
+    Returns:
+        int64 of the broadcast shape.
     """
     return (words.astype(np.uint64) * np.asarray(limit, np.uint64) >> 32).astype(np.int64)

@@ -1,8 +1,8 @@
-"""The plan: which images make up a batch and what is done to each, whoever then makes it.
+"""The plan: which images are in a batch, and what is done to each of them.
 
 Everything random is drawn here, on the CPU, from (seed; sample, epoch, view, draw). Loaders only
-execute the plan, so they give the same batches, need no state, and can take a run over from one
-another in mid-epoch.
+execute the plan. So all loaders give the same batches and have no state, and a run can change its
+loader in the middle of an epoch.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from dml_fast.data.boxes import WORDS, Boxes, erased_boxes, resized_boxes
 from dml_fast.data.philox import Draws, Words, below, uniform
-from dml_fast.data.sampling import Ids, Order, rank_among_equals
+from dml_fast.data.sampling import Ids, Order, place_among_equals
 
-# where each kind of draw begins, in blocks of four words
+# the first block, of four words each, of each kind of draw
 _CROP, _JITTER, _ERASE, _RESIZED = 0, 1, 2, 8
-_TURN = 1 << 16  # an image that comes twice in a batch is another view of it
-_DRAWN_AT_ONCE = 4096  # samples: numpy takes as long for one as for a hundred
+_TURN = 1 << 16  # an image that is in a batch twice is drawn as another view of it
+_DRAWN_AT_ONCE = 4096  # samples: numpy needs as much time for one as for a hundred
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,15 @@ class Augmentation:
     """What is done to training images.
 
     Attributes:
-        pad: pixels by which a crop is shifted at most, in each direction; what is shifted in is the
-            mean colour. Unused with ``resized``.
+        pad: the most pixels by which an image is shifted in each direction. The border that
+            appears has the mean colour. Unused with ``resized``.
         flip: whether half of the images are mirrored.
-        resized: whether a random part of the image is resized to its size in place of the shift.
-        erasing: probability that a rectangle is blanked.
-        jitter: largest relative change of brightness, contrast and saturation, 0..1.
-        mixup: parameter of the Beta distribution of mixup's weight (Zhang et al. 2018); 0 for none.
-        cutmix: likewise for CutMix (Yun et al. 2019). With both, each batch has one of them.
+        resized: whether a random part of the image, resized to the whole, replaces the shift.
+        erasing: the probability that a rectangle is blanked, 0..1.
+        jitter: the largest relative change of brightness, contrast and saturation, 0..1.
+        mixup: the parameter of the Beta distribution of mixup's weight (Zhang et al., ICLR 2018);
+            0 for no mixup.
+        cutmix: the same for CutMix (Yun et al., ICCV 2019). With both, each batch has one of them.
     """
 
     pad: int = 0
@@ -48,11 +49,12 @@ class Augmentation:
 
 
 class Mix(NamedTuple):
-    """How each image of a batch is mixed with the one that mirrors its place in the batch.
+    """How the images of a batch are mixed: the first with the last, and so on.
 
     Attributes:
         weight: of the image itself, 0..1.
-        box: None for mixup; else what CutMix pastes: top, left, bottom and right.
+        box: None for mixup; for CutMix the part that is pasted, in pixels: top, left, bottom and
+            right.
     """
 
     weight: float
@@ -64,13 +66,13 @@ class BatchPlan:
     """A batch of B images in V views.
 
     Attributes:
-        ids: (B,) indices of images.
-        crops: (V, 3, B) int64: the crop's top and left in the padded image, each 0..2*pad, and 1
-            where the crop is mirrored, else 0.
+        ids: (B,) int64 indices of images.
+        crops: (V, 3, B) int64: top and left of the crop in the padded image, each 0..2*pad, and
+            whether the crop is mirrored, 0 or 1.
         erased: (V, 4, B) int64 of `erased_boxes`, or None.
         jitter: (V, 3, B) float32 factors of brightness, contrast and saturation, or None.
-        resized: (V, WORDS, B) for `boxes`, or None where images keep their size.
-        mix: None if images stay apart.
+        resized: (V, WORDS, B) uint32 for `boxes`, or None if images are not cut and resized.
+        mix: None if images are not mixed.
     """
 
     ids: Ids
@@ -81,11 +83,14 @@ class BatchPlan:
     mix: Mix | None
 
     def boxes(self, heights: Boxes, widths: Boxes) -> Boxes:
-        """Returns the part that each view shows of each image: (V, 4, B) of `resized_boxes`.
+        """Return the part of each image that each view shows.
 
         Args:
-            heights: (B,) in pixels.
-            widths: (B,) in pixels.
+            heights: (B,) int64, in pixels.
+            widths: (B,) int64, in pixels.
+
+        Returns:
+            (V, 4, B) int64 of `resized_boxes`.
         """
         assert self.resized is not None
         return resized_boxes(self.resized.swapaxes(0, 1), heights, widths).swapaxes(0, 1)
@@ -95,13 +100,13 @@ class Plan:
     """The batches of one rank.
 
     Args:
-        order: of the images in all ranks' batches.
-        augmentation: what is done to them.
-        size: height and width of the network's input in pixels.
-        seed: of the run.
-        views: V, in how many versions each image comes.
-        rank: 0..ranks-1: which rows of a batch are this process's.
-        ranks: R, a divisor of the order's batch size.
+        order: the batches of all ranks together.
+        augmentation: what is done to the images.
+        size: height and width of the network's input, in pixels.
+        seed: the run's seed.
+        views: V, the number of versions of each image.
+        rank: the rank of this process, 0..ranks-1; it takes that share of each batch.
+        ranks: R, a divisor of the batch size of ``order``.
     """
 
     def __init__(
@@ -120,12 +125,12 @@ class Plan:
         self._order, self._size = order, size
         self._rank, self._ranks = rank, ranks
         self._draws, self._mixing = Draws(seed, "augment"), Draws(seed, "mix")
-        # kept only to save time: both can be computed again at any moment
+        # kept only to save time: both can be computed again
         self._batches: tuple[int, Ids] | None = None
         self._drawn: tuple[tuple[int, int], BatchPlan] | None = None
 
     def __call__(self, epoch: int, step: int) -> BatchPlan:
-        """Returns the plan of batch ``step`` (0..steps_per_epoch-1) of ``epoch``.
+        """Return the plan of batch ``step`` (0..steps_per_epoch-1) of ``epoch``.
 
         Raises:
             IndexError: the epoch has no such step.
@@ -154,12 +159,12 @@ class Plan:
         return self._batches[1]
 
     def _draw(self, batches: Ids, epoch: int) -> BatchPlan:
-        """The plans of several batches at once: as a BatchPlan with (steps, B) in place of B."""
+        """Draw the plans of several batches at once: a BatchPlan with (steps, B) in place of B."""
         steps, size = batches.shape
         mine = slice(self._rank * size // self._ranks, (self._rank + 1) * size // self._ranks)
         _, image = np.unique(batches, return_inverse=True)
         row = np.arange(steps)[:, None] * (batches.size + 1)
-        turn = rank_among_equals((row + image.reshape(batches.shape)).ravel())
+        turn = place_among_equals((row + image.reshape(batches.shape)).ravel())
         ids = batches[:, mine]
         view = np.arange(self.views)[:, None, None] + _TURN * turn.reshape(batches.shape)[:, mine]
 
@@ -182,11 +187,11 @@ class Plan:
         return BatchPlan(ids, crops, erased, jitter, resized, None)
 
     def _mix(self, epoch: int, step: int) -> Mix | None:
-        """Draws one weight for the whole batch, the same on all ranks."""
+        """Draw one weight for the whole batch, the same on all ranks."""
         mixup, cutmix = self.augmentation.mixup, self.augmentation.cutmix
         if not (mixup or cutmix):
             return None
-        from scipy.special import betaincinv  # scikit-learn brings it
+        from scipy.special import betaincinv  # scikit-learn depends on scipy
 
         which, weight, *place = uniform(self._mixing.words(step, epoch)).tolist()
         paste = cutmix and (not mixup or which < 0.5)
@@ -194,7 +199,7 @@ class Plan:
         own = float(betaincinv(alpha, alpha, weight))
         if not paste:
             return Mix(own, None)
-        box: list[tuple[int, int]] = []  # as in the authors' code: a part may fall outside
+        box: list[tuple[int, int]] = []  # as in the authors' code, the box is cut at the border
         for side, centre in zip(self._size, place, strict=True):
             half, middle = int(side * (1 - own) ** 0.5) // 2, int(side * centre)
             box.append((max(middle - half, 0), min(middle + half, side)))

@@ -1,4 +1,4 @@
-"""Who holds the images of a folder: memory, or files that DALI or this package decodes."""
+"""Choose whether images are decoded into memory at once, or later by DALI or by threads."""
 
 from __future__ import annotations
 
@@ -18,23 +18,22 @@ from dml_fast.data.decode import (
 )
 from dml_fast.data.files import ImageFiles, manifest_of
 from dml_fast.data.storage import Storage
-from dml_fast.distributed.launch import Launch
 from dml_fast.errors import UserError
-from dml_fast.machine import available_bytes
+from dml_fast.machine import available_bytes, local_ranks
 
 LoaderName = Literal["auto", "resident", "dali", "fallback"]
 
 
 class Reading(NamedTuple):
-    """How image files are read.
+    """How to read image files.
 
     Attributes:
-        size: what images are brought to.
-        skip_corrupt: whether files that cannot be decoded are skipped instead of refused.
-        loader: who holds and decodes them.
+        size: the size that images are brought to.
+        skip_corrupt: whether files that cannot be decoded are skipped; if not, they are an error.
+        loader: what holds and decodes the images.
         resized: whether training shows random parts of the images, resized.
-        threads: that decode; 0 for one a core.
-        device: that trains.
+        threads: how many threads decode; 0 for one per core.
+        device: the device that trains.
     """
 
     size: Size = 0
@@ -46,14 +45,14 @@ class Reading(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """What became of N files.
+    """The M images that were read from N files; the others were corrupt.
 
     Attributes:
-        images: of the M that are left.
-        kept: (M,) which files those are, increasing.
-        manifest: (M,) of `manifest_of`.
-        corrupt: those that could not be decoded, so far.
-        choice: which loader was chosen and why, in one line; "" if it was asked for.
+        images: (M, 3, H, W) uint8, or M files that are decoded later.
+        kept: (M,) int64, the indices of their files, increasing.
+        manifest: (M,) uint64, see `manifest_of`.
+        corrupt: the files that could not be decoded so far.
+        choice: which loader was chosen and why, in one line; "" if the user named one.
     """
 
     images: Pixels | ImageFiles
@@ -63,7 +62,7 @@ class Loaded(NamedTuple):
     choice: str
 
     def among(self, first: int, end: int) -> slice:
-        """Which of the M are files ``first`` to ``end - 1``: they lie together."""
+        """Return where the images of files ``first`` to ``end - 1`` are among the M."""
         start, stop = np.searchsorted(self.kept, [first, end]).tolist()
         return slice(start, stop)
 
@@ -71,13 +70,13 @@ class Loaded(NamedTuple):
 def load(
     root: Path, files: Storage, how: Reading, *, corrupt: CorruptFiles | None = None
 ) -> Loaded:
-    """Decodes files into memory, or lists them for a loader that decodes them as it goes.
+    """Decode files into memory, or list them for a decoder.
 
     Args:
         root: the data folder.
         files: N files in it, at least one.
-        how: to read them.
-        corrupt: what was found to be so already.
+        how: how to read them.
+        corrupt: the files that are known to be corrupt.
 
     Raises:
         UserError: a file is corrupt, sizes differ, memory is too small or DALI is missing.
@@ -105,7 +104,7 @@ def load(
 
 
 def _choose(files: Storage, how: Reading) -> tuple[str, str]:
-    """The loader, and what is to be said of the choice."""
+    """Return the loader, and a line for the log about the choice."""
     if how.loader == "resident" and how.resized:
         raise UserError(
             "--loader resident holds images at their final size and --crop resized cuts them out "
@@ -125,7 +124,7 @@ def _choose(files: Storage, how: Reading) -> tuple[str, str]:
         sides = (found[0], found[1])
     tall, wide = sides if isinstance(sides, tuple) else (sides, sides)
     needed, free = len(files) * 3 * tall * wide, _free_bytes(how.device)
-    fits = needed * 2 <= free  # once more while they are split and brought to the device
+    fits = needed * 2 <= free  # a second copy exists while they are split and sent to the device
     name = "resident" if fits else streaming
     return name, (
         f"loader: {name}{'' if fits else advice}; {len(files)} images of {tall}x{wide} take "
@@ -134,8 +133,8 @@ def _choose(files: Storage, how: Reading) -> tuple[str, str]:
 
 
 def _free_bytes(device: str) -> int:
-    """Memory for images: at most half of what is free, so that training has room."""
-    host = available_bytes() // Launch.from_environment().local_size
+    """Return how many bytes images may take: half of the free memory; training needs the rest."""
+    host = available_bytes() // local_ranks()
     if device.startswith("cuda"):
         import torch
 
@@ -144,12 +143,12 @@ def _free_bytes(device: str) -> int:
 
 
 def dali_is_installed() -> bool:
-    """Whether NVIDIA DALI can be imported; it is not imported yet."""
+    """Return whether NVIDIA DALI can be imported, without importing it."""
     return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
 
 
 def require_dali() -> None:
-    """Checks for NVIDIA DALI.
+    """Raise an error if NVIDIA DALI is not installed.
 
     Raises:
         UserError: it is not installed.

@@ -1,7 +1,7 @@
-"""Which images make up which batch: orders of an epoch as pure functions of (seed, epoch).
+"""Which images are in which batch: the order of an epoch as a pure function of (seed, epoch).
 
-The batches are those of all ranks together. Of B = R * b images a step, rank r takes the rows
-[r * b, (r + 1) * b), so that all ranks have as many steps and none sees an image of another's.
+The batches here are those of all ranks together. Of the B = R * b images in a batch, rank r takes
+the rows [r * b, (r + 1) * b). So all ranks have the same number of steps and see different images.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from dml_fast.errors import UserError
 
 Ids = npt.NDArray[np.int64]
 
-WINDOW = 1 << 16  # images that are shuffled together
-LANES = 8  # at most: so many windows are read from at once
+WINDOW = 1 << 16  # images that are shuffled together, at least
+LANES = 8  # windows that are read from at once, at most
 
 
 class Order(Protocol):
     """The batches of every epoch.
 
     Attributes:
-        steps: batches an epoch, the same in all epochs.
+        steps: the number of batches per epoch, the same in all epochs.
     """
 
     steps: int
 
     def __call__(self, epoch: int) -> Ids:
-        """Returns (steps, B) indices of images."""
+        """Return indices of images: (steps, B) int64."""
         ...
 
 
 class ShuffledOrder:
-    """Every epoch another permutation of the images; the N mod B at its end are left out.
+    """A new permutation of the images in every epoch, without the last N mod B of it.
 
     Args:
         count: N.
@@ -59,30 +59,30 @@ class ShuffledOrder:
         self._draws = Draws(seed, "order")
 
     def __call__(self, epoch: int) -> Ids:
-        """Returns (steps, B) indices of images."""
+        """Return indices of images: (steps, B) int64."""
         order = self.permutation(epoch)
         return order[: self.steps * self._batch_size].reshape(self.steps, self._batch_size)
 
     def permutation(self, epoch: int) -> Ids:
-        """Returns (N,) all images in the order of an epoch."""
+        """Return all images in the order of an epoch: (N,) int64."""
         return self._draws.permutation(self._count, epoch)
 
 
 class ShardOrder:
-    """An order that reads tar shards one after another, and mixes what lies in several of them.
+    """An order that reads tar shards one after another and mixes images of several shards.
 
-    Every epoch the shards are shuffled and put together to windows of whole shards that hold at
-    least ``window`` images; within a window images are shuffled. One window is a `ShuffledOrder`.
-    With several, the epoch's order is cut into lanes, contiguous parts of one length, and each
-    batch takes the next few images of every lane: so a rank's rows of all batches lie in
-    its own part of the shards. The lanes depend on B alone: batches are the same on any number of
-    ranks.
+    In every epoch the shards are shuffled and grouped into windows of whole shards, with at least
+    ``window`` images each. Images are shuffled within their window. If there is only one window,
+    this is a `ShuffledOrder`. With several windows, the order is cut into lanes, which are
+    contiguous and equally long, and each batch takes the next images of every lane. So the rows of
+    a rank come from its own part of the shards in all batches. The lanes depend on B alone: batches
+    are the same with any number of ranks.
 
     Args:
-        shards: (N,) the shard of each image.
+        shards: (N,) int64, the shard of each image.
         batch_size: B, 1..N.
         seed: of the permutations.
-        window: images that are shuffled together at least.
+        window: the least number of images that are shuffled together.
 
     Raises:
         UserError: ``batch_size`` is not in 1..N.
@@ -96,7 +96,7 @@ class ShardOrder:
         self._draws = Draws(seed, "shards")
 
     def __call__(self, epoch: int) -> Ids:
-        """Returns (steps, B) indices of images."""
+        """Return indices of images: (steps, B) int64."""
         shuffled = self._plain.permutation(epoch)
         windows = self._windows(epoch)
         lanes = math.gcd(self._batch_size, LANES) if windows.any() else 1
@@ -105,7 +105,7 @@ class ShardOrder:
         return cut.transpose(1, 0, 2).reshape(self.steps, self._batch_size)
 
     def _windows(self, epoch: int) -> Ids:
-        """The number of each shard's window; what is left at the end joins the last one."""
+        """Return each shard's window, (shards,) int64; shards left at the end join the last one."""
         order = self._draws.permutation(len(self._sizes), epoch)
         windows = np.empty_like(order)
         number = held = 0
@@ -121,12 +121,12 @@ class ShardOrder:
 class IdentityOrder:
     """Batches of K images of each of P identities (Hermans et al., arXiv 1703.07737, section 2).
 
-    An identity's images are cut into groups of K, others in every epoch; what is left over is left
-    out of that epoch. An identity with fewer than K images is one group, filled up by drawing some
-    of them again. No batch holds two groups of an identity.
+    In every epoch an identity's images are shuffled and cut into groups of K, and the rest is left
+    out. An identity with fewer than K images is one group, in which some images are drawn again. No
+    batch holds two groups of an identity.
 
     Args:
-        labels: (N,) identities.
+        labels: (N,) int64 identities.
         batch_size: B = P K.
         num_instances: K, a divisor of B.
         seed: of everything random.
@@ -147,7 +147,7 @@ class IdentityOrder:
         _, label, sizes = np.unique(labels, return_inverse=True, return_counts=True)
         self._label, self._sizes = label, sizes
         groups = np.maximum(sizes // num_instances, 1)
-        # T batches can be filled if and only if, with at most T groups of each, there are P T
+        # T batches can be filled if and only if there are P T groups, with at most T of an identity
         self.steps = int(groups.sum()) // self._identities
         while self.steps and np.minimum(groups, self.steps).sum() < self._identities * self.steps:
             self.steps -= 1
@@ -160,17 +160,18 @@ class IdentityOrder:
         self._groups = np.minimum(groups, self.steps)
 
     def __call__(self, epoch: int) -> Ids:
-        """Returns (steps, B) indices of images, an identity's K next to each other."""
+        """Return (steps, B) indices of images; the K of an identity are next to each other."""
         draws = self._draws
         groups = self._drop(epoch)
-        # Identities in a random order take their groups' places one after another, around and
-        # around the steps: as none has more groups than there are steps, none meets itself.
+        # Identities in a random order put their groups into one step after another, and begin again
+        # at the first step after the last. No identity has more groups than there are steps, so no
+        # step holds two groups of an identity.
         order = draws.permutation(len(groups), epoch, 0)
         owner = np.repeat(order, groups[order])
         columns = draws.permutation(self.steps, epoch, 1)
         placed = owner.reshape(self._identities, self.steps)[:, columns]
-        images = self._deal(groups, epoch)  # (groups in all, K), an identity's together
-        turn = rank_among_equals(placed.ravel())
+        images = self._deal(groups, epoch)  # (all groups, K), those of an identity together
+        turn = place_among_equals(placed.ravel())
         first = np.cumsum(groups) - groups
         rows = first[placed.ravel()] + turn
         batches = images[rows].reshape(self._identities, self.steps, self._each)
@@ -178,48 +179,51 @@ class IdentityOrder:
         return ordered
 
     def _drop(self, epoch: int) -> Ids:
-        """How many groups each identity gives, P T in all: a random few are left out."""
+        """Return how many groups of each identity are used, P T in all; a few are left out."""
         owners = np.repeat(np.arange(len(self._groups)), self._groups)
         order = self._draws.permutation(len(owners), epoch, 2)
         kept = owners[order[: self._identities * self.steps]]
         return np.bincount(kept, minlength=len(self._groups))
 
     def _deal(self, groups: Ids, epoch: int) -> Ids:
-        """Draws each identity's groups of images: (sum of ``groups``, K)."""
+        """Draw each identity's groups of images: (sum of ``groups``, K) int64."""
         order = self._draws.permutation(len(self._label), epoch, 3)
         order = order[np.argsort(self._label[order], kind="stable")]  # shuffled within identities
         first = np.cumsum(self._sizes) - self._sizes
         owner = np.repeat(np.arange(len(groups)), groups)
-        turn = rank_among_equals(owner)
+        turn = place_among_equals(owner)
         place = turn[:, None] * self._each + np.arange(self._each)
         size = self._sizes[owner, None]
         words = self._draws.words(np.arange(place.size).reshape(place.shape), epoch, 1, view=4)
-        again = below(words[0], size)  # only used where images are too few
+        again = below(words[0], size)  # used only for an identity with fewer than K images
         dealt: Ids = order[first[owner, None] + np.where(place < size, place, again)]
         return dealt
 
 
 def sequential(count: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Iterator[Ids]:
-    """Yields the indices 0..count-1 in order, each once over all ranks; the last batch is short.
+    """Yield the indices 0..count-1 in order; all ranks together see each once.
 
-    A rank takes every R-th batch. Nothing is padded: evaluation is neither captured in a graph nor
-    compiled, and a padded row would have to be left out again by every metric.
+    A rank takes every R-th batch. The last batch may be short. It is not padded: evaluation is not
+    captured in a graph or compiled, and every metric would have to leave the padding out again.
 
     Args:
         count: N.
         batch_size: B, at least 1; it may exceed N.
         rank: 0..ranks-1.
         ranks: R.
+
+    Yields:
+        (<= B,) int64.
     """
     for start in range(rank * batch_size, count, ranks * batch_size):
         yield np.arange(start, min(start + batch_size, count))
 
 
-def rank_among_equals(values: Ids) -> Ids:
-    """For each value how many equal ones come before it."""
+def place_among_equals(values: Ids) -> Ids:
+    """Count, for each of N values, the equal values before it: (N,) int64."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     starts = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] - 1))
-    ranks = np.empty_like(values)
-    ranks[order] = np.arange(len(values)) - np.repeat(starts, np.diff(starts, append=len(values)))
-    return ranks
+    places = np.empty_like(values)
+    places[order] = np.arange(len(values)) - np.repeat(starts, np.diff(starts, append=len(values)))
+    return places

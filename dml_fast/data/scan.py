@@ -1,4 +1,4 @@
-"""Looks for damaged and foreign image files before a run does."""
+"""Find image files that are damaged or not images, before a training run does."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dml_fast.data.readers.folder import SUFFIXES
 from dml_fast.data.storage import CorruptImageError, Storage
 from dml_fast.machine import cores
 
-_AT_ONCE = 512  # files: bounds what waits
-_ENDS = 64  # bytes at a file's beginning and end
+_AT_ONCE = 512  # files that are queued for the threads
+_ENDS = 64  # bytes that are read at the beginning and the end of a file
 
-# how files of the usual kinds begin and end
+# how whole files of the usual formats begin and end
 _KINDS = {
     b"\xff\xd8\xff": b"\xff\xd9",  # JPEG
     b"\x89PNG\r\n\x1a\n": b"IEND\xaeB`\x82",
@@ -30,8 +30,8 @@ class Report:
     """What a scan has found so far.
 
     Attributes:
-        files: how many were looked at.
-        bad: file to what is wrong with it.
+        files: how many files were checked.
+        bad: for each bad file, what is wrong with it.
     """
 
     files: int = 0
@@ -39,7 +39,7 @@ class Report:
 
 
 def image_files(root: Path) -> list[Path]:
-    """All files below a folder with an image's suffix, sorted; hidden ones are passed over."""
+    """Return all files below a folder with the suffix of an image, sorted, without hidden ones."""
     found = []
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -52,13 +52,16 @@ def image_files(root: Path) -> list[Path]:
 
 
 def scan(files: Storage, *, decode: bool) -> Iterator[Report]:
-    """Looks at each file; the same report is yielded again as it grows.
+    """Check each file.
 
     Args:
-        files: which.
-        decode: whether to decode them, which finds everything. Otherwise a file that begins and
-            ends as a whole JPEG, PNG or GIF does is believed, and only others are decoded: fast,
-            but blind to what was overwritten in the middle.
+        files: the files to check.
+        decode: whether to decode all of them, which finds all damage. If False, only files that do
+            not begin and end as a whole JPEG, PNG or GIF does are decoded. This is faster, but does
+            not find damage in the middle of a file.
+
+    Yields:
+        The same report again and again, with more files each time.
     """
     report = Report()
     look = decoded if decode else glanced_at
@@ -76,7 +79,7 @@ def scan(files: Storage, *, decode: bool) -> Iterator[Report]:
 
 
 def glanced_at(files: Storage, index: int) -> str:
-    """What is wrong with a file by its first and last bytes; "" for nothing."""
+    """Check a file by its first and last bytes and say what is wrong; "" if nothing is."""
     try:
         start, end = files.ends(index, _ENDS)
     except CorruptImageError as error:
@@ -86,12 +89,12 @@ def glanced_at(files: Storage, index: int) -> str:
     for first, last in _KINDS.items():
         if start.startswith(first) and end.endswith(last):
             return ""
-    # truncated, foreign, of another kind, or with something behind its end
+    # truncated, not an image, in another format, or followed by other bytes
     return decoded(files, index)
 
 
 def decoded(files: Storage, index: int) -> str:
-    """What is wrong with a file when it is decoded; "" for nothing."""
+    """Decode a file and say what is wrong with it; "" if nothing is."""
     try:
         decode_image(files.read(index))
     except CorruptImageError as error:

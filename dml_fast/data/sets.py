@@ -1,4 +1,4 @@
-"""What a data set is, and how one is made from the images that a reader found."""
+"""What a data set is, and how it is made from the images that a reader found."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dml_fast.data.corrupt import CorruptFiles
 from dml_fast.data.files import ImageFiles
 from dml_fast.data.splits import add_label_noise, split_validation, take_fraction
 
-_STATS_CHUNK = 4096  # images: bounds the 8-byte temporaries of bincount
-_STATS_SAMPLE = 1024  # of files: decoding all of them may take an hour
+_STATS_CHUNK = 4096  # images: limits the memory of bincount, which uses 8 bytes per pixel
+_STATS_SAMPLE = 1024  # files: to decode all of them may take an hour
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,11 @@ class ImageSet:
     """Images, in memory or in files, with their labels.
 
     Attributes:
-        images: (N, C, H, W) uint8, or files that are decoded to that.
+        images: (N, C, H, W) uint8, or files that are decoded to such an array.
         labels: (N,) int64, indices of `DataSet.classes`.
-        manifest: None, or (N,) of `dml_fast.data.files.manifest_of` where they come from files.
-        shard: None, or (N,) in which tar shard each lies, so that those of one are read together.
+        manifest: (N,) uint64 of `dml_fast.data.files.manifest_of`, None if the images do not come
+            from files.
+        shard: (N,) int64, the tar shard that each image is in; None without shards.
     """
 
     images: npt.NDArray[np.uint8] | ImageFiles
@@ -38,13 +39,13 @@ class ImageSet:
         return len(self.labels)
 
     def subset(self, ids: npt.NDArray[np.int64]) -> ImageSet:
-        """Returns copies of the images ``ids``, in that order."""
+        """Return copies of the images ``ids`` (n,) int64, in that order."""
         manifest = None if self.manifest is None else self.manifest[ids]
         shard = None if self.shard is None else self.shard[ids]
         return ImageSet(self.images[ids], self.labels[ids], manifest=manifest, shard=shard)
 
     def picture(self, index: int) -> npt.NDArray[np.uint8]:
-        """Returns one image: (C, H, W)."""
+        """Return one image: (C, H, W) uint8."""
         images = self.images
         found: npt.NDArray[np.uint8] = (
             images[np.array([index])].sample(1)[0]
@@ -55,20 +56,20 @@ class ImageSet:
 
     @property
     def pixels(self) -> npt.NDArray[np.uint8]:
-        """The images, which are in memory."""
+        """The array of images, which must be in memory."""
         assert not isinstance(self.images, ImageFiles)
         return self.images
 
 
 @dataclass(frozen=True)
 class RetrievalSet(ImageSet):
-    """Images to search for, the queries, and images to search among, the gallery.
+    """Queries, which are images to search for, and a gallery of images to search in.
 
     Attributes:
         images: the queries first, then the gallery.
-        labels: identities (not indices of classes); -1 is junk, 0 a distractor.
-        cams: (N,) int64 cameras.
-        names: (N,) files, relative to the data folder.
+        labels: (N,) int64 identities (not indices of classes); -1 is junk, 0 a distractor.
+        cams: (N,) int64, the camera of each image.
+        names: the N files, relative to the data folder.
         queries: how many of the images are queries.
     """
 
@@ -79,9 +80,9 @@ class RetrievalSet(ImageSet):
 
 @dataclass(frozen=True)
 class RawData:
-    """What a reader found, before any choice of split.
+    """The images that a reader found, before they are split; the fields are those of `DataSet`.
 
-    ``val`` is None unless the data set brings its own validation images.
+    ``val`` is None if the data set has no validation images of its own.
     """
 
     name: str
@@ -103,18 +104,18 @@ class DataSet:
         name: a short name for titles.
         classes: class names; a label is an index of this tuple.
         train: the images to learn from.
-        val: the images to choose a model by: fixed, disjoint from ``train``, never augmented. A
-            `RetrievalSet` where identities are learned, whose ``test`` is one too.
-        test: the images for the final figure, or None if the data set has none.
-        mean: per channel, in units of 0..1, of the training images.
-        std: per channel, in units of 0..1; 1 for a channel that never varies.
-        pad: pixels by which a random crop may shift an image, the set's usual augmentation.
-        flip: whether the set's usual augmentation mirrors images.
-        fingerprint: SHA-256 of every image (or, of files, its name and size), label and class name
-            after splitting, so that a run is not resumed on other data. It depends neither on where
-            the files lie nor on who decodes them.
-        corrupt: what could not be decoded so far; None for data that are not in files of their own.
-        choice: which loader was chosen and why, in one line; "" where there was no choice.
+        val: the images to choose a model by: fixed, disjoint from ``train``, never augmented. If
+            identities are learned, ``val`` and ``test`` are a `RetrievalSet`.
+        test: the images for the final result, or None if the data set has none.
+        mean: of each channel of the training images, in units of 0..1.
+        std: the standard deviation of each channel, in units of 0..1; 1 for a constant channel.
+        pad: the most pixels by which the usual augmentation of this data set shifts an image.
+        flip: whether the usual augmentation of this data set mirrors images.
+        fingerprint: SHA-256 of all images (for files: their names and sizes), labels and class
+            names after splitting, so that a run is not resumed with other data. It depends neither
+            on where the files are nor on what decodes them.
+        corrupt: the files that could not be decoded so far; None if images are not in files.
+        choice: which loader was chosen and why, in one line; "" if there was no choice.
     """
 
     name: str
@@ -134,7 +135,7 @@ class DataSet:
 def build_dataset(
     raw: RawData, *, val_fraction: float, train_fraction: float, label_noise: float, seed: int
 ) -> DataSet:
-    """Splits, thins out and mislabels what a reader found (see `open_dataset`)."""
+    """Split the images that a reader found, and apply the options of `open_dataset` to them."""
     train, val = raw.train, raw.val
     if val is None:
         train_ids, val_ids = split_validation(train.labels, val_fraction)
@@ -162,7 +163,7 @@ def build_dataset(
 
 
 def _for_stats(train: ImageSet) -> npt.NDArray[np.uint8]:
-    """The images that mean and deviation are of: the same for every loader."""
+    """Return the images for mean and deviation, (n, C, H, W) uint8, the same for every loader."""
     if isinstance(train.images, ImageFiles):
         return train.images.sample(_STATS_SAMPLE)
     if train.manifest is None:
@@ -173,16 +174,16 @@ def _for_stats(train: ImageSet) -> npt.NDArray[np.uint8]:
 def channel_stats(
     images: npt.NDArray[np.uint8],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns the mean and the population standard deviation of each channel.
+    """Compute the mean and the population standard deviation of each channel.
 
-    Computed from integer histograms, so that the result is exact and the same on any machine.
+    They come from integer histograms, so the result is exact and the same on any machine.
 
     Args:
         images: (N, C, H, W) uint8.
 
     Returns:
-        Mean and deviation, C floats each, in units of 0..1; the deviation of a channel that
-        never varies is given as 1, so that dividing by it is harmless.
+        Mean and deviation, C floats each, in units of 0..1. The deviation of a constant channel is
+        given as 1, so that it can be divided by.
     """
     levels = np.arange(256)
     means, stds = [], []

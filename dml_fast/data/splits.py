@@ -1,4 +1,4 @@
-"""Stratified splits and label noise on label arrays; everything is a pure function."""
+"""Stratified splits of label arrays, and label noise; all functions are pure."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import numpy.typing as npt
 from dml_fast.errors import UserError
 from dml_fast.rng import numpy_generator
 
-# The validation split must not move with the run's seed: runs would not be comparable.
+# The validation split does not depend on the run's seed; otherwise runs could not be compared.
 _SPLIT_SEED = 20180618
 
 Ids = npt.NDArray[np.int64]
 
 
 def stratified_sample(labels: Ids, count: int, rng: np.random.Generator) -> Ids:
-    """Draws ``count`` of N samples, from each class in proportion to its size.
+    """Draw ``count`` of N samples, from each class in proportion to its size.
 
-    Each class gives its share rounded down or up (largest remainders first) but always keeps
-    one sample for itself, so with very small classes fewer than ``count`` may be drawn. With the
-    same generator a smaller sample of every class lies within a larger one.
+    The share of a class is rounded down or up (the largest remainders first). At least one sample
+    of each class is never drawn, so with very small classes fewer than ``count`` are drawn. With
+    the same generator, a smaller sample of a class is a subset of a larger one.
 
     Args:
         labels: (N,) int64.
         count: how many to draw, 0..N.
-        rng: the source of chance.
+        rng: the random generator.
 
     Returns:
         (<= count,) int64, increasing indices.
@@ -39,23 +39,23 @@ def stratified_sample(labels: Ids, count: int, rng: np.random.Generator) -> Ids:
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]  # shuffled within each class
     first_of_class = np.cumsum(sizes) - sizes
-    rank_in_class = np.arange(len(labels)) - np.repeat(first_of_class, sizes)
-    return np.sort(order[rank_in_class < np.repeat(shares, sizes)]).astype(np.int64)
+    place_in_class = np.arange(len(labels)) - np.repeat(first_of_class, sizes)
+    return np.sort(order[place_in_class < np.repeat(shares, sizes)]).astype(np.int64)
 
 
 def remaining(total: int, taken: Ids) -> Ids:
-    """Returns the indices 0..total-1 that are not in ``taken``, increasing."""
+    """Return the indices 0..total-1 that are not in ``taken``, increasing."""
     keep = np.ones(total, dtype=bool)
     keep[taken] = False
     return np.flatnonzero(keep).astype(np.int64)
 
 
 def split_validation(labels: Ids, fraction: float) -> tuple[Ids, Ids]:
-    """Splits N samples into training and validation, always in the same way.
+    """Split N samples into training and validation samples, always in the same way.
 
     Args:
         labels: (N,) int64.
-        fraction: of the samples that go to validation, in (0, 1).
+        fraction: the fraction of the samples that goes to validation, in (0, 1).
 
     Returns:
         Indices for training and for validation, both increasing.
@@ -66,17 +66,24 @@ def split_validation(labels: Ids, fraction: float) -> tuple[Ids, Ids]:
     val = stratified_sample(labels, round(fraction * len(labels)), numpy_generator(_SPLIT_SEED))
     if len(val) == 0:
         raise UserError(
-            f"val_fraction {fraction} of {len(labels)} training images leaves none for "
-            "validation: raise --val-fraction, add images, or add a val/ folder"
+            f"--val-fraction {fraction} of {len(labels)} training images leaves none for "
+            "validation: raise it, add images, or add a val/ folder"
         )
     return remaining(len(labels), val), val
 
 
 def take_fraction(labels: Ids, fraction: float, seed: int) -> Ids:
-    """Returns increasing indices of a stratified ``fraction`` of the samples.
+    """Draw a stratified fraction of N samples, at least one of each class.
 
-    Every class keeps at least one sample. With the same seed, smaller fractions are subsets of
-    larger ones, up to one sample a class.
+    With the same seed, smaller fractions are subsets of larger ones, up to one sample per class.
+
+    Args:
+        labels: (N,) int64.
+        fraction: in (0, 1].
+        seed: the run's seed.
+
+    Returns:
+        (<= N,) int64, increasing indices.
     """
     dropped = len(labels) - round(fraction * len(labels))
     generator = numpy_generator(seed, "train_fraction")
@@ -84,13 +91,13 @@ def take_fraction(labels: Ids, fraction: float, seed: int) -> Ids:
 
 
 def add_label_noise(labels: Ids, num_classes: int, fraction: float, seed: int) -> Ids:
-    """Returns labels of which exactly ``round(fraction * N)`` are wrong.
+    """Return a copy of labels in which exactly ``round(fraction * N)`` are wrong.
 
-    Which ones is drawn without replacement; each gets another class, all others being equally
-    likely (symmetric noise).
+    The wrong ones are drawn without replacement. Each becomes one of the other classes, all of them
+    equally likely (symmetric noise).
 
     Args:
-        labels: (N,) int64, left as they are.
+        labels: (N,) int64, not changed.
         num_classes: C.
         fraction: in [0, 1).
         seed: the run's seed.
@@ -100,8 +107,8 @@ def add_label_noise(labels: Ids, num_classes: int, fraction: float, seed: int) -
     """
     if num_classes < 2:
         raise UserError(
-            f"label_noise {fraction} needs at least 2 classes and the data has {num_classes}: "
-            "leave out --label-noise"
+            f"--label-noise {fraction} needs at least 2 classes and the data has {num_classes}: "
+            "leave it out"
         )
     rng = numpy_generator(seed, "label_noise")
     count = round(fraction * len(labels))
@@ -112,21 +119,21 @@ def add_label_noise(labels: Ids, num_classes: int, fraction: float, seed: int) -
 
 
 def split_identities(pids: Ids, cams: Ids, fraction: float) -> tuple[Ids, Ids, Ids]:
-    """Sets identities aside for validation, always the same ones, and picks their queries.
+    """Choose identities for validation, always the same ones, and their queries.
 
-    As in Market-1501's own test set, the first image that a camera took of an identity is a query,
-    if another camera saw it too, and all other images are the gallery.
+    As in the test set of Market-1501, the first image that a camera took of an identity is a query
+    if an image by another camera is in the gallery. All other images are the gallery.
 
     Args:
         pids: (N,) identities.
         cams: (N,) cameras.
-        fraction: of the identities, in [0, 1).
+        fraction: the fraction of the identities that is for validation, in [0, 1).
 
     Returns:
         Increasing indices of the images to learn from, of the queries and of the gallery.
 
     Raises:
-        UserError: none or all identities are set aside, or none of them can be searched for.
+        UserError: no or all identities would be for validation, or none of them has a query.
     """
     known, identity = np.unique(pids, return_inverse=True)
     count = round(fraction * len(known))
@@ -144,13 +151,13 @@ def split_identities(pids: Ids, cams: Ids, fraction: float) -> tuple[Ids, Ids, I
         np.stack([pids[aside], cams[aside]]), axis=1, return_index=True, return_inverse=True
     )
     _, views = np.unique(pids[aside][first], return_counts=True)  # cameras of each identity
-    spare = np.bincount(view.ravel()) > 1  # does a view leave images in the gallery?
+    spare = np.bincount(view.ravel()) > 1  # whether images of this camera stay in the gallery
     spares = np.add.reduceat(spare.astype(np.int64), np.cumsum(views) - views)
     queries = aside[np.sort(first[np.repeat(spares, views) > spare])]
     if len(queries) == 0:
         raise UserError(
             f"none of the {count} identities that --val-fraction {fraction} sets aside has "
-            f"images to find by two cameras: {advice}"
+            f"images by two cameras, so nothing can be searched for: {advice}"
         )
     learned = np.flatnonzero(~np.isin(identity, held_out))
     return learned, queries, aside[~np.isin(aside, queries)]

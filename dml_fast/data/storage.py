@@ -1,4 +1,4 @@
-"""Where the bytes of image files are: here in files of their own; `samples` has tar shards."""
+"""Where the bytes of image files are: in files (here), or in tar shards (`readers.samples`)."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ Ids = npt.NDArray[np.int64]
 
 
 class CorruptImageError(Exception):
-    """A file cannot be read or decoded."""
+    """An image file cannot be read or decoded."""
 
 
 class Storage(Protocol):
-    """N image files, by index."""
+    """N image files, by index 0..N-1."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, ids: Ids | slice) -> Storage:
-        """Some of the files, in that order."""
+        """Return some of the files, in the order of ``ids``."""
         ...
 
     def path(self, index: int) -> Path:
-        """Names a file; a member of a tar shard is named as if the shard were its folder."""
+        """Return the path of a file; a tar shard counts as the folder of its members."""
         ...
 
     def size(self, index: int) -> int:
-        """Its bytes; -1 if nobody knows, which reading it will explain."""
+        """Return the size of a file in bytes, -1 if it is unknown; then `read` says why."""
         ...
 
     def read(self, index: int) -> bytes:
-        """Returns the whole file.
+        """Return the content of a file.
 
         Raises:
             CorruptImageError: it cannot be read.
@@ -45,7 +45,7 @@ class Storage(Protocol):
         ...
 
     def ends(self, index: int, count: int) -> tuple[bytes, bytes]:
-        """Returns its first and last ``count`` bytes, or fewer.
+        """Return the first and the last ``count`` bytes of a file, fewer if it is shorter.
 
         Raises:
             CorruptImageError: it cannot be read.
@@ -54,10 +54,10 @@ class Storage(Protocol):
 
 
 class LooseFiles:
-    """Files of their own.
+    """Image files that are not in an archive.
 
     Args:
-        names: (N,) of str: a `Path` would take a third of the time that reading a small file does.
+        names: (N,) paths as str. To make a `Path` takes a third as long as to read a small file.
     """
 
     def __init__(self, names: npt.NDArray[np.object_]) -> None:
@@ -65,29 +65,29 @@ class LooseFiles:
 
     @classmethod
     def of(cls, paths: Sequence[Path]) -> LooseFiles:
-        """Takes files by their paths."""
+        """Make a storage of files, given their paths."""
         return cls(np.array([str(path) for path in paths], dtype=object))
 
     def __len__(self) -> int:
         return len(self._names)
 
     def __getitem__(self, ids: Ids | slice) -> LooseFiles:
-        """Some of the files, in that order."""
+        """Return some of the files, in the order of ``ids``."""
         return LooseFiles(self._names[ids])
 
     def path(self, index: int) -> Path:
-        """Names a file."""
+        """Return the path of a file."""
         return Path(self._names[index])
 
     def size(self, index: int) -> int:
-        """Its bytes, or -1: a broken link."""
+        """Return the size of a file in bytes, -1 for a broken link."""
         try:
             return os.stat(self._names[index]).st_size
         except OSError:
             return -1
 
     def read(self, index: int) -> bytes:
-        """Returns the whole file."""
+        """Return the content of a file."""
         try:
             with open(self._names[index], "rb", buffering=0) as file:
                 return file.read()
@@ -95,7 +95,7 @@ class LooseFiles:
             raise CorruptImageError(reason(error)) from error
 
     def ends(self, index: int, count: int) -> tuple[bytes, bytes]:
-        """Returns its first and last ``count`` bytes, or fewer."""
+        """Return the first and the last ``count`` bytes of a file, fewer if it is shorter."""
         try:
             with open(self._names[index], "rb", buffering=0) as file:
                 start = file.read(count)

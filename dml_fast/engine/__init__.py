@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
-from dml_fast.engine.step import Engine, StepResult
+from dml_fast.engine.cohort import Cohort
+from dml_fast.engine.executor import Executor, Sequential, StepResult
+from dml_fast.engine.graph import Graph
+from dml_fast.engine.precision import Precision
+from dml_fast.engine.step import Engine
+from dml_fast.engine.streams import Streams
+from dml_fast.engine.student import Student
+from dml_fast.engine.threads import Threads
 
-__all__ = ["Engine", "StepResult"]
+__all__ = [
+    "Cohort",
+    "Engine",
+    "Executor",
+    "Graph",
+    "Precision",
+    "Sequential",
+    "StepResult",
+    "Streams",
+    "Student",
+    "Threads",
+]

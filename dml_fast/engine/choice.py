@@ -10,11 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dml_fast.engine import Engine
-from dml_fast.engine.executor import Executor, Sequential, Threads
+from dml_fast.engine.executor import Executor, Sequential
 from dml_fast.engine.graph import Graph
 from dml_fast.engine.snapshot import Snapshot
+from dml_fast.engine.step import Engine
 from dml_fast.engine.streams import Streams
+from dml_fast.engine.threads import Threads
 from dml_fast.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 TRIAL_S = 1.5
 """Seconds that a trial may take, if two steps of each executor do not take longer."""
 GAIN = 1.05
-"""The first candidate is kept unless another is so many times as fast: noise must not choose."""
+"""The first candidate is kept unless another is this many times as fast: noise must not choose."""
 
 
 def check_executor(name: str, device: torch.device) -> None:
@@ -38,12 +39,12 @@ def check_executor(name: str, device: torch.device) -> None:
 
 
 def make_executor(name: str, cohort: int, device: torch.device) -> Executor:
-    """The executor of that name; for ``auto`` a sequential one, until `pick` has tried.
+    """Return the executor of a name; for ``auto`` a sequential one, until `pick` has tried.
 
     Args:
         name: auto, sequential, threads, streams or graph.
-        cohort: K.
-        device: where the students are.
+        cohort: how many students this process has.
+        device: where they are.
 
     Raises:
         UserError: the device cannot run it.
@@ -59,7 +60,13 @@ def make_executor(name: str, cohort: int, device: torch.device) -> Executor:
 
 
 def candidates(engine: Engine, learners: int, device: torch.device) -> list[Executor]:
-    """What is worth a trial, the safest first."""
+    """Return the executors that may be the fastest, the safest first.
+
+    Args:
+        engine: whose steps they would run.
+        learners: how many students of this process learn in a step.
+        device: where they are.
+    """
     found: list[Executor] = [Sequential()]
     world = engine.cohort.world
     if engine.update == "alternating" or engine.cohort.shared_out:
@@ -87,13 +94,13 @@ def pick(
 
     Args:
         engine: whose ``executor`` is set.
-        inputs: of a step.
-        target: of a step.
-        learners: of a step.
-        teacher: of a step.
-        options: what to choose from, the one to prefer first; by default `candidates`.
+        inputs: as in `Engine.step`.
+        target: as in `Engine.step`.
+        learners: as in `Engine.step`.
+        teacher: as in `Engine.step`.
+        options: what to choose from, the preferred one first; by default `candidates`.
     """
-    here = [k for k in learners if k in engine.cohort.world.students]
+    here = [k for k in learners if k in engine.cohort.numbers]
     options = options or candidates(engine, len(here), target.device)
     best = options[0]
     if len(options) > 1:
@@ -107,7 +114,7 @@ def pick(
             "executor: %s, picked among %s",
             best,
             ", ".join(f"{option} {1e3 * times[option]:.0f} ms" for option in options)
-            + f" a step ({times[options[0]] / times[best]:.2f} times {options[0].name})",
+            + f" per step ({times[options[0]] / times[best]:.2f} times {options[0].name})",
         )
     else:
         logger.info("executor: %s, the only one that can gain anything here", best)
@@ -123,9 +130,9 @@ def _try(
     teacher: int | None,
     options: Sequence[Executor],
 ) -> dict[Executor, float]:
-    """Median seconds of a step of each, in turns, without the first: it imports and compiles.
+    """Return each one's median seconds per step, without its first, which imports and compiles.
 
-    Of several processes the slowest one's count, so that all choose alike.
+    The executors take turns. Of several processes the slowest counts, so that all choose alike.
     """
     samples: dict[Executor, list[float]] = {option: [] for option in options}
     start = time.perf_counter()

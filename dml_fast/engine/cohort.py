@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from dml_fast.distributed.exchange import Exchange
 from dml_fast.distributed.world import World, agreed
-from dml_fast.engine.replicas import ShardedStudent
 from dml_fast.engine.student import Student
 from dml_fast.errors import UserError
 
@@ -20,7 +21,7 @@ class Cohort:
 
     Args:
         students: at least one.
-        world: whose ``students`` these are; by default there is one process.
+        world: whose ``students`` these are; by default the only process.
     """
 
     def __init__(self, students: Sequence[Student], world: World | None = None) -> None:
@@ -34,31 +35,50 @@ class Cohort:
         return iter(self.students)
 
     @property
+    def total(self) -> int:
+        """K, the number of students in all processes."""
+        return self.world.total
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers of the students of this process, among 0..K-1."""
+        return self.world.students
+
+    @property
+    def exchange(self) -> Exchange | None:
+        """Exchanges logits with other processes; None where this one holds all students."""
+        return self.world.exchange
+
+    def student(self, number: int) -> Student:
+        """Return a student of this process by its number among 0..K-1."""
+        return self.students[self.numbers.index(number)]
+
+    @property
     def models(self) -> list[nn.Module]:
-        """The networks, in order."""
+        """The networks of this process, in order."""
         return [student.model for student in self.students]
 
     @property
     def shared_out(self) -> bool:
-        """Whether students are in shards (FSDP2), whose passes are collectives of one order."""
-        return any(isinstance(student, ShardedStudent) for student in self.students)
+        """Whether students are shared out (FSDP2): all ranks must run their passes in one order."""
+        return any(student.shared_out for student in self.students)
 
     def check_distinct(self) -> None:
         """Refuse identical students, which would stay identical and teach each other nothing.
 
-        Students with dropout are let pass, since that parts them at the first step.
+        Students with dropout pass, since it makes them differ from the first step on.
 
         Raises:
             UserError: naming the two.
         """
         mine = {
             k: (student.arch, weights_digest(student.model))
-            for k, student in zip(self.world.students, self.students, strict=True)
+            for k, student in zip(self.numbers, self.students, strict=True)
             if not _has_dropout(student.model)
         }
         found: dict[str, int] = {}
-        everyone = {k: v for part in self.world.all_gather(mine) for k, v in part.items()}
-        for k, (arch, digest) in sorted(everyone.items()):
+        together = {k: v for part in self.world.all_gather(mine) for k, v in part.items()}
+        for k, (arch, digest) in sorted(together.items()):
             if (j := found.setdefault(digest, k)) != k:
                 raise agreed(
                     UserError(
@@ -68,12 +88,20 @@ class Cohort:
                     )
                 )
 
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, this process may run each of its models by itself."""
+        with ExitStack() as stack:
+            for student in self.students:
+                stack.enter_context(student.whole())
+            yield
+
     def state_dict(self) -> list[dict[str, Any]]:
-        """One state a student."""
+        """Return the state of each student of this process."""
         return [student.state_dict() for student in self.students]
 
     def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
-        """Put back what ``state_dict`` gave.
+        """Put back what ``state_dict`` returned.
 
         Raises:
             UserError: the states are of other architectures.
@@ -90,7 +118,7 @@ class Cohort:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 of a model's parameters and buffers, with their names; of a shard, of this part."""
+    """Return the SHA-256 of a model's parameters and buffers, of this rank's part if shared out."""
     found = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         local = tensor.to_local() if hasattr(tensor, "to_local") else tensor

@@ -9,20 +9,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from dml_fast.engine.cohort import Cohort
-from dml_fast.engine.executor import Executor, Step
+from dml_fast.engine.executor import Executor, Lesson, Step, StepResult
 from dml_fast.engine.snapshot import Snapshot
 from dml_fast.engine.streams import StreamLayer, Streams
 from dml_fast.engine.student import Student
 from dml_fast.errors import reason
-
-if TYPE_CHECKING:
-    from dml_fast.engine.step import Lesson, StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +81,7 @@ class Graph(Executor):
         if not _fits(self._captured.lesson, lesson):
             return self._fall_back("a batch differs in shape from the first", step, lesson)
         _fill(self._captured.lesson, lesson)
-        return _unpack(self._captured.replay())
+        return StepResult.unpack(self._captured.replay().clone())  # the next replay overwrites it
 
     def _capture(self, step: Step, lesson: Lesson, cohort: Cohort, roles: object) -> _Captured:
         own = _own(lesson)
@@ -98,7 +95,7 @@ class Graph(Executor):
         finally:
             self._layer.wait(here, self._stream)
             snapshot.restore()
-        replay = self._layer.capture(self._stream, lambda: _pack(step(own, self)))
+        replay = self._layer.capture(self._stream, lambda: step(own, self).pack())
         return _Captured(own, replay, roles)
 
     def _fall_back(self, why: str, step: Step, lesson: Lesson) -> StepResult:
@@ -149,16 +146,3 @@ def _fill(own: Lesson, lesson: Lesson) -> None:
         weight.copy_(lesson.kl_weight)
     else:
         weight.fill_(lesson.kl_weight)
-
-
-def _pack(result: StepResult) -> Tensor:
-    """(6, A): one copy gives the caller results that the next replay does not overwrite."""
-    rows = (result.losses, result.ce, result.kl, result.triplet, result.correct, result.skipped)
-    return torch.stack([row.to(result.losses.dtype) for row in rows])
-
-
-def _unpack(packed: Tensor) -> StepResult:
-    from dml_fast.engine.step import StepResult
-
-    losses, ce, kl, triplet, correct, skipped = packed.clone()
-    return StepResult(losses, ce, kl, triplet, correct, skipped != 0)

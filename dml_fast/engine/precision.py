@@ -1,4 +1,4 @@
-"""Mixed precision: which type, on which device, and whether a loss scaler is needed."""
+"""Mixed precision: which type, on which device, with or without a loss scaler."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
 from dml_fast.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU.
+    """Return the device of a name; ``auto`` is CUDA where there is one, else the CPU.
 
     Raises:
-        UserError: no such device here.
+        UserError: there is no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -38,7 +39,7 @@ class Precision:
 
     Attributes:
         device: where.
-        dtype: the type of autocast, or None for full precision.
+        dtype: the type of autocast; None for full precision.
     """
 
     device: torch.device
@@ -67,17 +68,50 @@ class Precision:
         return cls(device, torch.bfloat16 if bf16 else torch.float16)
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The context of a forward pass."""
+        """Return the context of a forward pass."""
         # without the cache: inside a user's own autocast it would outlive an update of the weights
         return torch.autocast(
             self.device.type, self.dtype, enabled=self.dtype is not None, cache_enabled=False
         )
 
     def scaler(self) -> torch.amp.GradScaler:
-        """A loss scaler of one student's own; it does nothing unless the type is fp16."""
+        """Return a new loss scaler for one student; it does nothing unless the type is fp16."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
 
     def __str__(self) -> str:
         return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(
             self.dtype or torch.float32, "fp32"
         )
+
+
+class FullPrecisionConv2d(nn.Conv2d):
+    """A convolution that autocast leaves in fp32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the convolution in fp32 of (N, C, H, W) of any floating type."""
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float())
+
+
+def keep_in_full_precision(model: nn.Module, precision: Precision) -> int:
+    """Keep depthwise convolutions out of a CPU's bf16, in place; weights stay as they are.
+
+    oneDNN's bf16 kernels for them are slower: MobileNet v1, batch 128, 32 x 32, forward and
+    backward took 430 ms in bf16 with them in fp32, 554 ms with all in bf16, 578 ms with all in
+    fp32 (docs/log.md, 2026-11-24).
+
+    Returns:
+        How many there are; 0 for any other precision.
+    """
+    if precision.device.type != "cpu" or precision.dtype is not torch.bfloat16:
+        return 0
+    found = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d)
+        and type(module) in (nn.Conv2d, FullPrecisionConv2d)
+        and module.groups == module.in_channels > 1
+    ]
+    for module in found:
+        module.__class__ = FullPrecisionConv2d
+    return len(found)

@@ -1,9 +1,12 @@
-"""A student that trains on several ranks at once: DistributedDataParallel, or FSDP2's shards."""
+"""A student that trains on several ranks at once: DistributedDataParallel, or FSDP2's shards.
+
+Only a run of several processes imports this module, since DTensor takes long to import.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class _Both(nn.Module):
-    """A model's features and logits by ``forward``, which is where DDP looks."""
+    """A model whose ``forward``, which DDP calls, returns features and logits."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -32,7 +35,7 @@ class _Both(nn.Module):
 
 
 class _JoinedStudent(Student):
-    """A student that the ranks of a row train together, each on other images.
+    """A student that the ranks of a row train together, each on its own images.
 
     Running statistics are those of the first rank's images, as with DDP's ``broadcast_buffers``.
     """
@@ -42,7 +45,7 @@ class _JoinedStudent(Student):
     def update(
         self, logits: Tensor, grad: Tensor, extra: Tensor | None = None, extra_weight: float = 1.0
     ) -> Tensor:
-        """As `Student.update`; the gradients are the means of all ranks'."""
+        """As `Student.update`, with the means of all ranks' gradients."""
         skipped = super().update(logits, grad, extra, extra_weight)
         for statistics in self._statistics:
             torch.distributed.broadcast(statistics, group=self._group, group_src=0)
@@ -50,14 +53,14 @@ class _JoinedStudent(Student):
 
 
 class ReplicatedStudent(_JoinedStudent):
-    """A student of which every rank of a row has a copy; gradients are averaged by DDP.
+    """A student of which every rank of a row has a copy; DDP averages the gradients.
 
     Args:
         model: as in `Student`.
-        optimizer: as there.
-        precision: as there.
-        arch: as there.
-        group: the ranks of the row; of this student alone, as others may use theirs meanwhile.
+        optimizer: as in `Student`.
+        precision: as in `Student`.
+        arch: as in `Student`.
+        group: the ranks of the row, for this student alone: others may use theirs meanwhile.
         with_features: whether passes of training give features as well.
     """
 
@@ -71,18 +74,16 @@ class ReplicatedStudent(_JoinedStudent):
         group: ProcessGroup,
         with_features: bool,
     ) -> None:
-        super().__init__(model, optimizer, precision, arch)
-        self._group = group
         ddp = nn.parallel.DistributedDataParallel
         new = "forward_sync_buffers" in inspect.signature(ddp).parameters  # since torch 2.13
         options: dict[str, Any] = {
             "process_group": group,
             "forward_sync_buffers" if new else "broadcast_buffers": False,
         }
-        if with_features:
-            self._features_and_logits = ddp(_Both(model), **options)
-        else:
-            self._logits = ddp(model, **options)
+        joined = ddp(_Both(model) if with_features else model, **options)
+        passes = {"features_and_logits" if with_features else "logits": joined}
+        super().__init__(model, optimizer, precision, arch, **passes)
+        self._group = group
 
 
 class ShardedStudent(_JoinedStudent):
@@ -95,9 +96,11 @@ class ShardedStudent(_JoinedStudent):
         model: after `shard`.
         optimizer: over `local_parameters`.
         precision: as in `Student`.
-        arch: as there.
+        arch: as in `Student`.
         group: the ranks of the row.
     """
+
+    shared_out = True
 
     def __init__(
         self,
@@ -113,7 +116,7 @@ class ShardedStudent(_JoinedStudent):
         self._shards = [p for p in model.parameters() if p.requires_grad]
 
     def _collect_gradients(self) -> Tensor:
-        """Hand each shard its gradient; the norm is that of the whole."""
+        """Hand each shard its gradient; return the norm of the whole gradient."""
         found = [p.grad for p in self._shards if p.grad is not None]
         for shard, local in zip(self._shards, self.parameters, strict=True):
             if shard.grad is not None:
@@ -124,7 +127,7 @@ class ShardedStudent(_JoinedStudent):
         return whole
 
     def state_dict(self) -> dict[str, Any]:
-        """As `Student.state_dict`, of DTensors, which a sharded checkpoint puts together."""
+        """As `Student.state_dict`, but of DTensors, which a sharded checkpoint puts together."""
         state = super().state_dict()
         moments = {
             index: {name: _whole_of(value, self._shards[index]) for name, value in values.items()}
@@ -133,7 +136,7 @@ class ShardedStudent(_JoinedStudent):
         return {**state, "optimizer": {"state": moments}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what ``state_dict`` gave, or whole tensors in its place."""
+        """Put back what ``state_dict`` returned; its tensors may also be whole."""
         model = self.model.state_dict()
         weights = {name: _part(value, model[name]) for name, value in state["model"].items()}
         moments = {
@@ -142,9 +145,32 @@ class ShardedStudent(_JoinedStudent):
         }
         super().load_state_dict({**state, "model": weights, "optimizer": {"state": moments}})
 
+    def weights(self) -> dict[str, Tensor]:
+        """As `Student.weights`, put together; all ranks of the row must call this."""
+        return {
+            name: (t.full_tensor() if isinstance(t, DTensor) else t).detach().cpu()
+            for name, t in self.model.state_dict().items()
+        }
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, every rank has the whole weights and may run the model by itself."""
+        from torch.distributed.fsdp import FSDPModule
+
+        parts = [m for m in self.model.modules() if isinstance(m, FSDPModule)]
+        for part in parts:
+            part.set_reshard_after_forward(False, recurse=False)
+            part.unshard()
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.reshard()
+                part.set_reshard_after_forward(True, recurse=False)
+
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Share a model out over the ranks of a row: every block of it, then what is left.
+    """Share a model out over the ranks of a row: each of its blocks, then what is left.
 
     Args:
         model: on its device.
@@ -164,37 +190,12 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def local_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """This rank's part of each parameter that learns; it shares the memory of the DTensor."""
+    """Return this rank's part of each trainable parameter, in the memory of its DTensor."""
     return [
         nn.Parameter(p.to_local().detach())  # type: ignore[attr-defined]
         for p in model.parameters()
         if p.requires_grad
     ]
-
-
-@contextmanager
-def whole(models: Sequence[nn.Module]) -> Iterator[None]:
-    """While inside, shared-out models are whole on every rank, which may run them as it likes."""
-    from torch.distributed.fsdp import FSDPModule
-
-    parts = [m for model in models for m in model.modules() if isinstance(m, FSDPModule)]
-    for part in parts:
-        part.set_reshard_after_forward(False, recurse=False)
-        part.unshard()
-    try:
-        yield
-    finally:
-        for part in parts:
-            part.reshard()
-            part.set_reshard_after_forward(True, recurse=False)
-
-
-def whole_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A model's state on the CPU, shards put together; all ranks of the row must ask."""
-    return {
-        name: (t.full_tensor() if isinstance(t, DTensor) else t).detach().cpu()
-        for name, t in state.items()
-    }
 
 
 def _inside_a_shard(model: nn.Module, module: nn.Module) -> bool:
@@ -207,7 +208,7 @@ def _inside_a_shard(model: nn.Module, module: nn.Module) -> bool:
 
 
 def _part(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, laid out like one of the model's."""
+    """Return a whole tensor laid out like one of the model's."""
     if isinstance(value, DTensor) or not isinstance(like, DTensor):
         return value
     return distribute_tensor(
@@ -216,7 +217,7 @@ def _part(value: Tensor, like: Tensor) -> Tensor:
 
 
 def _whole_of(value: Tensor, like: Tensor) -> Tensor:
-    """The optimizer's tensor of which ``value`` is this rank's part; numbers are whole."""
+    """Return the optimizer's tensor of which ``value`` is this rank's part; scalars are whole."""
     if not value.dim():
         return value
     assert isinstance(like, DTensor)
@@ -226,7 +227,7 @@ def _whole_of(value: Tensor, like: Tensor) -> Tensor:
 
 
 def _local(value: Tensor, like: Tensor) -> Tensor:
-    """This rank's part of an optimizer's tensor; numbers are whole."""
+    """Return this rank's part of an optimizer's tensor; scalars are whole."""
     if not value.dim():
         return value
     part: Tensor = _part(value, like).to_local()  # type: ignore[attr-defined]

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dml_fast.engine.depthwise import keep_in_full_precision
-from dml_fast.engine.precision import Precision
+from dml_fast.engine.precision import Precision, keep_in_full_precision
 from dml_fast.errors import UserError
+
+Pass: TypeAlias = Callable[[Tensor], Any]
 
 
 class Student:
-    """A network that learns, with all that is its own.
+    """A network that learns, with all that belongs to it alone.
 
     Args:
         model: on its device; ``forward(inputs (N, ...)) -> logits (N, C)``. An `EmbeddingNet` also
@@ -24,10 +25,15 @@ class Student:
         optimizer: over the model's parameters, built with ``fused=True``.
         precision: how to run the forward pass.
         arch: the architecture's name, for tables and files.
+        logits: runs the passes of training that give logits, in place of the model itself.
+        features_and_logits: likewise those that give features and logits.
 
     Raises:
         UserError: the optimizer is not fused.
     """
+
+    shared_out = False
+    """Whether the weights are shared out over ranks, so that every pass communicates."""
 
     def __init__(
         self,
@@ -35,6 +41,9 @@ class Student:
         optimizer: torch.optim.Optimizer,
         precision: Precision,
         arch: str = "",
+        *,
+        logits: Pass | None = None,
+        features_and_logits: Pass | None = None,
     ) -> None:
         if not getattr(optimizer, "_step_supports_amp_scaling", False):
             raise UserError(
@@ -51,31 +60,31 @@ class Student:
         self.norms = [
             m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats
         ]
-        self.generation = 0  # how often other tensors took the place of the optimizer's
-        self.features: Tensor | None = None  # (N, D) of the last forward pass, if asked for
+        self.generation = 0  # grows when new tensors take the place of the optimizer's
         self._statistics: list[Tensor] = []
         self._before: list[Tensor] = []
-        self._logits: Any = model  # or the same, compiled
-        self._features_and_logits: Any = getattr(model, "features_and_logits", None)
+        self._logits: Pass = logits or model
+        self._both: Pass | None = features_and_logits or getattr(model, "features_and_logits", None)
         self._one = torch.ones((), device=self.parameters[0].device)
 
-    def forward(self, inputs: Tensor, *, with_features: bool = False) -> Tensor:
-        """Logits (N, C) of inputs (N, ...), in the precision's type, with a graph to go back.
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits (N, C) of inputs (N, ...), in the precision's type, with their graph."""
+        logits: Tensor = self._run(self._logits, inputs)
+        return logits
 
-        Args:
-            inputs: (N, ...).
-            with_features: keep an `EmbeddingNet`'s features of this pass in ``features``.
-        """
+    def features_and_logits(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return an `EmbeddingNet`'s features (N, D) and logits (N, C) of one pass, with graph."""
+        assert self._both is not None
+        found: tuple[Tensor, Tensor] = self._run(self._both, inputs)
+        return found
+
+    def _run(self, work: Pass, inputs: Tensor) -> Any:
+        """Keep the statistics of before, for an update that may be skipped, and run a pass."""
         if self.norms and not self._shares_storage():
             self._statistics = _share_storage(self.norms)
         self._before = [tensor.clone() for tensor in self._statistics]
-        logits: Tensor
         with self.precision.autocast():
-            if with_features:
-                self.features, logits = self._features_and_logits(inputs)
-            else:
-                logits = self._logits(inputs)
-        return logits
+            return work(inputs)
 
     def compile(self) -> None:
         """Compile the passes of training; parameters are inputs, so equal students share the code.
@@ -83,25 +92,25 @@ class Student:
         Evaluation and ``predict`` stay as they are.
         """
         self._logits = torch.compile(self._logits, dynamic=False)
-        if self._features_and_logits is not None:
-            self._features_and_logits = torch.compile(self._features_and_logits, dynamic=False)
+        if self._both is not None:
+            self._both = torch.compile(self._both, dynamic=False)
 
     @property
     def grad_scale(self) -> Tensor:
-        """What the gradient of the logits is to be multiplied by: 0-d, 1 unless fp16."""
+        """The factor for the gradient of the logits: 0-d, 1 unless fp16."""
         scale: Tensor = self.scaler.scale(self._one)
         return scale
 
     def update(
         self, logits: Tensor, grad: Tensor, extra: Tensor | None = None, extra_weight: float = 1.0
     ) -> Tensor:
-        """Go back from the logits and step, unless a gradient is not finite.
+        """Run the backward pass and a step of the optimizer, unless a gradient is not finite.
 
         A skipped step leaves no trace in weights, momentum or running statistics. Nothing here
         waits for the device.
 
         Args:
-            logits: (N, C), what ``forward`` gave.
+            logits: (N, C), from ``forward`` or ``features_and_logits``.
             grad: (N, C), the gradient of the loss with respect to them, times ``grad_scale``.
             extra: 0-d, another loss of the same pass, made by the same thread.
             extra_weight: its weight.
@@ -113,7 +122,6 @@ class Student:
         if extra is not None:
             ends, grads = [logits, extra], [grad, extra_weight * self.grad_scale]
         torch.autograd.backward(ends, grads)
-        self.features = None
         skipped = ~torch.isfinite(self._collect_gradients())
         if not self.scaler.is_enabled():  # the scaler sets these two itself
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
@@ -126,18 +134,18 @@ class Student:
         return skipped
 
     def _collect_gradients(self) -> Tensor:
-        """The norm of all gradients, 0-d."""
+        """Return the norm of all gradients, 0-d."""
         return torch.nn.utils.get_total_norm(
             [p.grad for p in self.parameters if p.grad is not None]
         )
 
     @torch.no_grad()
     def predict(self, inputs: Tensor, *, training: bool = False) -> Tensor:
-        """Logits (N, C) without a graph; running statistics and the mode stay as they are.
+        """Return logits (N, C) without a graph; running statistics and the mode stay the same.
 
         Args:
             inputs: (N, ...).
-            training: compute as in training (batch statistics, dropout), else as in evaluation.
+            training: whether to compute as in training (batch statistics, dropout).
         """
         was_training = self.model.training
         self.model.train(training)
@@ -147,7 +155,7 @@ class Student:
         return logits
 
     def set_lr(self, lr: float) -> None:
-        """Fill the learning rate in place."""
+        """Set the learning rate, in place where it is a tensor."""
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(lr)
@@ -155,9 +163,9 @@ class Student:
                 group["lr"] = lr
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a checkpoint needs: ``arch``, ``model``, ``optimizer`` and ``scaler``.
+        """Return what a checkpoint needs: ``arch``, ``model``, ``optimizer`` and ``scaler``.
 
-        Of the optimizer its state by parameter; its options are the run's.
+        Of the optimizer that is its state by parameter; its options come from the run.
         """
         return {
             "arch": self.arch,
@@ -167,7 +175,7 @@ class Student:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what ``state_dict`` gave."""
+        """Put back what ``state_dict`` returned."""
         self.model.load_state_dict(state["model"])
         moments = {
             index: {
@@ -181,22 +189,29 @@ class Student:
             self.scaler.load_state_dict(state["scaler"])
         self.generation += 1
 
+    def weights(self) -> dict[str, Tensor]:
+        """Return the model's whole state on the CPU; all ranks that share it out must call this."""
+        return {name: t.detach().cpu() for name, t in self.model.state_dict().items()}
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Return a context inside which this process may run the model by itself."""
+        return nullcontext()
+
     def forget_step(self) -> None:
-        """Drop what a step that was broken off has left behind."""
-        self.features = None
+        """Drop what an unfinished step has left behind."""
         self.optimizer.zero_grad(set_to_none=True)
         if self.scaler.is_enabled():
             self.scaler._per_optimizer_states.clear()
 
     def _shares_storage(self) -> bool:
-        """False at first, and again after ``model.to(...)``, which makes new tensors."""
+        """Return False at first, and again after ``model.to(...)``, which makes new tensors."""
         first = self.norms[0].running_mean
         assert first is not None
         return bool(self._statistics) and first.data_ptr() == self._statistics[0].data_ptr()
 
 
 def _laid_out(value: Any, parameter: Tensor) -> Any:
-    """An optimizer's tensor with its parameter's strides: fused updates go by memory."""
+    """Return an optimizer's tensor with its parameter's strides: fused updates need them equal."""
     if not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
@@ -204,7 +219,7 @@ def _laid_out(value: Any, parameter: Tensor) -> Any:
 
 @contextmanager
 def _frozen(norms: list[_BatchNorm], training: bool) -> Iterator[None]:
-    """While training, statistics that are not tracked are of the batch alone and not kept."""
+    """Let passes use the batch's statistics if ``training``, and never change the running ones."""
     for norm in norms:
         norm.track_running_stats = not training
     try:
@@ -215,7 +230,7 @@ def _frozen(norms: list[_BatchNorm], training: bool) -> Iterator[None]:
 
 
 def _share_storage(norms: list[_BatchNorm]) -> list[Tensor]:
-    """Move statistics into one tensor and counters into another: a copy keeps or restores all."""
+    """Move statistics into one tensor and counters into another: one copy keeps or restores all."""
     shared = []
     for names in (("running_mean", "running_var"), ("num_batches_tracked",)):
         owners = [(norm, name) for norm in norms for name in names]

@@ -8,7 +8,6 @@ from dml_fast.data import DataSet, RetrievalSet
 from dml_fast.data.loaders import evaluation_batches
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.precision import Precision
-from dml_fast.engine.replicas import whole
 from dml_fast.eval.classification import evaluate
 from dml_fast.eval.retrieval import evaluate_retrieval
 from dml_fast.ranking.result import RankingResult
@@ -43,7 +42,7 @@ def validate(
         rank=world.column,
         ranks=world.mesh.data,
     )
-    with whole(models):
+    with cohort.whole():
         if isinstance(val, RetrievalSet):
             found = evaluate_retrieval(models, batches, val, precision, world=world)
             return [_scores(r) for r in found.students], _scores(found.ensemble)

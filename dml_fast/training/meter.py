@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dml_fast.distributed.world import World
-from dml_fast.engine.step import StepResult
+from dml_fast.engine import StepResult
 
 
 @dataclass(frozen=True)

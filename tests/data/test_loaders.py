@@ -229,7 +229,7 @@ def test_a_gpu_that_is_not_there_is_refused(
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     data = opened(pieces(tmp_path, 3, [(24, 24)]), name)
-    with pytest.raises(UserError, match="cuda, which is not there"):
+    with pytest.raises(UserError, match="cuda, which is not available"):
         DaliDecoder(Source(data.train.images), device=torch.device("cuda"), batch_size=4)  # type: ignore[arg-type]
 
 

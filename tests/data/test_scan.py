@@ -44,7 +44,7 @@ def test_bad_files_are_listed_with_reasons(tmp_path: Path, capsys: pytest.Captur
 def test_nothing_to_scan_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no image files"):
         main(["scan", str(tmp_path)])
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         main(["scan", str(tmp_path / "x")])
 
 

@@ -73,4 +73,5 @@ def test_a_port_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
         other.listen(8)
         port = other.getsockname()[1]
         monkeypatch.setattr(distributed_cases, "free_port", lambda: port)
-        check(by_hand(2, *SMALL), f"port {port} of 127.0.0.1 cannot be served (it is in use)")
+        ends = by_hand(2, *SMALL, module="distributed_hasty_worker")
+        check(ends, f"port {port} of 127.0.0.1 cannot be served (it is in use)")

@@ -59,12 +59,12 @@ def test_a_killed_rank_ends_the_others(tmp_path: Path, undisturbed: dict[str, An
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 3])
+@pytest.mark.parametrize("victim", [0, 1])
 def test_torchrun_restarts_from_the_last_checkpoint(
     victim: int, tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:
     folder = tmp_path / "run"
-    job = start(4, *OPTIONS, "--out", str(folder), torchrun=("--max-restarts", "2"))
+    job = start(2, *OPTIONS, "--out", str(folder), torchrun=("--max-restarts", "2"))
     for step in (8, 40):
         wait_for_step(job, folder, step)
         before = ranks_of(folder)
@@ -114,7 +114,7 @@ def test_sigterm_saves_on_all_ranks_at_the_same_step(
     tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:
     folder = tmp_path / "run"
-    output = stop_at(start(4, *OPTIONS, "--out", str(folder)), folder, 9)
+    output = stop_at(start(2, *OPTIONS, "--out", str(folder), torchrun=()), folder, 9)
     step = saved_step(folder)
     assert output.count(f"stopped at step {step}; continue with --resume {folder}") == 1
     finish(start(4, "--resume", str(folder)))

@@ -21,7 +21,8 @@ from dml_fast.config import TrainConfig
 from dml_fast.engine import Engine
 from dml_fast.engine import choice as executor_choice
 from dml_fast.engine.choice import candidates, check_executor, make_executor, pick
-from dml_fast.engine.executor import Sequential, Threads, intra_op_threads
+from dml_fast.engine.executor import Sequential
+from dml_fast.engine.threads import Threads, intra_op_threads
 from dml_fast.errors import UserError
 from dml_fast.rng import cpu_position
 from dml_fast.runs.folder import Run

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from training_cases import IMAGES, cohort_of, train
 
 from dml_fast.engine import Engine
-from dml_fast.engine.executor import Sequential, Threads, intra_op_threads
+from dml_fast.engine.executor import Sequential
+from dml_fast.engine.threads import Threads, intra_op_threads
 from dml_fast.errors import UserError
 from dml_fast.models import create_model
 

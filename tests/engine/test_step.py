@@ -147,6 +147,16 @@ def test_distillation_listens_to_the_teacher_alone() -> None:
     assert models[0].training
 
 
+@pytest.mark.parametrize("update", ["simultaneous", "alternating"])
+def test_no_learner_is_not_all_of_them(update: str) -> None:
+    models = networks(2)
+    before = copy.deepcopy(models)
+    result = engine_of(models, update=update).step(*batch(0), learners=())
+    assert [len(column) for column in result] == [0] * 6
+    for a, b in zip(models, before, strict=True):
+        assert_same(a, b)
+
+
 def test_a_bad_step_leaves_no_trace_and_does_not_touch_the_peers() -> None:
     torch.manual_seed(0)
     bad, *good = [Trap().double(), *networks(2)]

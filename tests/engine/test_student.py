@@ -12,9 +12,8 @@ from torch import nn
 
 from dml_fast.engine import Engine
 from dml_fast.engine.cohort import Cohort
-from dml_fast.engine.depthwise import FullPrecisionConv2d
 from dml_fast.engine.optim import zero_momentum
-from dml_fast.engine.precision import Precision
+from dml_fast.engine.precision import FullPrecisionConv2d, Precision
 from dml_fast.engine.student import Student
 from dml_fast.errors import UserError
 from dml_fast.models import create_model

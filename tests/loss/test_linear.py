@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -252,26 +251,16 @@ def test_kernels_solve_the_chunks_as_well(reduction: str) -> None:
 
 
 def test_the_pages_example_runs() -> None:
-    """docs/loss.md, on students built like Hugging Face's."""
+    """docs/loss.md: its losses are those of whole logits, and every weight gets a gradient."""
     page = (Path(__file__).parents[2] / "docs" / "loss.md").read_text(encoding="utf-8")
     code = page.split("## Large heads")[1].split("```python\n")[1].split("```")[0]
-    tokens = torch.randint(9, (2, 5))
-
-    class Student(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embedding = torch.nn.Embedding(9, 4)
-            self.lm_head = torch.nn.Linear(4, 9, bias=False)
-
-        def model(self, tokens: Tensor) -> SimpleNamespace:
-            return SimpleNamespace(last_hidden_state=self.embedding(tokens))
-
-    students = [Student() for _ in range(3)]
-    names: dict[str, Any] = {"students": students, "tokens": tokens}
+    names: dict[str, Any] = {"torch": torch}
     exec(code, names)
-    logits = [s.lm_head(s.embedding(tokens))[:, :-1] for s in students]
+    tokens, trunks, heads = (names[name] for name in ("tokens", "trunks", "heads"))
+    pairs = list(zip(trunks, heads, strict=True))
+    logits = [head(trunk(tokens))[:, :-1] for trunk, head in pairs]
     torch.testing.assert_close(names["losses"], mutual_loss(logits, tokens[:, 1:]))
-    assert all(p.grad is not None for s in students for p in s.parameters())
+    assert all(part.weight.grad is not None for pair in pairs for part in pair)
 
 
 def test_torch_compile_breaks_the_graph_and_gets_the_same_bits() -> None:

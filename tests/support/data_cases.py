@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
+import os
 import sys
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 from PIL import Image
 
@@ -106,9 +107,8 @@ def evaluated(root: Path, loader: str, skip_corrupt: bool = False) -> dict:
 def in_another_process(root: Path, loader: str, skip_corrupt: bool = False) -> dict | str:
     """The same, where a crash would not end the tests; a UserError comes as its text."""
     arguments = [str(root), loader, str(int(skip_corrupt))]
-    run = subprocess.run(
-        [sys.executable, __file__, *arguments], capture_output=True, text=True, timeout=120
-    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    run = processes.run(Path(__file__).stem, *arguments, env=environment, timeout=120)
     assert run.returncode == 0, f"exit code {run.returncode}: {run.stderr}"
     found: dict | str = json.loads(run.stdout.splitlines()[-1])
     return found

@@ -1,6 +1,6 @@
 """One rank of the test of bytes: counts what its TCP sockets carry in some steps.
 
-torchrun --nproc-per-node N -m distributed_bytes_worker OPTIONS.json OUT.json
+python -m distributed_bytes_worker OPTIONS.json OUT.json
 """
 
 from __future__ import annotations

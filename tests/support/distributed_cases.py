@@ -7,12 +7,14 @@ import os
 import signal
 import socket
 import subprocess
-import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from processes import Forked, running
 
 from dml_fast.runs import checkpoint
 from dml_fast.runs.folder import Run
@@ -29,28 +31,89 @@ SHORT = {
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
 
 
+class Job:
+    """Ranks that are started without torchrun, as a cluster would. Used as a `subprocess.Popen`.
+
+    Their output is in one file; the exit code is 1 if any rank's is not 0, as torchrun's.
+    """
+
+    def __init__(self, count: int, module: str, arguments: tuple[str, ...]) -> None:
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.ranks = start_ranks(count, module, arguments, stdout=self._output)
+
+    @property
+    def returncode(self) -> int | None:
+        codes = [rank.poll() for rank in self.ranks]
+        return None if None in codes else int(any(codes))
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        for rank in self.ranks:
+            rank.send_signal(number)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        end = None if timeout is None else time.monotonic() + timeout
+        for rank in self.ranks:
+            rank.wait(None if end is None else max(0.0, end - time.monotonic()))
+        self._output.seek(0)
+        return self._output.read(), None
+
+
+Process = subprocess.Popen[str] | Job
+
+
 def start(
-    processes: int, *arguments: str, module: str = "dml_fast.train", torchrun: tuple[str, ...] = ()
-) -> subprocess.Popen[str]:
-    """A job under torchrun, or alone for 0 processes."""
-    command = [sys.executable, "-m"]
-    if processes:
-        command += ["torch.distributed.run", "--nproc-per-node", str(processes)]
-        command += [f"--master-port={free_port()}", *torchrun, "-m"]
-    return subprocess.Popen(
-        [*command, module, *arguments],
-        env={**os.environ, **ONE_THREAD},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    processes: int,
+    *arguments: str,
+    module: str = "dml_fast.train",
+    torchrun: tuple[str, ...] | None = None,
+) -> Process:
+    """A job of several ranks, or one process for 0; with ``torchrun``'s options under torchrun.
+
+    The ranks of torchrun are new interpreters, which cost seconds: for what torchrun does only.
+    """
+    if processes and torchrun is None:
+        return Job(processes, module, arguments)
+    if torchrun is not None:
+        launcher = ["--nproc-per-node", str(processes), f"--master-port={free_port()}", *torchrun]
+        module, arguments = "torch.distributed.run", (*launcher, "-m", module, *arguments)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return Forked(module, *arguments, env={**os.environ, **ONE_THREAD}, **pipes)
 
 
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+def finish(process: Process, code: int = 0) -> str:
     """Its output, if it ends as it should."""
     output, _ = process.communicate(timeout=240)
     assert process.returncode == code, output
     return output
+
+
+def start_ranks(
+    count: int,
+    module: str,
+    arguments: tuple[str, ...],
+    each: dict[int, list[str]] | None = None,
+    stdout: Any = subprocess.PIPE,
+) -> list[Forked]:
+    """The ranks of a job, each with arguments of its own where ``each`` has them."""
+    port = free_port()
+    ranks = []
+    for rank in range(count):
+        variables = {"RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port, "LOCAL_RANK": rank}
+        variables |= {"MASTER_ADDR": "127.0.0.1", **ONE_THREAD}
+        ranks.append(
+            Forked(
+                module,
+                *arguments,
+                *(each or {}).get(rank, []),
+                env={**os.environ, **{name: str(value) for name, value in variables.items()}},
+                stdout=stdout,
+                stderr=subprocess.STDOUT,
+            )
+        )
+    return ranks
 
 
 def by_hand(
@@ -59,25 +122,8 @@ def by_hand(
     each: dict[int, list[str]] | None = None,
     module: str = "dml_fast.train",
 ) -> list[Any]:
-    """(exit code, output) of ranks that are started without torchrun, as a cluster would."""
-    port = free_port()
-    ranks = []
-    for rank in range(count):
-        variables = {"RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port, "LOCAL_RANK": rank}
-        ranks.append(
-            subprocess.Popen(
-                [sys.executable, "-m", module, *arguments, *(each or {}).get(rank, [])],
-                env={
-                    **os.environ,
-                    **ONE_THREAD,
-                    "MASTER_ADDR": "127.0.0.1",
-                    **{name: str(value) for name, value in variables.items()},
-                },
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
+    """(exit code, output) of each rank of a job."""
+    ranks = start_ranks(count, module, arguments, each)
     outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
     return [(rank.returncode, output) for rank, output in zip(ranks, outputs, strict=True)]
 
@@ -97,7 +143,7 @@ def saved_step(folder: Path) -> int:
         return 0
 
 
-def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> None:
+def wait_for_step(process: Process, folder: Path, step: int) -> None:
     while saved_step(folder) < step:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.005)
@@ -106,18 +152,23 @@ def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> No
 def ranks_of(folder: Path) -> dict[int, int]:
     """Process ids by rank, of the job that trains in a folder."""
     found = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal():
-            continue
-        try:
-            command = (entry / "cmdline").read_bytes().split(b"\0")
-            variables = (entry / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        rank = [v[5:] for v in variables if v.startswith(b"RANK=")]
-        if str(folder).encode() in command and b"torch.distributed.run" not in command and rank:
-            found[int(rank[0])] = int(entry.name)
+    for pid, command, variables in [*running(), *executed()]:
+        here = str(folder) in command and "torch.distributed.run" not in command
+        if here and (rank := variables.get("RANK")):
+            found[int(rank)] = pid
     return found
+
+
+def executed() -> Iterator[tuple[int, list[str], dict[str, str]]]:
+    """Process id, arguments and environment of all processes, as they were executed."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                command = (entry / "cmdline").read_text().split("\0")
+                variables = (entry / "environ").read_text().split("\0")
+            except (OSError, UnicodeDecodeError):
+                continue
+            yield int(entry.name), command, dict(v.split("=", 1) for v in variables if "=" in v)
 
 
 def is_alive(pid: int) -> bool:
@@ -127,8 +178,8 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def stop_at(process: subprocess.Popen[str], folder: Path, step: int) -> str:
-    """SIGTERM to torchrun, which always ends with 1 then."""
+def stop_at(process: Process, folder: Path, step: int) -> str:
+    """SIGTERM to a job; its exit code is then 1, as torchrun's always is."""
     wait_for_step(process, folder, step)
     process.send_signal(signal.SIGTERM)
     return finish(process, 1)

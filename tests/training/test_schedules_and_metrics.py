@@ -10,9 +10,9 @@ from torch import nn
 
 from dml_fast.config import TrainConfig
 from dml_fast.data.loaders.assemble import Batch
+from dml_fast.engine import StepResult
 from dml_fast.engine.optim import lr_factor, make_optimizer, ramp
 from dml_fast.engine.precision import Precision
-from dml_fast.engine.step import StepResult
 from dml_fast.eval.classification import evaluate
 from dml_fast.runs.history import best_epoch
 from dml_fast.training.meter import Meter

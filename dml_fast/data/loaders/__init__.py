@@ -1,4 +1,4 @@
-"""Batches: who decodes, augments and assembles them. Importing this package loads torch."""
+"""Batches: how they are decoded, augmented and assembled. Importing this package loads torch."""
 
 from dml_fast.data.loaders.evaluation import evaluation_batches
 from dml_fast.data.loaders.opening import train_loader

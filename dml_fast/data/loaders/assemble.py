@@ -1,4 +1,4 @@
-"""From uint8 pixels and the plan to the batch that students are given, on the device."""
+"""Make the batch for the students on the device, from uint8 pixels and the plan."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dml_fast.machine import cores
 
 
 class Batch(NamedTuple):
-    """B images on the device, as they are.
+    """B images on the device, not augmented.
 
     Attributes:
         inputs: (B, C, H, W) float32, normalised.
@@ -35,7 +35,8 @@ class TrainBatch(NamedTuple):
     """B images on the device, augmented.
 
     Attributes:
-        inputs: (B, C, H, W) float32, normalised; with several views a tuple of them, one a student.
+        inputs: (B, C, H, W) float32, normalised; with V views a tuple of V of them, one for each
+            student.
         target: (B,) int64 labels, or (B, classes) float32 probabilities of mixed images.
         ids: (B,) int64, each image's index in its `ImageSet`.
     """
@@ -46,31 +47,31 @@ class TrainBatch(NamedTuple):
 
 
 class Loader(Protocol):
-    """Training batches as a function of (epoch, step); several at once must not be walked."""
+    """Training batches as a function of (epoch, step). Only one epoch may be open at a time."""
 
     steps_per_epoch: int
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TrainBatch]:
-        """Yields the batches of ``epoch`` from ``start_step`` on."""
+        """Yield the batches of ``epoch`` from ``start_step`` (0..steps_per_epoch) on."""
         ...
 
     def close(self) -> None:
-        """Ends threads and frees memory; the loader is of no use afterwards."""
+        """End threads and free memory. The loader cannot be used afterwards."""
         ...
 
 
 class Assembler:
-    """Executes the part of the plan that comes after decoding; all loaders share it.
+    """Executes the part of the plan that follows decoding, the same for all loaders.
 
     Args:
         labels: (N,) int64.
-        num_classes: how many there are.
-        augmentation: what the plan is made of.
+        num_classes: how many classes there are.
+        augmentation: what is done to the images, as in the plan.
         mean: C floats in units of 0..1.
         std: C floats in units of 0..1.
         device: where batches are made.
-        channels_last: the memory format of ``inputs``.
-        threads: of a CPU that make a batch; 0 for one a core.
+        channels_last: whether ``inputs`` are channels-last in memory, otherwise contiguous.
+        threads: how many threads make a batch on a CPU; 0 for one per core.
     """
 
     def __init__(
@@ -96,12 +97,12 @@ class Assembler:
     def __call__(
         self, plan: BatchPlan, images: Sequence[Tensor], rows: npt.NDArray[np.int64]
     ) -> TrainBatch:
-        """Makes a batch.
+        """Make a batch.
 
         Args:
-            plan: of B images in V views.
+            plan: the plan of B images in V views.
             images: (N, H, W, C) uint8 on the device; one such tensor for all views, or V of them.
-            rows: (B,) where the plan's images lie in them.
+            rows: (B,) int64, the indices in ``images`` of the plan's images.
         """
         if self.device.type == "cpu" and plan.jitter is None:
             return self._on_cpu(plan, images, rows)
@@ -131,7 +132,7 @@ class Assembler:
     def _on_cpu(
         self, plan: BatchPlan, images: Sequence[Tensor], rows: npt.NDArray[np.int64]
     ) -> TrainBatch:
-        """The same, bit for bit, by one loop in C++ that was several times as fast."""
+        """Make the same batch, bit for bit, in one C++ loop, which was several times as fast."""
         nothing = np.zeros((4, 0), np.int64)
         made = [
             torch.from_numpy(
@@ -151,7 +152,7 @@ class Assembler:
         return self._batch(plan, made, torch.from_numpy(plan.ids.copy()))
 
     def _batch(self, plan: BatchPlan, made: Sequence[Tensor], ids: Tensor) -> TrainBatch:
-        """Puts (B, H, W, C) views and their targets together."""
+        """Combine V views (B, H, W, C) float32 and their targets."""
         inputs = [to_nchw(images, self._channels_last) for images in made]
         target = self._labels.index_select(0, ids)
         if plan.mix is not None:
@@ -166,6 +167,6 @@ class Assembler:
 
 
 def to_nchw(inputs: Tensor, channels_last: bool) -> Tensor:
-    """(B, H, W, C) to (B, C, H, W), in memory as it was or contiguous."""
+    """Turn (B, H, W, C) into (B, C, H, W), a view of it or, without ``channels_last``, a copy."""
     inputs = inputs.permute(0, 3, 1, 2)
     return inputs if channels_last else inputs.contiguous()

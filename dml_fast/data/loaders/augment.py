@@ -1,7 +1,7 @@
-"""Crop, mirror, colours, erasing and normalisation of whole batches on the device.
+"""Crop, mirror, change colours, erase and normalise whole batches on the device.
 
-The chance is in the plan (`dml_fast.data.plan`), so that a CPU and a GPU do the same to the same
-images; the pixels are moved by one gather.
+All randomness is in the plan (`dml_fast.data.plan`), so a CPU and a GPU do the same to the same
+images. One gather moves the pixels.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ class Normalizer:
         self.shift = (-torch.tensor(mean, dtype=torch.float64) / deviation).float().to(device)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Returns float32 of the same shape.
+        """Return float32 of the same shape.
 
         Args:
-            pixels: (..., C) uint8, or float32 in 0..255, which may be changed.
+            pixels: (..., C) uint8, or float32 in 0..255, which may be overwritten.
         """
         return pixels.float().mul_(self.scale).add_(self.shift)
 
 
 def erase(images: Tensor, rectangles: Tensor) -> None:
-    """Blanks a rectangle of each image, in place, with 0: the mean colour after normalisation.
+    """Set a rectangle of each image to 0, the mean colour after normalisation, in place.
 
-    The paper's own choice is random values; re-identification's usual code takes the mean.
+    The paper chose random values; the usual code for re-identification takes the mean colour.
 
     Args:
-        images: (B, H, W, C) float32.
+        images: (B, H, W, C) float32, normalised.
         rectangles: (4, B) int64 of `dml_fast.data.boxes.erased_boxes`.
     """
     top, left, tall, wide = (row[:, None] for row in rectangles)
@@ -55,14 +55,14 @@ def erase(images: Tensor, rectangles: Tensor) -> None:
 
 
 def jitter_colors(pixels: Tensor, factors: Tensor) -> Tensor:
-    """Changes brightness, then contrast (about the image's mean), then saturation.
+    """Change brightness, then contrast (about the image's mean), then saturation.
 
     Args:
         pixels: (B, H, W, C) float32 in 0..255.
         factors: (3, B) float32, 1 for no change.
 
     Returns:
-        The same shape, clipped to 0..255 after each of the three.
+        (B, H, W, C) float32, clipped to 0..255 after each of the three changes.
     """
     brightness, contrast, saturation = factors.view(3, -1, 1, 1, 1)
     pixels = (pixels * brightness).clamp_(0, 255)
@@ -73,7 +73,7 @@ def jitter_colors(pixels: Tensor, factors: Tensor) -> Tensor:
 
 
 def _gray(pixels: Tensor) -> Tensor:
-    """Luma of ITU-R BT.601 of RGB: (..., 1)."""
+    """Return the luma of RGB by ITU-R BT.601, or the mean of other channels: (..., 1)."""
     if pixels.shape[-1] != 3:
         return pixels.mean(-1, keepdim=True)
     red, green, blue = pixels.unbind(-1)
@@ -90,24 +90,24 @@ def augment(
     erased: Tensor | None = None,
     jitter: Tensor | None = None,
 ) -> Tensor:
-    """Makes a training batch: pads, crops at the original size, mirrors, normalises.
+    """Make a training batch: pad, crop at the original size, mirror, normalise.
 
-    The padding is 0 after normalisation, which is the mean colour. No padded image is ever built:
-    one gather takes the pixels that exist, and a mask blanks the others. A gather from a stored
-    padded copy was faster (280,000 against 170,000 CIFAR images/s on 2 shared EPYC cores, torch
-    2.13), but it needs 1.6 times the memory and cannot hold the mean colour exactly.
+    The padding is 0 after normalisation, the mean colour. Padded images are not stored: one gather
+    takes the pixels that exist, and a mask sets the others to 0. A gather from a stored padded copy
+    was faster (280,000 against 170,000 CIFAR images/s on 2 shared EPYC cores, torch 2.13), but it
+    needs 1.6 times the memory, and uint8 cannot hold the mean colour exactly.
 
     Args:
         images: (N, H, W, C) uint8, contiguous.
-        rows: (B,) int64, which images.
-        crops: (3, B) int64 of `dml_fast.data.plan.BatchPlan`.
-        pad: pixels on each side.
+        rows: (B,) int64, the indices of the images.
+        crops: (3, B) int64, one view of `dml_fast.data.plan.BatchPlan.crops`.
+        pad: the padding on each side, in pixels.
         normalize: for C channels, on the device of ``images``.
-        erased: (4, B) int64 for `erase`.
-        jitter: (3, B) float32 for `jitter_colors`.
+        erased: (4, B) int64 for `erase`, or None.
+        jitter: (3, B) float32 for `jitter_colors`, or None.
 
     Returns:
-        (B, H, W, C) float32.
+        (B, H, W, C) float32, normalised.
     """
     _, height, width, channels = images.shape
     top, left, mirrored = (row[:, None] for row in crops)  # (B, 1) each

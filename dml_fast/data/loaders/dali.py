@@ -1,7 +1,7 @@
-"""Decoding with NVIDIA DALI, on the CPU or the GPU, driven batch by batch.
+"""Decode with NVIDIA DALI, on the CPU or the GPU, batch by batch.
 
-DALI only decodes, cuts and resizes: what it is given and in which order is the plan's affair. Its
-own readers would repeat and drop images at an epoch's end.
+DALI only decodes, cuts and resizes; the plan says what it is given, and in which order. DALI's own
+readers would repeat or drop images at the end of an epoch.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from dml_fast.data.reading import require_dali
 from dml_fast.data.storage import Ids
 from dml_fast.errors import UserError
 
-_AHEAD = 2  # batches that DALI works on while the newest one is used
+_AHEAD = 2  # batches that DALI decodes before they are asked for
 _log = logging.getLogger("dml_fast")
 
 
 class _Fed(NamedTuple):
-    """A request that DALI works on."""
+    """A request that DALI works on: the images that were found, and the inputs of the pipeline."""
 
     request: Request
     ids: Ids
@@ -40,16 +40,16 @@ class _Fed(NamedTuple):
 
 
 class DaliDecoder:
-    """Decodes batches in DALI's threads, `_AHEAD` of them before they are asked for.
+    """Decodes batches in DALI's threads, `_AHEAD` of them in advance.
 
     Args:
-        source: of the files.
-        device: where pixels are wanted: on a GPU they are decoded there.
-        batch_size: at most so many images a request.
-        views: parts of each image that are wanted, 0 for whole images.
+        source: the files.
+        device: the device of the decoded pixels; a GPU also decodes them.
+        batch_size: the most images that a request may have.
+        views: how many parts of each image are wanted, 0 for whole images.
 
     Raises:
-        UserError: DALI is not installed, or the device is not there.
+        UserError: DALI is not installed, or the device is not available.
     """
 
     def __init__(
@@ -58,16 +58,16 @@ class DaliDecoder:
         require_dali()
         if device.type == "cuda" and not torch.cuda.is_available():
             raise UserError(
-                f"images cannot be decoded on {device}, which is not there: give --device cpu"
+                f"images cannot be decoded on {device}, which is not available: give --device cpu"
             )
         self._source, self._device = source, device
         self._batch_size, self._views = batch_size, views
         self._pipe: Any = None
-        self._by_pillow: set[int] = set()  # of batches that DALI could not decode
+        self._by_pillow: set[int] = set()  # images of batches that DALI could not decode
         self._held: deque[tuple[Any, Any]] = deque()
 
     def run(self, requests: Iterator[Request]) -> Generator[Decoded]:
-        """Answers each request, in order."""
+        """Answer each request, in order."""
         waiting: deque[_Fed] = deque()
         try:
             while True:
@@ -79,7 +79,9 @@ class DaliDecoder:
                 fed = waiting[0]
                 try:
                     outputs = self._outputs()
-                except Exception as error:  # it raises several kinds, and names no file
+                except (
+                    Exception
+                ) as error:  # DALI raises errors of several types, which name no file
                     waiting.popleft()
                     yield self._decode_here(fed.request, error)
                     for later in waiting:
@@ -89,16 +91,16 @@ class DaliDecoder:
                 yield Decoded(fed.request, fed.ids, [self._tensor(out) for out in outputs])
                 self._hold(outputs)
         finally:
-            if waiting:  # a pipeline with batches under way cannot be used again
+            if waiting:  # a pipeline with unfinished batches cannot be used again
                 self._pipe = None
 
     def close(self) -> None:
-        """Ends DALI's threads and frees its memory."""
+        """End DALI's threads and free its memory."""
         self._pipe = None
         self._held.clear()
 
     def _prepare(self, request: Request) -> _Fed:
-        """Reads the files of a request and works out what is done with them."""
+        """Read the files of a request and compute the inputs of the pipeline."""
         images = self._source.images
         found: list[tuple[int, Encoded | None]] = []
         for index in request.ids.tolist():
@@ -144,7 +146,7 @@ class DaliDecoder:
         return self._pipe.outputs()
 
     def _build(self) -> Any:
-        # by name: DALI's own types contradict its use
+        # imported by name: DALI's type annotations do not allow its documented use
         fn, types = (import_module(f"nvidia.dali.{name}") for name in ("fn", "types"))
         pipeline = import_module("nvidia.dali.pipeline")
         images = self._source.images
@@ -153,8 +155,8 @@ class DaliDecoder:
             batch_size=self._batch_size,
             num_threads=images.threads,
             device_id=(self._device.index or 0) if on_gpu else None,
-            # we keep several batches under way ourselves: DALI's own prefetching insists on
-            # as many at its start, which the end of an epoch may not have
+            # this class feeds several batches in advance: DALI's own prefetching would need that
+            # many at its start, and an epoch may have fewer left
             prefetch_queue_depth=1,
             exec_dynamic=True,
         )
@@ -164,7 +166,7 @@ class DaliDecoder:
                 "device": "mixed" if on_gpu else "cpu",
                 "output_type": types.RGB,
                 "adjust_orientation": False,
-                "jpeg_fancy_upsampling": True,  # as libjpeg does
+                "jpeg_fancy_upsampling": True,  # as in libjpeg
             }
             height, width = images.shape[2:]
             linear = {"interp_type": types.INTERP_LINEAR, "antialias": True}
@@ -178,8 +180,9 @@ class DaliDecoder:
                     for v in range(self._views)
                 ]
                 if len(parts) == 1 and not images.corrupt.allowed:
-                    # Decodes what is shown, to the same pixels. Damage elsewhere stays unseen, so
-                    # that what is replaced would hang on the epoch: not where that is allowed.
+                    # Only the part that is shown is decoded, to the same pixels. Damage elsewhere
+                    # is not noticed. If corrupt files may be replaced, all is decoded: which files
+                    # are replaced must not depend on the epoch.
                     shown = [fn.decoders.image_slice(files, **parts[0], **decoding)]
                 else:
                     pixels = fn.decoders.image(files, **decoding)
@@ -203,7 +206,7 @@ class DaliDecoder:
         return torch.from_numpy(np.asarray(dense))
 
     def _hold(self, outputs: Any) -> None:
-        """Keeps a batch on the GPU until the work on it is done there; a CPU's is done."""
+        """Keep a batch on the GPU until all work that reads it is done; a CPU has no such work."""
         if self._device.type != "cuda":
             return
         event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -213,19 +216,19 @@ class DaliDecoder:
             self._held.popleft()
 
     def _decode_here(self, request: Request, error: Exception) -> Decoded:
-        """Decodes a batch that DALI stopped at, which names or replaces what is corrupt in it."""
-        self._pipe = None  # it is invalid
+        """Decode a batch that DALI failed at; corrupt files in it are named or replaced."""
+        self._pipe = None  # it cannot be used after an error
         self._by_pillow.update(request.ids.tolist())
         before = len(self._source.images.corrupt.reasons)
         ids, pixels = decode_rows(self._source, request, np.arange(len(request.ids)))
         if len(self._source.images.corrupt.reasons) == before:
-            _log.warning("Pillow decodes a batch that DALI could not (%s)", _reason(error))
+            _log.warning("Pillow decoded a batch that DALI could not decode (%s)", _reason(error))
         there = torch.from_numpy(pixels).to(self._device)
         return Decoded(request, ids, list(there))
 
 
 def _reason(error: Exception) -> str:
-    """The line of DALI's report that says what was wrong."""
+    """Return the line of DALI's report that says what was wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if line.startswith(("Failed", "[", "Error"))), lines[0])
 

@@ -1,4 +1,4 @@
-"""What the streaming loader asks of a decoder: the contract of `dali` and `threads`."""
+"""The interface between the streaming loader and its decoders, `dali` and `threads`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ T = TypeVar("T")
 
 
 class Request(NamedTuple):
-    """Images that are wanted.
+    """Images to decode.
 
     Attributes:
-        ids: (B,) which.
-        plan: None, or says which parts of them; whole images are brought to their size.
+        ids: (B,) int64, the indices of the images.
+        plan: None, or the plan that says which parts of them to show. Otherwise whole images are
+            brought to `ImageFiles.size`.
     """
 
     ids: Ids
@@ -31,22 +32,23 @@ class Request(NamedTuple):
 
     @property
     def cut(self) -> bool:
-        """Whether parts are wanted, of each image one a view."""
+        """Whether parts of the images are wanted: one of each image for each view."""
         return self.plan is not None and self.plan.resized is not None
 
     def boxes(self, heights: Boxes, widths: Boxes) -> Boxes:
-        """The parts (V, 4, B) for images of these sizes."""
+        """Return the parts, (V, 4, B) int64, for heights and widths (B,) int64 in pixels."""
         assert self.plan is not None
         return self.plan.boxes(heights, widths)
 
 
 class Decoded(NamedTuple):
-    """What was decoded.
+    """The decoded images of a request.
 
     Attributes:
-        request: what it answers.
-        ids: (B,) which images they are; others than wanted where files were corrupt, -1 for none.
-        images: (B, H, W, 3) uint8 on the device; one tensor, or one a view.
+        request: the request that this answers.
+        ids: (B,) int64, the indices of the images. They differ from those of the request where
+            files were corrupt: the index of the image that replaces it, or -1 for none.
+        images: (B, H, W, 3) uint8 on the device; one tensor, or one for each view.
     """
 
     request: Request
@@ -58,39 +60,39 @@ class Decoder(Protocol):
     """Decodes requests in order, some of them ahead."""
 
     def run(self, requests: Iterator[Request]) -> Generator[Decoded]:
-        """Answers each request; the tensors are the caller's until the next is asked for."""
+        """Answer each request. The tensors are valid until the next answer is asked for."""
         ...
 
     def close(self) -> None:
-        """Ends threads and frees memory."""
+        """End threads and free memory."""
         ...
 
 
 class Source:
-    """Files by index; a corrupt one is replaced by the next good one of its label, else by any.
+    """Files by index; a corrupt file is replaced by the next whole one, of its label if possible.
 
-    What replaces it is a function of the files alone, so that resumed runs see the same images.
+    The replacement depends on the files alone, so that resumed runs see the same images.
 
     Args:
         images: N files.
-        labels: None: nothing is replaced, and -1 is what is found in a corrupt file's place.
+        labels: (N,) int64; None to replace nothing: then the index of a corrupt file becomes -1.
     """
 
     def __init__(self, images: ImageFiles, labels: Ids | None = None) -> None:
         self.images, self._labels = images, labels
 
     def find(self, index: int, read: Callable[[int], T]) -> tuple[int, T | None]:
-        """Reads a file, or the one that replaces it.
+        """Read a file, or the one that replaces it.
 
         Args:
-            index: which.
-            read: raises CorruptImageError for a file that cannot be decoded.
+            index: the index of the file.
+            read: reads the file of an index, and raises CorruptImageError if it cannot be decoded.
 
         Returns:
-            The index of the file that was read, and what ``read`` gave; or -1 and None.
+            The index of the file that was read, and the result of ``read``; or -1 and None.
 
         Raises:
-            UserError: corrupt files are not allowed, or none is whole.
+            UserError: corrupt files are not allowed, or all files are corrupt.
         """
         corrupt = self.images.corrupt
         for candidate in self._candidates(index):

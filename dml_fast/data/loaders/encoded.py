@@ -1,7 +1,7 @@
-"""Image files as DALI is given them: ordinary JPEGs and PNGs as they are, all others as PPM.
+"""Image files for DALI: ordinary JPEGs and PNGs unchanged, all others as PPM.
 
-DALI decodes ordinary files to Pillow's pixels. Others it decodes to other pixels (CMYK, 16 bits),
-or it ends the pipeline without naming the file (damaged ones); so those are decoded here.
+DALI decodes ordinary files to the same pixels as Pillow does. Other files are decoded here, because
+DALI decodes them to different pixels (CMYK, 16 bits), or stops without naming the file (damage).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class Encoded(NamedTuple):
-    """A file's bytes (n,) uint8, and the height and width of its image in pixels."""
+    """The content of a file, (n,) uint8, and the height and width of its image in pixels."""
 
     data: npt.NDArray[np.uint8]
     height: int
@@ -25,14 +25,14 @@ class Encoded(NamedTuple):
 
 
 def encoded(raw: bytes, *, by_pillow: bool = False) -> Encoded:
-    """Takes a file that DALI can decode as it is, or makes one of its pixels.
+    """Return the file itself if DALI can decode it, otherwise a PPM file of its pixels.
 
     Args:
-        raw: the file's bytes.
-        by_pillow: decode it here whatever it is.
+        raw: the content of the file.
+        by_pillow: whether to decode it here in any case.
 
     Raises:
-        CorruptImageError: it is one of those decoded here and damaged.
+        CorruptImageError: the file is decoded here and damaged.
     """
     if not by_pillow:
         size = _size_of_ordinary(raw)
@@ -42,14 +42,14 @@ def encoded(raw: bytes, *, by_pillow: bool = False) -> Encoded:
 
 
 def as_ppm(pixels: Pixels) -> Encoded:
-    """Writes (H, W, 3) pixels as a file without compression."""
+    """Make an uncompressed image file (PPM) of (H, W, 3) uint8 pixels."""
     height, width, _ = pixels.shape
     header = np.frombuffer(b"P6\n%d %d\n255\n" % (width, height), np.uint8)
     return Encoded(np.concatenate([header, pixels.reshape(-1)]), height, width)
 
 
 def _size_of_ordinary(raw: bytes) -> tuple[int, int] | None:
-    """Height and width of a whole 8-bit gray or colour JPEG or PNG; None for all other files."""
+    """Return height and width of a whole 8-bit gray or RGB JPEG or PNG, None for other files."""
     if raw[:3] == b"\xff\xd8\xff":
         import simplejpeg
 

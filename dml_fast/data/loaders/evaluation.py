@@ -1,4 +1,4 @@
-"""Images as they are, once each and in order, from memory or decoded as they come."""
+"""Batches for evaluation: each image once and in order, from memory or from files."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def evaluation_batches(
     rank: int = 0,
     ranks: int = 1,
 ) -> Iterator[Batch]:
-    """Yields every image once, in order, normalised and never augmented.
+    """Yield every image once, in order, normalised and not augmented.
 
-    The last batch is short if N is not a multiple of ``batch_size``. Where corrupt files are
-    skipped they are left out, and in a `RetrievalSet` they come as black images.
+    The last batch is short if N is not a multiple of ``batch_size``. Corrupt files, if they are
+    skipped, are left out; in a `RetrievalSet` they become black images.
 
     Args:
         image_set: N images.
@@ -39,9 +39,12 @@ def evaluation_batches(
         mean: C floats in units of 0..1.
         std: C floats in units of 0..1.
         device: where batches are made.
-        channels_last: the memory format of ``inputs``.
-        rank: of this process, 0..ranks-1: which share of the batches is yielded.
-        ranks: R; all of them together see each image once.
+        channels_last: whether ``inputs`` are channels-last in memory, otherwise contiguous.
+        rank: the rank of this process, 0..ranks-1, which yields every R-th batch.
+        ranks: R; all ranks together see each image once.
+
+    Raises:
+        UserError: a file is corrupt and that is not allowed, or sizes differ.
     """
     normalize = Normalizer(mean, std, device)
     order = sequential(len(image_set), batch_size, rank, ranks)
@@ -54,7 +57,7 @@ def evaluation_batches(
 def _pixels(
     image_set: ImageSet, order: Iterator[Ids], batch_size: int, device: torch.device
 ) -> Iterator[tuple[Ids, torch.Tensor]]:
-    """Indices and pixels (B, H, W, C) uint8 of batch after batch."""
+    """Yield the indices (B,) int64 and the pixels (B, H, W, C) uint8 of each batch."""
     images = image_set.images
     if not isinstance(images, ImageFiles):
         for ids in order:
@@ -66,8 +69,8 @@ def _pixels(
     try:
         for found in decoder.run(Request(ids) for ids in order):
             ids, (pixels,) = found.ids, found.images
-            if (ids < 0).any():  # corrupt files, which may be skipped
-                if isinstance(image_set, RetrievalSet):  # ... but not while others keep their rows
+            if (ids < 0).any():  # corrupt files, to be skipped
+                if isinstance(image_set, RetrievalSet):  # each row must keep its place
                     ids = found.request.ids
                 else:
                     whole = np.flatnonzero(ids >= 0)

@@ -1,4 +1,4 @@
-"""Mixup (Zhang et al., ICLR 2018) and CutMix (Yun et al., ICCV 2019) of a batch on its device."""
+"""Mixup (Zhang et al., ICLR 2018) and CutMix (Yun et al., ICCV 2019), on the batch's device."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from dml_fast.data.plan import Mix
 
 
 def mix_inputs(inputs: Tensor, mix: Mix) -> Tensor:
-    """Mixes each image with the one at the mirrored place of the batch.
+    """Mix the images of a batch: the first with the last, and so on.
 
     Args:
         inputs: (B, C, H, W) float32; CutMix writes into it.
-        mix: how.
+        mix: the weight, and the part that CutMix pastes.
+
+    Returns:
+        (B, C, H, W) float32.
     """
     if mix.box is None:
         return inputs.lerp(inputs.flip(0), 1 - mix.weight)
@@ -24,7 +27,7 @@ def mix_inputs(inputs: Tensor, mix: Mix) -> Tensor:
 
 
 def mix_targets(target: Tensor, num_classes: int, mix: Mix) -> Tensor:
-    """Returns (B, C) float32 probabilities for (B,) int64 labels."""
+    """Return (B, num_classes) float32 probabilities for (B,) int64 labels of mixed images."""
     own = torch.zeros(len(target), num_classes, device=target.device)
     own.scatter_(1, target[:, None], 1.0)
     return own.lerp(own.flip(0), 1 - mix.weight)

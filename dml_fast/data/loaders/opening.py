@@ -1,4 +1,4 @@
-"""The loader of a data set: its order, its plan, and who executes that."""
+"""Open the loader of a data set: its order, its plan, and the loader that executes them."""
 
 from __future__ import annotations
 
@@ -27,26 +27,28 @@ def train_loader(
     rank: int = 0,
     ranks: int = 1,
 ) -> Loader:
-    """Opens the training images as shuffled, augmented batches.
+    """Open the training images as shuffled, augmented batches.
 
-    Every epoch is another order of the images, cut into whole batches (see
-    `dml_fast.data.sampling`).
+    Every epoch has an order of its own, cut into whole batches (see `dml_fast.data.sampling`).
 
     Args:
-        data: with N training images.
+        data: a data set with N training images.
         augmentation: what is done to them.
-        batch_size: B, of this process, 1..N.
-        seed: the run's seed; order and augmentation follow from it.
+        batch_size: B, the images in a batch of this process, 1..N.
+        seed: the run's seed, which order and augmentation depend on.
         device: where batches are made.
-        channels_last: the memory format of ``inputs``.
-        num_instances: 0, or K: batches are of K images of each of B / K labels.
-        views: in how many versions each image comes.
-        threads: of a CPU that make a batch of decoded images; 0 for one a core.
-        rank: of this process, 0..ranks-1.
+        channels_last: whether ``inputs`` are channels-last in memory, otherwise contiguous.
+        num_instances: 0, or K: each batch has K images of each of B / K labels.
+        views: V, the number of versions of each image.
+        threads: how many threads augment a batch on a CPU; 0 for one per core.
+        rank: the rank of this process, 0..ranks-1.
         ranks: how many processes share a step.
 
+    Returns:
+        The loader; see `TrainBatch` for what it yields.
+
     Raises:
-        UserError: ``batch_size`` does not fit the images.
+        UserError: ``batch_size`` or ``num_instances`` does not fit the images.
     """
     train, together = data.train, batch_size * ranks
     order: Order

@@ -1,4 +1,4 @@
-"""The streaming loader: images are decoded as the plan asks for them, by DALI or by threads."""
+"""The streaming loader: images are decoded when the plan asks for them, by DALI or by threads."""
 
 from __future__ import annotations
 
@@ -25,15 +25,18 @@ def open_decoder(
     views: int = 1,
     cut: bool = False,
 ) -> Decoder:
-    """Starts the decoder that ``images`` name.
+    """Start the decoder that ``images.loader`` names.
 
     Args:
         images: the files.
         labels: see `Source`.
-        device: where pixels are wanted.
-        batch_size: at most so many images a request.
-        views: parts of an image that requests ask for.
-        cut: whether they ask for parts.
+        device: the device of the decoded pixels.
+        batch_size: the most images that a request may have.
+        views: how many parts of an image a request asks for.
+        cut: whether requests ask for parts.
+
+    Raises:
+        UserError: DALI is not installed, or the device is not available.
     """
     source = Source(images, labels)
     if images.loader == "dali":
@@ -46,14 +49,14 @@ def open_decoder(
 
 
 class StreamLoader:
-    """Training batches of images that are decoded when their turn comes.
+    """Training batches of images that are decoded when they are needed.
 
     Args:
         images: the files.
         labels: (N,) int64.
-        plan: of the batches.
-        assemble: makes them of pixels.
-        batch_size: B.
+        plan: the plan of the batches.
+        assemble: makes batches of decoded pixels.
+        batch_size: B, the images in a batch.
     """
 
     def __init__(
@@ -77,7 +80,7 @@ class StreamLoader:
         )
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TrainBatch]:
-        """Yields the batches of ``epoch`` from ``start_step`` on."""
+        """Yield the batches of ``epoch`` from ``start_step`` (0..steps_per_epoch) on."""
         plans = (self._plan(epoch, step) for step in range(start_step, self.steps_per_epoch))
         with closing(self._decoder.run(Request(plan.ids, plan) for plan in plans)) as decoded:
             for found in decoded:
@@ -85,7 +88,7 @@ class StreamLoader:
         self._corrupt.report()
 
     def close(self) -> None:
-        """Ends the decoder's threads."""
+        """End the decoder's threads."""
         self._decoder.close()
 
     def _made(self, found: Decoded) -> TrainBatch:

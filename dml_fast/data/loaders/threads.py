@@ -1,4 +1,4 @@
-"""Decoding with simplejpeg and Pillow in threads: for machines without DALI."""
+"""Decode with simplejpeg and Pillow in threads, for machines without DALI."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from dml_fast.data.decode import Pixels, decode_image, resize
 from dml_fast.data.loaders.decoder import Decoded, Request, Source
 from dml_fast.data.storage import Ids
 
-_AHEAD = 2  # batches
+_AHEAD = 2  # batches that are decoded before they are asked for
 
 
 class ThreadDecoder:
-    """Decodes batches in threads, `_AHEAD` of them before they are asked for.
+    """Decodes batches in threads, `_AHEAD` of them in advance.
 
     Args:
-        source: of the files.
-        device: where pixels are wanted.
+        source: the files.
+        device: the device of the decoded pixels.
     """
 
     def __init__(self, source: Source, *, device: torch.device) -> None:
@@ -30,7 +30,7 @@ class ThreadDecoder:
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
 
     def run(self, requests: Iterator[Request]) -> Generator[Decoded]:
-        """Answers each request, in order."""
+        """Answer each request, in order."""
         waiting: deque[tuple[Request, list[Future[tuple[Ids, Pixels]]]]] = deque()
         try:
             while True:
@@ -51,26 +51,26 @@ class ThreadDecoder:
                     task.cancel()
 
     def close(self) -> None:
-        """Ends the threads once they are done with the images at hand."""
+        """End the threads when they have decoded the images they work on."""
         self._pool.shutdown(cancel_futures=True)
 
     def _submit(self, request: Request) -> list[Future[tuple[Ids, Pixels]]]:
-        """A task for each thread."""
+        """Start a task for each thread."""
         rows = np.array_split(np.arange(len(request.ids)), self._threads)
         return [self._pool.submit(decode_rows, self._source, request, r) for r in rows if len(r)]
 
 
 def decode_rows(source: Source, request: Request, rows: Ids) -> tuple[Ids, Pixels]:
-    """Decodes some of the images of a request.
+    """Decode some of the images of a request.
 
     Args:
-        source: of the files.
+        source: the files.
         request: B images in V views.
-        rows: (b,) which of them.
+        rows: (b,) int64, which of the B images to decode.
 
     Returns:
-        (b,) indices of the images that were decoded, and (V, b, H, W, 3) of them; images that were
-        not wanted in parts come in one view.
+        (b,) int64 indices of the images that were decoded, and their pixels, (V, b, H, W, 3) uint8;
+        V is 1 if no parts are wanted.
     """
     images = source.images
     height, width = images.shape[2:]

@@ -1,1 +1,1 @@
-"""Data sets in their formats on disk."""
+"""Readers of data sets, one module for each format on disk."""

@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009) in the binary and in the python distribution.
 
-Archives are read in place, one known file after another: nothing is unpacked to the disk.
+Archives are read in place, only the files with known names. Nothing is unpacked to the disk.
 """
 
 from __future__ import annotations
@@ -24,26 +24,38 @@ _PIXELS = 3 * 32 * 32
 
 
 class Distribution(NamedTuple):
-    """One of the forms in which a CIFAR set is published."""
+    """One of the two forms in which a CIFAR set is published.
+
+    Attributes:
+        folder: the folder of the unpacked archive.
+        archive: the name of the archive.
+        train: the files with training images.
+        test: the file with test images.
+        names: the file with the class names.
+        label_key: the key of the labels in the python form, "" for the binary form.
+        names_key: the key of the class names in the python form.
+        label_column: which of a record's ``label_bytes`` is the label, in the binary form.
+        label_bytes: how many bytes come before the pixels of a record, in the binary form.
+    """
 
     folder: str
     archive: str
     train: tuple[str, ...]
     test: str
-    names: str  # the file with the class names
-    label_key: str = ""  # of the python form
+    names: str
+    label_key: str = ""
     names_key: str = ""
-    label_column: int = 0  # of the binary form: which of a record's leading bytes ...
-    label_bytes: int = 1  # ... and how many there are
+    label_column: int = 0
+    label_bytes: int = 1
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All files that must be there; the class names come last."""
+        """All files that must exist; the one with the class names is the last."""
         return (*self.train, self.test, self.names)
 
 
 class Cifar(NamedTuple):
-    """A CIFAR set: its forms, and where its python form is published."""
+    """A CIFAR set: its two forms, and the URL and SHA-256 of the archive of the python form."""
 
     python: Distribution
     binary: Distribution
@@ -99,7 +111,7 @@ CIFAR = {
 
 
 def find_cifar(kind: str, root: Path) -> tuple[Distribution, Path] | None:
-    """Looks for a distribution in ``root``, in its usual folder there, or as its archive there.
+    """Look for a distribution in ``root``: its files, its usual folder, or its archive.
 
     Returns:
         The distribution and the folder or archive that holds it, or None.
@@ -116,7 +128,11 @@ def find_cifar(kind: str, root: Path) -> tuple[Distribution, Path] | None:
 
 
 def locate_cifar(kind: str, root: Path) -> tuple[Distribution, Path]:
-    """Returns what `find_cifar` finds, or raises a UserError that says what to do."""
+    """Return what `find_cifar` finds.
+
+    Raises:
+        UserError: it finds nothing.
+    """
     found = find_cifar(kind, root)
     if found is None:
         python, binary, *_ = CIFAR[kind]
@@ -129,15 +145,15 @@ def locate_cifar(kind: str, root: Path) -> tuple[Distribution, Path]:
 
 
 def read_cifar(kind: str, root: Path, *, download: bool) -> RawData:
-    """Reads ``cifar10`` or ``cifar100`` (with its 100 fine labels).
+    """Read ``cifar10`` or ``cifar100`` (with its 100 fine labels).
 
     Args:
         kind: a key of `CIFAR`.
-        root: the folder with the files, or the one that holds that folder or the archive.
-        download: whether to fetch the python archive into ``root`` if nothing is there.
+        root: the folder that holds the files, their usual folder, or the archive.
+        download: whether to download the python archive into ``root`` if nothing is found.
 
     Raises:
-        UserError: files are missing, damaged, or hold what they should not.
+        UserError: files are missing or damaged, or their content is not allowed.
     """
     if download and find_cifar(kind, root) is None:
         fetch(CIFAR[kind].url, root / CIFAR[kind].python.archive, CIFAR[kind].sha256)
@@ -191,9 +207,7 @@ def _read_archive(form: Distribution, archive: Path) -> dict[str, bytes]:
                     assert stream is not None  # it is a regular file
                     contents[name] = stream.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{archive} is damaged ({error}): delete it and fetch it again, with --download"
-        ) from error
+        raise UserError(f"{archive} is damaged ({error}): delete it and give --download") from error
     return contents
 
 
@@ -210,7 +224,7 @@ def _decode_python(form: Distribution, raw: bytes, origin: str) -> ImageSet:
     ):
         raise UserError(
             f"{origin} is not a CIFAR batch: it needs (N, {_PIXELS}) 'data' and N "
-            f"{form.label_key!r}; delete it and fetch the data again"
+            f"{form.label_key!r}; delete it and download the data again"
         )
     return ImageSet(_as_images(pixels), np.array(labels, dtype=np.int64))
 
@@ -219,8 +233,8 @@ def _decode_binary(form: Distribution, raw: bytes, origin: str) -> ImageSet:
     record_bytes = form.label_bytes + _PIXELS
     if len(raw) % record_bytes:
         raise UserError(
-            f"{origin} is damaged: {len(raw)} bytes are no multiple of {record_bytes}, the size "
-            "of a record; delete it and fetch the data again"
+            f"{origin} is damaged: {len(raw)} bytes are not a multiple of {record_bytes}, the size "
+            "of a record; delete it and download the data again"
         )
     records = np.frombuffer(raw, dtype=np.uint8).reshape(-1, record_bytes)
     labels = records[:, form.label_column].astype(np.int64)
@@ -232,17 +246,19 @@ def _class_names(form: Distribution, raw: bytes, origin: str) -> tuple[str, ...]
         return tuple(raw.decode("latin1").split())
     names: Any = read_batch(raw, origin).get(form.names_key)
     if not (isinstance(names, list) and all(isinstance(name, bytes | str) for name in names)):
-        raise UserError(f"{origin} has no {form.names_key!r}: delete it and fetch the data again")
+        raise UserError(
+            f"{origin} has no {form.names_key!r}: delete it and download the data again"
+        )
     return tuple(name.decode("latin1") if isinstance(name, bytes) else name for name in names)
 
 
 def _check_part(part: ImageSet, num_classes: int, origin: str) -> None:
     if len(part) == 0:
-        raise UserError(f"{origin} holds no images: delete it and fetch the data again")
+        raise UserError(f"{origin} holds no images: delete it and download the data again")
     if part.labels.min() < 0 or part.labels.max() >= num_classes:
         raise UserError(
             f"{origin} has labels from {part.labels.min()} to {part.labels.max()} for "
-            f"{num_classes} classes: delete it and fetch the data again"
+            f"{num_classes} classes: delete it and download the data again"
         )
 
 

@@ -1,4 +1,4 @@
-"""Fetches one file, and puts it in place whole or not at all."""
+"""Download a file; a partial or wrong download leaves no file."""
 
 from __future__ import annotations
 
@@ -18,10 +18,15 @@ _log = logging.getLogger("dml_fast")
 
 
 def download(url: str, path: Path, sha256: str = "") -> None:
-    """Fetches ``url`` to ``path``, whose folder is created if need be.
+    """Download a file; its folder is created if it does not exist.
 
-    The file gets its name only when it is safely on the disk, and its hash was found right if one
-    is given; an interrupted or wrong download leaves nothing behind.
+    The file gets its name when it is complete on the disk and its hash is right. A download that
+    fails leaves no file.
+
+    Args:
+        url: where to download from.
+        path: where to put the file.
+        sha256: the hash of the file; "" if it is not known.
 
     Raises:
         UserError: the server or the disk failed, or the hash is wrong.
@@ -48,7 +53,7 @@ def download(url: str, path: Path, sha256: str = "") -> None:
 
 
 def _fetch(url: str, path: Path) -> str:
-    """Writes the file, logging every tenth of it, and returns its SHA-256."""
+    """Write the file, log every tenth of it, and return its SHA-256."""
     digest = hashlib.sha256()
     with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as source, path.open("wb") as target:
         expected = int(source.headers.get("Content-Length") or 0)

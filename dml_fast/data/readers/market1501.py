@@ -1,6 +1,6 @@
-"""``market1501:DIR``: pictures of identities by cameras, laid out like Market-1501.
+"""``market1501:DIR``: images of identities by several cameras, in folders as in Market-1501.
 
-DIR/bounding_box_train holds the identities to learn, DIR/query what is searched for and
+DIR/bounding_box_train holds the identities to learn, DIR/query the queries, and
 DIR/bounding_box_test the gallery. A name such as ``0002_c1s1_000451_03.jpg`` is identity 2 seen by
 camera 1; identity -1 is junk, 0 a distractor (Zheng et al., ICCV 2015).
 """
@@ -36,35 +36,35 @@ class _Image(NamedTuple):
 
 
 def check_market1501(root: Path) -> None:
-    """Checks that the three folders are there, without looking at images.
+    """Check that the three folders exist, without reading images.
 
     Raises:
         UserError: one is missing.
     """
     for part in PARTS:
         if not (root / part).is_dir():
-            found = "has no such folder" if root.is_dir() else "does not exist"
+            found = f"has no folder {part}" if root.is_dir() else "does not exist"
             raise UserError(
-                f"market1501:{root} {found}: its images belong in {root / part} and beside it in "
-                f"{' and '.join(other for other in PARTS if other != part)}"
+                f"market1501:{root} {found}: put images in {root}/ in the folders "
+                f"{_TRAIN}, {_QUERY} and {_GALLERY}"
             )
 
 
 def read_market1501(root: Path, how: Reading, *, val_fraction: float) -> RawData:
-    """Reads a data set of identities as RGB, or lists it for a loader that decodes as it goes.
+    """Read a data set of identities as RGB, or list its files for a decoder.
 
-    The classes are the identities to learn, sorted. Files without an image's suffix (Thumbs.db) are
-    passed over.
+    The classes are the identities to learn, sorted. Files without the suffix of an image (such as
+    Thumbs.db) are ignored.
 
     Args:
         root: the folder.
-        how: to read it.
-        val_fraction: of the training identities that are set aside to validate, in [0, 1). With 0
-            the test images also validate.
+        how: how to read it.
+        val_fraction: the fraction of the training identities that is for validation, in [0, 1).
+            With 0 the test images are also the validation images.
 
     Raises:
-        UserError: a folder or a name is not as it must be, a file is corrupt, sizes differ, or the
-            images do not fit in memory.
+        UserError: a folder is missing, a file name is wrong, a file is corrupt, sizes differ, or
+            the images do not fit in memory.
     """
     check_market1501(root)
     parts = [_list_part(root / part) for part in PARTS]
@@ -85,7 +85,7 @@ def read_market1501(root: Path, how: Reading, *, val_fraction: float) -> RawData
     pids = np.array([image.pid for image in train], np.int64)
     if len(bad_id := np.flatnonzero(pids <= DISTRACTOR)):
         raise UserError(
-            f"{train[bad_id[0]].path} is of identity {pids[bad_id[0]]}, which nobody can learn: "
+            f"{train[bad_id[0]].path} is of identity {pids[bad_id[0]]}, which cannot be learned: "
             "move junk (-1) and distractors (0) to bounding_box_test"
         )
     cams = np.array([image.cam for image in train], np.int64)
@@ -112,7 +112,7 @@ def read_market1501(root: Path, how: Reading, *, val_fraction: float) -> RawData
 
 
 def _list_part(folder: Path) -> list[_Image]:
-    """The images of a folder, by name."""
+    """Return the images of a folder, sorted by name."""
     images = []
     for name in sorted(os.listdir(folder)):
         if os.path.splitext(name)[1].lower() not in SUFFIXES or name.startswith("."):
@@ -120,7 +120,7 @@ def _list_part(folder: Path) -> list[_Image]:
         match = _NAME.match(name)
         if match is None:
             raise UserError(
-                f"{folder / name} does not say who and where: name it like "
+                f"the name of {folder / name} has no identity and camera: name it like "
                 "0002_c1s1_000451_03.jpg (identity 2, camera 1), or move it away"
             )
         images.append(_Image(folder / name, int(match[1]), int(match[2])))

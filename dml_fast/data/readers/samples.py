@@ -1,7 +1,7 @@
-"""The samples of tar shards: which image and label belong together, and where they lie.
+"""The samples of tar shards: which image and label belong together, and where the image is.
 
-A tar is read by its headers and never unpacked: an index in memory says at which offset each image
-begins, so that any of them can be read at any time.
+Only the headers of a tar are read, and it is not unpacked. An index in memory has the offset of
+each image, so that any of them can be read at any time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dml_fast.errors import UserError, reason
 _OPEN_AT_ONCE = 64  # shards
 _LABEL = ".cls"
 _LONGEST_LABEL = 64  # bytes
-# as WebDataset: a key goes up to the first dot of the base name
+# as in WebDataset: the key ends at the first dot of the base name
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)(\.[^/]*)", re.DOTALL)
 
 
@@ -31,9 +31,9 @@ class Index(NamedTuple):
     """The samples of a tar.
 
     Attributes:
-        images: (n,) in the order of the tar.
-        labels: (n,) of them.
-        damage: what is wrong with the tar behind them; "" for nothing.
+        images: n images, in the order of the tar.
+        labels: their n labels.
+        damage: what is wrong with the tar after these samples; "" if nothing is.
     """
 
     images: list[Member]
@@ -42,11 +42,11 @@ class Index(NamedTuple):
 
 
 def read_index(path: Path) -> Index:
-    """Reads a tar's headers and labels; whole samples before any damage are in the result.
+    """Read the headers and labels of a tar, up to its end or to the first damage.
 
     Raises:
-        UserError: a sample has no label or no image, a label is no whole number, or a key comes
-            twice.
+        UserError: a sample has no label or no image, a label is not a whole number, or two samples
+            have the same key.
     """
     images: dict[str, Member] = {}
     labels: dict[str, int] = {}
@@ -65,7 +65,7 @@ def read_index(path: Path) -> Index:
                     what = "label" if suffix == _LABEL else "image"
                     raise UserError(
                         f"{path / member.name} is a second {what} of {key!r} in that shard: give "
-                        "each sample a key of its own"
+                        "each sample its own key"
                     )
                 if suffix == _LABEL:
                     labels[key] = _label(
@@ -81,7 +81,7 @@ def read_index(path: Path) -> Index:
     if not damage and (odd := (images.keys() | labels.keys()) - whole):
         key = min(odd)
         has = f"no label ({key}{_LABEL})" if key in images else f"no image ({key}.jpg or the like)"
-        raise UserError(f"{path} has {has} for the sample {key!r}: add it, or take the sample out")
+        raise UserError(f"{path} has {has} for the sample {key!r}: add it, or remove the sample")
     if not damage and not whole:
         damage = "it holds no sample: an image and its label, such as 0001.jpg and 0001.cls"
     kept = [key for key in images if key in whole]
@@ -98,7 +98,7 @@ def _label(content: bytes, path: Path) -> int:
 
 
 class _Descriptor:
-    """An open file that is closed when nobody reads from it any more."""
+    """An open file, which is closed when this object is deleted."""
 
     def __init__(self, path: Path) -> None:
         self.number = os.open(path, os.O_RDONLY)
@@ -112,12 +112,12 @@ class TarMembers:
     """Images in tars, as a `Storage`.
 
     Args:
-        tars: all of them.
-        tar: (N,) index of the tar that each image is in.
-        labels: (N,) of them.
-        names: (N,) of str.
-        offsets: (N,) in bytes.
-        sizes: (N,) in bytes.
+        tars: the tars.
+        tar: (N,) int64, the index of the tar that each image is in.
+        labels: (N,) int64, the label of each image.
+        names: (N,) str, the name of each image in its tar.
+        offsets: (N,) int64, in bytes.
+        sizes: (N,) int64, in bytes.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class TarMembers:
 
     @classmethod
     def of(cls, tars: list[Path], indices: list[Index]) -> TarMembers:
-        """Takes all images of some tars, in order."""
+        """Make a storage of all images of some tars, in order."""
         members = [member for index in indices for member in index.images]
         counts = [len(index.images) for index in indices]
         return cls(
@@ -151,7 +151,7 @@ class TarMembers:
         return len(self._names)
 
     def __getitem__(self, ids: Ids | slice) -> TarMembers:
-        """Some of the images, in that order."""
+        """Return some of the images, in the order of ``ids``."""
         return TarMembers(
             self._tars,
             self.tar[ids],
@@ -162,19 +162,19 @@ class TarMembers:
         )
 
     def path(self, index: int) -> Path:
-        """Names an image: the tar, and its name in there."""
+        """Return the path of an image: the tar, then the name in the tar."""
         return Path(self._tars[self.tar[index]], self._names[index])
 
     def size(self, index: int) -> int:
-        """Its bytes."""
+        """Return the size of an image file in bytes."""
         return int(self._sizes[index])
 
     def read(self, index: int) -> bytes:
-        """Returns the whole image file."""
+        """Return the content of an image file."""
         return self._read(index, 0, self.size(index))
 
     def ends(self, index: int, count: int) -> tuple[bytes, bytes]:
-        """Returns its first and last ``count`` bytes, or fewer."""
+        """Return the first and the last ``count`` bytes of a file, fewer if it is shorter."""
         size = self.size(index)
         few = min(count, size)
         return self._read(index, 0, few), self._read(index, size - few, few)

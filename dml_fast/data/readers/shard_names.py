@@ -1,4 +1,4 @@
-"""Which files a ``shards:`` data spec names: a folder, braces, globs or URLs, fetched once."""
+"""Find the files of a ``shards:`` spec: a folder, braces, globs, or URLs, downloaded once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLASSES = "classes.txt"
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _PART = re.compile(rf"(?<![a-zA-Z])({'|'.join(PARTS)})")
-_MOST = 1_000_000  # names: more would be a slip of the pen
+_MOST = 1_000_000  # names: more would be a mistake
 _log = logging.getLogger("dml_fast")
 
 
@@ -31,8 +31,8 @@ class ShardNames(NamedTuple):
     """The shards of a data set.
 
     Attributes:
-        root: a folder that holds them all, directly or further below.
-        parts: train, val and test, as far as there are such, with their shards, sorted.
+        root: a folder that holds all of them, directly or in folders below it.
+        parts: the sorted shards of train, val and test; a part without shards is left out.
     """
 
     root: Path
@@ -40,10 +40,10 @@ class ShardNames(NamedTuple):
 
 
 def check_shards(spec: str) -> None:
-    """Checks that shards are there, without reading them or asking a server.
+    """Check that shards exist, without reading them or asking a server.
 
     Raises:
-        UserError: they are not.
+        UserError: they do not.
     """
     if (names := _expand(spec)) and _are_urls(spec, names):
         _cached(names)
@@ -52,13 +52,13 @@ def check_shards(spec: str) -> None:
 
 
 def find_shards(spec: str) -> ShardNames:
-    """Finds the shards, and fetches those at URLs that are not in the cache folder yet.
+    """Find the shards, and download those at URLs that are not in the cache folder yet.
 
     Args:
         spec: DIR, or paths or URLs with braces (``{000..009}``, ``{a,b}``); paths may be globs.
 
     Raises:
-        UserError: none is there, or one cannot be fetched.
+        UserError: there are none, or one cannot be downloaded.
     """
     names = _expand(spec)
     if not _are_urls(spec, names):
@@ -70,7 +70,7 @@ def find_shards(spec: str) -> ShardNames:
 
 
 def _expand(spec: str) -> list[str]:
-    """All names that braces stand for, innermost first, as a shell and WebDataset do."""
+    """Expand braces, innermost first, as a shell and WebDataset do; return the names, sorted."""
     names, whole = {spec}, os.path.exists(Path(spec).expanduser())
     while not whole and any(_BRACES.search(name) for name in names):
         wider: set[str] = set()
@@ -81,7 +81,7 @@ def _expand(spec: str) -> list[str]:
             start, end = match.span()
             wider |= {name[:start] + choice + name[end:] for choice in _choices(match[1])}
             if len(wider) > _MOST:
-                raise UserError(f"shards:{spec} names over {_MOST} files: check its braces")
+                raise UserError(f"shards:{spec} names more than {_MOST} files: check its braces")
         names = wider
     return sorted(names)
 
@@ -102,14 +102,14 @@ def _are_urls(spec: str, names: list[str]) -> bool:
     schemes = {match[1].lower() for name in names if (match := re.match(r"(\w+)://", name))}
     if unknown := schemes - {"http", "https"}:
         raise UserError(
-            f"shards:{spec} is at {min(unknown)}://, which is not read: give an https:// URL, or "
-            "mount or copy it and give the folder"
+            f"shards:{spec} is at {min(unknown)}://, which is not supported: give an https:// "
+            "URL, or mount or copy it and give the folder"
         )
     return bool(schemes)
 
 
 def _local(spec: str, names: list[str]) -> tuple[Path, list[Path]]:
-    """A folder and the shards in it."""
+    """Return a folder and the shards in it."""
     root = Path(spec).expanduser()
     if os.path.isdir(root):
         folders = [root, *(root / part for part in PARTS)]
@@ -135,7 +135,7 @@ def _common(files: list[Path]) -> Path:
 
 
 def _sorted_out(spec: str, root: Path, files: list[Path]) -> ShardNames:
-    """Tells training, validation and test shards apart by their names below ``root``."""
+    """Sort shards into training, validation and test shards by their names below ``root``."""
     parts: dict[str, list[Path]] = {"": [], **{part: [] for part in PARTS}}
     for file in files:
         match = _PART.search(file.relative_to(root).as_posix())
@@ -143,8 +143,8 @@ def _sorted_out(spec: str, root: Path, files: list[Path]) -> ShardNames:
     unnamed = parts.pop("")
     if unnamed and len(unnamed) < len(files):
         raise UserError(
-            f"{unnamed[0]} is neither of train, val nor test and other shards are: put that word "
-            "into its name"
+            f"{unnamed[0]} is not named train, val or test, as other shards are: put one of these "
+            "words into its name"
         )
     parts["train"] += unnamed
     if not parts["train"]:
@@ -153,7 +153,7 @@ def _sorted_out(spec: str, root: Path, files: list[Path]) -> ShardNames:
 
 
 def _cached(names: list[str]) -> dict[str, Path]:
-    """Where each URL's file is kept: by host and path; what is behind a ? may be a signature."""
+    """Return where each URL is cached: by host and path, since a query may be a signature."""
     targets: dict[str, Path] = {}
     for name in names:
         name = quote(name, safe="%/:=&?~#+!$,;'@()*[]")
@@ -164,13 +164,17 @@ def _cached(names: list[str]) -> dict[str, Path]:
         pieces = [p for p in unquote(url.path).split("/") if p not in ("", ".", "..")]
         file = pieces and not url.path.endswith("/")
         if url.scheme.lower() not in ("http", "https") or not url.netloc or not file:
-            raise UserError(f"shards: {name} is no URL of a file: write https://HOST/PATH/NAME.tar")
+            raise UserError(
+                f"shards: {name} is not the URL of a file: write https://HOST/PATH/NAME.tar"
+            )
         if "*" in url.path:
-            raise UserError(f"shards: {name}: a server lists no files, so write {{000..009}} for *")
+            raise UserError(
+                f"shards: {name}: a server lists no files, so write {{000..009}} and not *"
+            )
         host = url.netloc.rpartition("@")[2].replace(":", "_")
         target = _cache().joinpath(host, *pieces)
         if target in targets.values():
-            raise UserError(f"shards: {name} differs from another URL only behind its ?: rename it")
+            raise UserError(f"shards: {name} differs from another URL only after its ?: rename it")
         targets[name] = target
     return targets
 
@@ -185,18 +189,18 @@ def _fetch(targets: dict[str, Path]) -> None:
     if classes.exists() and all(path.exists() for path in targets.values()):
         return
     with _alone(_cache()) as cache:
-        for stale in cache.rglob("*.part"):  # of a process that was killed
+        for stale in cache.rglob("*.part"):  # left by a process that was killed
             stale.unlink()
         for number, (url, path) in enumerate(targets.items(), 1):
             if not path.exists():
-                _log.info("shard %d of %d goes to %s", number, len(targets), path)
+                _log.info("downloading shard %d of %d to %s", number, len(targets), path)
                 download(url, path)
         if not classes.exists():
             _fetch_classes(list(targets), classes)
 
 
 def _fetch_classes(urls: list[str], path: Path) -> None:
-    """Fetches the names of the classes; an empty file stands for none."""
+    """Download the file of class names; if there is none, make an empty one."""
     split = [urlsplit(url) for url in urls]
     folder = posixpath.commonpath([posixpath.dirname(url.path) for url in split])
     try:
@@ -212,20 +216,20 @@ def _fetch_classes(urls: list[str], path: Path) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[Path]:
-    """Keeps other processes of this machine from fetching to ``folder``; they wait."""
+    """Lock the cache folder: other processes on this machine wait until its files are complete."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise UserError(
-            f"the cache folder {folder} cannot be made ({reason(error)}): set XDG_CACHE_HOME to "
+            f"the cache folder {folder} cannot be created ({reason(error)}): set XDG_CACHE_HOME to "
             "a folder with room for the shards"
         ) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _log.info("another process fetches to %s: waiting for it", folder)
+            _log.info("another process downloads to %s: waiting for it", folder)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError:  # a file system without locks
             pass

@@ -1,6 +1,7 @@
-"""``shards:DIR`` or ``shards:URL``: tar files of samples, as WebDataset writes them, not unpacked.
+"""``shards:DIR`` or ``shards:URL``: tar files of samples, as WebDataset writes them.
 
-A sample is an image and its label: ``0001.jpg`` and ``0001.cls``, a text file with a whole number.
+A sample is an image and its label: ``0001.jpg``, and ``0001.cls`` with the number of its class. The
+tar files are not unpacked.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from dml_fast.data.storage import Ids
 from dml_fast.errors import UserError, reason
 from dml_fast.machine import cores
 
-_MOST_CLASSES = 1 << 20  # where no names say how many there are: a slip must not cost all memory
+_MOST_CLASSES = 1 << 20  # without a file of names: one wrong label must not take all memory
 _log = logging.getLogger("dml_fast")
 
 
 def read_shards(spec: str, how: Reading) -> RawData:
-    """Reads tar shards as RGB, or lists their images for a loader that decodes as it goes.
+    """Read tar shards as RGB, or list their images for a decoder.
 
     Args:
         spec: see `find_shards`.
-        how: to read them.
+        how: how to read them.
 
     Raises:
-        UserError: shards are missing or damaged, a sample is not whole, a label is out of range,
+        UserError: shards are missing or damaged, a sample is incomplete, a label is out of range,
             an image is corrupt, sizes differ, or the images do not fit in memory.
     """
     names = find_shards(spec)
@@ -43,7 +44,9 @@ def read_shards(spec: str, how: Reading) -> RawData:
     shards = np.cumsum([0, *map(len, names.parts.values())])
     ends = np.searchsorted(members.tar, shards).tolist()
     if not ends[1]:
-        raise UserError(f"the training shards of shards:{spec} hold no whole sample: replace them")
+        raise UserError(
+            f"the training shards of shards:{spec} hold no complete sample: replace them"
+        )
     classes = _classes(names.root / CLASSES, labels[: ends[1]])
     _check_labels(names.root, members, classes)
     loaded = load(names.root, members, how, corrupt=corrupt)
@@ -75,14 +78,14 @@ def read_shards(spec: str, how: Reading) -> RawData:
 
 
 def index_shards(names: ShardNames, corrupt: CorruptFiles) -> TarMembers:
-    """Reads the headers of all shards and finds their samples, in the order of ``names``.
+    """Read the headers of all shards and find their samples, in the order of ``names``.
 
     Args:
         names: the shards.
-        corrupt: notes those that are damaged, of which samples before the damage are kept.
+        corrupt: records damaged shards, of which the samples before the damage are kept.
 
     Raises:
-        UserError: one is damaged and that is not allowed, or it holds half a sample.
+        UserError: a shard is damaged and that is not allowed, or a sample is incomplete.
     """
     tars = [path for part in names.parts.values() for path in part]
     with ThreadPoolExecutor(cores()) as pool:
@@ -102,7 +105,7 @@ def index_shards(names: ShardNames, corrupt: CorruptFiles) -> TarMembers:
 
 
 def _classes(path: Path, train: Ids) -> tuple[str, ...]:
-    """The names in ``path``, one a line; without that file the numbers up to the largest label."""
+    """Return the class names: the lines of ``path`` or, without that file, all labels as text."""
     try:
         text = path.read_text(encoding="utf-8").strip() if path.exists() else ""
     except (OSError, UnicodeDecodeError) as error:
@@ -118,7 +121,7 @@ def _classes(path: Path, train: Ids) -> tuple[str, ...]:
     classes = tuple(line.strip() for line in text.splitlines())
     if not all(classes):
         row = classes.index("") + 1
-        raise UserError(f"{path} has no name in line {row}: write one class a line")
+        raise UserError(f"{path} has no name in line {row}: write one class in each line")
     return classes
 
 
@@ -133,5 +136,5 @@ def _check_labels(root: Path, members: TarMembers, classes: tuple[str, ...]) -> 
     )
     raise UserError(
         f"{members.path(wrong[0])} has label {labels[wrong[0]]} and {known} classes, counted from "
-        "0: mend one or the other"
+        "0: correct one or the other"
     )

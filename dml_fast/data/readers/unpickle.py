@@ -1,9 +1,9 @@
-"""Reads CIFAR's pickled batches without running anything that is in them.
+"""Read the pickled batches of CIFAR without running any code in them.
 
-A pickle is a program: it may name any function and call it. This reader answers the five names
-that a pickled uint8 array contains with objects of its own and refuses every other name, so no
-function of Python's or numpy's can be reached. What it can build: numbers, strings, bytes, None,
-lists, tuples, sets, dicts, uint8 arrays, and the inert stand-ins themselves.
+A pickle is a program: it may name any function and call it. This reader replaces the five names
+that a pickled uint8 array contains by objects of its own, and refuses all other names. So a pickle
+cannot reach any function of Python or numpy. It can build only numbers, strings, bytes, None,
+lists, tuples, sets, dicts, uint8 arrays, and these replacements.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from dml_fast.errors import UserError
 
 
 class _Stub:
-    """Stands for a global: may be called and nothing else.
+    """Replaces a global name of a pickle; it can be called, but not changed.
 
-    An instance rather than a function or class: pickle can set attributes of a function and
-    make instances of a class without calling it.
+    It is neither a function nor a class: pickle can set attributes of a function, and make an
+    instance of a class without calling it.
     """
 
     __slots__ = ("_build",)
@@ -40,7 +40,7 @@ class _Stub:
 
 
 class _DType:
-    """A dtype in the making: only uint8 is let through, so its state says nothing."""
+    """Replaces a dtype, which must be uint8; its state is ignored."""
 
     __slots__ = ()
 
@@ -53,7 +53,7 @@ class _DType:
 
 
 class _Array:
-    """An array in the making: empty until pickle hands over its state."""
+    """Replaces an array; ``value`` is set when pickle sets the state."""
 
     __slots__ = ("value",)
 
@@ -74,7 +74,7 @@ class _Array:
 
 
 def _encode(text: object, encoding: object) -> bytes:
-    # how Python 3 writes bytes in a protocol that Python 2 can read
+    # Python 3 writes bytes as a call of this function in protocols that Python 2 can read
     if not isinstance(text, str) or encoding != "latin1":
         raise pickle.UnpicklingError("it holds malformed bytes")
     return text.encode("latin1")
@@ -95,7 +95,7 @@ _STUBS = {
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """Answers with a stub; the real module is never imported or looked into."""
+        """Return the replacement of a name. The module itself is neither imported nor used."""
         stub = _STUBS.get((module, name))
         if stub is None:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
@@ -103,29 +103,29 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_batch(raw: bytes, origin: str) -> dict[str, Any]:
-    """Reads a pickled dict of plain values and uint8 arrays, as CIFAR's batches are.
+    """Read a pickled dict of plain values and uint8 arrays, such as a batch of CIFAR.
 
     Args:
-        raw: the file's bytes.
-        origin: the file's name, for messages.
+        raw: the content of the file.
+        origin: the name of the file, for messages.
 
     Returns:
-        The dict with its keys as str; strings of Python 2 are bytes. Arrays are read-only.
+        The dict, with keys as str and strings of Python 2 as bytes. Arrays are read-only.
 
     Raises:
-        UserError: the file is damaged, or names anything but a uint8 array.
+        UserError: the file is damaged, or names something else than the parts of a uint8 array.
     """
     try:
         batch = _Unpickler(io.BytesIO(raw), encoding="bytes").load()
-    except Exception as error:  # a damaged pickle may raise nearly anything
+    except Exception as error:  # a damaged pickle may raise an error of almost any type
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{origin} is refused ({reason}): it is damaged or no CIFAR batch; delete it and fetch "
-            "the data again"
+            f"{origin} is refused ({reason}): it is damaged or not a CIFAR batch; delete it and "
+            "download the data again"
         ) from error
     if not isinstance(batch, dict):
         raise UserError(
-            f"{origin} is not a CIFAR batch: it holds no dict; delete it and fetch the data again"
+            f"{origin} is not a CIFAR batch, which is a dict: delete it and download the data again"
         )
     return {
         key.decode("latin1") if isinstance(key, bytes) else str(key): (
