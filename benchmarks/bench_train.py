@@ -35,7 +35,7 @@ from dml_fast.data import DataSet, open_dataset
 from dml_fast.models import create_model
 from dml_fast.reporting.markdown import table
 from dml_fast.runs.folder import Run
-from dml_fast.train import prepare
+from dml_fast.training.build import build_trainer
 from dml_fast.training.signals import StopRequest
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -82,10 +82,10 @@ def epoch_of(name: str, config: TrainConfig, data: DataSet) -> Epoch:
     def epoch() -> float:
         with tempfile.TemporaryDirectory() as folder:
             run = Run(Path(folder) / "run")
-            trainer = prepare(TrainConfig(**options), run, None, StopRequest())
+            trainer = build_trainer(TrainConfig(**options), run, None, StopRequest())
             trainer.fit()
             trainer.reporter.close()
-            return float(trainer.history[0]["images_per_s"])
+            return float(trainer.progress.history[0]["images_per_s"])
 
     return epoch
 

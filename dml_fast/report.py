@@ -24,7 +24,7 @@ class ReportArguments:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, compare, write and print; returns 0."""
+    """Parse, compare, write and print; return 0."""
     args = cli.parse(ReportArguments, argv, "report")
     if not args.runs:
         raise UserError("no run was named: give the folder of at least one")

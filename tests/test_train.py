@@ -8,28 +8,17 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from command_cases import QUICK, train, tree
 
-from dml_fast import cli
 from dml_fast.config import TrainConfig
 from dml_fast.config_files import from_mapping, load_toml
 from dml_fast.errors import UserError
-from dml_fast.runs import checkpoint
 from dml_fast.runs.folder import Run
-from dml_fast.train import arguments, main, prepare
-from dml_fast.training.signals import StopRequest
+from dml_fast.train import arguments
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-QUICK = ["--arch", "resnet8", "--epochs", "1", "--train-fraction", "0.2"]
-THREE_EPOCHS = [*QUICK[:2], "--epochs", "3", "--train-fraction", "0.2"]
-
-
-def train(*options: str) -> int:
-    return cli.run(main, list(options))
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +28,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert train(*options, "--amp", "--out", str(folder), "--tensorboard") in (0, 2)
     if not folder.exists():  # TensorBoard is optional
         assert train(*options, "--amp", "--out", str(folder)) == 0
-    return folder
-
-
-def tree(folder: Path, classes: int = 2, images: int = 12) -> Path:
-    g = np.random.default_rng(0)
-    for split in ("train", "test"):
-        for c in range(classes):
-            (folder / split / f"class {c}").mkdir(parents=True)
-            for i in range(images):
-                pixels = g.integers(0, 120, (8, 8, 3), dtype=np.uint8) + np.uint8(120 * c)
-                Image.fromarray(pixels).save(folder / split / f"class {c}" / f"{i}.png")
     return folder
 
 
@@ -195,61 +173,6 @@ def test_resume_refuses_another_architecture_and_other_data(
     assert "exclude each other" in capfd.readouterr().err
 
 
-def test_resume_refuses_changed_images(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    data, folder = tree(tmp_path / "data"), tmp_path / "run"
-    options = ["--arch", "resnet8", "--epochs", "1", "--batch-size", "4"]
-    assert train(*options, "--data", f"folder:{data}", "--out", str(folder)) == 0
-    moved = tmp_path / "moved"
-    data.rename(moved)
-    assert train("--resume", str(folder), "--data", f"folder:{moved}") == 0
-    description = (folder / "config.json").read_text()
-    assert f"folder:{moved}" in description
-    Image.new("RGB", (8, 8)).save(moved / "train" / "class 0" / "0.png")
-    capfd.readouterr()
-    assert train("--resume", str(folder), "--data", f"folder:{moved}") == 2
-    assert "was trained on other images or labels" in capfd.readouterr().err
-    assert (folder / "config.json").read_text() == description
-
-
-def test_resume_of_a_damaged_checkpoint_offers_the_previous(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "run"
-    assert train(*QUICK, "--save-every", "1", "--out", str(folder)) == 0
-    last = folder / "last.pt"
-    content = last.read_bytes()
-    last.unlink()
-    last.write_bytes(content[:-100])
-    capfd.readouterr()
-    assert train("--resume", str(folder)) == 2
-    err = capfd.readouterr().err
-    assert f"{last} is damaged" in err
-    assert f"use {folder / 'previous.pt'} instead" in err
-    assert train("--resume", str(folder / "previous.pt")) == 0
-    assert "continuing" in capfd.readouterr().err
-
-
-def test_resume_from_another_checkpoint_keeps_the_others(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    assert train(*THREE_EPOCHS, "--out", str(folder)) == 0
-    steps = steps_of(folder)
-    assert train("--resume", str(folder / "previous.pt")) == 0
-    assert steps_of(folder) == steps
-    (folder / "last.pt").unlink()
-    (folder / "last.pt").write_bytes(b"damaged")
-    args = arguments(["--resume", str(folder / "previous.pt")])
-    trainer = prepare(args, Run(folder), folder / "previous.pt", StopRequest())
-    assert steps_of(folder)["last"] == steps["previous"]
-    assert steps_of(folder)["best"] <= steps["best"]
-    trainer.fit()
-    assert steps_of(folder) == steps
-
-
-def steps_of(folder: Path) -> dict[str, int]:
-    names = ("last", "previous", "best")
-    return {name: checkpoint.load(folder / f"{name}.pt")["step"] for name in names}
-
-
 def test_two_processes_do_not_share_a_folder(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -277,29 +200,6 @@ def test_a_hand_edited_config_is_refused(tmp_path: Path, capfd: pytest.CaptureFi
     (folder / "config.json").write_text(text.replace('"epochs": 1', '"epochs": 2'))
     assert train("--resume", str(folder)) == 2
     assert "--epochs is 2 and the run" in capfd.readouterr().err
-
-
-def test_a_disk_that_fills_up_ends_the_run_in_one_sentence(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "run"
-    saves = 0
-
-    def full(*args: Any, **kwargs: Any) -> None:
-        nonlocal saves
-        saves += 1
-        if saves == 2:
-            raise OSError(28, "No space left on device")
-        save(*args, **kwargs)
-
-    save = checkpoint.save
-    monkeypatch.setattr(checkpoint, "save", full)
-    assert train(*THREE_EPOCHS, "--out", str(folder)) == 1
-    err = capfd.readouterr().err
-    assert "error: " in err
-    assert "(No space left on device): make room, then continue from step 3" in err
-    monkeypatch.undo()
-    assert train("--resume", str(folder)) == 0
 
 
 def test_a_student_that_stays_bad_stops_the_run(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from dml_fast.data.loaders.assemble import Batch
 from dml_fast.distributed.world import World
 from dml_fast.engine.precision import Precision
-from dml_fast.eval.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,19 @@ class Accuracy:
     students: tuple[float, ...]
     ensemble: float
     images: int
+
+
+@contextmanager
+def evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
+    """While inside, models are in evaluation mode; afterwards each is in the mode it was in."""
+    modes = [model.training for model in models]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for model, mode in zip(models, modes, strict=True):
+            model.train(mode)
 
 
 @torch.inference_mode()

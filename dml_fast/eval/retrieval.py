@@ -15,7 +15,7 @@ from dml_fast.data.loaders.assemble import Batch
 from dml_fast.data.sets import RetrievalSet
 from dml_fast.distributed.world import World
 from dml_fast.engine.precision import Precision
-from dml_fast.eval.modes import evaluating
+from dml_fast.eval.classification import evaluating
 from dml_fast.ranking.features import rank_features
 from dml_fast.ranking.reranking import rerank
 from dml_fast.ranking.result import RankingResult

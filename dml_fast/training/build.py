@@ -1,30 +1,113 @@
-"""From options to objects: the students of a run, their optimizers, and what the ranks compare."""
+"""From options to objects: data, loader, students, engine and trainer; what ranks compare."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from dml_fast.config import TrainConfig
-from dml_fast.distributed.world import World
-from dml_fast.engine.cohort import Cohort
+from dml_fast.data import DataSet, open_dataset
+from dml_fast.data.loaders import train_loader
+from dml_fast.data.loaders.assemble import Loader
+from dml_fast.data.plan import Augmentation
+from dml_fast.distributed.connect import pick_local_device
+from dml_fast.distributed.launch import Launch
+from dml_fast.distributed.world import World, agreed
+from dml_fast.engine import Cohort, Engine, Precision, Student
+from dml_fast.engine.choice import check_executor, make_executor
 from dml_fast.engine.optim import make_optimizer
-from dml_fast.engine.precision import Precision
-from dml_fast.engine.student import Student
+from dml_fast.engine.precision import pick_device
 from dml_fast.errors import UserError, reason
+from dml_fast.machine import keep_freed_memory
 from dml_fast.models import create_model
 from dml_fast.models.embedding import create_embedding_net
 from dml_fast.models.pretrained import load_pretrained
+from dml_fast.reporting.console import Reporter
 from dml_fast.rng import derive_seed, seed_everything
+from dml_fast.runs.facts import DataFacts
+from dml_fast.runs.folder import Run
+from dml_fast.training.meter import Meter
+from dml_fast.training.saving import Progress, Saver
+from dml_fast.training.shares import share_out_by_cost
+from dml_fast.training.signals import StopRequest
+from dml_fast.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 logger = logging.getLogger(__name__)
+
+
+def build_trainer(
+    config: TrainConfig,
+    run: Run,
+    resume: Path | None,
+    stop: StopRequest,
+    world: World | None = None,
+) -> Trainer:
+    """Open the data, build the cohort, and put it where a checkpoint left it.
+
+    Args:
+        config: checked.
+        run: a folder that can be written to.
+        resume: None, or the run folder or one of its checkpoints.
+        stop: asks to stop after a step.
+        world: the processes that train together; by default this one alone.
+
+    Raises:
+        UserError: data, students, checkpoint or disk do not allow the run.
+    """
+    world = world or World.alone(len(config.architectures))
+    device = device_of(config, world.launch)
+    precision = Precision.choose(config.amp, config.amp_dtype, device)
+    check_executor(config.executor, device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    reporter = Reporter(run.folder / "tensorboard" if config.tensorboard and world.main else None)
+    data = _open_data(config, device, world)
+    facts = DataFacts.of(data)
+    if config.shares == "measured":
+        _measure_shares(config, facts, precision, world)
+    loader = _build_loader(config, data, device, world)
+    cohort = build_cohort(
+        config,
+        precision,
+        num_classes=len(facts.classes),
+        in_channels=facts.in_channels,
+        image_size=facts.image_size,
+        world=world,
+    )
+    engine = _build_engine(config, cohort, device)
+    progress = Progress(Meter(len(cohort), device, world), config.executor)
+    saver = Saver(config, run, facts, data.corrupt, cohort, progress)
+    checkpoint = _checkpoint_of(run, resume)
+    needed = saver.bytes_needed()
+    with world.all_or_none():
+        if world.main:
+            run.check_writable(needed)
+        if checkpoint:
+            saver.resume(checkpoint)
+    reporter.start(config, data, saver.describe(), precision, world)
+    if checkpoint:
+        logger.info("continuing %s at step %d", checkpoint, progress.step)
+    elif resume:
+        logger.info("%s has no checkpoint yet: starting from its beginning", run.folder)
+    return Trainer(config, data, precision, loader, engine, progress, saver, reporter, stop)
+
+
+def device_of(config: TrainConfig, launch: Launch) -> torch.device:
+    """Return the device of this process.
+
+    Raises:
+        UserError: there is no such device, or fewer than processes.
+    """
+    return pick_device(pick_local_device(config.device, launch))
 
 
 def facts_of(config: TrainConfig) -> dict[str, object]:
@@ -151,3 +234,96 @@ def _try(student: Student, images: torch.Tensor, num_classes: int) -> None:
         raise UserError(f"{subject}: it must return logits ({len(images)}, {num_classes})")
     if not all(isinstance(v, torch.Tensor) for v in student.model.state_dict().values()):
         raise UserError(f"{student.arch} keeps state that is no tensor, which cannot be saved")
+
+
+def _checkpoint_of(run: Run, resume: Path | None) -> Path | None:
+    """Return the checkpoint to continue from; None for a run that was killed before its first.
+
+    That run continues from its start, which gives the same.
+    """
+    if resume is None or (resume == run.folder and not any(run.folder.glob("*.pt"))):
+        return None
+    return run.checkpoint("last") if resume.suffix != ".pt" and resume.is_dir() else resume
+
+
+def _open_data(config: TrainConfig, device: torch.device, world: World) -> DataSet:
+    """Open the data on every rank, after rank 0 has fetched what is not there.
+
+    Raises:
+        UserError: it cannot be read, or ranks see different data.
+    """
+    options = {**config.data_options, "device": str(device)}
+    if config.download and not world.single:
+        world.from_main(lambda: open_dataset(config.data, download=True, **options).fingerprint)
+    with world.all_or_none():
+        data = open_dataset(config.data, download=config.download and world.main, **options)
+    found = world.all_gather(data.fingerprint)
+    for rank, fingerprint in enumerate(found):
+        if fingerprint != found[0]:
+            raise agreed(
+                UserError(
+                    f"rank {rank} has other images or labels in --data {config.data} than rank 0: "
+                    "give all ranks the same data"
+                )
+            )
+    return data
+
+
+def _measure_shares(
+    config: TrainConfig, facts: DataFacts, precision: Precision, world: World
+) -> None:
+    """Share the students out by the time that a step of each takes on a column's images."""
+
+    def student(arch: str) -> Student:
+        alone = replace(config, arch=arch, cohort=1, method="independent", compile=False)
+        cohort = build_cohort(
+            alone,
+            precision,
+            num_classes=len(facts.classes),
+            in_channels=facts.in_channels,
+            image_size=facts.image_size,
+        )
+        return cohort.students[0]
+
+    rows = config.batch_size // world.mesh.data
+    images = torch.zeros((rows, facts.in_channels, *facts.image_size), device=precision.device)
+    share_out_by_cost(world, config.architectures, student, images)
+
+
+def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, world: World) -> Loader:
+    return train_loader(
+        data,
+        Augmentation(
+            pad=data.pad if config.augment else 0,
+            flip=data.flip and config.augment,
+            resized=config.resized_crop and config.augment,
+            erasing=config.random_erasing,
+            jitter=config.color_jitter,
+            mixup=config.mixup,
+            cutmix=config.cutmix,
+        ),
+        batch_size=config.batch_size // world.mesh.data,
+        seed=derive_seed(config.seed, "data"),
+        device=device,
+        channels_last=config.channels_last,
+        num_instances=config.num_instances if config.retrieval else 0,
+        views=len(config.architectures) if config.views == "per-student" else 1,
+        threads=config.data_threads,
+        rank=world.column,
+        ranks=world.mesh.data,
+    )
+
+
+def _build_engine(config: TrainConfig, cohort: Cohort, device: torch.device) -> Engine:
+    return Engine(
+        cohort,
+        method=config.method,
+        kl_weight=config.kl_weight,
+        temperature=config.temperature,
+        label_smoothing=config.label_smoothing,
+        peer_reduction=config.peer_reduction,
+        update=config.update,
+        triplet_weight=config.triplet_weight,
+        triplet_margin=config.triplet_margin,
+        executor=make_executor(config.executor, len(cohort), device),
+    )

@@ -1,14 +1,33 @@
-"""From a configuration and a number of processes to the mesh and the shares."""
+"""Which process holds which students and images: by the configuration, or by measured costs.
+
+Nothing here imports torch before it measures.
+"""
 
 from __future__ import annotations
 
+import logging
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
 from dml_fast.config import TrainConfig
-from dml_fast.distributed.mesh import Mesh, Shares, choose_mesh, choose_shares
+from dml_fast.distributed.mesh import Mesh, Shares, balanced, choose_mesh, choose_shares
 from dml_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dml_fast.distributed.world import World
+    from dml_fast.engine import Student
+
+logger = logging.getLogger(__name__)
+
+_STEPS = 3
 
 
 def place(config: TrainConfig, processes: int) -> tuple[Mesh, Shares]:
-    """Which process holds which students and which part of a batch.
+    """Return the mesh of a run's processes and the students of each of its rows.
 
     Args:
         config: of the run.
@@ -33,7 +52,7 @@ def place(config: TrainConfig, processes: int) -> tuple[Mesh, Shares]:
         raise UserError(
             f"--batch-size {config.batch_size} over the {mesh.data} columns of --mesh {mesh} is "
             f"{config.batch_size // mesh.data} images each: give a multiple of --num-instances "
-            f"{config.num_instances} a column"
+            f"{config.num_instances} per column"
         )
     if config.update == "alternating" and mesh.cohort > 1:
         raise UserError(
@@ -57,3 +76,38 @@ def place(config: TrainConfig, processes: int) -> tuple[Mesh, Shares]:
             "allow: give auto or sequential"
         )
     return mesh, shares
+
+
+def share_out_by_cost(
+    world: World, archs: Sequence[str], make_student: Callable[[str], Student], images: Tensor
+) -> None:
+    """Let rank 0 time a step of each architecture, and share the students out by that.
+
+    Args:
+        world: whose shares are set, on all ranks alike.
+        archs: the architecture of each of K students.
+        make_student: makes one to be timed.
+        images: (N, C, H, W), those of one column of the mesh.
+    """
+    seconds = world.from_main(
+        lambda: {arch: _step_seconds(make_student(arch), images) for arch in sorted({*archs})}
+    )
+    world.share_out(balanced([seconds[arch] for arch in archs], world.mesh.cohort))
+    times = ", ".join(f"{arch} {1e3 * s:.0f} ms" for arch, s in seconds.items())
+    logger.info("shares measured: a step of %s", times)
+
+
+def _step_seconds(student: Student, images: Tensor) -> float:
+    """Return the median time of a training step, after one to warm up."""
+    import torch
+
+    student.model.train()
+    times = []
+    for _ in range(_STEPS + 1):
+        begun = time.perf_counter()
+        logits = student.forward(images)
+        student.update(logits, torch.zeros_like(logits))
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times[1:])

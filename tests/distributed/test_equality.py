@@ -20,9 +20,8 @@ from safetensors.torch import load_file
 from dml_fast.config import TrainConfig
 from dml_fast.engine.threads import intra_op_threads
 from dml_fast.eval.validation import validate
-from dml_fast.runs import checkpoint
 from dml_fast.runs.folder import Run
-from dml_fast.train import prepare
+from dml_fast.training.build import build_trainer
 from dml_fast.training.signals import StopRequest
 from dml_fast.training.trainer import Trainer
 
@@ -103,7 +102,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         own = {"mesh": "", "shares": "", "fsdp": False}
         run = Run(Path(tempfile.mkdtemp(dir=folder)))
         config = TrainConfig(**{**cases[name][1], **own, **changes})
-        return prepare(config, run, None, StopRequest()), folder / "several" / name
+        return build_trainer(config, run, None, StopRequest()), folder / "several" / name
 
     return both
 
@@ -113,8 +112,8 @@ def compared(trained: Trained, name: str, **changes: Any) -> tuple[dict[str, Any
     with intra_op_threads(1):
         assert trainer.fit()
         trainer.finish()
-    assert trainer.step >= 20 or "market" in name
-    return content(trainer.run.folder), content(several)
+    assert trainer.progress.step >= 20 or "market" in name
+    return content(trainer.saver.run.folder), content(several)
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -141,8 +140,8 @@ def test_images_over_columns_change_roundings_only(name: str, trained: Trained) 
 def test_validation_over_columns_counts_every_image_once(name: str, trained: Trained) -> None:
     trainer, several = trained(name)
     path = several / "last.pt"
-    trainer.resume(checkpoint.load(path), path)
-    scores, ensemble = validate(trainer.cohort, trainer.data, trainer.precision, True)
+    trainer.saver.resume(path)
+    scores, ensemble = validate(trainer.engine.cohort, trainer.data, trainer.precision, True)
     line = Run(several).metrics()[-1]
     for mine, theirs in zip(scores, line["students"], strict=True):
         assert mine.items() <= theirs.items()
@@ -154,10 +153,10 @@ def test_final_weights_are_one_file_a_student(trained: Trained) -> None:
         trainer, several = trained(name)
         assert trainer.fit()
         trainer.finish()
-        files = sorted(path.name for path in trainer.run.folder.glob("*.safetensors"))
+        files = sorted(path.name for path in trainer.saver.run.folder.glob("*.safetensors"))
         assert files == sorted(path.name for path in several.glob("*.safetensors"))
-        assert len(files) == len(trainer.cohort)
+        assert len(files) == len(trainer.engine.cohort)
         for file in files:
-            mine, theirs = load_file(trainer.run.folder / file), load_file(several / file)
+            mine, theirs = load_file(trainer.saver.run.folder / file), load_file(several / file)
             assert mine.keys() == theirs.keys()
             torch.testing.assert_close(mine, theirs, rtol=0, atol=0 if name == "4x1" else 2e-6)

@@ -78,7 +78,7 @@ def test_the_default(students: int, world: int, mesh: str) -> None:
         (
             {"mesh": "1x2", "data": "market1501:x", "num_instances": 4, "batch_size": 12},
             2,
-            "give a multiple of --num-instances 4 a column",
+            "give a multiple of --num-instances 4 per column",
         ),
     ],
 )

@@ -17,8 +17,7 @@ from dml_fast.distributed.connect import connected
 from dml_fast.distributed.launch import Launch, end
 from dml_fast.distributed.world import World
 from dml_fast.runs.folder import Run
-from dml_fast.train import prepare
-from dml_fast.training.build import facts_of
+from dml_fast.training.build import build_trainer, facts_of
 from dml_fast.training.shares import place
 from dml_fast.training.signals import StopRequest
 
@@ -41,7 +40,7 @@ def main(cases: Path, folder: Path) -> None:
             if world.main:
                 run.prepare(0)
             dist.barrier()
-            trainer = prepare(config, run, None, StopRequest(), world)
+            trainer = build_trainer(config, run, None, StopRequest(), world)
             assert trainer.fit()
             trainer.finish()
             trainer.loader.close()

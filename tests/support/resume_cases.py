@@ -12,7 +12,7 @@ import torch
 from dml_fast.config import TrainConfig
 from dml_fast.runs import checkpoint
 from dml_fast.runs.folder import Run
-from dml_fast.train import prepare
+from dml_fast.training.build import build_trainer
 from dml_fast.training.signals import StopRequest
 
 SHORT = {"arch": "resnet8", "epochs": 3, "train_fraction": 0.25, "seed": 5}
@@ -28,7 +28,7 @@ class StopAfter(StopRequest):
 
     @property
     def signal(self) -> int:
-        return 15 if self.trainer is not None and self.trainer.step >= self.steps else 0
+        return 15 if self.trainer is not None and self.trainer.progress.step >= self.steps else 0
 
     @signal.setter
     def signal(self, number: int) -> None:
@@ -40,7 +40,7 @@ def train(folder: Path, config: TrainConfig, steps: int = 10**9, resume: bool = 
     if not resume:
         run.prepare(0)
     stop = StopAfter(steps)
-    stop.trainer = prepare(config, run, folder if resume else None, stop)
+    stop.trainer = build_trainer(config, run, folder if resume else None, stop)
     complete: bool = stop.trainer.fit()
     if complete:
         stop.trainer.finish()

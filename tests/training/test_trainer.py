@@ -17,7 +17,7 @@ from dml_fast.eval import validation
 from dml_fast.eval.classification import Accuracy
 from dml_fast.runs.files import atomic_write
 from dml_fast.runs.folder import Run
-from dml_fast.train import prepare
+from dml_fast.training.build import build_trainer
 from dml_fast.training.signals import StopRequest
 from dml_fast.training.trainer import Trainer
 
@@ -28,7 +28,7 @@ def build(folder: Path, **options: Any) -> Trainer:
     config = TrainConfig(**{**QUICK, **options})
     run = Run(folder)
     run.prepare(0)
-    return prepare(config, run, None, StopRequest())
+    return build_trainer(config, run, None, StopRequest())
 
 
 def test_options_reach_the_engine_the_optimizers_and_the_loader(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_options_reach_the_engine_the_optimizers_and_the_loader(tmp_path: Path) 
     assert (engine.temperature, engine.label_smoothing, engine.kl_weight) == (3.0, 0.2, 0.6)
     assert (engine.peer_reduction, engine.update, engine.method) == ("sum", "alternating", "dml")
     assert trainer.precision.dtype is torch.bfloat16
-    for student in trainer.cohort:
+    for student in trainer.engine.cohort:
         group = student.optimizer.param_groups[0]
         assert (group["momentum"], group["weight_decay"]) == (0.7, 0.01)
         assert float(group["lr"]) == pytest.approx(0.04)
@@ -68,7 +68,7 @@ def test_augmentation_and_memory_order_by_default_and_turned_off(tmp_path: Path)
     usual = build(tmp_path / "usual")
     assert not torch.equal(batch_of(plain.loader, 0, 0).inputs, batch_of(usual.loader, 0, 0).inputs)
     assert torch.equal(batch_of(plain.loader, 0, 0).ids, batch_of(usual.loader, 0, 0).ids)
-    conv = plain.cohort.models[0].get_parameter("blocks.0.conv1.weight")
+    conv = plain.engine.cohort.models[0].get_parameter("blocks.0.conv1.weight")
     assert conv.is_contiguous()
     assert usual.engine.kl_weight == 1.0
     assert build(tmp_path / "alone", method="independent").engine.kl_weight == 0.0
@@ -83,7 +83,7 @@ def test_every_step_gets_its_rate_ramp_and_roles(
     seen: list[tuple[float, float, tuple[int, ...], int | None]] = []
 
     def step(inputs: Any, target: Any, *, kl_scale: float, learners: Any, teacher: Any) -> Any:
-        rates = {float(s.optimizer.param_groups[0]["lr"]) for s in trainer.cohort}
+        rates = {float(s.optimizer.param_groups[0]["lr"]) for s in trainer.engine.cohort}
         assert len(rates) == 1
         seen.append((rates.pop(), kl_scale, learners, teacher))
         zeros = torch.zeros(len(learners))
@@ -110,15 +110,16 @@ def test_images_per_second_are_those_of_the_epoch(tmp_path: Path) -> None:
     trainer = build(tmp_path / "run", epochs=2)
     trainer.fit()
     images = trainer.loader.steps_per_epoch * trainer.config.batch_size
-    for line in trainer.history:
+    for line in trainer.progress.history:
         assert line["images_per_s"] * line["seconds"] == pytest.approx(images, rel=0.02)
-    assert trainer.seconds == 0.0  # each epoch's time starts anew
+    assert trainer.progress.seconds == 0.0  # each epoch's time starts anew
 
 
 def test_saving_every_so_many_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saves: list[int] = []
     trainer = build(tmp_path / "run", epochs=1, save_every="0.0001s")
-    monkeypatch.setattr(trainer, "_save", lambda best=False: saves.append(trainer.step))
+    progress = trainer.progress
+    monkeypatch.setattr(trainer.saver, "save", lambda best=False: saves.append(progress.step))
     trainer.fit()
     steps = trainer.loader.steps_per_epoch
     assert saves == [*range(1, steps + 1), steps]
@@ -136,7 +137,7 @@ def test_only_skips_in_a_row_end_a_run(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(trainer.engine, "step", step)
     assert trainer.fit()
-    assert sum(line["students"][1]["skipped"] for line in trainer.history) == calls // 2
+    assert sum(line["students"][1]["skipped"] for line in trainer.progress.history) == calls // 2
 
 
 def test_the_best_checkpoint_is_the_best_epochs(

@@ -1,0 +1,255 @@
+"""What a run writes, and how it resumes: description, checkpoints, metrics, final weights."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dml_fast import rng
+from dml_fast.config import TrainConfig
+from dml_fast.config_files import check_same_run, from_mapping
+from dml_fast.data.corrupt import CorruptFiles
+from dml_fast.distributed.failure import is_lost
+from dml_fast.distributed.world import agreed
+from dml_fast.engine import Cohort
+from dml_fast.errors import CheckpointError, TrainingError, UserError, reason
+from dml_fast.reporting.console import logger
+from dml_fast.runs import checkpoint
+from dml_fast.runs.facts import DataFacts
+from dml_fast.runs.files import link
+from dml_fast.runs.folder import Run
+from dml_fast.runs.history import best_epoch
+from dml_fast.runs.weights import save_student
+from dml_fast.training.meter import Meter
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        meter: totals of the epoch under way.
+        executor: by which the students are run; ``auto`` until the trial.
+        step: steps done in the whole run.
+        seconds: spent in the epoch under way.
+        history: one line for each finished epoch.
+    """
+
+    meter: Meter
+    executor: str
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def end_epoch(self, line: dict[str, Any]) -> None:
+        """Add an epoch's line and begin the next epoch."""
+        self.history.append(line)
+        self.meter.start_epoch()
+        self.seconds = 0.0
+
+
+class Saver:
+    """Writes the folder of a run. Several processes call each method together.
+
+    Args:
+        config: of the run.
+        run: its folder, which can be written to.
+        facts: of the data that the run trains on.
+        corrupt: the files that this process has skipped, where the run skips any.
+        cohort: the students of this process.
+        progress: how far the run is; `resume` sets it.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: Run,
+        facts: DataFacts,
+        corrupt: CorruptFiles | None,
+        cohort: Cohort,
+        progress: Progress,
+    ) -> None:
+        self.config, self.run, self.facts, self.corrupt = config, run, facts, corrupt
+        self.cohort, self.progress, self.world = cohort, progress, cohort.world
+        self._every_steps, self._every_seconds = config.save_interval
+        self._saved_step, self._saved_at = 0, time.monotonic()  # of the newest checkpoint
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Write ``config.json``; return the architecture and parameters of each student."""
+        mine = {
+            k: {"arch": s.arch, "parameters": sum(p.numel() for p in s.model.parameters())}
+            for k, s in zip(self.cohort.numbers, self.cohort, strict=True)
+        }
+        found = {k: v for part in self.world.all_gather(mine) for k, v in part.items()}
+        students = [found[k] for k in range(self.cohort.total)]
+        with self._writing():
+            if self.world.main:
+                self.run.describe(self._picked_config(), self.facts, students)
+        return students
+
+    def bytes_needed(self) -> int:
+        """Return what the run will need: three checkpoints, a spare one, and the weights."""
+        tensors = [t for s in self.cohort for t in s.model.state_dict().values()]
+        mine: int = sum(t.numel() * t.element_size() for t in tensors)
+        weights: int = sum(self.world.all_gather(mine)) // self.world.mesh.data
+        states = 2 if self.config.algorithm == "adamw" else 1
+        return 4 * weights * (1 + states) + weights + 2**22
+
+    def steps_due(self) -> bool:
+        """Whether ``--save-every`` asks for a checkpoint after this step."""
+        return 0 < self._every_steps <= self.progress.step - self._saved_step
+
+    def seconds_due(self) -> bool:
+        """Whether the newest checkpoint is older than the seconds of ``--save-every``."""
+        return 0 < self._every_seconds <= time.monotonic() - self._saved_at
+
+    def save(self, *, best: bool = False) -> None:
+        """Write a checkpoint, and the list of the files that were skipped as corrupt.
+
+        Args:
+            best: whether it is also the best so far.
+
+        Raises:
+            TrainingError: the folder cannot be written to.
+        """
+        progress = self.progress
+        state = {
+            "config": json.dumps(self._picked_config().to_dict()),
+            "fingerprint": self.facts.fingerprint,
+            "mesh": str(self.world.mesh),
+            "step": progress.step,
+            "seconds": progress.seconds,
+            "history": json.dumps(progress.history),
+            "meter": progress.meter.state(),
+            "students": self.cohort.state_dict(),
+            "rng": [rng.state()],
+        }
+        with self._writing():
+            checkpoint.save(self.run, state, best=best, world=self.world)
+            self._write_corrupt()
+        self._mark_saved()
+
+    def save_epoch(self) -> None:
+        """Write a checkpoint at the end of an epoch, then ``metrics.jsonl``.
+
+        Raises:
+            TrainingError: the folder cannot be written to.
+        """
+        history = self.progress.history
+        self.save(best=best_epoch(history) == len(history))
+        with self._writing():
+            if self.world.main:
+                self.run.write_metrics(history)
+
+    def resume(self, path: Path) -> None:
+        """Continue from the checkpoint ``path``, which becomes ``last.pt``.
+
+        Each process does this by itself.
+
+        Raises:
+            UserError: it cannot be read, or is of another run, other data or another cohort.
+        """
+        state = checkpoint.load(path, self.cohort.numbers, verify=self.world.main)
+        self._check(state, path)
+        self.cohort.load_state_dict(state["students"])
+        progress = self.progress
+        progress.step, progress.seconds = state["step"], state["seconds"]
+        progress.history = json.loads(state["history"])
+        progress.meter.load(state["meter"])
+        self._mark_saved()
+        if state["mesh"] == str(self.world.mesh):
+            rng.set_state(state["rng"][self.world.launch.rank])
+        else:
+            logger.info(
+                "the run was saved on a mesh of %s and continues on %s: networks that draw random "
+                "numbers (dropout) get other draws from here; all else is as it was",
+                state["mesh"],
+                self.world.mesh,
+            )
+        if not self.world.main:
+            return
+        if path != self.run.checkpoint("last"):
+            link(path, self.run.checkpoint("last"))
+        # a kill can fall between the checkpoint and what is written after it
+        history = progress.history
+        self.run.write_metrics(history)
+        ended = bool(history) and history[-1]["step"] == progress.step
+        if ended and best_epoch(history) == len(history):
+            checkpoint.mark_best(self.run)
+
+    def write_results(self) -> None:
+        """Write the students' final weights and the curves.
+
+        Raises:
+            TrainingError: the folder cannot be written to.
+        """
+        from dml_fast.reporting.plots import plot_curves  # matplotlib takes a second to import
+
+        with self._writing():
+            for place in range(max(map(len, self.world.shares))):
+                self._write_students(place)
+            if self.world.main:
+                folder = self.run.folder
+                plot_curves(folder / "curves.png", {folder.name: self.progress.history})
+
+    def _picked_config(self) -> TrainConfig:
+        """Return the configuration with the executor that is used, which a resumed run keeps."""
+        return replace(self.config, executor=self.progress.executor)  # type: ignore[arg-type]
+
+    def _check(self, state: dict[str, Any], path: Path) -> None:
+        """Refuse a checkpoint of another run, or of other data.
+
+        Raises:
+            UserError: it is.
+        """
+        saved = from_mapping(json.loads(state["config"]), str(path))
+        check_same_run(saved, self.config, self.run.folder)
+        if state["fingerprint"] != self.facts.fingerprint:
+            raise UserError(
+                f"{self.run.folder} was trained on other images or labels than "
+                f"--data {self.config.data} holds: give the data it was trained on"
+            )
+
+    def _mark_saved(self) -> None:
+        self._saved_step, self._saved_at = self.progress.step, time.monotonic()
+
+    def _write_students(self, place: int) -> None:
+        """Let rank 0 write the final weights of one student of each row."""
+        mine = None
+        if place < len(self.cohort):
+            student = self.cohort.students[place]
+            weights = student.weights()
+            if self.world.column == 0:
+                mine = self.cohort.numbers[place], student.arch, weights
+        for one in self.world.gather(mine) or ():
+            if one is not None:
+                save_student(self.run.weights(one[0]), one[2], one[1], self.facts)
+
+    def _write_corrupt(self) -> None:
+        """List the files that any rank has skipped so far."""
+        if self.corrupt is None:
+            return
+        mine = dict(zip(self.corrupt.names, self.corrupt.reasons.values(), strict=True))
+        if (found := self.world.gather(mine)) is not None:
+            self.run.write_corrupt({name: why for part in found for name, why in part.items()})
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """End the run in one sentence if the disk fills up; what was saved before is whole."""
+        try:
+            yield
+        except (OSError, RuntimeError, CheckpointError) as error:
+            # torch.save turns an OSError into a RuntimeError
+            if is_lost(error):
+                raise
+            found = TrainingError(
+                f"{self.run.folder} cannot be written to at step {self.progress.step} "
+                f"({reason(error)}): make room, then continue from step {self._saved_step} with "
+                f"--resume {self.run.folder}"
+            )
+            raise (agreed(found) if isinstance(error, CheckpointError) else found) from error

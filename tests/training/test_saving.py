@@ -1,0 +1,94 @@
+"""Checkpoints of other runs, damaged ones, older ones; and a disk that is full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_cases import QUICK, THREE_EPOCHS, train, tree
+from PIL import Image
+
+from dml_fast.runs import checkpoint
+from dml_fast.runs.folder import Run
+from dml_fast.train import arguments
+from dml_fast.training.build import build_trainer
+from dml_fast.training.signals import StopRequest
+
+
+def test_resume_refuses_changed_images(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data, folder = tree(tmp_path / "data"), tmp_path / "run"
+    options = ["--arch", "resnet8", "--epochs", "1", "--batch-size", "4"]
+    assert train(*options, "--data", f"folder:{data}", "--out", str(folder)) == 0
+    moved = tmp_path / "moved"
+    data.rename(moved)
+    assert train("--resume", str(folder), "--data", f"folder:{moved}") == 0
+    description = (folder / "config.json").read_text()
+    assert f"folder:{moved}" in description
+    Image.new("RGB", (8, 8)).save(moved / "train" / "class 0" / "0.png")
+    capfd.readouterr()
+    assert train("--resume", str(folder), "--data", f"folder:{moved}") == 2
+    assert "was trained on other images or labels" in capfd.readouterr().err
+    assert (folder / "config.json").read_text() == description
+
+
+def test_resume_of_a_damaged_checkpoint_offers_the_previous(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert train(*QUICK, "--save-every", "1", "--out", str(folder)) == 0
+    last = folder / "last.pt"
+    content = last.read_bytes()
+    last.unlink()
+    last.write_bytes(content[:-100])
+    capfd.readouterr()
+    assert train("--resume", str(folder)) == 2
+    err = capfd.readouterr().err
+    assert f"{last} is damaged" in err
+    assert f"use {folder / 'previous.pt'} instead" in err
+    assert train("--resume", str(folder / "previous.pt")) == 0
+    assert "continuing" in capfd.readouterr().err
+
+
+def test_resume_from_another_checkpoint_keeps_the_others(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert train(*THREE_EPOCHS, "--out", str(folder)) == 0
+    steps = steps_of(folder)
+    assert train("--resume", str(folder / "previous.pt")) == 0
+    assert steps_of(folder) == steps
+    (folder / "last.pt").unlink()
+    (folder / "last.pt").write_bytes(b"damaged")
+    args = arguments(["--resume", str(folder / "previous.pt")])
+    trainer = build_trainer(args, Run(folder), folder / "previous.pt", StopRequest())
+    assert steps_of(folder)["last"] == steps["previous"]
+    assert steps_of(folder)["best"] <= steps["best"]
+    trainer.fit()
+    assert steps_of(folder) == steps
+
+
+def steps_of(folder: Path) -> dict[str, int]:
+    names = ("last", "previous", "best")
+    return {name: checkpoint.load(folder / f"{name}.pt")["step"] for name in names}
+
+
+def test_a_disk_that_fills_up_ends_the_run_in_one_sentence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    saves = 0
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        nonlocal saves
+        saves += 1
+        if saves == 2:
+            raise OSError(28, "No space left on device")
+        save(*args, **kwargs)
+
+    save = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", full)
+    assert train(*THREE_EPOCHS, "--out", str(folder)) == 1
+    err = capfd.readouterr().err
+    assert "error: " in err
+    assert "(No space left on device): make room, then continue from step 3" in err
+    monkeypatch.undo()
+    assert train("--resume", str(folder)) == 0
