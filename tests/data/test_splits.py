@@ -115,7 +115,7 @@ def test_the_validation_split_is_fixed() -> None:
     train, val = split_validation(labels, 0.1)
     np.testing.assert_array_equal(val, split_validation(labels.copy(), 0.1)[1])
     assert len(val) == 20 and sorted([*train, *val]) == list(range(200))
-    with pytest.raises(UserError, match=r"val_fraction 0.1 of 4 .*--val-fraction"):
+    with pytest.raises(UserError, match=r"--val-fraction 0.1 of 4 .*raise it"):
         split_validation(np.zeros(4, dtype=np.int64), 0.1)
 
 

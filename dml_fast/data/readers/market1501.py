@@ -43,10 +43,10 @@ def check_market1501(root: Path) -> None:
     """
     for part in PARTS:
         if not (root / part).is_dir():
-            found = "has no such folder" if root.is_dir() else "does not exist"
+            found = f"has no folder {part}" if root.is_dir() else "does not exist"
             raise UserError(
-                f"market1501:{root} {found}: its images belong in {root / part} and beside it in "
-                f"{' and '.join(other for other in PARTS if other != part)}"
+                f"market1501:{root} {found}: put images in {root}/ in the folders "
+                f"{_TRAIN}, {_QUERY} and {_GALLERY}"
             )
 
 
