@@ -23,6 +23,10 @@ class TrainingError(RuntimeError):
     on_all_ranks = False
 
 
+class CheckpointError(Exception):
+    """Several processes could not write or read a checkpoint together; all of them raise it."""
+
+
 def reason(error: BaseException) -> str:
     """The operating system's words for an error or for what it came from, else its first line."""
     cause: BaseException | None = error

@@ -21,8 +21,18 @@ from dml_fast.kernels.launch import (
 )
 from dml_fast.loss.problem import Problem
 
-_Arguments = tuple[Any, ...]
-_OPTIONAL = 8  # tensors among the arguments, after students and teachers
+# A `Problem` as arguments of an operator. A number that may be a tensor takes two of them.
+_PROBLEM = """
+    Tensor[] students, Tensor[] teachers, Tensor? index, Tensor? soft, Tensor? class_weight,
+    Tensor? row_weight, Tensor? peer_weight, Tensor? kl_tensor, Tensor? scale_tensor,
+    Tensor? labels_tensor, float kl_weight, float grad_scale, float labels, SymInt whole_rows,
+    SymInt? ignore_index, float temperature, float label_smoothing, str peer_reduction,
+    str reduction
+"""
+# The fields of `Problem` that are arguments as they are.
+_TENSORS = ("index", "soft", "class_weight", "row_weight", "peer_weight")
+_OPTIONS = ("ignore_index", "temperature", "label_smoothing", "peer_reduction", "reduction")
+_OPTIONAL = len(_TENSORS) + 3  # tensors after students and teachers
 
 
 def forward(problem: Problem, with_grad: bool, save: bool, stats: str) -> Answer:
@@ -31,18 +41,14 @@ def forward(problem: Problem, with_grad: bool, save: bool, stats: str) -> Answer
     return unpack(problem, outputs, with_grad, save, stats)
 
 
-def _arguments(problem: Problem) -> _Arguments:
-    """A problem as an operator can take it."""
+def _arguments(problem: Problem) -> tuple[Any, ...]:
+    """Return the arguments of `_PROBLEM`."""
     kl_weight, scale = problem.kl_weight, problem.grad_scale
     labels, rows = (0.0, 0) if problem.whole is None else problem.whole
     return (
         list(problem.students),
         [z.detach() for z in problem.teachers],
-        problem.index,
-        problem.soft,
-        problem.class_weight,
-        problem.row_weight,
-        problem.peer_weight,
+        *(getattr(problem, name) for name in _TENSORS),
         kl_weight if isinstance(kl_weight, Tensor) else None,
         scale if isinstance(scale, Tensor) else None,
         labels if isinstance(labels, Tensor) else None,
@@ -50,108 +56,36 @@ def _arguments(problem: Problem) -> _Arguments:
         1.0 if scale is None or isinstance(scale, Tensor) else float(scale),
         0.0 if isinstance(labels, Tensor) else float(labels),
         rows,
-        problem.ignore_index,
-        problem.temperature,
-        problem.label_smoothing,
-        problem.peer_reduction,
-        problem.reduction,
+        *(getattr(problem, name) for name in _OPTIONS),
     )
 
 
-def _problem(
-    students: Sequence[Tensor],
-    teachers: Sequence[Tensor],
-    index: Tensor | None,
-    soft: Tensor | None,
-    class_weight: Tensor | None,
-    row_weight: Tensor | None,
-    peer_weight: Tensor | None,
-    kl_tensor: Tensor | None,
-    scale_tensor: Tensor | None,
-    labels_tensor: Tensor | None,
-    kl_weight: float,
-    grad_scale: float,
-    labels: float,
-    whole_rows: int,
-    ignore_index: int | None,
-    temperature: float,
-    label_smoothing: float,
-    peer_reduction: str,
-    reduction: str,
-) -> Problem:
-    """The inverse of `_arguments`, but for the batch's shape."""
-    whole = None
-    if whole_rows:
-        whole = (labels if labels_tensor is None else labels_tensor, whole_rows)
+def _problem(students: Sequence[Tensor], teachers: Sequence[Tensor], *rest: Any) -> Problem:
+    """Return the problem of `_arguments`, but for the shape of its batch."""
+    tensors, rest = rest[: len(_TENSORS)], rest[len(_TENSORS) :]
+    kl_tensor, scale_tensor, labels_tensor, kl_weight, grad_scale, labels, rows, *options = rest
     return Problem(
         students=tuple(students),
         teachers=tuple(teachers),
         dtype=torch.float32,
         batch_shape=students[0].shape[:1],
-        index=index,
-        ignore_index=ignore_index,
-        soft=soft,
-        class_weight=class_weight,
-        row_weight=row_weight,
-        peer_weight=peer_weight,
         kl_weight=kl_weight if kl_tensor is None else kl_tensor,
-        temperature=temperature,
-        label_smoothing=label_smoothing,
-        peer_reduction=peer_reduction,
-        reduction=reduction,
-        whole=whole,
         grad_scale=grad_scale if scale_tensor is None else scale_tensor,
+        whole=(labels if labels_tensor is None else labels_tensor, rows) if rows else None,
+        **dict(zip(_TENSORS, tensors, strict=True)),
+        **dict(zip(_OPTIONS, options, strict=True)),
     )
 
 
-@torch.library.custom_op("dml_fast::mutual_forward", mutates_args=())
-def mutual_forward(
-    students: Sequence[Tensor],
-    teachers: Sequence[Tensor],
-    index: Tensor | None,
-    soft: Tensor | None,
-    class_weight: Tensor | None,
-    row_weight: Tensor | None,
-    peer_weight: Tensor | None,
-    kl_tensor: Tensor | None,
-    scale_tensor: Tensor | None,
-    labels_tensor: Tensor | None,
-    kl_weight: float,
-    grad_scale: float,
-    labels: float,
-    whole_rows: int,
-    ignore_index: int | None,
-    temperature: float,
-    label_smoothing: float,
-    peer_reduction: str,
-    reduction: str,
-    with_grad: bool,
-    save: bool,
-    stats: str,
-) -> list[Tensor]:
-    """The tensors of `dml_fast.kernels.launch.launch_forward`."""
-    problem = _problem(
-        students,
-        teachers,
-        index,
-        soft,
-        class_weight,
-        row_weight,
-        peer_weight,
-        kl_tensor,
-        scale_tensor,
-        labels_tensor,
-        kl_weight,
-        grad_scale,
-        labels,
-        whole_rows,
-        ignore_index,
-        temperature,
-        label_smoothing,
-        peer_reduction,
-        reduction,
-    )
-    return launch_forward(problem, with_grad, save, stats, keep_counters=False)
+@torch.library.custom_op(
+    "dml_fast::mutual_forward",
+    mutates_args=(),
+    schema=f"({_PROBLEM}, bool with_grad, bool save, str stats) -> Tensor[]",
+)
+def mutual_forward(*arguments: Any) -> list[Tensor]:
+    """Return the tensors of `dml_fast.kernels.launch.launch_forward`."""
+    *problem, with_grad, save, stats = arguments
+    return launch_forward(_problem(*problem), with_grad, save, stats, keep_counters=False)
 
 
 @mutual_forward.register_fake
@@ -173,54 +107,16 @@ def _(students: Sequence[Tensor], teachers: Sequence[Tensor], *rest: Any) -> lis
     return outputs + [empty_like(z) for z in students if with_grad]
 
 
-@torch.library.custom_op("dml_fast::mutual_backward", mutates_args=())
-def mutual_backward(
-    students: Sequence[Tensor],
-    teachers: Sequence[Tensor],
-    index: Tensor | None,
-    soft: Tensor | None,
-    class_weight: Tensor | None,
-    row_weight: Tensor | None,
-    peer_weight: Tensor | None,
-    kl_tensor: Tensor | None,
-    scale_tensor: Tensor | None,
-    labels_tensor: Tensor | None,
-    kl_weight: float,
-    grad_scale: float,
-    labels: float,
-    whole_rows: int,
-    ignore_index: int | None,
-    temperature: float,
-    label_smoothing: float,
-    peer_reduction: str,
-    reduction: str,
-    saved: Tensor,
-    outer: Tensor,
-) -> list[Tensor]:
-    """The gradient (N, C) of each student; see `dml_fast.kernels.launch.launch_gradient`."""
-    problem = _problem(
-        students,
-        teachers,
-        index,
-        soft,
-        class_weight,
-        row_weight,
-        peer_weight,
-        kl_tensor,
-        scale_tensor,
-        labels_tensor,
-        kl_weight,
-        grad_scale,
-        labels,
-        whole_rows,
-        ignore_index,
-        temperature,
-        label_smoothing,
-        peer_reduction,
-        reduction,
-    )
-    grads = [empty_like(z) for z in students]
-    launch_gradient(counted(problem), saved, outer, grads)
+@torch.library.custom_op(
+    "dml_fast::mutual_backward",
+    mutates_args=(),
+    schema=f"({_PROBLEM}, Tensor saved, Tensor outer) -> Tensor[]",
+)
+def mutual_backward(*arguments: Any) -> list[Tensor]:
+    """Return the gradient (N, C) of each student; see `launch.launch_gradient`."""
+    *problem, saved, outer = arguments
+    grads = [empty_like(z) for z in arguments[0]]
+    launch_gradient(counted(_problem(*problem)), saved, outer, grads)
     return grads
 
 
@@ -229,7 +125,7 @@ def _(students: Sequence[Tensor], *rest: Any) -> list[Tensor]:
     return [empty_like(z) for z in students]
 
 
-def _keep(ctx: Any, inputs: _Arguments, output: list[Tensor]) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     students, teachers, *rest = inputs[:-3]
     *_, save, stats = inputs
     saved = output[{"none": 1, "cheap": 4, "all": 6}[stats]] if save else None
@@ -243,8 +139,7 @@ def _differentiate(ctx: Any, outer: list[Tensor | None]) -> tuple[Any, ...]:
     students, teachers = everyone[: ctx.count], everyone[ctx.count :]
     grads: list[Tensor | None] = [None] * len(students)
     if saved is not None and outer[0] is not None:
-        problem = (students, teachers, *optional, *ctx.numbers)
-        grads = mutual_backward(*problem, saved, outer[0])
+        grads = mutual_backward(students, teachers, *optional, *ctx.numbers, saved, outer[0])
     return (grads, [None] * len(teachers), *[None] * (_OPTIONAL + len(ctx.numbers) + 3))
 
 

@@ -39,7 +39,7 @@ def check_data_spec(spec: str, *, download: bool = False) -> None:
     kind, root = _parse(spec)
     if kind in _CHECKS:
         if download:
-            why = "is fetched anyway if it is a URL" if kind == "shards" else "cannot be downloaded"
+            why = "is downloaded if it is a URL" if kind == "shards" else "cannot be downloaded"
             raise UserError(f"{spec} {why}: leave out --download")
         _CHECKS[kind](root)
     elif kind in CIFAR and not download:
@@ -133,7 +133,7 @@ def _read(spec: str, how: Reading, *, download: bool, val_fraction: float) -> Ra
     if image_size not in (0, raw.train.images.shape[2], raw.train.images.shape[2:]):
         raise UserError(
             f"--image-size {image_size} is only for {_FILES} data, and {kind} images "
-            f"have {raw.train.images.shape[2]} pixels a side: leave it out"
+            f"have {raw.train.images.shape[2]} pixels per side: leave it out"
         )
     return raw
 
@@ -146,7 +146,7 @@ def _parse(spec: str) -> tuple[str, str]:
         hint = f" or folder:{spec}" if Path(spec).exists() else ""
         raise UserError(f"unknown data {spec!r}: did you mean {' or '.join(close)}{hint}?")
     if kind == "digits" and colon:
-        raise UserError(f"data {spec!r} should be 'digits' alone: they are built in")
+        raise UserError(f"data {spec!r} should be 'digits' alone: they need no folder")
     if kind != "digits" and not folder:
         raise UserError(f"data {spec!r} needs a folder: write {kind}:DIR")
     return kind, folder

@@ -66,8 +66,8 @@ def split_validation(labels: Ids, fraction: float) -> tuple[Ids, Ids]:
     val = stratified_sample(labels, round(fraction * len(labels)), numpy_generator(_SPLIT_SEED))
     if len(val) == 0:
         raise UserError(
-            f"val_fraction {fraction} of {len(labels)} training images leaves none for "
-            "validation: raise --val-fraction, add images, or add a val/ folder"
+            f"--val-fraction {fraction} of {len(labels)} training images leaves none for "
+            "validation: raise it, add images, or add a val/ folder"
         )
     return remaining(len(labels), val), val
 
@@ -107,8 +107,8 @@ def add_label_noise(labels: Ids, num_classes: int, fraction: float, seed: int) -
     """
     if num_classes < 2:
         raise UserError(
-            f"label_noise {fraction} needs at least 2 classes and the data has {num_classes}: "
-            "leave out --label-noise"
+            f"--label-noise {fraction} needs at least 2 classes and the data has {num_classes}: "
+            "leave it out"
         )
     rng = numpy_generator(seed, "label_noise")
     count = round(fraction * len(labels))
@@ -157,7 +157,7 @@ def split_identities(pids: Ids, cams: Ids, fraction: float) -> tuple[Ids, Ids, I
     if len(queries) == 0:
         raise UserError(
             f"none of the {count} identities that --val-fraction {fraction} sets aside has "
-            f"images to find by two cameras: {advice}"
+            f"images by two cameras, so nothing can be searched for: {advice}"
         )
     learned = np.flatnonzero(~np.isin(identity, held_out))
     return learned, queries, aside[~np.isin(aside, queries)]

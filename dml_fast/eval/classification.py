@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from dml_fast.data.loaders.assemble import Batch
 from dml_fast.distributed.world import World
 from dml_fast.engine.precision import Precision
-from dml_fast.eval.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,27 @@ class Accuracy:
     """Shares of right answers over a set of images.
 
     Attributes:
-        students: one a student, in 0..1.
-        ensemble: of the class with the highest mean of the students' probabilities.
+        students: that of each student, in 0..1.
+        ensemble: that of the class with the highest mean of the students' probabilities.
         images: how many were counted.
     """
 
     students: tuple[float, ...]
     ensemble: float
     images: int
+
+
+@contextmanager
+def evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Put models in evaluation mode while inside; afterwards each is in its earlier mode."""
+    modes = [model.training for model in models]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for model, mode in zip(models, modes, strict=True):
+            model.train(mode)
 
 
 @torch.inference_mode()
@@ -36,12 +49,12 @@ def evaluate(
     precision: Precision,
     world: World | None = None,
 ) -> Accuracy:
-    """Run the students over a set; afterwards each is in the mode it was in.
+    """Classify a set with each student and with all together; modes are restored afterwards.
 
     Args:
-        models: K networks, ``forward(inputs (N, ...)) -> logits (N, C)``; of several processes each
-            gives those that it holds.
-        batches: every image once; of several processes each column gives its share.
+        models: K networks, ``forward(inputs (N, ...)) -> logits (N, C)``; each of several
+            processes gives those that it holds.
+        batches: every image once; each column of processes gives its share.
         precision: as in training.
         world: the processes; by default there is one.
     """
@@ -59,6 +72,6 @@ def evaluate(
 
 
 def _right(logits: list[Tensor], target: Tensor) -> Tensor:
-    """(K + 1,) counts: each student's right answers, then the ensemble's."""
+    """Count the right answers of each student, then of the ensemble: (K + 1,)."""
     mean = torch.stack([z.softmax(1) for z in logits]).mean(0)  # (N, C)
     return torch.stack([(scores.argmax(1) == target).sum() for scores in [*logits, mean]])

@@ -1,194 +1,198 @@
-"""Evaluation of a finished run's students on a split of its data or of other data."""
+"""A finished run evaluated on a split of its data or of other data; nothing is printed."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from dml_fast.config import TrainConfig
-from dml_fast.data import DataSet, ImageSet
+from dml_fast.data import DataSet, ImageSet, RetrievalSet
 from dml_fast.data.loaders import evaluation_batches
 from dml_fast.data.loaders.assemble import Batch
 from dml_fast.engine.precision import Precision, keep_in_full_precision, pick_device
 from dml_fast.errors import UserError
 from dml_fast.eval.classification import evaluate
+from dml_fast.eval.retrieval import evaluate_retrieval
+from dml_fast.ranking.result import RankingResult
 from dml_fast.runs.folder import Run
-from dml_fast.runs.history import percent
+from dml_fast.runs.history import ACCURACY, MAP
 from dml_fast.runs.trained import Trained, open_data
 
-logger = logging.getLogger(__name__)
+LIST_LENGTH = 10  # gallery images in a ranked list
+
+_log = logging.getLogger("dml_fast")
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Students of a checkpoint in front of the images that they are evaluated on.
+def evaluate_run(
+    folder: Path,
+    *,
+    data: str = "",
+    split: str = "test",
+    checkpoint: str = "best",
+    device: str = "auto",
+    batch_size: int = 512,
+    reranked: bool = False,
+    lists: int = 0,
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """Measure a run's students and their ensemble: accuracies, or how well they find identities.
 
-    Attributes:
-        trained: the checkpoint.
-        models: the students, on their device, in evaluation mode.
-        images: of the split.
-        batches: of all images, once.
-        precision: the run's own, as far as the device has it.
-        facts: what was evaluated on what, for ``--json``.
-    """
-
-    trained: Trained
-    models: Sequence[nn.Module]
-    images: ImageSet
-    batches: Iterator[Batch]
-    precision: Precision
-    facts: dict[str, Any]
-
-    @classmethod
-    def prepare(
-        cls, run: Run, *, spec: str, split: str, which: str, device: str, batch_size: int
-    ) -> Evaluation:
-        """Read a run's students and images.
-
-        Args:
-            run: the run.
-            spec: data in place of the run's own, or "".
-            split: train, val or test.
-            which: the checkpoint: best, last or previous.
-            device: auto, cpu, cuda or cuda:N.
-            batch_size: images at a time.
-
-        Raises:
-            UserError: no such checkpoint, split or device, or data that does not fit.
-        """
-        trained = Trained.load(run, which)
-        place = pick_device(device)
-        precision = _precision(run.config, place)
-        images = _part(open_data(run, spec), split, spec or run.config.data)
-        layout = torch.channels_last if run.config.channels_last else torch.contiguous_format
-        models = [
-            trained.model(k).to(place).to(memory_format=layout)  # type: ignore[call-overload]
-            for k in range(len(trained.archs))
-        ]
-        for model in models:  # as in training
-            keep_in_full_precision(model, precision)
-        batches = evaluation_batches(
-            images,
-            batch_size=batch_size,
-            mean=trained.facts.mean,
-            std=trained.facts.std,
-            device=place,
-            channels_last=run.config.channels_last,
-        )
-        line = trained.validation
-        facts = {
-            "run": str(run.folder),
-            "checkpoint": which,
-            "step": trained.step,
-            "epoch": line["epoch"] if line else 0,
-            "data": spec or run.config.data,
-            "split": split,
-            "images": len(images),
-            "device": str(place),
-            "precision": str(precision),
-        }
-        return cls(trained, models, images, batches, precision, facts)
-
-    def student_facts(self, key: str) -> list[dict[str, Any]]:
-        """For each student its architecture, its size and its validation score by ``key``."""
-        line = self.trained.validation
-        return [
-            {
-                "arch": arch,
-                "parameters": sum(p.numel() for p in self.models[k].parameters()),
-                key: line["students"][k][key] if line else None,
-            }
-            for k, arch in enumerate(self.trained.archs)
-        ]
-
-
-def classify(evaluation: Evaluation) -> dict[str, Any]:
-    """Accuracies of the students and their ensemble.
+    Args:
+        folder: the run's.
+        data: a data set in place of the run's own, or "".
+        split: train, val or test.
+        checkpoint: best, last or previous.
+        device: auto, cpu, cuda or cuda:N.
+        batch_size: images at a time.
+        reranked: whether to correct the distances with mutual neighbours (`dml_fast.eval.rerank`).
+        lists: how many queries' ranked lists to draw, of the ensemble.
+        out: where to draw them.
 
     Returns:
-        What ``--json`` prints: accuracies in 0..1, and what they were measured on.
+        What ``--json`` prints: shares in 0..1, and what they were measured on.
+
+    Raises:
+        UserError: no such run, checkpoint, split or device; data that does not fit; retrieval asked
+            of a run that learned classes; no queries, no query with a match, or no student with
+            finite embeddings; the picture cannot be written.
     """
-    accuracy = evaluate(evaluation.models, evaluation.batches, evaluation.precision)
-    students = evaluation.student_facts("val_acc")
+    run = Run.open(folder)
+    config = run.config
+    if not config.retrieval:
+        for flag, value in (("--rerank", reranked), ("--ranked-lists", lists)):
+            if value:
+                raise UserError(f"{flag} ranks, and {run.folder} learned classes: leave it out")
+    trained = Trained.load(run, checkpoint)
+    precision = _precision(config, pick_device(device))
+    images = _part(open_data(run, data), split, data or config.data)
+    models = _models(trained, config, precision)
+    batches = evaluation_batches(
+        images,
+        batch_size=batch_size,
+        mean=trained.facts.mean,
+        std=trained.facts.std,
+        device=precision.device,
+        channels_last=config.channels_last,
+    )
+    if config.retrieval:
+        found = _search(models, batches, images, precision, run.folder, reranked, lists, out)
+    else:
+        found = _classify(models, batches, precision)
+    line = trained.validation
+    key = (MAP if config.retrieval else ACCURACY).key
     return {
-        **evaluation.facts,
+        "run": str(run.folder),
+        "checkpoint": checkpoint,
+        "step": trained.step,
+        "epoch": line["epoch"] if line else 0,
+        "data": data or config.data,
+        "split": split,
+        "images": len(images),
+        "device": str(precision.device),
+        "precision": str(precision),
+        **found.facts,
         "students": [
-            {**facts, "accuracy": accuracy.students[k]} for k, facts in enumerate(students)
+            {
+                "arch": trained.archs[k],
+                "parameters": sum(p.numel() for p in models[k].parameters()),
+                key: line["students"][k][key] if line else None,
+                **scores,
+            }
+            for k, scores in enumerate(found.students)
         ],
-        "best_student": evaluation.trained.best,
-        "ensemble_accuracy": accuracy.ensemble,
+        "best_student": trained.best,
+        **found.ensemble,
     }
 
 
-def show(result: Mapping[str, Any]) -> None:
-    """Print the result of ``classify`` to stdout as a table."""
-    rows = [[student["val_acc"], student["accuracy"]] for student in result["students"]]
-    ensemble = ["mean of probabilities", "", "", percent(result["ensemble_accuracy"])]
-    show_table(result, ["validation, %", f"{result['split']}, %"], rows, ensemble)
-    show_facts(result)
+class _Found(NamedTuple):
+    """Measurements, as entries of the result.
 
-
-def show_table(
-    result: Mapping[str, Any],
-    columns: Sequence[str],
-    shares: Sequence[Sequence[float | None]],
-    ensemble: Sequence[str],
-    title: str | None = None,
-) -> None:
-    """Print a row a student, the best one marked, and one for the ensemble.
-
-    Args:
-        result: with ``students`` and ``best_student``.
-        columns: what the shares are.
-        shares: a row a student, in 0..1.
-        ensemble: the last row's cells, from the second on.
-        title: above the table.
+    Attributes:
+        facts: about the search; none for classification.
+        students: the scores of each.
+        ensemble: its scores.
     """
-    table = Table(box=box.SIMPLE_HEAD, title=title)
-    for name in ("student", "architecture", "parameters", *columns):
-        justify: Literal["left", "right"] = "left" if name == "architecture" else "right"
-        table.add_column(name, justify=justify, no_wrap=True)
-    for k, (student, row) in enumerate(zip(result["students"], shares, strict=True)):
-        mark = "* " if k == result["best_student"] else ""
-        name, size = student["arch"], f"{student['parameters']:,}"
-        table.add_row(f"{mark}{k}", name, size, *(percent(share) for share in row))
-    table.add_row("ensemble", *ensemble)
-    console = Console()
-    console.width = max(console.width, 110)  # a narrower table would lose its figures
-    console.print(table)
+
+    facts: dict[str, Any]
+    students: list[dict[str, float | None]]
+    ensemble: dict[str, Any]
 
 
-def show_facts(result: Mapping[str, Any], images: str = "images") -> None:
-    """Print what was evaluated on what.
+def _classify(
+    models: Sequence[nn.Module], batches: Iterator[Batch], precision: Precision
+) -> _Found:
+    accuracy = evaluate(models, batches, precision)
+    students: list[dict[str, float | None]] = [{"accuracy": a} for a in accuracy.students]
+    return _Found({}, students, {"ensemble_accuracy": accuracy.ensemble})
 
-    Args:
-        result: with the evaluation's facts.
-        images: what the images are.
-    """
-    Console().print(
-        f"{result['images']:,} {images} of the {result['split']} split of {result['data']}; "
-        f"{result['checkpoint']}.pt of {result['run']}, epoch {result['epoch']}; "
-        f"{result['precision']} on {result['device']}\n"
-        "* best on the validation split in that epoch",
-        highlight=False,
-        soft_wrap=True,
-    )
+
+def _search(
+    models: Sequence[nn.Module],
+    batches: Iterator[Batch],
+    images: ImageSet,
+    precision: Precision,
+    folder: Path,
+    reranked: bool,
+    lists: int,
+    out: Path | None,
+) -> _Found:
+    if not isinstance(images, RetrievalSet):
+        raise UserError("the train split has no queries: give --split test or val")
+    topk = LIST_LENGTH if lists else 0
+    found = evaluate_retrieval(models, batches, images, precision, reranked=reranked, topk=topk)
+    if found.ensemble is None:
+        raise UserError(
+            f"no student of {folder} gives embeddings that are numbers, so there is nothing to "
+            "rank: evaluate an earlier checkpoint with --checkpoint"
+        )
+    if lists and out is not None:
+        # matplotlib takes a second to import
+        from dml_fast.reporting.ranked_lists import draw_ranked_lists
+
+        draw_ranked_lists(out, images, found.ensemble, lists)
+    facts = {
+        "queries": images.queries,
+        "gallery": len(images) - images.queries,
+        "n_valid": found.ensemble.n_valid,
+        "reranked": reranked,
+        "ranked_lists": str(out) if lists else None,
+    }
+    students = [_shares(result) for result in found.students]
+    return _Found(facts, students, {"ensemble": _shares(found.ensemble)})
+
+
+def _shares(result: RankingResult | None) -> dict[str, float | None]:
+    """Return the scores to report, each None for a student that diverged."""
+    if result is None:
+        return dict.fromkeys(("mAP", "mAP_trapezoid", "mINP", "rank1", "rank5", "rank10"))
+    means = {name: getattr(result, name) for name in ("mAP", "mAP_trapezoid", "mINP")}
+    return means | {f"rank{k}": float(result.cmc[k - 1]) for k in (1, 5, 10)}
+
+
+def _models(trained: Trained, config: TrainConfig, precision: Precision) -> list[nn.Module]:
+    """Build the students on their device, in evaluation mode and in training's precision."""
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    models = []
+    for k in range(len(trained.archs)):
+        model = trained.model(k).to(precision.device)
+        models.append(model.to(memory_format=layout))  # type: ignore[call-overload]
+        keep_in_full_precision(models[k], precision)
+    return models
 
 
 def _precision(config: TrainConfig, device: torch.device) -> Precision:
-    """The run's own, except that a CPU has no fp16: there full precision, which loses nothing."""
-    if config.amp and config.amp_dtype == "fp16" and device.type == "cpu":
-        logger.warning("the run used fp16, which a CPU lacks: evaluating in fp32")
-        config = replace(config, amp=False)
-    return Precision.choose(config.amp, config.amp_dtype, device)
+    """Return the run's own precision, but fp32, which loses nothing, for fp16 on a CPU."""
+    amp = config.amp
+    if amp and config.amp_dtype == "fp16" and device.type == "cpu":
+        _log.warning("the run used fp16, which a CPU lacks: evaluating in fp32")
+        amp = False
+    return Precision.choose(amp, config.amp_dtype, device)
 
 
 def _part(data: DataSet, split: str, spec: str) -> ImageSet:

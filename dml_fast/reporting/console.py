@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar on a terminal, else a line an epoch; then a table."""
+"""What a person sees of a run under way: a bar on a terminal, and a line for each epoch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from dml_fast.runs.history import MAP, ensemble_score, images_per_s, percent, score_of
+from dml_fast.runs.history import MAP, percent, score_of
 
 if TYPE_CHECKING:
     from dml_fast.config import TrainConfig
@@ -40,7 +38,7 @@ def set_up_logging(console: Console) -> None:
 
 
 class Reporter:
-    """Shows a run as it goes, on stderr; the last table goes to stdout.
+    """Show a run on stderr as it proceeds; `tables.show_run` prints its last table.
 
     Args:
         tensorboard: folder for TensorBoard events, or None.
@@ -61,7 +59,7 @@ class Reporter:
         precision: Precision,
         world: World,
     ) -> None:
-        """Say what is about to be trained; from here on files are written."""
+        """Log what is about to be trained; from now on files may be written."""
         if self._events is not None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -127,30 +125,6 @@ class Reporter:
         if self._writer is not None:
             self._write_events(line)
 
-    def table(self, history: Sequence[dict[str, Any]], best: int, folder: Path) -> None:
-        """Print the result: last and best epoch of each student and of the ensemble."""
-        last, top = history[-1], history[best - 1]
-        score = score_of(last)
-        title = f"Validation {score.name}, % (best: epoch {best})"
-        table = Table(box=box.SIMPLE_HEAD, title=title)
-        for name in ("student", "architecture", "last epoch", "best epoch"):
-            table.add_column(name, justify="left" if name == "architecture" else "right")
-        for k, (now, then) in enumerate(zip(last["students"], top["students"], strict=True)):
-            table.add_row(
-                str(k), now["arch"], percent(now[score.key], 1), percent(then[score.key], 1)
-            )
-        ensembles = (percent(ensemble_score(line), 1) for line in (last, top))
-        table.add_row("ensemble", score.ensemble, *ensembles)
-        output = Console()
-        output.width = max(output.width, 72)  # a narrower table would lose its figures
-        output.print(table)
-        output.print(
-            f"{images_per_s(history):,.0f} images/s (median epoch; every student sees each "
-            f"image)\nwritten to {folder}",
-            highlight=False,
-            soft_wrap=True,
-        )
-
     def close(self) -> None:
         """Flush what is still to be written."""
         if self._writer is not None:
@@ -168,7 +142,7 @@ class Reporter:
 
 
 def _scores(line: dict[str, Any]) -> str:
-    """The validation scores of one epoch."""
+    """Return the validation scores of one epoch, in words."""
     students = line["students"]
     if score_of(line) is MAP:
         means, firsts = (

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, and refused by name when damaged or foreign."""
+"""Checkpoints: written as a whole, verified when read, and loaded without running any code."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.distributed.checkpoint.api import CheckpointException
 
 from dml_fast.errors import UserError, first_line
-from dml_fast.runs import sharded_checkpoint
 from dml_fast.runs.files import atomic_write, link, sync_folder
 from dml_fast.runs.folder import Run
 
@@ -24,24 +22,32 @@ VERSION = 2
 
 
 def save(run: Run, state: dict[str, Any], *, best: bool, world: World | None = None) -> None:
-    """Write ``last.pt``; what was last becomes ``previous.pt``, and the best one ``best.pt``.
+    """Write ``last.pt``; the one before becomes ``previous.pt``.
 
     Args:
-        run: where to.
+        run: the folder to write to.
         state: tensors, numbers, strings, lists and dictionaries of these, so that it loads with
             ``weights_only=True``.
-        best: whether this one is also the best so far.
-        world: the processes, which save together: ``students`` and ``rng`` are those of each.
+        best: whether to make it ``best.pt`` too.
+        world: the processes, all of which call this; by default there is one. ``students`` and
+            ``rng`` in ``state`` are those of each process.
+
+    Raises:
+        OSError, RuntimeError: it cannot be written.
+        CheckpointError: the same, of several processes.
     """
     state = {"format": FORMAT, "version": VERSION, **state}
-    if world is not None and not world.single:
-        sharded_checkpoint.save(run, state, world, best=best)
-        return
-    with atomic_write(run.checkpoint("last"), keep_old_as=run.checkpoint("previous")) as file:
-        torch.save(state, file)
-    if best:
-        mark_best(run)
-    sharded_checkpoint.sweep(run)
+    if world is None or world.single:
+        with atomic_write(run.checkpoint("last"), keep_old_as=run.checkpoint("previous")) as file:
+            torch.save(state, file)
+    else:
+        from dml_fast.runs import sharded_checkpoint  # what it needs of torch is slow to import
+
+        sharded_checkpoint.save(run, state, world)
+    if world is None or world.main:
+        if best:
+            mark_best(run)
+        run.remove_unused_parts()
 
 
 def mark_best(run: Run) -> None:
@@ -53,15 +59,18 @@ def mark_best(run: Run) -> None:
 def load(
     path: Path, students: Sequence[int] | None = None, *, verify: bool = True
 ) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU: what was saved, with ``rng`` of every process.
+    """Read a checkpoint onto the CPU.
 
     Args:
         path: a file, or a link to the folder that several processes wrote.
-        students: whose states are wanted, by number; by default all.
-        verify: compare with checksums; of several processes that read it, one is enough.
+        students: the numbers of those whose states are wanted; by default all.
+        verify: compare with the checksums. Where several processes read it, one is enough.
+
+    Returns:
+        What was saved; ``rng`` has the state of each process.
 
     Raises:
-        UserError: it is missing, damaged, foreign, or of another version.
+        UserError: it is missing, damaged, not a checkpoint, or of another version.
     """
     if path.suffix != ".pt" and path.is_file():
         raise UserError(f"{path} is not a checkpoint: give the run folder, or a .pt file in it")
@@ -73,7 +82,7 @@ def load(
         raise UserError(
             f"{path} was not loaded, it holds objects that could run code: {_alternative(path)}"
         ) from None
-    except (Exception, CheckpointException) as error:
+    except Exception as error:
         raise UserError(f"{path} is damaged ({first_line(error)}): {_alternative(path)}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of dml_fast: {_alternative(path)}")
@@ -88,9 +97,11 @@ def load(
 
 def _read(path: Path, students: Sequence[int] | None, verify: bool) -> Any:
     if path.is_dir():
+        from dml_fast.runs import sharded_checkpoint
+
         return sharded_checkpoint.load(path, students, verify=verify)
     if verify:
-        with zipfile.ZipFile(path) as archive:  # torch does not check every sum
+        with zipfile.ZipFile(path) as archive:  # torch verifies only some
             if broken := archive.testzip():
                 raise zipfile.BadZipFile(f"bad checksum in {broken}")
     state = torch.load(path, map_location="cpu", weights_only=True)

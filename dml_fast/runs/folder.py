@@ -22,6 +22,8 @@ from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import atomic_write
 from dml_fast.version import __version__
 
+_PARTS = "checkpoint_"  # how names of folders of checkpoints begin
+
 
 @dataclass(frozen=True)
 class Run:
@@ -49,6 +51,23 @@ class Run:
     def weights(self, student: int) -> Path:
         """The final weights of one student."""
         return self.folder / f"student_{student}.safetensors"
+
+    def new_parts(self, step: int) -> Path:
+        """Make a folder for a checkpoint of several processes, under a name that is not taken.
+
+        A run may reach a step twice: after a crash it continues from an older checkpoint.
+        """
+        folder = _unused(self.folder / f"{_PARTS}{step:08d}")
+        folder.mkdir()
+        return folder
+
+    def remove_unused_parts(self) -> None:
+        """Remove such folders that neither ``last`` nor ``previous`` nor ``best`` links to."""
+        links = [self.checkpoint(which) for which in ("last", "previous", "best")]
+        used = {link.resolve() for link in links if link.is_symlink()}
+        for folder in self.folder.glob(f"{_PARTS}*"):
+            if folder.resolve() not in used:
+                shutil.rmtree(folder, ignore_errors=True)
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -221,7 +240,12 @@ def new_folder(config: TrainConfig) -> Path:
         return Path(config.out)
     kind = config.data.split(":", 1)[0]
     stem = f"{kind}-{config.method}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder, number = Path("runs") / stem, 1
-    while folder.exists():
-        folder, number = Path("runs") / f"{stem}-{number}", number + 1
-    return folder
+    return _unused(Path("runs") / stem)
+
+
+def _unused(folder: Path) -> Path:
+    """Return the folder, with a number after its name if it exists."""
+    found, number = folder, 1
+    while found.exists():
+        found, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+    return found

@@ -1,7 +1,7 @@
-"""Checkpoints of several processes, by torch.distributed.checkpoint: each rank writes its part.
+"""Checkpoints of several processes: each rank writes its part, with torch.distributed.checkpoint.
 
-Such a checkpoint is a folder, and ``last.pt`` a link to it. Any number of processes can read it.
-Tensors go by name; all else is one JSON text, so that nothing in it can run code when it is read.
+Such a checkpoint is a folder, and ``last.pt`` is a link to it. Any number of processes can read it.
+Tensors are stored by name and everything else as one JSON text, so that reading runs no code.
 """
 
 from __future__ import annotations
@@ -9,44 +9,47 @@ from __future__ import annotations
 import io
 import json
 import pickle
-import shutil
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
+from dml_fast.errors import CheckpointError, reason
 from dml_fast.runs.files import atomic_write, point_to
 from dml_fast.runs.folder import Run
 
 if TYPE_CHECKING:
     from dml_fast.distributed.world import World
 
-_FOLDER = "checkpoint_"
-_COMMON = "common"
+_COMMON = "common"  # the name of the JSON text, which is stored as a tensor of bytes
 _SUMS = "checksums.json"
 
 
-def save(run: Run, state: dict[str, Any], world: World, *, best: bool) -> None:
-    """Write a checkpoint together; ``last``, ``previous`` and ``best`` as in `checkpoint.save`.
+def save(run: Run, state: dict[str, Any], world: World) -> None:
+    """Write a checkpoint together, then point ``last.pt`` and ``previous.pt`` to the newest two.
 
     Args:
-        run: where to; one folder that all ranks see.
-        state: as of `dml_fast.runs.checkpoint.save`, with this rank's ``students`` and ``rng``.
+        run: the folder to write to, the same for all ranks.
+        state: as in `dml_fast.runs.checkpoint.save`, with this rank's ``students`` and ``rng``.
         world: the processes.
-        best: whether this one is also the best so far.
+
+    Raises:
+        CheckpointError: a rank cannot write its part; all ranks raise it.
     """
     tensors, mine = _student_tensors(state["students"], world)
     tensors[f"rng.{world.launch.rank}"] = _packed(state["rng"][0])
     described = world.gather(mine)
-    name = world.from_main(lambda: _new_name(run.folder, state["step"]))
+    name = world.from_main(lambda: run.new_parts(state["step"]).name)
     if world.main:
         tensors["meter"] = state["meter"]
         students = {k: v for part in described or [] for k, v in part.items()}
@@ -55,30 +58,31 @@ def save(run: Run, state: dict[str, Any], world: World, *, best: bool) -> None:
         text = json.dumps(common).encode()
         tensors[_COMMON] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     folder = run.folder / name
-    save_tensors(tensors, storage_writer=FileSystemWriter(str(folder)))
+    with _errors():
+        save_tensors(tensors, storage_writer=FileSystemWriter(str(folder)))
     sums = world.gather({p.name: _sum(p) for p in folder.glob(f"__{world.launch.rank}_*")})
     if world.main:
         parts = [*(sums or []), {".metadata": _sum(folder / ".metadata")}]
         with atomic_write(folder / _SUMS) as file:
             file.write(json.dumps({k: v for part in parts for k, v in part.items()}).encode())
         point_to(run.checkpoint("last"), name, keep_old_as=run.checkpoint("previous"))
-        if best:
-            point_to(run.checkpoint("best"), name)
-        sweep(run)
 
 
 def load(
     path: Path, students: Sequence[int] | None = None, *, verify: bool = True
 ) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU: what `save` was given, of all ranks.
+    """Read a checkpoint onto the CPU.
 
     Args:
         path: the folder, or a link to it.
-        students: whose states to read; the others' are left out. By default all.
-        verify: compare the files with their checksums first, which torch has none of.
+        students: the numbers of those whose states are wanted; by default all.
+        verify: compare the files with their checksums first; torch has no checksums.
+
+    Returns:
+        What all ranks gave to `save`, in one.
 
     Raises:
-        Exception: of many kinds, where it is damaged.
+        Exception: it is damaged; of which kind depends on the damage.
     """
     if verify:
         for name, expected in json.loads((path / _SUMS).read_text()).items():
@@ -108,30 +112,12 @@ def _sum(path: Path) -> int:
     return found
 
 
-def sweep(run: Run) -> None:
-    """Remove folders that none of ``last``, ``previous`` and ``best`` links to."""
-    links = [run.checkpoint(which) for which in ("last", "previous", "best")]
-    kept = {link.resolve() for link in links if link.is_symlink()}
-    for folder in run.folder.glob(f"{_FOLDER}*"):
-        if folder.resolve() not in kept:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _new_name(run: Path, step: int) -> str:
-    """A name that is not taken: a run may come to a step again after a crash."""
-    name, number = f"{_FOLDER}{step:08d}", 1
-    while (run / name).exists():
-        name, number = f"{_FOLDER}{step:08d}-{number}", number + 1
-    (run / name).mkdir()
-    return name
-
-
 def _student_tensors(
     states: Sequence[dict[str, Any]], world: World
 ) -> tuple[dict[str, Tensor], dict[int, Any]]:
-    """This rank's tensors by name, and what else is to be known of its students.
+    """Return the tensors that this rank writes, by name, and descriptions of its students.
 
-    Of copies the first rank's are written; of shards, every rank's.
+    Where each rank of a row has a copy of a tensor, the first writes it; each writes its shards.
     """
     tensors: dict[str, Tensor] = {}
     described: dict[int, Any] = {}
@@ -177,9 +163,20 @@ def _read(reader: FileSystemReader, wanted: dict[str, TensorStorageMetadata]) ->
         for name, about in wanted.items()
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that this process reads alone is meant
-        load_tensors(tensors, storage_reader=reader, no_dist=True)
+        warnings.simplefilter("ignore")  # torch warns that one process reads alone
+        with _errors():
+            load_tensors(tensors, storage_reader=reader, no_dist=True)
     return tensors
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turn torch's error, which is no ``Exception`` and holds a traceback, into one line."""
+    try:
+        yield
+    except CheckpointException as error:
+        [(rank, (first, _)), *_] = error.failures.items()
+        raise CheckpointError(f"rank {rank}: {reason(first)}") from error
 
 
 def _packed(state: Any) -> Tensor:
@@ -193,7 +190,7 @@ def _unpacked(raw: Tensor) -> Any:
 
 
 class _Reader(FileSystemReader):
-    """Reads the index, which is a pickle, without letting it name any function that acts."""
+    """Reads the index, a pickle, and allows only names in it that cannot run code."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         with (Path(self.path) / ".metadata").open("rb") as file:

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.checkpoint.api import CheckpointException
-
 from dml_fast import rng
 from dml_fast.config import TrainConfig
 from dml_fast.config_files import check_same_run, from_mapping
@@ -19,7 +17,7 @@ from dml_fast.data.corrupt import CorruptFiles
 from dml_fast.distributed.failure import is_lost
 from dml_fast.distributed.world import agreed
 from dml_fast.engine import Cohort
-from dml_fast.errors import TrainingError, UserError, reason
+from dml_fast.errors import CheckpointError, TrainingError, UserError, reason
 from dml_fast.reporting.console import logger
 from dml_fast.runs import checkpoint
 from dml_fast.runs.facts import DataFacts
@@ -245,7 +243,7 @@ class Saver:
         """End the run in one sentence if the disk fills up; what was saved before is whole."""
         try:
             yield
-        except (OSError, RuntimeError, CheckpointException) as error:
+        except (OSError, RuntimeError, CheckpointError) as error:
             # torch.save turns an OSError into a RuntimeError
             if is_lost(error):
                 raise
@@ -254,4 +252,4 @@ class Saver:
                 f"({reason(error)}): make room, then continue from step {self._saved_step} with "
                 f"--resume {self.run.folder}"
             )
-            raise (agreed(found) if isinstance(error, CheckpointException) else found) from error
+            raise (agreed(found) if isinstance(error, CheckpointError) else found) from error

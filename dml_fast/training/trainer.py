@@ -15,6 +15,7 @@ from dml_fast.engine.optim import lr_factor, ramp
 from dml_fast.errors import TrainingError
 from dml_fast.eval.validation import validate
 from dml_fast.reporting.console import Reporter
+from dml_fast.reporting.tables import show_run
 from dml_fast.runs.history import best_epoch
 from dml_fast.training.saving import Progress, Saver
 from dml_fast.training.signals import StopRequest
@@ -80,7 +81,7 @@ class Trainer:
         self.saver.write_results()
         if self.saver.world.main:
             history = self.progress.history
-            self.reporter.table(history, best_epoch(history), self.saver.run.folder)
+            show_run(history, best_epoch(history), self.saver.run.folder)
 
     def close(self) -> None:
         """Stop the loader's threads and flush what is still to be written."""

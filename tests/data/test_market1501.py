@@ -107,12 +107,12 @@ def test_identities_seen_by_one_camera_cannot_validate(tmp_path: Path) -> None:
     make_market(tmp_path)
     for path in (tmp_path / "bounding_box_train").iterdir():
         path.rename(path.with_name(path.name.replace("_c2", "_c1")))
-    with pytest.raises(UserError, match="images to find by two cameras: give another"):
+    with pytest.raises(UserError, match="nothing can be searched for: give another"):
         opened(tmp_path, val_fraction=0.25)
 
 
 def test_what_has_another_form_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="none does not exist: its images belong in"):
+    with pytest.raises(UserError, match="none does not exist: put images in"):
         check_data_spec(f"market1501:{tmp_path}/none")
     make_market(tmp_path)
     check_data_spec(f"market1501:{tmp_path}")

@@ -182,7 +182,7 @@ def test_braces_and_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("a/train-{08..11}.tar", r"does not exist: there is no .*train-11\.tar"),
         ("a/train-{3..1}.tar", r"\{3\.\.1\} counts down"),
         ("a/train-{0..9999999}.tar", "counts too far"),
-        ("{0..999}{0..999}{0..999}.tar", "names over 1000000 files"),
+        ("{0..999}{0..999}{0..999}.tar", "names more than 1000000 files"),
         ("a/nothing*.tar", "does not exist"),
     ]:
         with pytest.raises(UserError, match=message):
@@ -224,21 +224,21 @@ def test_nothing_there_is_refused_before_anything_is_read(tmp_path: Path) -> Non
         (tmp_path / "no", "does not exist"),
         (tmp_path / "empty", "holds no tar files: put train-000.tar"),
         (tmp_path / "text", "holds no tar files"),
-        ("s3://bucket/train-0.tar", "is at s3://, which is not read"),
+        ("s3://bucket/train-0.tar", "is at s3://, which is not supported"),
         ("https://host/*.tar", "a server lists no files"),
-        ("https:///x.tar", "is no URL of a file"),
-        ("https://host/folder/", "is no URL of a file"),
-        ("https://[host/x.tar", "is no URL of a file"),
+        ("https:///x.tar", "is not the URL of a file"),
+        ("https://host/folder/", "is not the URL of a file"),
+        ("https://[host/x.tar", "is not the URL of a file"),
         ("{" + ",".join(["x" * 99] * 9) + "}.tar", "does not exist"),
-        ("{https://h/a.tar,b.tar}", "is no URL of a file"),
-        ("http://h/{a,a}.tar?{1,2}", "differs from another URL only behind"),
+        ("{https://h/a.tar,b.tar}", "is not the URL of a file"),
+        ("http://h/{a,a}.tar?{1,2}", "differs from another URL only after"),
     ]:
         refused(spec, message)
         with pytest.raises(UserError, match=message):
             check_data_spec(f"shards:{spec}")
     with pytest.raises(UserError, match="write shards:DIR"):
         check_data_spec("shards:")
-    with pytest.raises(UserError, match="is fetched anyway if it is a URL: leave out --download"):
+    with pytest.raises(UserError, match="is downloaded if it is a URL: leave out --download"):
         check_data_spec(f"shards:{tmp_path}", download=True)
 
 
@@ -259,7 +259,7 @@ def test_labels_and_classes_must_fit(tmp_path: Path) -> None:
     write_tar(tmp_path / "train-1.tar", sample("x", image, 10**9))
     refused(tmp_path, "the largest label is 1000000000")
     write_tar(tmp_path / "odd.tar", sample("x", image, 0))
-    refused(tmp_path, r"odd\.tar is neither of train, val nor test")
+    refused(tmp_path, r"odd\.tar is not named train, val or test")
     write_tar(tmp_path / "alone" / "val.tar", sample("x", image, 0))
     refused(tmp_path / "alone", "has no training shards")
     write_tar(tmp_path / "half" / "0.tar", [("x.jpg", image)])
@@ -293,7 +293,7 @@ def cut(path: Path) -> None:
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize(
     ("harm", "kept", "why"),
-    [(empty, 0, "empty"), (text, 0, "no tar"), (without_samples, 0, "no sample"),
+    [(empty, 0, "empty"), (text, 0, "not a tar file"), (without_samples, 0, "no sample"),
      (folder, 0, "directory"), (cut, 3, "truncated")],
 )  # fmt: skip
 def test_a_damaged_shard_is_named_or_skipped_and_counted(
@@ -342,7 +342,7 @@ def test_a_damaged_image_in_a_shard_is_named_or_skipped(name: str, tmp_path: Pat
 def test_nothing_whole_is_left(tmp_path: Path) -> None:
     _, shards = both(tmp_path, each=50)
     text(shards / "train-000.tar")
-    refused(shards, "the training shards of .* hold no whole sample", skip_corrupt=True)
+    refused(shards, "the training shards of .* hold no complete sample", skip_corrupt=True)
     _, shards = both(tmp_path / "again", each=50)
     text(shards / "val-000.tar")
     refused(shards, "no val shard of .* holds an image", skip_corrupt=True)

@@ -19,6 +19,8 @@ from dml_fast.evaluate import main as evaluate
 from dml_fast.runs import checkpoint
 from dml_fast.train import main as train
 
+pytestmark = pytest.mark.processes
+
 STEPS = 12  # an epoch: 6 * 12 in all
 OPTIONS = (
     "--arch", "resnet8", "--cohort", "4", "--amp", "--executor", "sequential", "--seed", "3",

@@ -65,6 +65,11 @@ def test_files_get_the_mode_of_the_umask(run: Run) -> None:
     assert run.checkpoint().stat().st_mode & 0o777 == 0o640
 
 
+def test_a_checkpoints_mark_stays_where_modules_move() -> None:
+    """It is in files that exist: with another mark they are refused."""
+    assert checkpoint.FORMAT == "dml_fast.checkpoint"
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "text"])
 def test_a_damaged_checkpoint_is_refused_and_the_previous_offered(run: Run, damage: str) -> None:
     save(run, 1)

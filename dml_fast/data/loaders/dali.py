@@ -222,7 +222,7 @@ class DaliDecoder:
         before = len(self._source.images.corrupt.reasons)
         ids, pixels = decode_rows(self._source, request, np.arange(len(request.ids)))
         if len(self._source.images.corrupt.reasons) == before:
-            _log.warning("Pillow decodes a batch that DALI could not (%s)", _reason(error))
+            _log.warning("Pillow decoded a batch that DALI could not decode (%s)", _reason(error))
         there = torch.from_numpy(pixels).to(self._device)
         return Decoded(request, ids, list(there))
 

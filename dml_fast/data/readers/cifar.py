@@ -207,9 +207,7 @@ def _read_archive(form: Distribution, archive: Path) -> dict[str, bytes]:
                     assert stream is not None  # it is a regular file
                     contents[name] = stream.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{archive} is damaged ({error}): delete it and fetch it again, with --download"
-        ) from error
+        raise UserError(f"{archive} is damaged ({error}): delete it and give --download") from error
     return contents
 
 
@@ -226,7 +224,7 @@ def _decode_python(form: Distribution, raw: bytes, origin: str) -> ImageSet:
     ):
         raise UserError(
             f"{origin} is not a CIFAR batch: it needs (N, {_PIXELS}) 'data' and N "
-            f"{form.label_key!r}; delete it and fetch the data again"
+            f"{form.label_key!r}; delete it and download the data again"
         )
     return ImageSet(_as_images(pixels), np.array(labels, dtype=np.int64))
 
@@ -235,8 +233,8 @@ def _decode_binary(form: Distribution, raw: bytes, origin: str) -> ImageSet:
     record_bytes = form.label_bytes + _PIXELS
     if len(raw) % record_bytes:
         raise UserError(
-            f"{origin} is damaged: {len(raw)} bytes are no multiple of {record_bytes}, the size "
-            "of a record; delete it and fetch the data again"
+            f"{origin} is damaged: {len(raw)} bytes are not a multiple of {record_bytes}, the size "
+            "of a record; delete it and download the data again"
         )
     records = np.frombuffer(raw, dtype=np.uint8).reshape(-1, record_bytes)
     labels = records[:, form.label_column].astype(np.int64)
@@ -248,17 +246,19 @@ def _class_names(form: Distribution, raw: bytes, origin: str) -> tuple[str, ...]
         return tuple(raw.decode("latin1").split())
     names: Any = read_batch(raw, origin).get(form.names_key)
     if not (isinstance(names, list) and all(isinstance(name, bytes | str) for name in names)):
-        raise UserError(f"{origin} has no {form.names_key!r}: delete it and fetch the data again")
+        raise UserError(
+            f"{origin} has no {form.names_key!r}: delete it and download the data again"
+        )
     return tuple(name.decode("latin1") if isinstance(name, bytes) else name for name in names)
 
 
 def _check_part(part: ImageSet, num_classes: int, origin: str) -> None:
     if len(part) == 0:
-        raise UserError(f"{origin} holds no images: delete it and fetch the data again")
+        raise UserError(f"{origin} holds no images: delete it and download the data again")
     if part.labels.min() < 0 or part.labels.max() >= num_classes:
         raise UserError(
             f"{origin} has labels from {part.labels.min()} to {part.labels.max()} for "
-            f"{num_classes} classes: delete it and fetch the data again"
+            f"{num_classes} classes: delete it and download the data again"
         )
 
 

@@ -15,9 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dml_fast.data.readers.folder import SUFFIXES
 from dml_fast.data.readers.tar import DamagedTarError, Member, Reader, walk
-from dml_fast.data.storage import CorruptImageError, Ids
+from dml_fast.data.storage import SUFFIXES, CorruptImageError, Ids
 from dml_fast.errors import UserError, reason
 
 _OPEN_AT_ONCE = 64  # shards
@@ -65,7 +64,7 @@ def read_index(path: Path) -> Index:
                     what = "label" if suffix == _LABEL else "image"
                     raise UserError(
                         f"{path / member.name} is a second {what} of {key!r} in that shard: give "
-                        "each sample a key of its own"
+                        "each sample its own key"
                     )
                 if suffix == _LABEL:
                     labels[key] = _label(
@@ -81,7 +80,7 @@ def read_index(path: Path) -> Index:
     if not damage and (odd := (images.keys() | labels.keys()) - whole):
         key = min(odd)
         has = f"no label ({key}{_LABEL})" if key in images else f"no image ({key}.jpg or the like)"
-        raise UserError(f"{path} has {has} for the sample {key!r}: add it, or take the sample out")
+        raise UserError(f"{path} has {has} for the sample {key!r}: add it, or remove the sample")
     if not damage and not whole:
         damage = "it holds no sample: an image and its label, such as 0001.jpg and 0001.cls"
     kept = [key for key in images if key in whole]

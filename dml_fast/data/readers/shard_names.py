@@ -81,7 +81,7 @@ def _expand(spec: str) -> list[str]:
             start, end = match.span()
             wider |= {name[:start] + choice + name[end:] for choice in _choices(match[1])}
             if len(wider) > _MOST:
-                raise UserError(f"shards:{spec} names over {_MOST} files: check its braces")
+                raise UserError(f"shards:{spec} names more than {_MOST} files: check its braces")
         names = wider
     return sorted(names)
 
@@ -102,8 +102,8 @@ def _are_urls(spec: str, names: list[str]) -> bool:
     schemes = {match[1].lower() for name in names if (match := re.match(r"(\w+)://", name))}
     if unknown := schemes - {"http", "https"}:
         raise UserError(
-            f"shards:{spec} is at {min(unknown)}://, which is not read: give an https:// URL, or "
-            "mount or copy it and give the folder"
+            f"shards:{spec} is at {min(unknown)}://, which is not supported: give an https:// "
+            "URL, or mount or copy it and give the folder"
         )
     return bool(schemes)
 
@@ -143,8 +143,8 @@ def _sorted_out(spec: str, root: Path, files: list[Path]) -> ShardNames:
     unnamed = parts.pop("")
     if unnamed and len(unnamed) < len(files):
         raise UserError(
-            f"{unnamed[0]} is neither of train, val nor test and other shards are: put that word "
-            "into its name"
+            f"{unnamed[0]} is not named train, val or test, as other shards are: put one of these "
+            "words into its name"
         )
     parts["train"] += unnamed
     if not parts["train"]:
@@ -164,13 +164,17 @@ def _cached(names: list[str]) -> dict[str, Path]:
         pieces = [p for p in unquote(url.path).split("/") if p not in ("", ".", "..")]
         file = pieces and not url.path.endswith("/")
         if url.scheme.lower() not in ("http", "https") or not url.netloc or not file:
-            raise UserError(f"shards: {name} is no URL of a file: write https://HOST/PATH/NAME.tar")
+            raise UserError(
+                f"shards: {name} is not the URL of a file: write https://HOST/PATH/NAME.tar"
+            )
         if "*" in url.path:
-            raise UserError(f"shards: {name}: a server lists no files, so write {{000..009}} for *")
+            raise UserError(
+                f"shards: {name}: a server lists no files, so write {{000..009}} and not *"
+            )
         host = url.netloc.rpartition("@")[2].replace(":", "_")
         target = _cache().joinpath(host, *pieces)
         if target in targets.values():
-            raise UserError(f"shards: {name} differs from another URL only behind its ?: rename it")
+            raise UserError(f"shards: {name} differs from another URL only after its ?: rename it")
         targets[name] = target
     return targets
 
@@ -189,7 +193,7 @@ def _fetch(targets: dict[str, Path]) -> None:
             stale.unlink()
         for number, (url, path) in enumerate(targets.items(), 1):
             if not path.exists():
-                _log.info("shard %d of %d goes to %s", number, len(targets), path)
+                _log.info("downloading shard %d of %d to %s", number, len(targets), path)
                 download(url, path)
         if not classes.exists():
             _fetch_classes(list(targets), classes)
@@ -218,7 +222,7 @@ def _alone(folder: Path) -> Iterator[Path]:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise UserError(
-            f"the cache folder {folder} cannot be made ({reason(error)}): set XDG_CACHE_HOME to "
+            f"the cache folder {folder} cannot be created ({reason(error)}): set XDG_CACHE_HOME to "
             "a folder with room for the shards"
         ) from error
     try:

@@ -44,7 +44,9 @@ def read_shards(spec: str, how: Reading) -> RawData:
     shards = np.cumsum([0, *map(len, names.parts.values())])
     ends = np.searchsorted(members.tar, shards).tolist()
     if not ends[1]:
-        raise UserError(f"the training shards of shards:{spec} hold no whole sample: replace them")
+        raise UserError(
+            f"the training shards of shards:{spec} hold no complete sample: replace them"
+        )
     classes = _classes(names.root / CLASSES, labels[: ends[1]])
     _check_labels(names.root, members, classes)
     loaded = load(names.root, members, how, corrupt=corrupt)

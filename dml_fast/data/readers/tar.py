@@ -78,7 +78,7 @@ def walk(read: Reader) -> Iterator[Member]:
         if offset + size > read.length:
             raise DamagedTarError(
                 f"truncated: {_name(block, longer)} would end at byte {offset + size} and the file "
-                f"has {read.length}"
+                f"has {read.length} bytes"
             )
         if kind in b"LKxg":
             if size > _LONGEST_NAME:
@@ -100,7 +100,7 @@ def _check_end(read: Reader, position: int) -> None:
     rest = read(position, _MOST_PADDING)
     if rest.strip(b"\0") or position + len(rest) < read.length:
         raise DamagedTarError(
-            f"an end mark at byte {position} of {read.length} and something behind it"
+            f"an end mark at byte {position} of {read.length} is followed by other bytes"
         )
 
 
@@ -128,13 +128,13 @@ def _ending(position: int, block: bytes) -> str:
     if not position and not block:
         return "empty"
     if not position:
-        return "no tar"
-    return f"truncated: it ends at byte {position + len(block)} without a tar's end mark"
+        return "not a tar file"
+    return f"truncated: it ends at byte {position + len(block)} without an end mark"
 
 
 def _foreign(position: int, block: bytes) -> str:
     if position:
-        return f"what should be a header at byte {position} is none"
+        return f"there is no valid header at byte {position}"
     if block.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
-        return "compressed, so that nothing can be found in it; decompress it"
-    return "no tar"
+        return "compressed: decompress it, so that samples can be read at their offsets"
+    return "not a tar file"

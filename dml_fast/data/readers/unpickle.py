@@ -120,12 +120,12 @@ def read_batch(raw: bytes, origin: str) -> dict[str, Any]:
     except Exception as error:  # a damaged pickle may raise an error of almost any type
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{origin} is refused ({reason}): it is damaged or no CIFAR batch; delete it and fetch "
-            "the data again"
+            f"{origin} is refused ({reason}): it is damaged or not a CIFAR batch; delete it and "
+            "download the data again"
         ) from error
     if not isinstance(batch, dict):
         raise UserError(
-            f"{origin} is not a CIFAR batch: it holds no dict; delete it and fetch the data again"
+            f"{origin} is not a CIFAR batch, which is a dict: delete it and download the data again"
         )
     return {
         key.decode("latin1") if isinstance(key, bytes) else str(key): (

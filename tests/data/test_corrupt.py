@@ -161,5 +161,5 @@ def test_a_batch_that_dali_cannot_decode_is_decoded_here(
     assert len(found) == len(expected) == 5
     assert all(map(torch.equal, found, expected))
     assert [r.message for r in caplog.records if "DALI" in r.message] == [
-        "Pillow decodes a batch that DALI could not (Failed to decode sample #1)"
+        "Pillow decoded a batch that DALI could not decode (Failed to decode sample #1)"
     ]

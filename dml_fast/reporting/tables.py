@@ -1,0 +1,134 @@
+"""The tables that commands print to stdout: a run's at its end, and an evaluation's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from dml_fast.runs.history import (
+    ACCURACY,
+    MAP,
+    History,
+    ensemble_score,
+    images_per_s,
+    percent,
+    score_of,
+)
+
+# columns of a retrieval's table, by their keys in the result
+_SHARES = {"mAP": "mAP", "rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10", "mINP": "mINP"}
+
+
+def show_run(history: History, best: int, folder: Path) -> None:
+    """Print a finished run: the last and the best epoch of each student and of the ensemble.
+
+    Args:
+        history: all lines of metrics.
+        best: the epoch of ``best.pt``, from 1.
+        folder: the run's.
+    """
+    last, top = history[-1], history[best - 1]
+    score = score_of(last)
+    table = _table(
+        ("student", "architecture", "last epoch", "best epoch"),
+        title=f"Validation {score.name}, % (best: epoch {best})",
+    )
+    for k, (now, then) in enumerate(zip(last["students"], top["students"], strict=True)):
+        table.add_row(str(k), now["arch"], percent(now[score.key], 1), percent(then[score.key], 1))
+    ensembles = (percent(ensemble_score(line), 1) for line in (last, top))
+    table.add_row("ensemble", score.ensemble, *ensembles)
+    _print(table, width=72)
+    _say(
+        f"{images_per_s(history):,.0f} images/s (median epoch; every student sees each image)\n"
+        f"written to {folder}"
+    )
+
+
+def show_evaluation(result: Mapping[str, Any]) -> None:
+    """Print the result of `dml_fast.eval.of_run.evaluate_run`."""
+    if "ensemble_accuracy" in result:
+        _show_accuracies(result)
+    else:
+        _show_retrieval(result)
+
+
+def _show_accuracies(result: Mapping[str, Any]) -> None:
+    rows = [[student["val_acc"], student["accuracy"]] for student in result["students"]]
+    ensemble = [ACCURACY.ensemble, "", "", percent(result["ensemble_accuracy"])]
+    _show_students(result, ["validation, %", f"{result['split']}, %"], rows, ensemble)
+    _show_facts(result, "images")
+
+
+def _show_retrieval(result: Mapping[str, Any]) -> None:
+    columns = ["val. mAP", *_SHARES.values()]
+    rows = [[s["val_mAP"], *(s[key] for key in _SHARES)] for s in result["students"]]
+    scores = [percent(result["ensemble"][key]) for key in _SHARES]
+    title = f"{result['split']} split, %"
+    _show_students(result, columns, rows, [MAP.ensemble, "", "", *scores], title)
+    how = "re-ranked, " if result["reranked"] else ""
+    _show_facts(
+        result, f"images ({result['queries']:,} queries, {how}{result['gallery']:,} gallery)"
+    )
+    if missing := result["queries"] - result["n_valid"]:
+        print(f"{missing:,} queries without a valid match are left out of the means")
+    if result["ranked_lists"]:
+        print(f"ranked lists of the ensemble: {result['ranked_lists']}")
+
+
+def _show_students(
+    result: Mapping[str, Any],
+    columns: Sequence[str],
+    shares: Sequence[Sequence[float | None]],
+    ensemble: Sequence[str],
+    title: str | None = None,
+) -> None:
+    """Print one row for each student, the best one marked, and one for the ensemble.
+
+    Args:
+        result: with ``students`` and ``best_student``.
+        columns: what the shares are.
+        shares: those of each student, in 0..1.
+        ensemble: the last row's cells, from the second on.
+        title: above the table.
+    """
+    table = _table(("student", "architecture", "parameters", *columns), title)
+    for k, (student, row) in enumerate(zip(result["students"], shares, strict=True)):
+        mark = "* " if k == result["best_student"] else ""
+        name, size = student["arch"], f"{student['parameters']:,}"
+        table.add_row(f"{mark}{k}", name, size, *(percent(share) for share in row))
+    table.add_row("ensemble", *ensemble)
+    _print(table, width=110)
+
+
+def _show_facts(result: Mapping[str, Any], images: str) -> None:
+    """Print what was evaluated on what; ``images`` says what the images are."""
+    _say(
+        f"{result['images']:,} {images} of the {result['split']} split of {result['data']}; "
+        f"{result['checkpoint']}.pt of {result['run']}, epoch {result['epoch']}; "
+        f"{result['precision']} on {result['device']}\n"
+        "* best on the validation split in that epoch"
+    )
+
+
+def _table(columns: Sequence[str], title: str | None) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=title)
+    for name in columns:
+        justify: Literal["left", "right"] = "left" if name == "architecture" else "right"
+        table.add_column(name, justify=justify, no_wrap=True)
+    return table
+
+
+def _print(table: Table, width: int) -> None:
+    """Print at the terminal's width, or ``width`` where a narrower table would lose its figures."""
+    console = Console()
+    console.width = max(console.width, width)
+    console.print(table)
+
+
+def _say(text: str) -> None:
+    Console().print(text, highlight=False, soft_wrap=True)
