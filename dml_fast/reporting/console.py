@@ -38,7 +38,7 @@ def set_up_logging(console: Console) -> None:
 
 
 class Reporter:
-    """Shows a run on stderr as it proceeds; its last table is printed by `tables.show_run`.
+    """Show a run on stderr as it proceeds; `tables.show_run` prints its last table.
 
     Args:
         tensorboard: folder for TensorBoard events, or None.
@@ -59,7 +59,7 @@ class Reporter:
         precision: Precision,
         world: World,
     ) -> None:
-        """Say what is about to be trained; from here on files are written."""
+        """Log what is about to be trained; from now on files may be written."""
         if self._events is not None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -142,7 +142,7 @@ class Reporter:
 
 
 def _scores(line: EpochLine) -> str:
-    """The validation scores of one epoch."""
+    """Return the validation scores of one epoch, in words."""
     students = line["students"]
     if score_of(line) is MAP:
         means = " ".join(percent(s["val_mAP"], 1) for s in students)
