@@ -6,21 +6,27 @@ ARGS ?=
 BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
 comma := ,
 INPUTS := constraints.txt pyproject.toml setup.py $(wildcard csrc/*)
 # $(call install,EXTRAS). An interrupted creation leaves no pip, and is taken up again.
 install = test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV); \
 	$(BIN)/python -m pip install -c constraints.txt -e '.$(1)'
 
-.PHONY: train test lint types bench sanitize dist clean
+.PHONY: train check test lint types bench sanitize dist clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.with-base
 	$(BIN)/python -m dml_fast.train --cohort 4 --amp $(ARGS)
 
+# Before each commit: two minutes of two cores.
+check: $(VENV)/.with-dev lint
+	$(PYTEST) -m "not processes and not slow" $(ARGS)
+
+# All tests: tests that start processes one after the other (a group of xdist's), others beside them.
 test: $(VENV)/.with-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: $(VENV)/.with-dev
 	$(BIN)/ruff check .

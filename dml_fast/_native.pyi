@@ -1,8 +1,8 @@
 """The C++ extension (csrc/). An array of another type or layout raises TypeError.
 
 Arguments from ``query_identity`` to ``junk`` are the fields of `dml_fast.ranking.labels.Labels`.
-The scores' columns are named in `dml_fast.ranking.result`. Every function may be interrupted by
-Ctrl-C.
+The scores' columns are named in `dml_fast.ranking.result`. Ctrl-C
+interrupts every function.
 """
 
 from typing import SupportsFloat, SupportsIndex, SupportsInt
@@ -24,7 +24,7 @@ def average_precision(ranks: NDArray[np.int64]) -> tuple[float, float, float]:
         P / rank of the last positive (Ye et al., TPAMI 2021).
 
     Raises:
-        TypeError: ``ranks`` is not int64 or not C-contiguous (nothing is copied in silence).
+        TypeError: ``ranks`` is not int64 or not C-contiguous (it is never copied silently).
         ValueError: ``ranks`` is empty, not 1-D, not strictly rising, or below 1.
     """
 
@@ -48,14 +48,14 @@ def augment(
         scale: (C,), then ``shift`` (C,): a pixel becomes ``pixel * scale + shift``.
         shift: (C,).
         pad: pixels on each side, which become 0.
-        threads: at most so many.
+        threads: at most that many.
 
     Returns:
         (B, H, W, C).
 
     Raises:
         TypeError: an array is of another type or not C-contiguous.
-        ValueError: shapes do not fit one another, or a number leads outside the images.
+        ValueError: shapes do not fit together, or a number points outside the images.
     """
 
 def instruction_set() -> str:
@@ -69,7 +69,7 @@ def instruction_set() -> str:
     """
 
 def has_fast_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 faster than float32."""
+    """Return whether this CPU multiplies bfloat16 faster than float32."""
 
 def rank_rows_f32(
     dist: NDArray[np.float32],
@@ -155,17 +155,17 @@ def reduce_rows(
     """Reduce distances of images to distances of sets, (query sets, gallery sets).
 
     A set's images are ``members[offsets[s]:offsets[s + 1]]``. ``reduction`` is 0..2 as in
-    `dml_fast.ranking.sets.REDUCTIONS`. Pairs of images that the labels exclude have no part; NaN
-    where none is left.
+    `dml_fast.ranking.sets.REDUCTIONS`. Pairs of images that the labels exclude do not count; the
+    result is NaN where no pair is left.
     """
 
 class FeaturesF32:
-    """Ranks Q queries and G items with D features each: csrc/features.hpp says how.
+    """Rank Q queries and G items with D features each: csrc/features.hpp says how.
 
     ``query_norms`` and ``item_norms`` are squared. ``start`` chooses queries. Then
-    ``query_operands_*`` and, for one part of the gallery after the other, ``panel_operands_*``
-    write what is to be multiplied to ``out``, (rows, D), bfloat16 as the bits of int16; ``loose``
-    says that products of float32 may round it to bfloat16. ``count_*`` takes a tile of these
+    ``query_operands_*`` and, for each part of the gallery in turn, ``panel_operands_*`` write what
+    is to be multiplied to ``out``, (rows, D), with bfloat16 as the bits of int16. ``loose`` says
+    that products of float32 may round it to bfloat16. ``count_*`` takes a tile of these
     products, whose first row is query number ``query`` and whose first column is item ``item``, and
     returns how many pairs it had to decide exactly; threads may call it at the same time for
     different queries. ``finish`` returns what rank_rows_f32 does, for the started queries.
@@ -310,8 +310,8 @@ class RerankF32:
     """New distances by k-reciprocal neighbours (csrc/rerank.hpp) of N images, queries first.
 
     ``nearest`` (N, k1 + 1) and ``farthest`` (N,) are what FeaturesF32.neighbours returns for all
-    images as queries and as gallery. ``rows`` returns distances of the queries begin..end-1 to all
-    images that are no queries.
+    images as queries and as gallery. ``rows`` returns the distances of the queries begin..end-1
+    to all other images than the queries.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ from dml_fast.errors import UserError
 
 @dataclass(frozen=True)
 class EvaluateArguments:
-    """Scores of a run's students and their ensemble on images kept aside, or of features.
+    """Scores of a run's students and their ensemble on images kept aside, or of given features.
 
     Accuracy; for a run that learned identities, and for features, mAP and CMC.
     """
@@ -28,26 +28,26 @@ class EvaluateArguments:
     """In place of a run: two .npz files, of the queries and of the gallery, with the arrays
     features (N, D), pids (N,) and cams (N,)."""
     data: str = ""
-    """Other data with the same classes (or other identities), written as for training, in place of
-    the run's own. Its pixels are normalised as in the run."""
+    """Other data with the same classes (or other identities), in place of the run's own, written as
+    for training. Its pixels are normalised as in the run."""
     split: Literal["test", "val", "train"] = "test"
-    """Which images. train: unaugmented, with the labels the students were taught."""
+    """Which images. train: without augmentation, with the labels that the students were taught."""
     checkpoint: Literal["best", "last", "previous"] = "best"
-    """best: of the epoch with the highest mean validation score."""
+    """Which students. best: those of the epoch with the highest mean validation score."""
     rerank: bool = False
     """Correct the distances with mutual neighbours (Zhong et al., CVPR 2017)."""
     ranked_lists: int = 0
     """Draw that many queries with their ten nearest gallery images."""
     out: Path = Path("ranked_lists.png")
-    """Where to draw them."""
+    """File for the drawing."""
     metric: Literal["cosine", "euclidean", "hamming"] = "cosine"
-    """For --features. hamming: features are codes, uint8 of 8 bits each."""
+    """Distance, for --features. hamming: features are codes, uint8 with 8 bits each."""
     protocol: Literal["market1501", "cuhk03", "all"] = "market1501"
-    """For --features. cuhk03: one gallery image per identity. all: cameras do not matter."""
+    """Rules, for --features. cuhk03: one gallery image per identity. all: cameras do not matter."""
     json: bool = False
     """Print JSON in place of the table: shares in 0..1."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """Where to compute: auto, cpu, cuda or cuda:N."""
     batch_size: int = 512
     """Images at a time."""
 

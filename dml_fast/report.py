@@ -15,12 +15,12 @@ from dml_fast.errors import UserError
 
 @dataclass(frozen=True)
 class ReportArguments:
-    """Curves (curves.png) and a comparison (report.md) of runs; the latter is also printed."""
+    """Curves (curves.png) and a comparison (report.md) of runs; the comparison is also printed."""
 
     runs: Positional[tuple[Path, ...]]
     """Folders of runs. Those that differ only by seed are also averaged."""
     out: str = ""
-    """Folder to write to, in place of the run's own, or of ./report where there are several."""
+    """Folder to write to; by default the run's own, or ./report for several runs."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

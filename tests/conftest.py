@@ -38,7 +38,18 @@ def _missing() -> dict[str, str]:
     return missing
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what follows from other marks, and skip what cannot run here."""
+    for item in items:
+        if item.get_closest_marker("processes") and config.pluginmanager.hasplugin("xdist"):
+            item.add_marker(pytest.mark.xdist_group("processes"))
+        if item.get_closest_marker("zoo") or item.get_closest_marker("dali"):
+            item.add_marker("compat")
+    _skip(items)
+
+
+def _skip(items: list[pytest.Item]) -> None:
     """Skip what cannot run here, except what DML_FAST_REQUIRE names (a comma-separated list)."""
     missing = _missing()
     required = {name for name in os.environ.get("DML_FAST_REQUIRE", "").split(",") if name}

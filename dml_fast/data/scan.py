@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from dml_fast.data.decode import decode_image
-from dml_fast.data.readers.folder import SUFFIXES
-from dml_fast.data.storage import CorruptImageError, Storage
+from dml_fast.data.storage import CorruptImageError, Storage, is_image
 from dml_fast.machine import cores
 
 _AT_ONCE = 512  # files that are queued for the threads
@@ -43,11 +42,7 @@ def image_files(root: Path) -> list[Path]:
     found = []
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            Path(folder, name)
-            for name in sorted(names)
-            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
-        ]
+        found += [Path(folder, name) for name in sorted(names) if is_image(name)]
     return found
 
 

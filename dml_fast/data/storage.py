@@ -14,6 +14,15 @@ from dml_fast.errors import reason
 
 Ids = npt.NDArray[np.int64]
 
+SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+
+
+def is_image(name: str) -> bool:
+    """Return whether a file has the suffix of an image and is not hidden, by its name."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+
 
 class CorruptImageError(Exception):
     """An image file cannot be read or decoded."""

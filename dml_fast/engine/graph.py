@@ -1,7 +1,7 @@
-"""The whole cohort step as one CUDA graph: captured once, replayed with one launch a step.
+"""The whole cohort step as one CUDA graph: captured once, then replayed with one launch per step.
 
-A step of K networks is a thousand and more kernel launches of some microseconds each on the host,
-for less work than that on the device. A graph's replay is one launch.
+A step of K networks is more than a thousand kernel launches, and each costs the host some
+microseconds: more than the work costs the device. A graph's replay is one launch.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 WARM_UP = 3
-"""Steps before the capture: libraries set themselves up, Triton compiles."""
+"""Steps before the capture, in which libraries initialise and Triton compiles."""
 
 
 @dataclass
 class _Captured:
-    """A graph with the tensors that it reads, and what it was captured for."""
+    """A graph, the tensors that it reads, and the students' roles that it was captured for."""
 
     lesson: Lesson
     replay: Callable[[], Tensor]
@@ -42,12 +42,12 @@ class Graph(Executor):
     """Captures the first batch's step, and replays it for batches of the same shapes.
 
     Other batches, and what cannot be captured, run eagerly on the same streams, with one line in
-    the log. The results are those of the eager run from the first step on: what the warm-up
-    changes is put back in place.
+    the log. From the first step on, the results are those of an eager run: whatever the warm-up
+    changes is restored.
 
     Args:
         device: the GPU.
-        layer: its streams; the tests give others.
+        layer: its streams; tests replace them.
     """
 
     name = "graph"
@@ -61,11 +61,11 @@ class Graph(Executor):
         self._never = ""  # why nothing can be captured
 
     def fork(self, students: Sequence[Student], work: Callable[[int], T]) -> list[T]:
-        """As `Streams`, in a capture and out of one."""
+        """As `Streams.fork`, inside and outside a capture."""
         return self._eager.fork(students, work)
 
     def run(self, step: Step, lesson: Lesson, cohort: Cohort) -> StepResult:
-        """Replay, capture before that if need be, or run eagerly and say why."""
+        """Replay, after a capture where one is needed; or run eagerly and log why."""
         if why := self._never or _refusal(cohort):
             return self._fall_back(why, step, lesson)
         roles = lesson.learners, lesson.teacher, tuple(student.generation for student in cohort)
@@ -106,15 +106,15 @@ class Graph(Executor):
 
 
 def _refusal(cohort: Cohort) -> str:
-    """Why this cohort cannot be captured, or ""."""
+    """Return why this cohort cannot be captured, or ""."""
     for k, student in enumerate(cohort):
         if any(norm.momentum is None for norm in student.norms):
-            return f"student {k} has a BatchNorm with momentum=None, which asks the device"
+            return f"student {k} has a BatchNorm with momentum=None, which waits for the device"
     return ""
 
 
 def _own(lesson: Lesson) -> Lesson:
-    """Tensors of the same layout for the graph to read; views that are one tensor stay one."""
+    """Return a lesson with copies for the graph to read; views that share a tensor still do."""
     copies = {id(view): view.clone() for view in lesson.inputs}
     weight = torch.as_tensor(lesson.kl_weight, dtype=torch.float32, device=lesson.target.device)
     return replace(
@@ -126,6 +126,8 @@ def _own(lesson: Lesson) -> Lesson:
 
 
 def _fits(own: Lesson, lesson: Lesson) -> bool:
+    """Return whether a lesson's tensors have the layout of the graph's own."""
+
     def layout(one: Lesson) -> list[object]:
         tensors = [*one.inputs, one.target]
         first_use = [[id(x) for x in one.inputs].index(id(x)) for x in one.inputs]
@@ -135,10 +137,10 @@ def _fits(own: Lesson, lesson: Lesson) -> bool:
 
 
 def _fill(own: Lesson, lesson: Lesson) -> None:
-    """Give the graph a batch."""
+    """Copy a batch into the graph's own lesson."""
     pairs = {id(x): (x, y) for x, y in zip(own.inputs, lesson.inputs, strict=True)}
-    for mine, its in pairs.values():
-        mine.copy_(its, non_blocking=True)
+    for mine, new in pairs.values():
+        mine.copy_(new, non_blocking=True)
     own.target.copy_(lesson.target, non_blocking=True)
     weight = own.kl_weight
     assert isinstance(weight, Tensor)

@@ -1,4 +1,4 @@
-"""Optimizers, the learning-rate schedules and the ramp of the mutual term, all as functions."""
+"""Optimizers, learning-rate schedules and the ramp of the mutual term, as functions."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def make_optimizer(
 
 
 def zero_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Start momentum buffers at zero, which is bitwise the usual first step.
+    """Start momentum buffers at zero, which gives the usual first step bit for bit.
 
-    Without it, torch 2.13's fused SGD leaves the buffer uninitialised when its first step is
-    skipped for an overflow, and the next step adds that memory to the weights.
+    Otherwise, if the first step is skipped for an overflow, torch 2.13's fused SGD leaves the
+    buffer uninitialised, and the next step adds that memory to the weights.
     """
     for group in optimizer.param_groups:
         if group.get("momentum"):
@@ -63,13 +63,13 @@ def zero_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def lr_factor(schedule: str, epoch: float, epochs: int, warmup: float) -> float:
-    """The learning rate at a point of training, over its peak.
+    """Return the learning rate at a point of training, divided by its peak.
 
     Args:
         schedule: ``cosine``, ``paper`` (Zhang et al. 2018: divided by 10 every 60 of 200 epochs)
             or ``constant``.
-        epoch: epochs done, with fractions.
-        epochs: epochs in all.
+        epoch: epochs done so far, with fractions.
+        epochs: number of epochs in all.
         warmup: epochs of linear growth at the start.
     """
     if epoch < warmup:
@@ -84,5 +84,5 @@ def lr_factor(schedule: str, epoch: float, epochs: int, warmup: float) -> float:
 
 
 def ramp(epoch: float, length: float) -> float:
-    """Linear growth from 0 to 1 over ``length`` epochs."""
+    """Return the factor of the mutual term: from 0 to 1, linear over ``length`` epochs."""
     return min(1.0, epoch / length) if length > 0 else 1.0

@@ -1,4 +1,4 @@
-"""What training steps change in a cohort, kept and put back in place."""
+"""A copy of what training steps change in a cohort, restored in place."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dml_fast.engine.student import Student
 class Snapshot:
     """Weights, buffers, optimizers, scalers and random generators at the time it is made.
 
-    A captured CUDA graph goes on with the tensors that it was captured with, so ``restore`` writes
-    into those that are there.
+    A CUDA graph keeps using the tensors that it was captured with, so ``restore`` writes into the
+    existing tensors.
 
     Args:
         cohort: the students.
@@ -30,7 +30,7 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put all back. Optimizer state that was not there yet starts at zero.
+        """Restore everything; optimizer state that did not exist yet becomes zero.
 
         torch makes such state (SGD's momentum, Adam's moments) at its first step, from zeros.
         """
@@ -44,7 +44,7 @@ class Snapshot:
 
 
 def _tensors(student: Student) -> dict[str, Tensor]:
-    """By name, as statistics get new tensors at a student's first forward pass."""
+    """Return all tensors by name: a student's first forward pass replaces those of statistics."""
     model, optimizer, scaler = student.model, student.optimizer, student.scaler
     found: dict[str, Tensor] = {f"model.{k}": t for k, t in model.named_parameters()}
     found |= {f"model.{k}": t for k, t in model.named_buffers()}

@@ -1,14 +1,14 @@
 """Students side by side on a GPU: each forward pass, backward pass and update on its own stream.
 
-The rules, each of which costs a silent wrong result if broken:
+These rules prevent silently wrong results:
 
-- A side stream waits for the stream it is forked from even where it reads nothing of it: the
-  allocator may hand out memory with work pending on that stream.
-- What was made on one stream and is read on another stays referenced until the join, so that its
-  memory is not given away while it is being read. Here ``fork`` returns after the join, and its
-  caller holds what the work reads.
-- A student keeps one stream for good: backward runs on the stream of the forward pass, and
-  gradients are accumulated on the stream of their parameter's first use.
+- A side stream waits for the stream it is forked from, even where it reads nothing from it: the
+  allocator may hand out memory that pending work on that stream still uses.
+- A tensor that is made on one stream and read on another stays referenced until the join, so that
+  its memory is not reused while it is read. Here ``fork`` returns after the join, and its caller
+  holds what the work reads.
+- A student always uses the same stream: its backward pass runs on the stream of the forward pass,
+  and its gradients accumulate on the stream where each parameter was first used.
 """
 
 from __future__ import annotations
@@ -27,24 +27,25 @@ T = TypeVar("T")
 
 
 class StreamLayer(Protocol):
-    """What the executors ask of a device's streams; the tests' own records the order of calls."""
+    """What executors need from a device's streams; a test's own layer records the calls."""
 
     def current(self) -> Any:
-        """The stream that work goes to now."""
+        """Return the stream that work goes to now."""
 
     def new(self) -> Any:
-        """Another stream."""
+        """Return a new stream."""
 
     def on(self, stream: Any) -> AbstractContextManager[Any]:
-        """While inside, work goes to that stream."""
+        """Return a context inside which work goes to that stream."""
 
     def wait(self, waiter: Any, other: Any) -> None:
-        """What ``waiter`` gets from now on starts after all that ``other`` has got."""
+        """Let all later work of ``waiter`` start after all earlier work of ``other``."""
 
     def capture(self, stream: Any, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """A graph of ``work``, begun on a stream: each call runs it again, into one tensor.
+        """Capture ``work`` on a stream, without running it.
 
-        Capturing runs nothing.
+        Returns:
+            Runs the work again at each call, always into the same tensor.
         """
 
 
@@ -52,33 +53,33 @@ class CudaStreams:
     """The streams of a CUDA device.
 
     Args:
-        device: which.
+        device: the GPU.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
     def current(self) -> torch.cuda.Stream:
-        """The stream that work goes to now."""
+        """Return the stream that work goes to now."""
         return torch.cuda.current_stream(self.device)
 
     def new(self) -> torch.cuda.Stream:
-        """Another stream."""
+        """Return a new stream."""
         return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     def on(self, stream: torch.cuda.Stream) -> AbstractContextManager[Any]:
-        """While inside, work goes to that stream."""
+        """Return a context inside which work goes to that stream."""
         return torch.cuda.stream(stream)
 
     def wait(self, waiter: torch.cuda.Stream, other: torch.cuda.Stream) -> None:
-        """By an event, without the host."""
+        """Make one stream wait for another by an event, without blocking the host."""
         waiter.wait_stream(other)
 
     def capture(self, stream: Any, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """A CUDA graph; a loader's thread may use the device meanwhile."""
+        """Capture a CUDA graph; a loader's thread may use the device meanwhile."""
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         with (
-            self._mended_after_errors(pool),
+            self._repaired_after_errors(pool),
             torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
         ):
             result = work()
@@ -90,8 +91,8 @@ class CudaStreams:
         return replay
 
     @contextmanager
-    def _mended_after_errors(self, pool: Any) -> Iterator[None]:
-        """A capture that CUDA breaks off leaves torch's generator and allocator in capture mode."""
+    def _repaired_after_errors(self, pool: Any) -> Iterator[None]:
+        """Take torch's generator and allocator out of capture mode if a capture fails."""
         index = torch.cuda.current_device() if self.device.index is None else self.device.index
         generator = torch.cuda.default_generators[index]
         state = generator.get_state()
@@ -107,11 +108,11 @@ class CudaStreams:
 
 
 class Streams(Executor):
-    """One side stream a student; forks and joins by events.
+    """One side stream for each student; forks and joins by events.
 
     Args:
         device: the GPU.
-        layer: its streams; the tests give others.
+        layer: its streams; tests replace them.
     """
 
     name = "streams"
@@ -121,7 +122,7 @@ class Streams(Executor):
         self._streams: dict[Student, Any] = {}
 
     def fork(self, students: Sequence[Student], work: Callable[[int], T]) -> list[T]:
-        """The host queues one student after the other; the device overlaps them."""
+        """Queue one student after the other; the device overlaps them."""
         here = self.layer.current()
         results, used = [], []
         try:

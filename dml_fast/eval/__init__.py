@@ -1,6 +1,6 @@
-"""How good students are: classification, and retrieval over the C++ ranking core.
+"""How good students are: classification, and retrieval by `dml_fast.ranking`.
 
-The names are imported lazily: ranking a matrix does not need torch.
+The names of that package are imported lazily: ranking a matrix does not need torch.
 """
 
 from __future__ import annotations

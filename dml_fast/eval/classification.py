@@ -19,8 +19,8 @@ class Accuracy:
     """Shares of right answers over a set of images.
 
     Attributes:
-        students: one a student, in 0..1.
-        ensemble: of the class with the highest mean of the students' probabilities.
+        students: that of each student, in 0..1.
+        ensemble: that of the class with the highest mean of the students' probabilities.
         images: how many were counted.
     """
 
@@ -31,7 +31,7 @@ class Accuracy:
 
 @contextmanager
 def evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
-    """While inside, models are in evaluation mode; afterwards each is in the mode it was in."""
+    """Put models in evaluation mode while inside; afterwards each is in its earlier mode."""
     modes = [model.training for model in models]
     for model in models:
         model.eval()
@@ -49,12 +49,12 @@ def evaluate(
     precision: Precision,
     world: World | None = None,
 ) -> Accuracy:
-    """Run the students over a set; afterwards each is in the mode it was in.
+    """Classify a set with each student and with all together; modes are restored afterwards.
 
     Args:
-        models: K networks, ``forward(inputs (N, ...)) -> logits (N, C)``; of several processes each
-            gives those that it holds.
-        batches: every image once; of several processes each column gives its share.
+        models: K networks, ``forward(inputs (N, ...)) -> logits (N, C)``; each of several
+            processes gives those that it holds.
+        batches: every image once; each column of processes gives its share.
         precision: as in training.
         world: the processes; by default there is one.
     """
@@ -72,6 +72,6 @@ def evaluate(
 
 
 def _right(logits: list[Tensor], target: Tensor) -> Tensor:
-    """(K + 1,) counts: each student's right answers, then the ensemble's."""
+    """Count the right answers of each student, then of the ensemble: (K + 1,)."""
     mean = torch.stack([z.softmax(1) for z in logits]).mean(0)  # (N, C)
     return torch.stack([(scores.argmax(1) == target).sum() for scores in [*logits, mean]])

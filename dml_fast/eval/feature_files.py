@@ -1,4 +1,4 @@
-"""Anybody's features in .npz files, ranked without a network."""
+"""Features in .npz files, from any network, ranked without one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class FeatureFile(NamedTuple):
         """Read ``numpy.savez(path, features=..., pids=..., cams=...)``; pickles are not opened.
 
         Raises:
-            UserError: the file is missing, damaged, of another kind, or lacks an array.
+            UserError: the file is missing, damaged or no .npz file, or lacks an array.
         """
         if not path.is_file():
             raise UserError(f"--features {path} does not exist: give two .npz files")
@@ -63,14 +63,14 @@ def rank_files(
     """Rank the features of one file among those of another.
 
     Args:
-        query: with Q features or codes.
-        gallery: with G.
+        query: a file with Q features or codes.
+        gallery: a file with G.
         metric: cosine, euclidean or hamming.
         protocol: market1501, cuhk03, or all, which needs no cameras.
-        reranked: correct the distances with mutual neighbours.
+        reranked: whether to correct the distances with mutual neighbours.
 
     Raises:
-        UserError: a file is not as it must be, or the ranking refuses what it holds.
+        UserError: a file is not as `FeatureFile.read` needs it, or its arrays cannot be ranked.
     """
     q, g = FeatureFile.read(query), FeatureFile.read(gallery)
     rule: Any = {"protocol": protocol}
@@ -78,5 +78,7 @@ def rank_files(
         if reranked:
             raise UserError("--rerank goes with features and not with --metric hamming")
         return rank_hamming(q.features, g.features, q.pids, g.pids, q.cams, g.cams, **rule)
-    rank = rerank if reranked else rank_features
-    return rank(q.features, g.features, q.pids, g.pids, q.cams, g.cams, metric=metric, **rule)
+    rank_gallery = rerank if reranked else rank_features
+    return rank_gallery(
+        q.features, g.features, q.pids, g.pids, q.cams, g.cams, metric=metric, **rule
+    )

@@ -49,7 +49,7 @@ def evaluate_run(
         checkpoint: best, last or previous.
         device: auto, cpu, cuda or cuda:N.
         batch_size: images at a time.
-        reranked: correct the distances with mutual neighbours (`dml_fast.eval.rerank`).
+        reranked: whether to correct the distances with mutual neighbours (`dml_fast.eval.rerank`).
         lists: how many queries' ranked lists to draw, of the ensemble.
         out: where to draw them.
 
@@ -111,7 +111,7 @@ def evaluate_run(
 
 
 class _Found(NamedTuple):
-    """What was measured, as entries of the result.
+    """Measurements, as entries of the result.
 
     Attributes:
         facts: about the search; none for classification.

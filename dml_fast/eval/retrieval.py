@@ -30,7 +30,7 @@ class Retrieval:
     """Rankings by each student's embeddings and by all of them together.
 
     Attributes:
-        students: one a student; None where embeddings are not finite.
+        students: that of each student; None where embeddings are not finite.
         ensemble: by the concatenated embeddings of the others; None if there are none.
     """
 
@@ -42,7 +42,7 @@ class Retrieval:
 def embed(
     models: Sequence[nn.Module], batches: Iterable[Batch], precision: Precision
 ) -> list[Features]:
-    """Embed a set with each student; afterwards each is in the mode it was in.
+    """Embed a set with each student; modes are restored afterwards.
 
     Args:
         models: K networks with ``embed(inputs (N, ...)) -> (N, D)``.
@@ -63,9 +63,9 @@ def embed(
 
 
 def concatenate(features: Sequence[Features]) -> Features:
-    """The ensemble's features: each student's at length 1, side by side.
+    """Return the ensemble's features: each student's at length 1, side by side.
 
-    So the cosine similarity of two images is the mean of the students'.
+    Thus the cosine similarity of two images is the mean of the students'.
 
     Args:
         features: K arrays (N, D_k).
@@ -85,18 +85,18 @@ def search(
 
     Args:
         features: (N, D) of ``images``.
-        images: who and where they are.
+        images: their identities and cameras.
         reranked: correct the distances with mutual neighbours (`rerank`).
         topk: how many nearest images to report.
 
     Raises:
-        UserError: as `rank_features`.
+        UserError: for the reasons of `rank_features`.
     """
     q = slice(images.queries)
     g = slice(images.queries, None)
     pids, cams = images.labels, images.cams
-    rank = rerank if reranked else rank_features
-    return rank(features[q], features[g], pids[q], pids[g], cams[q], cams[g], topk=topk)
+    rank_gallery = rerank if reranked else rank_features
+    return rank_gallery(features[q], features[g], pids[q], pids[g], cams[q], cams[g], topk=topk)
 
 
 def evaluate_retrieval(
@@ -139,7 +139,7 @@ def evaluate_retrieval(
 def _joined(
     parts: Sequence[tuple[NDArray[np.int64], list[Features]]], world: World, count: int
 ) -> list[Features]:
-    """(N, D) of each of K students, from every rank's indices of images and students' features."""
+    """Return (N, D) for each of K students, from each rank's image indices and features."""
     found: list[Features] = [np.zeros((0, 0), np.float32)] * world.total
     for rank, (ids, students) in enumerate(parts):
         for k, features in zip(world.shares[rank // world.mesh.data], students, strict=True):

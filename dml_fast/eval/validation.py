@@ -1,4 +1,4 @@
-"""An epoch's validation: the scores of each student and of the ensemble."""
+"""Validation at the end of an epoch: the scores of each student and of the ensemble."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Scores: TypeAlias = dict[str, float | None]
 def validate(
     cohort: Cohort, data: DataSet, precision: Precision, channels_last: bool
 ) -> tuple[list[Scores], Scores]:
-    """Evaluate on the validation images; of several processes each column takes its share.
+    """Evaluate on the validation images; each column of processes takes its share.
 
     Args:
         cohort: of this process.
@@ -51,7 +51,7 @@ def validate(
 
 
 def _scores(result: RankingResult | None) -> Scores:
-    """None for features that are not numbers."""
+    """Return the scores, each None for features that are not numbers."""
     if result is None:
         return {"val_mAP": None, "val_rank1": None}
     return {"val_mAP": result.mAP, "val_rank1": float(result.cmc[0])}

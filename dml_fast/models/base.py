@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dml_fast.errors import UserError
 
 MIN_SIZE = 8
-"""Smallest image height and width in pixels that the built-in networks take."""
+"""The smallest image height and width, in pixels, that the built-in networks take."""
 
 LARGE_SIZE = 64
 """Images with both sides at least this long get the ImageNet stem and strides."""
@@ -21,7 +21,7 @@ class FeatureNet(nn.Module):
 
     Attributes:
         num_features: D, the length of a feature vector.
-        classifier: The last layer, (N, D) to (N, C).
+        classifier: the last layer, (N, D) to (N, C).
     """
 
     num_features: int
@@ -29,16 +29,16 @@ class FeatureNet(nn.Module):
 
     @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
-        """Features of images: (N, in_channels, H, W) to (N, D)."""
+        """Return features of images: (N, in_channels, H, W) to (N, D)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of images: (N, in_channels, H, W) to (N, C)."""
+        """Return logits of images: (N, in_channels, H, W) to (N, C)."""
         logits: Tensor = self.classifier(self.forward_features(x))
         return logits
 
 
 def global_mean(x: Tensor) -> Tensor:
-    """Average pooling over all of H and W: (N, D, H, W) to (N, D).
+    """Return the mean over H and W: (N, D, H, W) to (N, D).
 
     A plain mean, because AdaptiveAvgPool2d has no deterministic backward on CUDA.
     """
@@ -48,7 +48,7 @@ def global_mean(x: Tensor) -> Tensor:
 def conv_bn_relu(
     inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
-    """Convolution padded to keep the size at stride 1, batch normalisation, ReLU."""
+    """Return a convolution padded to keep the size at stride 1, batch normalisation and ReLU."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),
@@ -60,7 +60,7 @@ def check_size(name: str, image_size: tuple[int, int]) -> None:
     """Refuse images smaller than `MIN_SIZE` on a side.
 
     Raises:
-        UserError: The image is too small for network `name`.
+        UserError: the images are too small for the network ``name``.
     """
     height, width = image_size
     if min(height, width) < MIN_SIZE:
@@ -71,17 +71,17 @@ def check_size(name: str, image_size: tuple[int, int]) -> None:
 
 
 def is_large(image_size: tuple[int, int]) -> bool:
-    """Whether images (H, W) get the ImageNet stem and strides: both sides >= `LARGE_SIZE`."""
+    """Return whether images (H, W) get the ImageNet stem: both sides >= `LARGE_SIZE`."""
     return min(image_size) >= LARGE_SIZE
 
 
 def initialise(net: nn.Module) -> None:
-    """He initialisation of a network, in place, from torch's global random generator.
+    """Initialise a network as He et al. do, in place, from torch's global random generator.
 
     Convolutions: normal with variance 2 / fan-out (He et al., ICCV 2015, equation 14), where the
-    fan-out counts one group only: torch's own counts all groups, which would shrink a depthwise
-    filter of C channels by sqrt(C). Linear layers: uniform within 1 / sqrt(D). Biases: zero.
-    Batch normalisation keeps torch's start, scale 1 and shift 0.
+    fan-out counts one group only: torch's own function counts all groups, which would shrink a
+    depthwise filter of C channels by sqrt(C). Linear layers: uniform within 1 / sqrt(D). Biases:
+    zero. Batch normalisation keeps torch's initial scale 1 and shift 0.
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d):

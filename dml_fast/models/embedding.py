@@ -1,4 +1,4 @@
-"""Networks that embed: BNNeck (Luo et al., CVPRW 2019, arXiv 1903.07071) behind any backbone."""
+"""Networks for retrieval: any backbone with a BNNeck (Luo et al., CVPRW 2019, arXiv 1903.07071)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from dml_fast.models.registry import create_model
 class EmbeddingNet(nn.Module):
     """A backbone, batch normalisation without a shift, and a linear classifier without a bias.
 
-    The features before the neck suit a triplet loss, those after it the classifier and the search.
+    A triplet loss uses the features before the neck; the classifier and the ranking use those after
+    it.
 
     Args:
         backbone: images (N, C, H, W) to features (N, D).
         num_features: D.
-        num_classes: how many identities are learned.
+        num_classes: number of identities to learn.
     """
 
     def __init__(self, backbone: nn.Module, num_features: int, num_classes: int) -> None:
@@ -30,17 +31,17 @@ class EmbeddingNet(nn.Module):
         nn.init.normal_(self.classifier.weight, std=0.001)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of images: (N, C, H, W) to (N, num_classes)."""
+        """Return logits of images: (N, C, H, W) to (N, num_classes)."""
         return self.features_and_logits(x)[1]
 
     def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features before the neck, (N, D), and logits, (N, num_classes)."""
+        """Return features before the neck, (N, D), and logits, (N, num_classes)."""
         features: Tensor = self.backbone(x)
         logits: Tensor = self.classifier(self.neck(features))
         return features, logits
 
     def embed(self, x: Tensor) -> Tensor:
-        """Features after the neck, (N, D), by which images are found."""
+        """Return features after the neck, (N, D), by which images are ranked."""
         embedded: Tensor = self.neck(self.backbone(x))
         return embedded
 
@@ -52,14 +53,14 @@ def create_embedding_net(
     in_channels: int = 3,
     image_size: int | tuple[int, int] = 32,
 ) -> EmbeddingNet:
-    """Build a network by name and put a BNNeck in its classifier's place.
+    """Build a network by name, with a BNNeck in place of its classifier.
 
-    The classifier is what a timm network's ``reset_classifier(0)`` removes, and in all others the
-    last `torch.nn.Linear` in the order of registration.
+    The classifier of a timm network is what its ``reset_classifier(0)`` removes; of any other
+    network it is the last `torch.nn.Linear` in the order of registration.
 
     Args:
-        name: see `dml_fast.models.create_model`, as for the rest.
-        num_classes: how many identities are learned.
+        name: as in `dml_fast.models.create_model`.
+        num_classes: number of identities to learn.
         in_channels: channels of the images.
         image_size: height and width in pixels; one number means a square.
 
@@ -76,7 +77,7 @@ def create_embedding_net(
 
 
 def last_linear(net: nn.Module) -> str | None:
-    """The name of the last linear layer in the order of registration, if there is one."""
+    """Return the name of the last linear layer in the order of registration, or None."""
     names = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
     return names[-1] if names else None
 
@@ -98,7 +99,7 @@ def _remove_classifier(net: nn.Module, num_classes: int, name: str) -> None:
 
 
 def _feature_width(net: nn.Module, shape: tuple[int, ...], name: str) -> int:
-    """D, from two blank images; statistics and the random generator stay as they are."""
+    """Return D, from two blank images; statistics and the random generator stay as they are."""
     modes = {module: module.training for module in net.modules()}
     net.eval()
     try:
@@ -114,7 +115,7 @@ def _feature_width(net: nn.Module, shape: tuple[int, ...], name: str) -> int:
         module.training = training
     if not isinstance(features, Tensor) or features.ndim != 2:
         raise UserError(
-            f"{name} cannot embed: without its classifier it does not give a vector an image; "
+            f"{name} cannot embed: without its classifier it does not give one vector per image; "
             "give another --arch"
         )
     return features.shape[1]

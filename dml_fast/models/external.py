@@ -1,4 +1,4 @@
-"""Networks from outside: timm, torchvision, and any function on Python's path."""
+"""Networks from other packages: timm, torchvision, and any function on Python's path."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def from_timm(
 ) -> nn.Module:
     """Build a timm network without pre-trained weights.
 
-    Those made for one size of image (vision transformers, mixers) are told the size.
+    Networks made for one image size (vision transformers, mixers) get that of these images.
 
     Raises:
         UserError: timm lacks the network, or cannot build it for such images.
@@ -47,7 +47,7 @@ def from_torchvision(
 
     Raises:
         UserError: torchvision lacks the network, it cannot be built for such images, or they do
-            not have 3 channels: torchvision's networks take no others.
+            not have 3 channels, which torchvision's networks require.
     """
     if in_channels != 3:
         raise UserError(
@@ -70,7 +70,7 @@ def from_torchvision(
     elif name.startswith("maxvit"):
         options["input_size"] = image_size
     elif name in ("googlenet", "inception_v3"):
-        # Their auxiliary classifiers return a tuple in training; the loss wants logits alone.
+        # Auxiliary classifiers make them return a tuple in training; the loss needs logits alone.
         options |= {"aux_logits": False, "init_weights": True}
     return _build(
         f"torchvision:{name}",
@@ -87,13 +87,13 @@ def from_function(
     """Build a network with the function that ``package.module:function`` names.
 
     Raises:
-        UserError: There is no such function, it does not take the three keywords, or what it
+        UserError: there is no such function, it does not take the three keywords, or what it
             returns does not map such images to logits.
     """
     module_name, _, function_name = name.partition(":")
     try:
         module = import_module(module_name)
-    except Exception as error:  # a module runs when it is imported, and may raise anything
+    except Exception as error:  # importing a module runs it, and it may raise anything
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{name!r}: cannot import {module_name} ({reason}): check it") from error
     function = getattr(module, function_name, None)
@@ -118,7 +118,7 @@ def _build(
     in_channels: int,
     image_size: tuple[int, int],
 ) -> nn.Module:
-    """Build a network and try it on two blank images, so that a misfit shows here by name."""
+    """Build a network, and check on two blank images that it gives logits of the right shape."""
     shape = (2, in_channels, *image_size)
     subject = f"{name} with images of {in_channels} x {image_size[0]} x {image_size[1]}"
     try:
@@ -127,7 +127,7 @@ def _build(
         raise UserError(f"{subject}: cannot be built: {first_line(error)}") from error
     if not isinstance(net, nn.Module):
         raise UserError(f"{name}: returned a {type(net).__name__}, not a torch.nn.Module")
-    # Evaluation mode leaves batch normalisation's statistics and the random generator alone.
+    # Evaluation mode changes neither batch normalisation's statistics nor the random generator.
     modes = {module: module.training for module in net.modules()}
     net.eval()
     device = next((p.device for p in net.parameters()), torch.device("cpu"))

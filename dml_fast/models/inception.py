@@ -1,16 +1,17 @@
 """Inception v1 (GoogLeNet; Szegedy et al., CVPR 2015, table 1) with batch normalisation.
 
-The mutual learning paper gives 7.8M parameters on CIFAR-100 and no construction. GoogLeNet with
-global pooling has 5.7M (3 x 3 in place of the 5 x 5 filters, as in the library its authors used),
-6.1M (5 x 5) or 6.4M (two 3 x 3), and an auxiliary classifier of the published size adds 2.3M: no
-sum of these is 7.8M. The network built here is the simplest we found that is, and it has no layer
-that serves training alone: for small images the stem is one 3 x 3 convolution to 192 channels,
-each 5 x 5 filter is two of 3 x 3 (Szegedy et al., CVPR 2016), and the classifier reads the last
-map (1024 x 4 x 4 at 32 x 32) unpooled. It is our reading of the figure, not a copy of the paper's
-network: no CIFAR code was published.
+The mutual learning paper says that the network has 7.8M parameters on CIFAR-100, but not how it is
+built, and no CIFAR code was published. GoogLeNet with global pooling has 5.7M (3 x 3 in place of
+the 5 x 5 filters, as in the library that the authors used), 6.1M (5 x 5) or 6.4M (two 3 x 3). An
+auxiliary classifier of the published size adds 2.3M. No sum of these is 7.8M.
 
-The rule for the stem: with both image sides at least `LARGE_SIZE` (64) it is GoogLeNet's own,
-and the last map is averaged (D = 1024, 6.4M parameters with 100 classes).
+The network built here has 7.8M, and is the simplest such network that we found. It has no layer
+for training alone. For small images the stem is one 3 x 3 convolution to 192 channels, each 5 x 5
+filter is two of 3 x 3 (Szegedy et al., CVPR 2016), and the classifier reads the last map
+(1024 x 4 x 4 for images of 32 x 32) unpooled.
+
+With both image sides at least `LARGE_SIZE` (64), the stem is GoogLeNet's own, and the last map is
+averaged (D = 1024, 6.4M parameters with 100 classes).
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class InceptionBlock(nn.Module):
     """Four parallel branches, concatenated: (N, inputs, H, W) to (N, outputs, H, W).
 
     Attributes:
-        outputs: Number of output channels.
+        outputs: number of output channels.
     """
 
     def __init__(self, inputs: int, filters: _Filters) -> None:
@@ -93,9 +94,9 @@ class InceptionV1(FeatureNet):
 
     Args:
         num_classes: C.
-        in_channels: Channels of the images.
-        image_size: Their height and width.
-        dropout: Probability of zeroing a feature before the classifier, in training.
+        in_channels: channels of the images.
+        image_size: height and width in pixels.
+        dropout: probability of zeroing a feature before the classifier, in training.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class InceptionV1(FeatureNet):
         initialise(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Features of images: (N, in_channels, H, W) to (N, D)."""
+        """Return features of images: (N, in_channels, H, W) to (N, D)."""
         x = self.layers(x)
         x = self.dropout(global_mean(x) if self.large else x.flatten(1))
         return x
@@ -139,11 +140,11 @@ def inception_v1(
 ) -> InceptionV1:
     """Build Inception v1; see `dml_fast.models.create_model`.
 
-    The mutual learning paper names no dropout, so the default is none; GoogLeNet has 0.4
+    The mutual learning paper mentions no dropout, so the default is none; GoogLeNet has 0.4
     (``inception_v1_drop0.4``).
 
     Raises:
-        UserError: The images are too small.
+        UserError: the images are too small.
     """
     check_size("inception_v1", image_size)
     return InceptionV1(num_classes, in_channels, image_size, dropout)

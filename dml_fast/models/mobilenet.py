@@ -1,10 +1,11 @@
 """MobileNet v1 (Howard et al., arXiv 1704.04861, table 1): depthwise separable convolutions.
 
-The strides depend on the image. With both sides at least `LARGE_SIZE` (64) they are the paper's,
-32 in all. Below it the first two of the five are 1, so 8 in all: a 32 x 32 image keeps a 4 x 4
-map until the mean. The mutual learning paper (73.65% alone on CIFAR-100) does not give its
-strides, the count of parameters does not depend on them, and readers have reported 67% (issue 16
-of the authors' repository, strides not said): total stride 8 is our choice.
+The strides depend on the image size. With both sides at least `LARGE_SIZE` (64) they are those of
+the paper, 32 in all. For smaller images the first two of the five strides are 1, so that they are
+8 in all: a 32 x 32 image keeps a 4 x 4 map until the mean. The mutual learning paper (73.65% for
+one network on CIFAR-100) does not give its strides, and the number of parameters does not depend on
+them. Readers have reported 67%, also without strides (issue 16 of the authors' repository). The
+total stride of 8 is our choice.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dml_fast.models.base import (
     is_large,
 )
 
-# Output channels of the 13 separable convolutions; each rise in width but the first halves the map.
+# Output channels of the 13 separable convolutions. Every rise but the first halves the map.
 _WIDTHS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 
 
@@ -29,8 +30,8 @@ class MobileNetV1(FeatureNet):
 
     Args:
         num_classes: C.
-        in_channels: Channels of the images.
-        large: Use the strides for ImageNet (32 in all) instead of those for CIFAR (8).
+        in_channels: channels of the images.
+        large: whether to use the strides for ImageNet (32 in all), not those for CIFAR (8).
     """
 
     def __init__(self, num_classes: int, in_channels: int, large: bool) -> None:
@@ -51,7 +52,7 @@ class MobileNetV1(FeatureNet):
         initialise(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Features of images: (N, in_channels, H, W) to (N, 1024)."""
+        """Return features of images: (N, in_channels, H, W) to (N, 1024)."""
         return global_mean(self.layers(x))
 
 
@@ -59,7 +60,7 @@ def mobilenet_v1(*, num_classes: int, in_channels: int, image_size: tuple[int, i
     """Build MobileNet v1; see `dml_fast.models.create_model`.
 
     Raises:
-        UserError: The images are too small.
+        UserError: the images are too small.
     """
     check_size("mobilenet_v1", image_size)
     return MobileNetV1(num_classes, in_channels, large=is_large(image_size))

@@ -1,6 +1,6 @@
-"""Weights to start from: those that timm publishes, or a file's. The classifier starts anew.
+"""Weights to start from: those that timm publishes, or a file's. The classifier is always new.
 
-Nothing here imports torch before weights are read.
+Torch is imported only when weights are read.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-_WRAPPERS = ("state_dict", "model")  # keys under which others keep a state dict
+_WRAPPERS = ("state_dict", "model")  # keys under which other programs store a state dict
 _log = logging.getLogger("dml_fast")
 
 
 def check_pretrained(source: str, names: Sequence[str]) -> None:
-    """Checks what can be checked without reading weights.
+    """Check what can be checked without reading weights.
 
     Args:
         source: ``timm`` or a file.
@@ -47,19 +47,19 @@ def check_pretrained(source: str, names: Sequence[str]) -> None:
 
 
 def load_pretrained(model: nn.Module, source: str, arch: str) -> None:
-    """Loads weights into a network, in place.
+    """Load weights into a network, in place.
 
-    Tensors are matched by name and shape. All of the network must be found but its classifier: the
-    last linear layer, or all but the backbone of an `EmbeddingNet`.
+    Tensors are matched by name and shape. Every tensor of the network must be found, except those
+    of its classifier: the last linear layer, or everything but the backbone of an `EmbeddingNet`.
 
     Args:
         model: from `create_model` or `create_embedding_net`.
-        source: ``timm``; a ``.safetensors`` file, one of our students' too; or a ``.pth``, ``.pt``
-            or ``.bin`` file of a state dict, bare or under ``state_dict`` or ``model``.
+        source: ``timm``; a ``.safetensors`` file, such as a trained student's; or a ``.pth``,
+            ``.pt`` or ``.bin`` file of a state dict, bare or under ``state_dict`` or ``model``.
         arch: the network's name.
 
     Raises:
-        UserError: the weights cannot be had or do not fit.
+        UserError: the weights cannot be read or do not fit.
     """
     from dml_fast.models.embedding import EmbeddingNet, last_linear
 
@@ -67,7 +67,7 @@ def load_pretrained(model: nn.Module, source: str, arch: str) -> None:
     found = _published(arch) if source == "timm" else _read(Path(source).expanduser())
     if found and all(name.startswith("module.") for name in found):
         found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
-    # a student that embeds: its backbone's names are those of the plain network
+    # in an embedding student's file, the backbone has the names of the plain network
     found = {name.removeprefix("backbone."): tensor for name, tensor in found.items()}
     if isinstance(model, EmbeddingNet):
         target, classifier = model.backbone, None
@@ -119,9 +119,9 @@ def _published(arch: str) -> dict[str, Tensor]:
     timm: Any = import_module("timm")
     try:
         weights: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
-    except Exception as error:  # no such weights, no network, a full disk: whatever timm raises
+    except Exception as error:  # no weights, no connection, a full disk: all kinds
         raise UserError(
-            f"the weights that timm publishes for {name} cannot be had ({first_line(error)}): "
+            f"the weights that timm publishes for {name} cannot be loaded ({first_line(error)}): "
             "fetch them where there is a network, and give the file with --pretrained"
         ) from error
     return weights

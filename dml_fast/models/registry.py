@@ -1,7 +1,7 @@
 """From an architecture's name to a network, without importing torch until one is built.
 
-Every name resolves to a ``module:function`` target and the options it is called with, so that a
-misspelt ``--arch`` is refused in milliseconds.
+Every name resolves to a ``module:function`` target and the options for its call, so that a
+misspelt ``--arch`` is refused within milliseconds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FORMS = (
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How to build a network: ``target`` is "module:function", called with ``options`` too."""
+    """How to build a network: ``target`` is "module:function", ``options`` are further keywords."""
 
     target: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -49,20 +49,20 @@ _ALIASES = {"resnet50": "timm:resnet50"}
 
 
 def model_names() -> list[str]:
-    """Names of the built-in networks, in a readable order (ResNets by depth)."""
+    """Return the names of the built-in networks, in a readable order (ResNets by depth)."""
     return list(_NAMED)
 
 
 def check_model_name(name: str) -> None:
-    """Check that `name` can be built here, without importing torch.
+    """Check that ``name`` can be built here, without importing torch.
 
     Args:
-        name: A built-in name (`model_names()`), ``wrn_DEPTH_WIDTH``, ``timm:NAME``,
-            ``torchvision:NAME`` or ``package.module:function``. The networks that have dropout
-            take its probability as a suffix: ``wrn_28_10_drop0.3``, ``inception_v1_drop0.4``.
+        name: a built-in name (`model_names()`), ``wrn_DEPTH_WIDTH``, ``timm:NAME``,
+            ``torchvision:NAME`` or ``package.module:function``. Networks with dropout take its
+            probability as a suffix: ``wrn_28_10_drop0.3``, ``inception_v1_drop0.4``.
 
     Raises:
-        UserError: The name is unknown or malformed, or its package is not installed.
+        UserError: the name is unknown or malformed, or its package is not installed.
     """
     _find_recipe(name)
 
@@ -76,21 +76,21 @@ def create_model(
 ) -> nn.Module:
     """Build a network by name, initialised from torch's global random generator only.
 
-    Two networks of one name differ through the generator's state alone.
+    Two networks of the same name differ only by the state of that generator.
 
     Args:
-        name: See `check_model_name`. A ``package.module:function`` is called with the keywords
+        name: see `check_model_name`. A ``package.module:function`` is called with the keywords
             ``num_classes`` (int), ``in_channels`` (int) and ``image_size`` (a pair H, W).
         num_classes: C, the number of logits.
-        in_channels: Channels of the images.
-        image_size: Height and width in pixels; one number means a square.
+        in_channels: channels of the images.
+        image_size: height and width in pixels; one number means a square.
 
     Returns:
-        A module that maps images (N, in_channels, H, W) to logits (N, C). The built-in ones are
-        `dml_fast.models.base.FeatureNet`: they also give the features before the classifier.
+        A module that maps images (N, in_channels, H, W) to logits (N, C). The built-in networks
+        are `dml_fast.models.base.FeatureNet`, which also give the features before the classifier.
 
     Raises:
-        UserError: The name is unknown, its package is missing, or the network cannot be built
+        UserError: the name is unknown, its package is missing, or the network cannot be built
             for such images.
     """
     recipe = _find_recipe(name)
@@ -157,7 +157,7 @@ def _find_external(name: str) -> _Recipe:
         return _Recipe(f"dml_fast.models.external:from_{package}", {"name": rest})
     if not all(part.isidentifier() for part in [*package.split("."), rest]):
         raise UserError(f"{name!r} is not of the form package.module:function; {_FORMS}")
-    # Only the top-level package: looking further would import it, and with it perhaps torch.
+    # Only the top-level package: looking for a submodule would import it, and perhaps torch.
     top = package.split(".")[0]
     if top not in sys.modules and find_spec(top) is None:
         raise UserError(

@@ -1,8 +1,8 @@
 """ResNet for small images (He et al., CVPR 2016, section 4.2): three stages of 16, 32, 64 filters.
 
-Shortcuts have no parameters (the paper's option A). The network averages over whatever map is
-left, so it takes any image size; it never has the ImageNet stem, and large images cost as much
-as their pixels (for those, `mobilenet_v1`, `inception_v1` or ``torchvision:resnet18``).
+Shortcuts have no parameters (the paper's option A). The network averages over its last map, so it
+takes any image size. It never has the ImageNet stem, so its cost grows with the number of pixels:
+for large images take `mobilenet_v1`, `inception_v1` or ``torchvision:resnet18``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block.
 
-        In place where backward needs no more of it: 8 % of a step on a CPU, and the same bits.
+        Operations are in place where the backward pass does not need their input: a step on a CPU
+        takes 8 % less time, with the same bits.
         """
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         y = self.bn2(self.conv2(y))
@@ -40,13 +41,13 @@ class BasicBlock(nn.Module):
 class ResNet(FeatureNet):
     """CIFAR ResNet of depth 6n + 2; D = 64.
 
-    Each block starts as its shortcut alone (the last scale is 0: Goyal et al., arXiv 1706.02677,
-    section 5.1), which is not in He et al. and lets short trainings use a learning rate of 0.1.
+    Each block starts as its shortcut alone, since its last scale is 0 (Goyal et al., arXiv
+    1706.02677, section 5.1). He et al. do not do so; it lets short runs use a learning rate of 0.1.
 
     Args:
-        depth: Number of weighted layers: 20, 32, 44, 56 or 110 in the paper.
+        depth: number of weighted layers: 20, 32, 44, 56 or 110 in the paper.
         num_classes: C.
-        in_channels: Channels of the images.
+        in_channels: channels of the images.
     """
 
     def __init__(self, depth: int, num_classes: int, in_channels: int) -> None:
@@ -69,17 +70,17 @@ class ResNet(FeatureNet):
             nn.init.zeros_(block.bn2.weight)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Features of images: (N, in_channels, H, W) to (N, 64)."""
+        """Return features of images: (N, in_channels, H, W) to (N, 64)."""
         return global_mean(self.blocks(F.relu(self.bn(self.conv(x)), inplace=True)))
 
 
 def resnet(
     *, depth: int, num_classes: int, in_channels: int, image_size: tuple[int, int]
 ) -> ResNet:
-    """Build the CIFAR ResNet of a depth; see `dml_fast.models.create_model`.
+    """Build the CIFAR ResNet of one depth; see `dml_fast.models.create_model`.
 
     Raises:
-        UserError: The images are too small.
+        UserError: the images are too small.
     """
     check_size(f"resnet{depth}", image_size)
     return ResNet(depth, num_classes, in_channels)

@@ -1,7 +1,7 @@
-"""Wide ResNet (Zagoruyko and Komodakis, BMVC 2016): a ResNet for small images, `width` times wider.
+"""Wide ResNet (Zagoruyko and Komodakis, BMVC 2016): a ResNet for small images, WIDTH times as wide.
 
-The order within a block is batch normalisation, ReLU, convolution. As for `resnet`, any image
-size is taken at the strides of the paper: 1, 2, 2.
+The order within a block is batch normalisation, ReLU, convolution. As `resnet`, it takes any image
+size, with the strides of the paper: 1, 2, 2.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class WideResNet(FeatureNet):
     """Wide ResNet of depth 6n + 4; D = 64 width.
 
     Args:
-        depth: Number of weighted layers along the main path, shortcuts' included: 28 in the paper.
-        width: Factor on the 16, 32 and 64 filters of the three stages: 10 in the paper.
+        depth: number of weighted layers along the main path, counting shortcuts: 28 in the paper.
+        width: factor on the 16, 32 and 64 filters of the three stages: 10 in the paper.
         num_classes: C.
-        in_channels: Channels of the images.
-        dropout: Probability of zeroing an activation between a block's convolutions.
+        in_channels: channels of the images.
+        dropout: probability of zeroing an activation between a block's convolutions.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class WideResNet(FeatureNet):
         initialise(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Features of images: (N, in_channels, H, W) to (N, 64 width)."""
+        """Return features of images: (N, in_channels, H, W) to (N, 64 width)."""
         return global_mean(F.relu(self.bn(self.blocks(self.conv(x)))))
 
 
@@ -87,11 +87,11 @@ def wide_resnet(
 ) -> WideResNet:
     """Build a wide ResNet; see `dml_fast.models.create_model`.
 
-    The mutual learning paper names no dropout for WRN-28-10, so the default is none; Zagoruyko
+    The mutual learning paper mentions no dropout for WRN-28-10, so the default is none; Zagoruyko
     and Komodakis use 0.3 on CIFAR (``wrn_28_10_drop0.3``).
 
     Raises:
-        UserError: The images are too small.
+        UserError: the images are too small.
     """
     check_size(f"wrn_{depth}_{width}", image_size)
     return WideResNet(depth, width, num_classes, in_channels, dropout)

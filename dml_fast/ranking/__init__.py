@@ -1,1 +1,1 @@
-"""Rankings of a gallery and their scores, over the C++ core; numpy, without torch."""
+"""Rank a gallery and score the rankings, in numpy and C++; only `tiles` uses torch."""

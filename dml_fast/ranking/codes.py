@@ -35,11 +35,12 @@ def rank_hamming(
 ) -> RankingResult:
     """Rank a gallery for each query by the number of bits in which their codes differ.
 
-    Such distances tie often: ``ties="expected"`` gives what does not depend on the gallery's order.
+    Such distances tie often. With ``ties="expected"`` the scores do not depend on the gallery's
+    order.
 
     Args:
-        query: (Q, B) uint8, 8 bits in each byte (``np.packbits(bits, axis=1)``). Codes of a
-            multiple of 8 bytes are read in place, others are copied and padded.
+        query: (Q, B) uint8, 8 bits in each byte (``np.packbits(bits, axis=1)``). Codes whose length
+            is a multiple of 8 bytes are read in place, others are copied and padded.
         gallery: (G, B) uint8.
         q_pids: (Q,) identities; this and the rest as in `rank_distances`.
         g_pids: (G,) identities.
@@ -54,8 +55,8 @@ def rank_hamming(
         topk: see there.
 
     Raises:
-        UserError: codes are not uint8, too long (8,184 bytes at most) or of different lengths, and
-            all that `rank_distances` refuses.
+        UserError: codes are not uint8, longer than 8,184 bytes or of different lengths, and for all
+            reasons of `rank_distances`.
     """
     rules = make_rules(
         max_rank=max_rank,
@@ -83,7 +84,7 @@ def rank_hamming(
 
 
 def _words(codes: ArrayLike, name: str, shape: str) -> NDArray[np.uint64]:
-    """(N, ceil(B / 8)) words of the codes, padded with zero bits."""
+    """Return the codes as (N, ceil(B / 8)) words, padded with zero bits."""
     array = as_numpy(codes)
     if array.ndim != 2 or 0 in array.shape:
         raise UserError(f"{name} has shape {array.shape}: pass {shape} codes, at least one")
@@ -98,7 +99,7 @@ def _words(codes: ArrayLike, name: str, shape: str) -> NDArray[np.uint64]:
 
 
 def _without_junk(labels: Labels, kept: NDArray[np.int64]) -> Labels:
-    """Labels of the kept items, numbered anew."""
+    """Return the labels of the kept items, which are numbered anew."""
     camera = labels.item_camera
     return labels._replace(
         item_identity=labels.item_identity[kept],

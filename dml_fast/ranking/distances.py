@@ -1,4 +1,4 @@
-"""Ranking from a given matrix of distances."""
+"""Ranking from a matrix of distances."""
 
 from __future__ import annotations
 
@@ -38,23 +38,24 @@ def rank_distances(
     """Rank a gallery for each query from their distances, without sorting it.
 
     Args:
-        dist: (Q, G) distances, smaller is nearer, compared in their own precision. Arrays of numpy
-            and CPU tensors of torch are read in place; strided ones, CUDA tensors, float16,
-            bfloat16 and integers are copied first. NaN comes last (one warning), +-inf is allowed.
+        dist: (Q, G) distances, smaller is nearer, compared in their own precision. Numpy arrays and
+            CPU tensors are read in place; strided ones, CUDA tensors, float16, bfloat16 and
+            integers are copied first. NaN comes last, with one warning; +-inf is allowed.
         q_pids: (Q,) identities, integers of any type or strings.
         g_pids: (G,) identities; 0 is an ordinary one (a distractor).
         q_cams: (Q,) cameras, integers or strings; not needed without the camera rule.
         g_cams: (G,) cameras.
         max_rank: length of ``cmc`` and ``precision``.
-        protocol: ``market1501``: same identity in the same camera is left out; ``cuhk03``: that,
-            and ``cmc`` is the exact mean over all draws of one gallery image an identity
-            (`SingleShot`: by drawing); ``all``: cameras do not matter.
-        ties: order of items at the same distance. ``stable``: by gallery index; ``expected``: the
-            exact mean over all orders; ``optimistic``, ``pessimistic``: matches first, last.
+        protocol: ``market1501``: items with the identity and the camera of the query are left out;
+            ``cuhk03``: that, and ``cmc`` is the exact mean over all draws of one gallery image
+            per identity (`SingleShot` draws them); ``all``: cameras do not matter.
+        ties: the order of items at the same distance. ``stable``: by gallery index;
+            ``expected``: the exact mean over all orders; ``optimistic``: matches first;
+            ``pessimistic``: matches last.
         junk_pid: gallery items of this identity are dropped; None drops none.
-        camera_rule: False keeps images of the same identity in the same camera.
-        count_invalid: queries without a valid match score 0 instead of being left out.
-        topk: report that many nearest valid gallery items of each query.
+        camera_rule: False keeps items with the identity and the camera of the query.
+        count_invalid: whether queries without a valid match score 0; otherwise they are left out.
+        topk: how many of the nearest valid gallery items of each query to report.
 
     Raises:
         UserError: shapes, lengths or types do not fit, an argument is unknown, or no query has a
@@ -82,7 +83,7 @@ def labels_for(
     q_cams: ArrayLike | None,
     g_cams: ArrayLike | None,
 ) -> Labels:
-    """Who is who among Q, G = ``shape`` items, by the rules."""
+    """Number the identities and cameras of Q, G = ``shape`` items, following the rules."""
     return make_labels(
         q_pids,
         g_pids,
@@ -108,8 +109,8 @@ def rank_rows(rows: Floats, labels: Labels, rules: Rules) -> Part:
 def collect(parts: Iterable[Part], rules: Rules) -> RankingResult:
     """Put the parts of all queries, in their order, into one result; warn of NaNs once.
 
-    All parts but the last must be of a multiple of 16 queries (`CHUNK` in csrc/ranking.hpp), so
-    that the sums have the same bits in however many parts they come.
+    The number of queries of each part but the last must be a multiple of 16 (`CHUNK` in
+    csrc/ranking.hpp). Then the sums have the same bits for any number of parts.
     """
     scores, first_at, hits_at, topk, nans = zip(*parts, strict=True)
     if total := sum(nans):

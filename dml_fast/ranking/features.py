@@ -1,4 +1,4 @@
-"""Ranking from features: exact, in a few tiles' memory, at the speed of the product alone."""
+"""Ranking from features: exact, in the memory of a few tiles, as fast as the product alone."""
 
 from __future__ import annotations
 
@@ -42,23 +42,23 @@ def rank_features(
 ) -> RankingResult:
     """Rank a gallery for each query by the distances of features; no matrix of them is stored.
 
-    Every decision is that of a float64 dot product in a fixed order, made only for the few pairs
-    that faster products with an error bound leave open. The result has the same bits for any number
-    of threads, size of tiles, instruction set and library that multiplies.
+    Every decision is that of a float64 dot product in a fixed order. It is computed only for the
+    few pairs that faster products with an error bound leave open. The result has the same bits for
+    any number of threads, size of tiles, instruction set and library that multiplies.
 
     Args:
-        query: (Q, D) features. Float32 and float64 are taken as they are, in numpy's memory or a
-            CPU tensor's; strided and CUDA input, float16 and bfloat16 are copied first, and float32
-            is widened if the other is float64. Infinite features are allowed.
+        query: (Q, D) features. Float32 and float64 arrays and CPU tensors are read in place;
+            strided and CUDA input, float16 and bfloat16 are copied first, and float32 is widened if
+            the other is float64. Infinite features are allowed.
         gallery: (G, D).
         q_pids: (Q,) identities.
         g_pids: (G,) identities.
         q_cams: (Q,) cameras.
         g_cams: (G,) cameras.
         metric: ``cosine`` (a zero vector is at distance 1 from everything) or ``euclidean``.
-        max_rank: as the other arguments down to ``topk``: see `rank_distances`.
-        protocol: ``cuhk03`` computes all distances exactly, which takes several times as long.
-        ties: ties are of equal float64 distances: duplicates tie.
+        max_rank: see `rank_distances`, for all arguments down to ``topk``.
+        protocol: see there; ``cuhk03`` computes all distances exactly, several times as slow.
+        ties: see there; items tie if their float64 distances are equal, as duplicates do.
         junk_pid: see there.
         camera_rule: see there.
         count_invalid: see there.
@@ -66,8 +66,8 @@ def rank_features(
         tiling: sizes to work in; they do not change the result.
 
     Raises:
-        UserError: NaN features (how many rows, and the first), dimensions that differ, and all that
-            `rank_distances` refuses.
+        UserError: features are NaN (it says in how many rows, and in which first), dimensions
+            differ, and for all reasons of `rank_distances`.
     """
     rules = make_rules(
         max_rank=max_rank,
@@ -89,7 +89,7 @@ def rank_features(
 
 
 def feature_pair(query: ArrayLike, gallery: ArrayLike) -> tuple[Floats, Floats]:
-    """Both sets as C-contiguous arrays of the same type.
+    """Return both sets as C-contiguous arrays of the same type.
 
     Raises:
         UserError: a shape or a type does not fit.
@@ -107,7 +107,7 @@ def feature_pair(query: ArrayLike, gallery: ArrayLike) -> tuple[Floats, Floats]:
 def make_ranker(
     q: Floats, g: Floats, labels: Labels, metric: str, topk: int, farthest: bool = False
 ) -> Ranker:
-    """The C++ ranker of these features.
+    """Make the C++ ranker of these features.
 
     Raises:
         UserError: the metric is unknown, or a feature is NaN.
@@ -144,7 +144,7 @@ def _screened_parts(screen: Screen, labels: Labels, rules: Rules) -> Iterator[Pa
 
 
 def _row_parts(ranker: Ranker, labels: Labels, rules: Rules) -> Iterator[Part]:
-    """By whole rows of exact distances, some queries at a time."""
+    """Rank by whole rows of exact distances, some queries at a time."""
     queries, items = len(labels.query_identity), len(labels.item_identity)
     step = max(CHUNK, ROW_BYTES // (8 * items) // CHUNK * CHUNK)
     for begin in range(0, queries, step):

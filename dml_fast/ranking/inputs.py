@@ -1,4 +1,4 @@
-"""What users pass for ranking: arrays of numpy or tensors of torch, as the C++ code takes them."""
+"""Arguments for ranking, numpy arrays or tensors, converted to what the C++ code takes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Ints: TypeAlias = NDArray[np.int64]
 
 
 def as_numpy(value: ArrayLike) -> NDArray[Any]:
-    """The same numbers as an array; a CPU tensor's memory is shared, a CUDA tensor is copied."""
+    """Return the same numbers as an array: a CPU tensor's memory, or a CUDA tensor's copy."""
     if hasattr(value, "detach"):
         tensor = value.detach().cpu()
         if str(tensor.dtype) == "torch.bfloat16":  # numpy has no such type
@@ -28,7 +28,7 @@ def as_numpy(value: ArrayLike) -> NDArray[Any]:
 
 
 def as_floats(value: ArrayLike, name: str, shape: str) -> Floats:
-    """A C-contiguous (rows, columns) array of float32 or float64; float64 stays float64.
+    """Return a C-contiguous (rows, columns) array of float32 or float64; float64 stays float64.
 
     Args:
         value: float32 and float64 are taken as they are (copied only if strided or misaligned);
@@ -51,10 +51,10 @@ def as_floats(value: ArrayLike, name: str, shape: str) -> Floats:
 
 
 def as_ids(value: ArrayLike, name: str, length: int) -> NDArray[Any]:
-    """Identities or cameras: (length,) int64, or strings.
+    """Return identities or cameras as (length,) int64 or strings.
 
     Raises:
-        UserError: another length, shape or type.
+        UserError: length, shape or type do not fit.
     """
     array = as_numpy(value)
     if array.ndim != 1 or len(array) != length:

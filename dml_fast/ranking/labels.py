@@ -14,7 +14,7 @@ NO_INTS = np.zeros(0, np.int64)
 
 
 class Labels(NamedTuple):
-    """Who is who, in the order in which the C++ functions take it; I identities, J junk items.
+    """Identities and cameras, in the order of the C++ functions' arguments; J junk items.
 
     Attributes:
         query_identity: (Q,) 0..I-1, or -1 where the gallery has none of that identity.
@@ -23,7 +23,7 @@ class Labels(NamedTuple):
         item_camera: (G,), or empty.
         member_offsets: (I + 1,) where each identity begins in ``members``.
         members: (G - J,) gallery items by identity, rising within each.
-        junk: (J,) items that are valid for nobody.
+        junk: (J,) items that are valid for no query.
     """
 
     query_identity: Ints
@@ -35,7 +35,7 @@ class Labels(NamedTuple):
     junk: Ints
 
     def of_queries(self, begin: int, end: int) -> Labels:
-        """The same gallery with the queries begin..end-1."""
+        """Return the same gallery with the queries begin..end-1."""
         return self._replace(
             query_identity=self.query_identity[begin:end],
             query_camera=self.query_camera[begin:end],
@@ -122,7 +122,7 @@ def _same_kind(q: Ints, g: Ints, q_name: str, g_name: str) -> None:
 
 
 def _check_matches(labels: Labels) -> None:
-    """An evaluation without a single match has no result; say why."""
+    """Refuse an evaluation without a single match, and say why there is none."""
     known = np.flatnonzero(labels.query_identity >= 0)
     if not len(known):
         raise UserError(

@@ -1,4 +1,4 @@
-"""The definitions in plain numpy, by sorting and by enumeration: the oracle of the tests."""
+"""The definitions of all scores in plain numpy, by sorting and enumeration, for the tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Array = NDArray[Any]
 def rank_query(
     d: Array, match: Array, identity: Array, *, ties: str, max_rank: int, single_shot: bool = False
 ) -> dict[str, Any]:
-    """Scores of one query from its valid gallery items alone; tie groups must be small.
+    """Score one query from its valid gallery items alone; tie groups must be small.
 
     Args:
         d: (G,) distances.
@@ -23,7 +23,7 @@ def rank_query(
         identity: (G,) of the items.
         ties: the rule.
         max_rank: length of ``first_at`` and ``hits_at``.
-        single_shot: ``first_at`` is the mean over all draws of one image an identity.
+        single_shot: ``first_at`` is the mean over all draws of one image per identity.
     """
     groups = [np.flatnonzero((d == v) | ((d != d) & (v != v))) for v in np.unique(d)]
     matches, before, found = int(match.sum()), 0, 0
@@ -57,7 +57,7 @@ def rank_query(
 
 
 def places(match: Array, ties: str) -> Iterator[tuple[int, ...]]:
-    """The equally likely sets of places that a tie group's matches may take."""
+    """Yield the equally likely sets of places that the matches of a tie group may take."""
     n, r = len(match), int(match.sum())
     if ties == "expected":
         yield from combinations(range(n), r)
@@ -68,7 +68,7 @@ def places(match: Array, ties: str) -> Iterator[tuple[int, ...]]:
 
 
 def draw_all(d: Array, match: Array, identity: Array, ties: str) -> Array:
-    """(G + 1,) chances of each rank of the one match, over all draws of an image an identity."""
+    """Return the (G + 1,) chances of each rank of the one match, over all draws per identity."""
     draws = list(product(*(np.flatnonzero(identity == i) for i in np.unique(identity))))
     first_at = np.zeros(len(d) + 1)
     for draw in draws:
@@ -81,14 +81,14 @@ def draw_all(d: Array, match: Array, identity: Array, ties: str) -> Array:
 def valid_items(
     g_pids: Array, g_cams: Array, pid: int, cam: int, *, junk_pid: int | None, camera_rule: bool
 ) -> Array:
-    """(G,) which gallery items count for a query of this identity and camera."""
+    """Return (G,) which gallery items count for a query of this identity and camera."""
     keep: Array = np.ones(len(g_pids), bool) if junk_pid is None else g_pids != junk_pid
     same = (g_pids == pid) & (g_cams == cam) & camera_rule
     return np.asarray(keep & ~same)
 
 
 def dot(a: Array, b: Array) -> Array:
-    """Dot products over the last axis in float64, in csrc/simd.hpp's order: 32 partial sums."""
+    """Return float64 dot products over the last axis, in the order of csrc/simd.hpp: 32 sums."""
     product_ = a.astype(np.float64) * b.astype(np.float64)
     pad = -product_.shape[-1] % 32
     product_ = np.pad(product_, [(0, 0)] * (product_.ndim - 1) + [(0, pad)])

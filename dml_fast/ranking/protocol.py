@@ -1,4 +1,4 @@
-"""The rules of an evaluation, checked once for all ways of ranking."""
+"""The rules of an evaluation, checked in one place for all ways of ranking."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PROTOCOLS = ("market1501", "cuhk03", "all")
 
 @dataclass(frozen=True)
 class SingleShot:
-    """CUHK03's single-gallery-shot CMC by drawing, as others compute it.
+    """CUHK03's single-gallery-shot CMC from random draws, as other libraries compute it.
 
     ``protocol="cuhk03"`` is the mean over all draws, computed exactly, and has no noise.
 
@@ -34,7 +34,7 @@ class Rules:
         protocol: its name.
         ties: the tie rule's name.
         junk_pid: identity of gallery items to drop, or None.
-        camera_rule: whether same identity in the same camera is left out.
+        camera_rule: whether items with the identity and the camera of the query are left out.
         count_invalid: whether queries without a valid match score 0.
         topk: how many nearest items to report.
         repeats: draws of the single-gallery-shot CMC, 0 for the exact mean, -1 for the plain CMC.
@@ -53,7 +53,7 @@ class Rules:
 
     @property
     def ties_number(self) -> int:
-        """Of the C++ enumeration."""
+        """The tie rule's number in the C++ enumeration."""
         return TIES.index(self.ties)
 
 
@@ -67,7 +67,7 @@ def make_rules(
     count_invalid: bool,
     topk: int,
 ) -> Rules:
-    """Check the arguments.
+    """Check the arguments and return them as rules.
 
     Raises:
         UserError: one of them is out of range or unknown.

@@ -44,9 +44,9 @@ def rerank(
 ) -> RankingResult:
     """Rank by distances corrected with the images' mutual neighbours.
 
-    Defaults and results are those of the paper's code (but for its float16): all images, junk too,
-    may be neighbours; distances are squared and divided by the largest in each row. Only a few
-    neighbours of each image are stored, and the new distances of a few queries at a time.
+    Defaults and results are those of the paper's code, except for its float16. All images, junk
+    included, may be neighbours. Distances are squared and divided by the largest in each row. Only
+    a few neighbours of each image are stored, and the new distances of a few queries at a time.
 
     Args:
         query: (Q, D) features, as in `rank_features`.
@@ -68,8 +68,8 @@ def rerank(
         topk: see there.
 
     Raises:
-        UserError: k1, k2 or lambda_value do not fit, a feature is infinite, and all that
-            `rank_features` refuses.
+        UserError: k1, k2 or lambda_value do not fit, a feature is infinite, and for all reasons of
+            `rank_features`.
     """
     rules = make_rules(
         max_rank=max_rank,
@@ -97,7 +97,7 @@ def rerank(
 def make_reranker(
     images: Floats, queries: int, metric: str, k1: int, k2: int, lambda_value: float
 ) -> Reranker:
-    """The C++ re-ranker of N images, the queries first.
+    """Make the C++ re-ranker of N images, the queries first.
 
     Raises:
         UserError: as `rerank`.
@@ -109,10 +109,10 @@ def make_reranker(
         raise UserError(f"k2 is {k2}: with k1={k1} it must be in 1..{k1 + 1}")
     if not 0 <= lambda_value <= 1:
         raise UserError(f"lambda_value is {lambda_value}: it must be in 0..1")
-    # Nobody matches and nobody is left out: a plain search for neighbours.
-    nobody, zero = np.full(count, -1, np.int64), np.zeros(count, np.int64)
-    everyone = np.arange(count)
-    plain = Labels(nobody, zero, NO_INTS, NO_INTS, np.array([0, count]), everyone, NO_INTS)
+    # No image matches another and none is left out: a plain search for neighbours.
+    unmatched, zero = np.full(count, -1, np.int64), np.zeros(count, np.int64)
+    offsets, members = np.array([0, count]), np.arange(count)
+    plain = Labels(unmatched, zero, NO_INTS, NO_INTS, offsets, members, NO_INTS)
     ranker = make_ranker(images, images, plain, metric, k1 + 1, farthest=True)
     infinite = np.flatnonzero(np.isinf(ranker.item_norms()))
     if len(infinite):

@@ -1,4 +1,4 @@
-"""What a ranking gives back: scores, their means, a table and JSON."""
+"""The result of a ranking: scores, their means, a table and JSON."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ AP, AP_TRAPEZOID, INP, FIRST_RANK, RECIPROCAL_RANK, R_PRECISION, MAP_AT_R, TIED 
 class RankingResult:
     """Scores of Q queries; all shares are in 0..1. ``print(result)`` shows a table.
 
-    A query without a valid match has NaN in the arrays and no part in the means, or 0 in both with
-    ``count_invalid`` (its ``first_rank`` stays NaN).
+    A query without a valid match has NaN in the arrays and does not enter the means. With
+    ``count_invalid`` it has 0 and enters them, and only its ``first_rank`` is NaN.
 
     Attributes:
-        mAP: mean average precision, AP being the mean of the precision at each match (as torchreid
-            and fast-reid have it).
-        mAP_trapezoid: the same with AP as the area by the trapezoid rule: Market-1501's official
-            code, which the paper used.
+        mAP: mean average precision. AP is the mean of the precision at each match, as in torchreid
+            and fast-reid.
+        mAP_trapezoid: the same with AP as the area by the trapezoid rule, as in Market-1501's
+            official code, which the DML paper used.
         mINP: mean of P / rank of the last match (Ye et al., TPAMI 2021).
         cmc: (max_rank,) share of queries whose first match has rank 1, <= 2, ...
         precision: (max_rank,) mean precision among the first 1, 2, ... ranks.
@@ -39,7 +39,7 @@ class RankingResult:
         n_queries: Q.
         n_valid: queries with a valid match.
         n_tied: queries whose scores depend on how ties are broken.
-        ties: the rule by which they were.
+        ties: the rule by which they were broken.
         protocol: whose rules were followed.
     """
 
@@ -75,7 +75,7 @@ class RankingResult:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists, without ``topk``; None for NaN."""
+        """Return plain numbers and lists, without ``topk``; None for NaN."""
         plain: dict[str, Any] = {}
         for name, value in vars(self).items():
             if name == "topk":
@@ -87,7 +87,7 @@ class RankingResult:
         return plain
 
     def to_json(self) -> str:
-        """One JSON object of ``to_dict``'s entries."""
+        """Return one JSON object with the entries of ``to_dict``."""
         return json.dumps(self.to_dict())
 
 
@@ -101,7 +101,7 @@ def make_result(
     protocol: str,
     count_invalid: bool,
 ) -> RankingResult:
-    """Means and curves.
+    """Compute means and curves.
 
     Args:
         scores: (Q, 8), NaN in the rows of queries without a valid match.
@@ -110,7 +110,7 @@ def make_result(
         topk: (Q, topk).
         ties: the rule.
         protocol: its name.
-        count_invalid: invalid queries score 0.
+        count_invalid: whether queries without a valid match score 0.
     """
     valid = ~np.isnan(scores[:, AP])
     n_valid = int(np.count_nonzero(valid))

@@ -1,4 +1,4 @@
-"""Queries and galleries of sets of images, each set ranked as one item."""
+"""Ranking of sets of images, each set as one item."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Sets:
     Attributes:
         offsets: (S + 1,) where each set begins in ``members``.
         members: (N,) images by set, rising within each.
-        pids, cams: (S,) of each set; a set seen by several cameras has a number of its own, which
-            no other set has, so that the camera rule leaves out just those pairs of sets of which
-            it leaves no pair of images.
+        pids, cams: (S,) of each set. A set that several cameras saw has a camera number that no
+            other set has. So the camera rule leaves out exactly those pairs of sets of which it
+            leaves no pair of images.
     """
 
     def __init__(self, sets: NDArray[Any], pids: Ints, cams: Ints, name: str, unique: int) -> None:
@@ -73,7 +73,7 @@ def rank_sets(
     count_invalid: bool = False,
     topk: int = 0,
 ) -> RankingResult:
-    """Rank sets of images by the distances of their images, exactly computed and reduced to one.
+    """Rank sets of images by the exact distances of their images, reduced to one for each pair.
 
     The camera rule and junk apply to images, before distances are reduced: of a gallery set with
     the query's identity only the images of other cameras count.
@@ -85,11 +85,11 @@ def rank_sets(
         g_pids: (G,) identities.
         q_cams: (Q,) cameras.
         g_cams: (G,) cameras.
-        q_sets: (Q,) which set an image belongs to, integers or strings; None: each alone.
-        g_sets: (G,); None: each alone. Results number the sets in sorted order of these labels.
+        q_sets: (Q,) which set an image belongs to, integers or strings; None: each is its own.
+        g_sets: (G,); None: each is its own. Results number the sets by these labels, sorted.
         reduction: ``min``, ``mean`` or ``log_sum_exp`` of the distances of all pairs of images, or
-            ``centroid``: the distance of the mean features (for a set of the query's identity
-            without the images that the camera rule parts from all of the query set).
+            ``centroid``: the distance of the mean features (of a set with the query's identity,
+            those images that the camera rule separates from all of the query set are left out).
         temperature: of ``log_sum_exp``, in units of the distance: towards 0 it is ``min``.
         metric: ``cosine`` (1 - cosine) or ``euclidean`` (not squared).
         max_rank: this and the rest as in `rank_distances`, for sets.
@@ -101,8 +101,8 @@ def rank_sets(
         topk: see there; numbers of sets.
 
     Raises:
-        UserError: a set has several identities, the reduction is unknown, and all that
-            `rank_features` refuses.
+        UserError: a set has several identities, the reduction is unknown, and for all reasons of
+            `rank_features`.
     """
     rules = make_rules(
         max_rank=max_rank,
@@ -156,7 +156,7 @@ def rank_sets(
 def pool_queries(
     query: ArrayLike, q_pids: ArrayLike, q_cams: ArrayLike, *, how: str = "mean"
 ) -> tuple[Floats, NDArray[Any], NDArray[Any]]:
-    """Pool the features of all queries of an identity in a camera: Market-1501's multi-query.
+    """Pool the features of all queries with one identity and camera: Market-1501's multi-query.
 
     Args:
         query: (Q, D) features.
@@ -190,7 +190,7 @@ def pool_queries(
 def _group(
     images: Labels, q_sets: ArrayLike | None, g_sets: ArrayLike | None, q: int, g: int
 ) -> tuple[Sets, Sets]:
-    """Sets of queries and of the gallery, with cameras that no set shares by mistake."""
+    """Return the sets of queries and of the gallery; no two sets share a camera by mistake."""
     q_cams = images.query_camera if len(images.query_camera) else np.zeros(q, np.int64)
     g_cams = images.item_camera if len(images.item_camera) else np.zeros(g, np.int64)
     _, cams = np.unique(np.concatenate([q_cams, g_cams]), return_inverse=True)  # 0 or more
@@ -213,7 +213,7 @@ def _set_row(
     temperature: float,
     s: int,
 ) -> NDArray[np.float64]:
-    """(1, gallery sets) distances of query set ``s``."""
+    """Return the (1, gallery sets) distances of query set ``s``."""
     members = queries.members[queries.offsets[s] : queries.offsets[s + 1]]
     rows = np.concatenate([ranker.exact_rows(int(m), int(m) + 1) for m in members])
     rows = _distances(rows, ranker.query_norms()[members], metric)
@@ -230,7 +230,7 @@ def _set_row(
 def _distances(
     z: NDArray[np.float64], squared_norms: NDArray[np.float64], metric: str
 ) -> NDArray[np.float64]:
-    """Distances from the numbers that rank (csrc/features.hpp): rows of queries of these norms."""
+    """Return distances from csrc/features.hpp's z, for rows of queries with these norms."""
     squared = squared_norms[:, None]
     if metric == "cosine":
         return np.asarray(1 + z / np.sqrt(np.where(squared == 0, 1, squared)))
@@ -247,7 +247,7 @@ def _centroid_rows(
     begin: int,
     end: int,
 ) -> NDArray[np.float64]:
-    """(end - begin, gallery sets) distances of centroids."""
+    """Return the (end - begin, gallery sets) distances of centroids."""
     from_queries = _centroids(q, queries.members, queries.offsets[begin : end + 1])
     everywhere = _centroids(g, items.members, items.offsets)
     rows = _exact(from_queries, everywhere, metric)
@@ -278,7 +278,7 @@ def _centroids(features: Floats, members: Ints, offsets: Ints) -> NDArray[np.flo
 
 
 def _exact(q: NDArray[np.float64], g: NDArray[np.float64], metric: str) -> NDArray[np.float64]:
-    """(Q, G) distances of a few features."""
+    """Return the (Q, G) distances of a few features."""
     zeros, items = np.zeros(len(q), np.int64), np.arange(len(g))
     none = np.zeros(0, np.int64)
     plain = Labels(

@@ -1,8 +1,8 @@
-"""The products of features, tile by tile: torch multiplies, the C++ code counts while it is hot.
+"""Products of features, tile by tile: torch multiplies, the C++ code counts while they are cached.
 
-What a tile holds is approximate, and neither its type nor who multiplied it can be told from the
-result: see csrc/features.hpp. Threads of Python take one tile of queries each, with torch on one
-thread in each of them: two pools would fight over the cores.
+A tile is approximate. Its type and the library that multiplied it leave no trace in the result:
+see csrc/features.hpp. Each Python thread takes a tile of queries and lets torch use one thread,
+since two pools of threads would fight over the cores.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from dml_fast import _native
 Ranker: TypeAlias = "_native.FeaturesF32 | _native.FeaturesF64"
 
 CHUNK = 16  # csrc/ranking.hpp: blocks of queries begin with a whole chunk
-# A share of pairs left unsure by bfloat16 above which float32 is faster: such a pair costs about
+# If bfloat16 leaves a larger share of pairs unsure, float32 is faster: such a pair costs about
 # 50 ns, a product of 512 features in float32 about 5 ns more than in bfloat16.
 MOST_UNSURE = 0.1
-PROBE_ITEMS = 2048  # of the gallery, after which that share is first looked at
-# Smaller products in bfloat16 may go to code that also rounds sums to bfloat16.
+PROBE_ITEMS = 2048  # gallery items after which that share is first compared
+# For smaller bfloat16 products a library may choose code that rounds sums to bfloat16 as well.
 SMALLEST_BF16 = 1 << 18
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """Sizes, which change speed and memory but no bit of the result.
+    """Sizes that change speed and memory, but no bit of the result.
 
     Attributes:
         query_rows: queries of a tile.
         item_rows: gallery items of a tile; 256 x 1024 float32 are 1 MiB, which a core's cache has.
-        operand_bytes: of the gallery's (and of the queries') rounded copies at a time.
-        positives: exact scores of matches at a time, 48 bytes each.
-        bf16: whether tiles may be bfloat16; None where the CPU has fast products for them.
+        operand_bytes: size of the rounded copies of the gallery (and of the queries) at a time.
+        positives: how many exact scores of matches are kept at a time, 48 bytes each.
+        bf16: whether tiles may be bfloat16; None: if the CPU multiplies it fast.
     """
 
     query_rows: int = 256
@@ -49,7 +49,7 @@ class Tiling:
     bf16: bool | None = None
 
     def use_bf16(self) -> bool:
-        """Whether tiles begin as bfloat16."""
+        """Return whether the first tiles are bfloat16."""
         if self.bf16 is not None:
             return self.bf16
         mkldnn: Any = torch.backends.mkldnn
@@ -65,7 +65,7 @@ class Screen:
         items: G.
         dims: D.
         tiling: sizes.
-        threads: how many tiles at the same time.
+        threads: how many tiles are counted at the same time.
     """
 
     def __init__(self, ranker: Ranker, items: int, dims: int, tiling: Tiling, threads: int) -> None:
@@ -94,10 +94,10 @@ class Screen:
         finally:
             self.stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
-            torch.set_num_threads(before)  # the workers' calls changed it for everybody
+            torch.set_num_threads(before)  # the workers' calls changed it for all threads
 
     def _panels(self) -> Iterator[tuple[int, int]]:
-        """Consecutive parts of the gallery; the size may change on the way with the type."""
+        """Yield consecutive parts of the gallery; their size changes with the type of tiles."""
         first = 0
         while first < self.items:
             rows = max(1, self.tiling.operand_bytes // (self.dims * (2 if self.bf16 else 4)))
@@ -110,7 +110,7 @@ class Screen:
     def _panel(
         self, pool: ThreadPoolExecutor, operands: Tensor, panel: Tensor, begin: int, first: int
     ) -> int:
-        """Count the products of all started queries with a panel; how many pairs were unsure."""
+        """Count the products of all started queries with a panel; return how many were unsure."""
         rows = min(self.tiling.query_rows, -(-len(operands) // self.threads))
         tasks = [
             pool.submit(self._tiles, operands[i : i + rows], panel, begin + i, first)
@@ -124,7 +124,7 @@ class Screen:
         return sum(task.result() for task in tasks)
 
     def _tiles(self, operands: Tensor, panel: Tensor, query: int, first: int) -> int:
-        """One tile of queries against the panel, in a worker."""
+        """Multiply and count one tile of queries with the panel, in a worker."""
         unsure = 0
         rows = self.tiling.item_rows
         whole = torch.empty(len(operands), min(rows, len(panel)), dtype=panel.dtype)
@@ -167,7 +167,7 @@ class Screen:
 
 
 def float32_may_be_rounded() -> bool:
-    """Whether the user lets torch multiply float32 in less than its precision."""
+    """Return whether the user lets torch multiply float32 in a lower precision."""
     if torch.get_float32_matmul_precision() != "highest":
         return True
     matmul = getattr(torch.backends.mkldnn, "matmul", None)  # torch >= 2.9
@@ -177,7 +177,7 @@ def float32_may_be_rounded() -> bool:
 def query_blocks(
     positives: np.ndarray[tuple[int], np.dtype[np.int64]], dims: int, tiling: Tiling
 ) -> Iterator[tuple[int, int]]:
-    """Blocks of queries, whole chunks, that keep operands and exact scores of matches in bounds.
+    """Yield blocks of whole chunks of queries that keep operands and exact scores in bounds.
 
     Args:
         positives: (Q,) how many gallery items have each query's identity.

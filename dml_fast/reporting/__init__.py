@@ -1,1 +1,1 @@
-"""What people see: the console, tables, plots and comparisons of runs."""
+"""What people see of runs: lines on the console, tables, plots and comparisons."""

@@ -1,4 +1,4 @@
-"""Runs side by side as Markdown: a row a run, and a row a setting over its seeds."""
+"""Runs side by side as Markdown: a row for each run, and one for each setting over its seeds."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from dml_fast.reporting.plots import plot_curves, plot_groups
 from dml_fast.runs.files import atomic_write
 from dml_fast.runs.folder import Run
 from dml_fast.runs.history import (
+    EpochLine,
     History,
     best_epoch,
     best_score,
@@ -35,7 +36,7 @@ class Entry:
     """One run in a comparison.
 
     Attributes:
-        label: the run's name, unlike that of any other.
+        label: the run's name, which no other run in the comparison has.
         run: its folder.
         history: at least one line of metrics.
     """
@@ -46,13 +47,13 @@ class Entry:
 
     @cached_property
     def setting(self) -> tuple[tuple[str, Any], ...]:
-        """All options that two runs share if they differ only by chance."""
+        """All options in which two runs agree that differ only by chance."""
         config = self.run.config
         options = {k: v for k, v in config.to_dict().items() if k not in NOT_A_SETTING}
         return (*options.items(), ("architectures", config.architectures))
 
     @property
-    def best(self) -> Any:
+    def best(self) -> EpochLine:
         """The line of metrics of the epoch of ``best.pt``."""
         return self.history[best_epoch(self.history) - 1]
 
@@ -66,7 +67,7 @@ def read_entries(paths: Sequence[Path]) -> list[Entry]:
     """Open runs, each once, under names that tell them apart.
 
     Raises:
-        UserError: not a run, one that has no finished epoch yet, or runs that are judged by
+        UserError: a path is no run, a run has no finished epoch yet, or runs are judged by
             different scores.
     """
     runs: dict[Path, Run] = {}
@@ -79,7 +80,7 @@ def read_entries(paths: Sequence[Path]) -> list[Entry]:
         history = run.metrics()
         if not history:
             raise UserError(
-                f"{folder} has no finished epoch to report: leave it out, or train it on with "
+                f"{folder} has no finished epoch to report: leave it out, or continue it with "
                 f"python -m dml_fast.train --resume {folder}"
             )
         entries.append(Entry(label, run, history))
@@ -96,7 +97,7 @@ def group(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     """Put runs together that differ only by their seeds.
 
     Returns:
-        Runs by a label of what makes a group unlike the others, in order of appearance.
+        Runs by a label that says how a group differs from the others, in order of appearance.
     """
     groups: dict[tuple[tuple[str, Any], ...], list[Entry]] = {}
     for entry in entries:
@@ -114,7 +115,7 @@ def group(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
 
 
 def to_markdown(entries: Sequence[Entry]) -> str:
-    """The comparison: a table of runs, and one of settings where one has several seeds."""
+    """Return the comparison: a table of runs, and one of settings if any has several seeds."""
     differing = _differing([entry.setting for entry in entries]) - _OWN_COLUMN
     header = ["run", "method", "students", "epochs", "seed"]
     rows = [
@@ -138,7 +139,7 @@ def to_markdown(entries: Sequence[Entry]) -> str:
         f"Shares are the {score_of(entries[0].best).name} on the validation split, in the epoch "
         "with the highest mean of the students (that of `best.pt`); for the test split use "
         "`python -m dml_fast.evaluate RUN`. "
-        "Images a second: median epoch, an image counted once for all students."
+        "Images per second: median epoch, an image counted once for all students."
     )
     # the same seed twice is the same run twice: it would make the error look smaller
     once = {(e.setting, e.run.config.seed): e for e in reversed(entries) if e.complete}
@@ -157,7 +158,7 @@ def write_report(entries: Sequence[Entry], folder: Path) -> str:
 
     Args:
         entries: at least one.
-        folder: where to; made if need be.
+        folder: where to write; it is created if it does not exist.
 
     Returns:
         The Markdown.
@@ -184,7 +185,7 @@ def write_report(entries: Sequence[Entry], folder: Path) -> str:
 
 
 def _seeds(groups: Mapping[str, Sequence[Entry]], differing: set[str]) -> str:
-    """The table of settings."""
+    """Return the table of settings."""
     rows = []
     for members in groups.values():
         seeds = ", ".join(str(entry.run.config.seed) for entry in members)
@@ -209,7 +210,7 @@ def _what(entry: Entry) -> list[str]:
 
 
 def _cohort(names: Sequence[str]) -> str:
-    """``4 x resnet32``, or a mixed cohort in full."""
+    """Return ``4 x resnet32``, or the names of a mixed cohort."""
     return f"{len(names)} x {names[0]}" if len(set(names)) == 1 else " + ".join(names)
 
 
@@ -219,7 +220,7 @@ def _option(name: str, options: Mapping[str, Any]) -> str:
 
 
 def _options(entry: Entry, differing: set[str]) -> list[str]:
-    """A cell with the options that differ among the runs and have no column, if there are any."""
+    """Return a cell with the options that differ among runs and have no column, if any do."""
     options = dict(entry.setting)
     return [" ".join(_option(name, options) for name in sorted(differing))] if differing else []
 
@@ -229,12 +230,12 @@ def _column(differing: set[str]) -> list[str]:
 
 
 def _differing(settings: Sequence[tuple[tuple[str, Any], ...]]) -> set[str]:
-    """The names of options that have not one value in all settings."""
+    """Return the names of options that differ among the settings."""
     return {name for setting in settings for name, _ in set(setting) ^ set(settings[0])}
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
-    """Each folder's shortest end that no other folder shares."""
+    """Return the shortest end of each folder's path that no other folder shares."""
     labels = []
     for folder in folders:
         for depth in range(1, len(folder.parts) + 1):

@@ -1,4 +1,4 @@
-"""Markdown that is also readable as it stands."""
+"""Markdown that is also readable as plain text."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose columns also line up as plain text, those of numbers to the right.
+    """Return a table whose columns also line up as plain text, numbers aligned to the right.
 
     Args:
-        header: one name a column.
-        rows: each with as many cells.
+        header: a name for each column.
+        rows: each with a cell for each column.
     """
     cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -1,4 +1,4 @@
-"""Curves of runs as one PNG: a line a student for one run, a line and a band a run for several."""
+"""Curves of runs as one PNG: a line for each student of one run, or a line and a band per run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from math import isfinite, nan
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,6 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 
 from dml_fast.runs.files import atomic_write
 from dml_fast.runs.history import (
+    EpochLine,
     History,
     best_epoch,
     ensemble_score,
@@ -25,12 +26,12 @@ from dml_fast.runs.history import (
     score_of,
 )
 
-# Okabe and Ito's palette, which colour-blind readers tell apart, without its yellow (too pale on
-# white) and with black kept for the ensemble.
+# Okabe and Ito's palette, which colour-blind readers can tell apart, without its yellow (too pale
+# on white). Black is for the ensemble.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 _GRAY = "#555555"
-_MARKED = 12  # up to so many epochs each point gets a marker
+_MARKED = 12  # up to that many epochs, each point gets a marker
 _LOG_RANGE = 20  # a loss that spans more than this factor is drawn on a logarithmic axis
 _ERROR_FLOOR = 0.01  # bounds the stretched axis of accuracies at 100 %
 _ACCURACY_TICKS = (0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.85, 0.9, 0.94, 0.96, 0.98, 0.99, 1)
@@ -38,8 +39,14 @@ _ACCURACY_TICKS = (0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.85, 0.9, 0.94, 0.96, 0.98, 0.99
 
 class _Panel(NamedTuple):
     title: str
-    key: str  # of a student's metrics
+    key: Literal["loss", "ce", "kl", "train_acc", "val_acc", "val_mAP", "ensemble"]
     share: bool  # 0..1, drawn as a percentage
+
+    def values(self, line: EpochLine) -> list[float | None]:
+        """Return what a line says: the metric of each student, or the ensemble's score alone."""
+        if self.key == "ensemble":
+            return [ensemble_score(line)]
+        return [student[self.key] for student in line["students"]]
 
 
 class _Curve(NamedTuple):
@@ -64,8 +71,8 @@ def plot_curves(path: Path, histories: Mapping[str, History]) -> None:
     """Draw the curves of one run, or of several side by side.
 
     Args:
-        path: of the PNG, which is replaced only when the new one is whole.
-        histories: a label to the lines of ``metrics.jsonl``, at least one line each.
+        path: of the PNG; an old one is replaced only by a complete new one.
+        histories: label to the lines of ``metrics.jsonl``, at least one line each.
     """
     if len(histories) > 1:
         plot_groups(path, {label: [history] for label, history in histories.items()})
@@ -78,15 +85,15 @@ def plot_groups(path: Path, groups: Mapping[str, Sequence[History]]) -> None:
     """Draw groups of runs side by side.
 
     Args:
-        path: of the PNG, which is replaced only when the new one is whole.
-        groups: a label to the histories of runs that differ only by their seeds; all runs are
+        path: of the PNG; an old one is replaced only by a complete new one.
+        groups: label to the histories of runs that differ only by their seeds; all runs are
             judged by the same score.
     """
     _save(groups_figure(groups), path)
 
 
 def run_figure(label: str, history: History) -> Figure:
-    """The curves of one run: a line a student, and one for the ensemble."""
+    """Draw the curves of one run: a line for each student, and one for the ensemble."""
     figure, axes = _figure(label)
     epochs = [line["epoch"] for line in history]
     best = history[best_epoch(history) - 1]
@@ -95,7 +102,7 @@ def run_figure(label: str, history: History) -> Figure:
     val = _Panel(f"Validation {score.name}", score.key, True)
     for axis, panel in zip(axes, (val, *_TRAIN), strict=False):
         curves = [
-            _Curve(epochs, [_number(line["students"][k][panel.key]) for line in history], *style)
+            _Curve(epochs, [_number(panel.values(line)[k]) for line in history], *style)
             for k, style in enumerate(styles)
         ]
         if panel is val:
@@ -114,14 +121,14 @@ def run_figure(label: str, history: History) -> Figure:
 
 
 def groups_figure(groups: Mapping[str, Sequence[History]]) -> Figure:
-    """The curves of several groups of runs: each a mean over students and runs, and a range."""
+    """Draw the curves of groups of runs: the mean over students and runs, and the range."""
     runs = sum(map(len, groups.values()))
     settings = f"{len(groups)} settings, " if runs > len(groups) else ""
     figure, axes = _figure(f"{settings}{runs} runs")
     styles = _styles(len(groups))
     score = score_of(next(iter(groups.values()))[0][0])
     val = _Panel(f"Validation {score.name}", score.key, True)
-    ensemble = _Panel(f"{val.title} of the ensemble", f"ensemble_{score.key}", True)
+    ensemble = _Panel(f"{val.title} of the ensemble", "ensemble", True)
     for axis, panel in zip(axes, (val, ensemble, *_TRAIN[1:]), strict=False):
         spreads = (_spread(histories, panel) for histories in groups.values())
         curves = [
@@ -150,7 +157,7 @@ def _figure(title: str) -> tuple[Figure, list[Axes]]:
 
 
 def _styles(count: int) -> list[tuple[str, Any]]:
-    """A colour and a dash pattern each; they repeat after 24 (6 colours, 4 patterns)."""
+    """Return ``count`` colours and dash patterns, which repeat after 24 (6 colours, 4 patterns)."""
     pairs = [(colour, dash) for dash, colour in product(_DASHES, _COLOURS)]
     return [pairs[i % len(pairs)] for i in range(count)]
 
@@ -203,7 +210,7 @@ def _scale(axis: Axes, panel: _Panel, low: float, high: float) -> None:
 
 
 def _stretch(accuracy: Any) -> Any:
-    """Equal steps for equal ratios of the error, less and less so below ``_ERROR_FLOOR``."""
+    """Map equal ratios of the error to equal steps, less and less so below ``_ERROR_FLOOR``."""
     return -np.log(np.maximum(1 - accuracy, 0) + _ERROR_FLOOR)
 
 
@@ -243,12 +250,11 @@ def _save(figure: Figure, path: Path) -> None:
 def _spread(
     histories: Sequence[History], panel: _Panel
 ) -> tuple[list[int], list[float], list[float], list[float]]:
-    """Epochs, and in each the mean, the lowest and the highest over runs and students."""
+    """Return the epochs, and for each the mean, lowest and highest over runs and students."""
     values: dict[int, list[float]] = {}
     for history in histories:
         for line in history:
-            metrics = [line] if panel.key in line else line["students"]
-            found = (_number(m[panel.key]) for m in metrics)
+            found = map(_number, panel.values(line))
             values.setdefault(line["epoch"], []).extend(v for v in found if isfinite(v))
     epochs = sorted(values)
 
@@ -265,7 +271,7 @@ def _group_label(label: str, histories: Sequence[History]) -> str:
 
 
 def _number(value: float | None) -> float:
-    """A gap in the line for a student that did not train, or whose metric is not finite."""
+    """Return NaN, a gap in the line, where a student did not train or a metric is not finite."""
     return value if value is not None and isfinite(value) else nan
 
 
@@ -274,7 +280,7 @@ def _percent(share: float | None) -> str:
 
 
 def _short(text: str, length: int) -> str:
-    """The text with its middle left out where it is too long."""
+    """Return the text, without its middle where it is too long."""
     if len(text) <= length:
         return text
     tail = length // 3

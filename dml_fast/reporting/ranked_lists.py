@@ -1,4 +1,4 @@
-"""A picture of what queries find: each query, and beside it the nearest gallery images."""
+"""A picture of what queries find: each query, and next to it its nearest gallery images."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _INCHES = 1.15  # an image's shorter side
 def draw_ranked_lists(path: Path, images: RetrievalSet, result: RankingResult, count: int) -> None:
     """Draw the ranked lists of some queries: hits framed in green, misses in red and dashed.
 
-    The queries are evenly spaced in the order of their average precision, the best one first, so
-    that the picture shows what is found and what is not. Images that are not valid for a query (the
-    same identity in the same camera, junk) are left out, as they are from the scores.
+    The queries are evenly spaced in the order of their average precision, the best first. So the
+    picture shows what is found and what is not. Images that are not valid for a query (its identity
+    in its camera, junk) are left out, as they are from the scores.
 
     Args:
-        path: of the PNG, replaced only when the new one is whole.
+        path: of the PNG; an old one is replaced only by a complete new one.
         images: the queries and the gallery.
         result: of a search among them, with ``topk`` at least 1.
-        count: how many lists; fewer where fewer queries have a valid match.
+        count: how many lists; fewer if fewer queries have a valid match.
 
     Raises:
         UserError: the file cannot be written.
@@ -47,7 +47,7 @@ def draw_ranked_lists(path: Path, images: RetrievalSet, result: RankingResult, c
 
 
 def lists_figure(images: RetrievalSet, result: RankingResult, count: int) -> Figure:
-    """The picture of `draw_ranked_lists`."""
+    """Draw the picture of `draw_ranked_lists`."""
     chosen = spaced_queries(result.ap, count)
     length = result.topk.shape[1]
     _, _, height, width = images.images.shape
@@ -66,18 +66,18 @@ def lists_figure(images: RetrievalSet, result: RankingResult, count: int) -> Fig
             axis.axis("off")
         about = f"query {_who(images, query)}\nAP {result.ap[query]:.2f}"
         _picture(axes[0], images.picture(query), about, _QUERY)
-        for rank, item in enumerate(result.topk[query], 1):
+        for place, item in enumerate(result.topk[query], 1):
             if item < 0:
                 break  # the gallery ends
             row = images.queries + int(item)
             hit = images.labels[row] == images.labels[query]
-            text = f"{rank}: {'hit' if hit else 'miss'}\n{_who(images, row)}"
-            _picture(axes[rank + 1], images.picture(row), text, _HIT if hit else _MISS)
+            text = f"{place}: {'hit' if hit else 'miss'}\n{_who(images, row)}"
+            _picture(axes[place + 1], images.picture(row), text, _HIT if hit else _MISS)
     return figure
 
 
 def spaced_queries(ap: NDArray[np.float64], count: int) -> list[int]:
-    """Queries from the highest to the lowest AP, evenly spaced in that order.
+    """Choose queries from the highest to the lowest AP, evenly spaced in that order.
 
     Args:
         ap: (Q,), NaN for queries without a valid match, which are not chosen.
@@ -93,10 +93,10 @@ def _who(images: RetrievalSet, row: int) -> str:
 
 
 def _picture(axis: Axes, pixels: NDArray[np.uint8], text: str, colour: str) -> None:
-    """One image in a frame.
+    """Show one image in a frame.
 
     Args:
-        axis: where to.
+        axis: where to draw.
         pixels: (C, H, W).
         text: above it.
         colour: of frame and text.

@@ -71,7 +71,9 @@ def test_neither_scikit_learn_nor_a_decoder_is_imported() -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [None, gzip.compress(b"1,2\n"), gzip.compress(b"no,numbers"), b"no archive"]
+    "content",
+    [None, gzip.compress(b"1,2\n"), gzip.compress(b"no,numbers"), b"no archive"],
+    ids=["missing", "too short", "no numbers", "no archive"],
 )
 def test_a_file_that_is_missing_or_damaged_is_named(
     content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,27 +7,14 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
-from data_cases import batch_of
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from data_cases import MEAN, STD, batch_of, normalized, random_images
 
 from dml_fast.data.loaders import evaluation_batches, train_loader
 from dml_fast.data.loaders.assemble import TrainBatch
-from dml_fast.data.loaders.augment import Normalizer, augment
 from dml_fast.data.loaders.resident import ResidentLoader
 from dml_fast.data.plan import Augmentation
 from dml_fast.data.sets import DataSet, ImageSet
 from dml_fast.errors import UserError
-from dml_fast.rng import derive_seed, numpy_generator
-
-MEAN, STD = (0.2, 0.5, 0.7), (0.3, 0.2, 0.1)
-
-
-def random_images(count: int, channels: int = 3, height: int = 6, width: int = 5) -> ImageSet:
-    rng = np.random.default_rng(count)
-    shape = (count, channels, height, width)
-    images = rng.integers(0, 256, shape, dtype=np.uint8)
-    return ImageSet(images, np.arange(count, dtype=np.int64) % 7)
 
 
 def make_loader(data: ImageSet, **changes: object) -> ResidentLoader:
@@ -45,45 +32,8 @@ def make_loader(data: ImageSet, **changes: object) -> ResidentLoader:
     return loader
 
 
-def normalized(image: np.ndarray) -> np.ndarray:
-    channels = len(image)
-    mean, std = (np.array(values[:channels])[:, None, None] for values in (MEAN, STD))
-    return (image / 255.0 - mean) / std
-
-
 def same(a: TrainBatch, b: TrainBatch) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-@settings(deadline=None, max_examples=30)
-@given(
-    channels=st.sampled_from([1, 3]),
-    height=st.integers(2, 7),
-    width=st.integers(2, 7),
-    pad=st.integers(0, 4),
-    flip=st.booleans(),
-    seed=st.integers(0, 1000),
-)
-def test_augmentation_equals_a_per_image_reference(
-    channels: int, height: int, width: int, pad: int, flip: bool, seed: int
-) -> None:
-    data = random_images(9, channels, height, width)
-    ids = np.array([4, 0, 8, 8, 1])
-    rng = np.random.default_rng(seed)
-    crops = rng.integers(0, [[2 * pad + 1], [2 * pad + 1], [1 + flip]], (3, len(ids)))
-    out = augment(
-        torch.from_numpy(data.images).permute(0, 2, 3, 1).contiguous(),
-        torch.from_numpy(ids),
-        torch.from_numpy(crops),
-        pad=pad,
-        normalize=Normalizer(MEAN[:channels], STD[:channels], "cpu"),
-    )
-    for row, (index, top, left, mirrored) in enumerate(zip(ids, *crops, strict=True)):
-        padded = np.pad(normalized(data.images[index]), ((0, 0), (pad, pad), (pad, pad)))
-        expected = padded[:, top : top + height, left : left + width]
-        if mirrored:
-            expected = expected[:, :, ::-1]
-        np.testing.assert_allclose(out[row].permute(2, 0, 1).numpy(), expected, atol=2e-5)
 
 
 def test_each_sample_at_most_once_an_epoch_and_epochs_differ() -> None:
@@ -180,20 +130,6 @@ def test_memory_format_and_dtypes(channels_last: bool) -> None:
         assert target.dtype == ids.dtype == torch.int64
 
 
-@pytest.mark.parametrize("count", [8, 10, 3])
-def test_evaluation_sees_every_image_once_in_order_and_unchanged(count: int) -> None:
-    data = random_images(count)
-    batches = [*evaluation_batches(data, batch_size=4, mean=MEAN, std=STD, device="cpu")]
-    assert [len(batch.ids) for batch in batches] == [4] * (count // 4) + [count % 4] * (
-        count % 4 > 0
-    )
-    assert torch.cat([batch.ids for batch in batches]).tolist() == list(range(count))
-    assert torch.cat([batch.target for batch in batches]).tolist() == data.labels.tolist()
-    inputs = torch.cat([batch.inputs for batch in batches]).numpy()
-    expected = np.stack([normalized(image) for image in data.images])
-    np.testing.assert_allclose(inputs, expected, atol=2e-5)
-
-
 @pytest.mark.parametrize("batch_size", [0, -1, 24])
 def test_a_batch_that_does_not_fit_the_data_is_refused(batch_size: int) -> None:
     with pytest.raises(UserError, match=rf"batch size {batch_size} .* 23 .*--batch-size"):
@@ -205,15 +141,3 @@ def test_a_step_outside_the_epoch_is_refused() -> None:
     with pytest.raises(IndexError, match="-1"):
         batch_of(loader, 0, -1)
     assert [*loader.epoch(0, 5)] == []  # where a run that ended with the epoch resumes
-
-
-def test_derived_seeds_are_fixed_and_tell_their_parts_apart() -> None:
-    parts = [(), (0,), (1,), (1, 0), (0, 1), (2**32,), (-1,), ("1",), ("a", 1), (10,), (1, 0, 0)]
-    seeds = [derive_seed(*part) for part in parts]
-    assert len(set(seeds)) == len(parts)
-    assert all(0 <= seed < 2**63 for seed in seeds)
-    assert derive_seed(1, 2) == 7777801250388762567  # a change would break every saved run
-    assert derive_seed(np.int64(1), np.int32(2)) == derive_seed(1, 2)
-    draws = numpy_generator(1, "x").random(4)
-    np.testing.assert_array_equal(draws, numpy_generator(1, "x").random(4))
-    assert (draws != numpy_generator(1, "y").random(4)).all()

@@ -10,6 +10,8 @@ import pytest
 from distributed_bytes_worker import CLASSES, STEPS
 from distributed_cases import finish, start
 
+pytestmark = pytest.mark.processes
+
 BATCH = 192
 CASES: dict[str, dict[str, Any]] = {
     "2x1": {"cohort": 2, "mesh": "2x1"},

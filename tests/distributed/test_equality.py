@@ -25,6 +25,8 @@ from dml_fast.training.build import build_trainer
 from dml_fast.training.signals import StopRequest
 from dml_fast.training.trainer import Trainer
 
+pytestmark = pytest.mark.processes
+
 Options = dict[str, Any]
 TWO, FOUR = {"cohort": 2}, {"cohort": 4}
 GROUP_NORM = {"arch": "group_norm_net:build", "lr": 0.02}

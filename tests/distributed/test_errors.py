@@ -9,6 +9,8 @@ import distributed_cases
 import pytest
 from distributed_cases import by_hand
 
+pytestmark = pytest.mark.processes
+
 SMALL = ("--arch", "resnet8", "--epochs", "1")
 
 MISTAKES = {  # arguments, those of rank 1 alone, and what is said

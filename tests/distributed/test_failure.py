@@ -24,6 +24,8 @@ from distributed_cases import (
     wait_for_step,
 )
 
+pytestmark = pytest.mark.processes
+
 OPTIONS = (
     "--arch", "resnet8", "--cohort", "4", "--executor", "sequential", "--seed", "4",
     "--train-fraction", "0.7", "--epochs", "6", "--save-every", "4",

@@ -10,6 +10,8 @@ from data_cases import STREAMING
 from distributed_cases import content, differences, finish, start, stop_at
 from shard_cases import cifar, shards_of
 
+pytestmark = pytest.mark.processes
+
 STUDENTS, IMAGES, BATCH = 2, 270, 30  # after a tenth is set aside to validate
 OPTIONS = (
     "--cohort", str(STUDENTS), "--arch", "recording_net:build", "--batch-size", str(BATCH),

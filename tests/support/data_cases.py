@@ -19,10 +19,12 @@ from dml_fast.data.files import ImageFiles
 from dml_fast.data.loaders import train_loader
 from dml_fast.data.loaders.assemble import Loader, TrainBatch
 from dml_fast.data.plan import Augmentation
+from dml_fast.data.sets import ImageSet
 
 DALI = pytest.param("dali", marks=pytest.mark.dali)
 STREAMING = ["fallback", DALI]
 ALL = ["resident", *STREAMING]
+MEAN, STD = (0.2, 0.5, 0.7), (0.3, 0.2, 0.1)  # of random_images
 
 
 def photographs() -> list[np.ndarray]:
@@ -31,6 +33,20 @@ def photographs() -> list[np.ndarray]:
     assert spec is not None and spec.origin is not None
     folder = Path(spec.origin).parent / "datasets" / "images"
     return [np.asarray(Image.open(folder / name)) for name in ("china.jpg", "flower.jpg")]
+
+
+def picture(seed: int, height: int = 16, width: int = 16) -> np.ndarray:
+    """A smooth colour image, (H, W, 3) uint8, another for each seed."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def save(path: Path, pixels: np.ndarray | Image.Image, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(path, **options)
+    return path
 
 
 def pieces(
@@ -86,6 +102,19 @@ def skipped(data: DataSet) -> tuple[str, ...]:
 def tensors(batch: TrainBatch) -> list:
     inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
     return [*inputs, batch.target, batch.ids]
+
+
+def random_images(count: int, channels: int = 3, height: int = 6, width: int = 5) -> ImageSet:
+    rng = np.random.default_rng(count)
+    shape = (count, channels, height, width)
+    images = rng.integers(0, 256, shape, dtype=np.uint8)
+    return ImageSet(images, np.arange(count, dtype=np.int64) % 7)
+
+
+def normalized(image: np.ndarray) -> np.ndarray:
+    channels = len(image)
+    mean, std = (np.array(values[:channels])[:, None, None] for values in (MEAN, STD))
+    return (image / 255.0 - mean) / std
 
 
 def evaluated(root: Path, loader: str, skip_corrupt: bool = False) -> dict:

@@ -15,6 +15,8 @@ import torch
 from distributed_cases import finish
 from kill_cases import start, wait_for_checkpoints
 
+pytestmark = pytest.mark.processes
+
 OPTIONS = ["--arch", "resnet8", "--epochs", "12", "--seed", "3", "--save-every", "4", "--amp"]
 LIVES = 10
 

@@ -17,6 +17,8 @@ from resume_cases import digest
 from safetensors.torch import load_file
 from shard_cases import cifar, shards_of
 
+pytestmark = pytest.mark.processes
+
 OPTIONS = [
     "--cohort", "2", "--arch", "resnet8", "--epochs", "3", "--batch-size", "32", "--seed", "3",
     "--save-every", "2",

@@ -15,11 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dml_fast.data.readers.folder import SUFFIXES
 from dml_fast.data.reading import Loaded, Reading, load
 from dml_fast.data.sets import ImageSet, RawData, RetrievalSet
 from dml_fast.data.splits import split_identities
-from dml_fast.data.storage import LooseFiles
+from dml_fast.data.storage import LooseFiles, is_image
 from dml_fast.errors import UserError
 
 JUNK, DISTRACTOR = -1, 0
@@ -114,9 +113,7 @@ def read_market1501(root: Path, how: Reading, *, val_fraction: float) -> RawData
 def _list_part(folder: Path) -> list[_Image]:
     """Return the images of a folder, sorted by name."""
     images = []
-    for name in sorted(os.listdir(folder)):
-        if os.path.splitext(name)[1].lower() not in SUFFIXES or name.startswith("."):
-            continue
+    for name in filter(is_image, sorted(os.listdir(folder))):
         match = _NAME.match(name)
         if match is None:
             raise UserError(

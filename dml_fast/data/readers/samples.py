@@ -15,9 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dml_fast.data.readers.folder import SUFFIXES
 from dml_fast.data.readers.tar import DamagedTarError, Member, Reader, walk
-from dml_fast.data.storage import CorruptImageError, Ids
+from dml_fast.data.storage import SUFFIXES, CorruptImageError, Ids
 from dml_fast.errors import UserError, reason
 
 _OPEN_AT_ONCE = 64  # shards

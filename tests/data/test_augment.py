@@ -1,15 +1,16 @@
-"""The loop in C++ against the torch path, bit for bit, and what it refuses."""
+"""Augmentation against per-image references, and the loop in C++ against it, bit for bit."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from data_cases import MEAN, STD, normalized, random_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dml_fast import _native
-from dml_fast.data.loaders.augment import Normalizer, augment
+from dml_fast.data.loaders.augment import Normalizer, augment, jitter_colors
 
 
 def case(
@@ -97,3 +98,53 @@ def test_nothing_is_converted(name: str) -> None:
     if made[name].ndim > 1:
         with pytest.raises(TypeError):
             _native.augment(**(made | {name: np.asfortranarray(made[name])}))
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    channels=st.sampled_from([1, 3]),
+    height=st.integers(2, 7),
+    width=st.integers(2, 7),
+    pad=st.integers(0, 4),
+    flip=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_augmentation_equals_a_per_image_reference(
+    channels: int, height: int, width: int, pad: int, flip: bool, seed: int
+) -> None:
+    data = random_images(9, channels, height, width)
+    ids = np.array([4, 0, 8, 8, 1])
+    rng = np.random.default_rng(seed)
+    crops = rng.integers(0, [[2 * pad + 1], [2 * pad + 1], [1 + flip]], (3, len(ids)))
+    out = augment(
+        torch.from_numpy(data.images).permute(0, 2, 3, 1).contiguous(),
+        torch.from_numpy(ids),
+        torch.from_numpy(crops),
+        pad=pad,
+        normalize=Normalizer(MEAN[:channels], STD[:channels], "cpu"),
+    )
+    for row, (index, top, left, mirrored) in enumerate(zip(ids, *crops, strict=True)):
+        padded = np.pad(normalized(data.images[index]), ((0, 0), (pad, pad), (pad, pad)))
+        expected = padded[:, top : top + height, left : left + width]
+        if mirrored:
+            expected = expected[:, :, ::-1]
+        np.testing.assert_allclose(out[row].permute(2, 0, 1).numpy(), expected, atol=2e-5)
+
+
+def test_colour_jitter_equals_pillows_up_to_its_rounding() -> None:
+    from PIL import Image, ImageEnhance
+
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (6, 9, 8, 3), dtype=np.uint8)
+    factors = rng.uniform(0.6, 1.4, (3, 6)).astype(np.float32)
+    ours = jitter_colors(torch.from_numpy(pixels).float(), torch.from_numpy(factors)).numpy()
+    for image, out, (b, c, s) in zip(pixels, ours, factors.T.tolist(), strict=True):
+        theirs = ImageEnhance.Brightness(Image.fromarray(image)).enhance(b)
+        theirs = ImageEnhance.Color(ImageEnhance.Contrast(theirs).enhance(c)).enhance(s)
+        assert np.abs(np.asarray(theirs) - out).max() < 5  # it rounds down three times
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colour_jitter_by_one_changes_nothing(channels: int) -> None:
+    pixels = torch.rand(2, 4, 5, channels) * 255
+    torch.testing.assert_close(jitter_colors(pixels, torch.ones(3, 2)), pixels)
