@@ -1,12 +1,12 @@
-"""A step of a cohort over processes beside a step of one process.
+"""Compare a step of a cohort over processes with a step of one process.
 
     python -m benchmarks.bench_distributed [--arch resnet32 ...] [--students 2 4] [--json FILE]
     pytest benchmarks/bench_distributed.py --benchmark-only
 
-Each contestant is a job of real processes that talk by gloo over loopback and wait for their turn;
-the jobs take turns, a step at a time. "2x1" shares the students out over two processes, "1x2" the
-images (DDP); both have one thread each. What a rank receives is counted by the exchange, and for
-DDP computed; `tests/distributed/test_bytes.py` holds both against the sockets.
+Each contestant is a job of real processes that communicate by gloo over loopback. The jobs take
+turns, one step at a time. "2x1" shares the students over two processes, "1x2" the images (DDP);
+each process has one thread. The exchange counts the bytes that a rank receives; those of DDP are
+computed. `tests/distributed/test_bytes.py` compares both with the sockets.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BASE = "1 process, 1 thread"
 
 
 class Job(NamedTuple):
-    """Processes, threads of each, and options of training."""
+    """Hold the number of processes, the threads of each, and options of training."""
 
     processes: int
     threads: int
@@ -88,7 +88,7 @@ class Running:
             )
 
     def step(self) -> dict[str, Any]:
-        """One step; what rank 0 says of it."""
+        """Run one step and return what rank 0 reports."""
         for rank in self._ranks:
             assert rank.stdin is not None
             rank.stdin.write("step\n")
@@ -102,7 +102,7 @@ class Running:
         return found
 
     def close(self) -> None:
-        """Let it end: all ranks at once, as they wait for each other."""
+        """End all ranks together, because they wait for each other."""
         for rank in self._ranks:
             assert rank.stdin is not None
             rank.stdin.close()
@@ -111,7 +111,7 @@ class Running:
 
 
 def work(text: str) -> None:
-    """A rank: a step for every line on the standard input."""
+    """Run one rank: one step for each line on the standard input."""
     launch, config = Launch.from_environment(), TrainConfig(**json.loads(text))
     cpu = torch.device("cpu")
     mesh, shares = place(config, launch.size)
@@ -159,7 +159,7 @@ def work(text: str) -> None:
 
 
 def compare(options: dict[str, Any], names: Sequence[str], rounds: int) -> list[dict[str, Any]]:
-    """Medians of the jobs, in turns."""
+    """Return the medians of the jobs, which take turns."""
     jobs = {name: Running(JOBS[name], options) for name in names}
     order, shuffle = list(jobs), random.Random(0)
     samples: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
@@ -192,7 +192,7 @@ def compare(options: dict[str, Any], names: Sequence[str], rounds: int) -> list[
 
 @pytest.mark.parametrize("name", JOBS)
 def bench_distributed(benchmark: Any, name: str) -> None:
-    """One job with a small cohort."""
+    """Time one job with a small cohort."""
     options = {"arch": "resnet8", "cohort": 2, "batch_size": 32}
     job = Running(JOBS[name], options)
     job.step()

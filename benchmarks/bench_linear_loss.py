@@ -1,15 +1,15 @@
-"""Linear heads and their mutual loss: time and memory with whole logits and without.
+"""Time and memory of linear heads and their mutual loss, with whole logits and without.
 
     python -m benchmarks.bench_linear_loss [--shape KxNxCxD] [--dtype float32] [--json FILE]
     pytest benchmarks/bench_linear_loss.py --benchmark-only
 
-From hidden states (N, D) and weights (C, D) of K students to the gradients of both. On CUDA the
-shape is 4 students of a language model, N = 4096, C = 131072, D = 1024 in bf16; on a CPU a small
-one. Peaks are beyond hidden states and weights: on CUDA ``torch.cuda.max_memory_allocated``, on a
-CPU the bytes of all tensors alive at once, seen from PyTorch's dispatcher, and in the script also
-the growth of the resident set of a fresh process. ``predicted`` is the dispatcher's account on
-the meta device, where the large shape costs nothing; there the closed form stands in for the
-kernels.
+Each contestant computes the gradients of hidden states (N, D) and weights (C, D) of K students. On
+CUDA the shape is 4 students of a language model, N = 4096, C = 131072, D = 1024 in bf16; on a CPU
+it is small. Peaks are beyond hidden states and weights. On CUDA they are
+``torch.cuda.max_memory_allocated``; on a CPU the bytes of all tensors alive at once, as PyTorch's
+dispatcher sees them, and in the script also the growth of the resident set of a fresh process.
+``predicted`` is the dispatcher's count on the meta device, where the large shape costs nothing; the
+closed form replaces the kernels there.
 
 The arithmetic for that shape, in GiB; K N C logits are 4 in bf16 and 8 in fp32:
 
@@ -22,9 +22,9 @@ The arithmetic for that shape, in GiB; K N C logits are 4 in bf16 and 8 in fp32:
                              form's chunk of 32 rows and a product, 0.28
                         2.6  the same with kernels: a chunk of 256 rows, 0.5
 
-So 1/25 of the usual loop, 1/12 of the closed form, a tenth of the careful loop. Beside the kernels
-on whole logits it would be a third: the gradients of the weights, 1 in bf16, have to be there, and
-take 2 while they are summed.
+That is 1/25 of the usual loop, 1/12 of the closed form, and a tenth of the careful loop. Compared
+with the kernels on whole logits it is a third: the gradients of the weights, 1 in bf16, have to
+exist, and take 2 while they are summed.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def error_of(name: str, shape: Shape, dtype: str) -> float:
 
 
 def peak_of(name: str, heads: Heads) -> int:
-    """Bytes at the most, beyond the heads: on CUDA as allocated, else by the dispatcher."""
+    """Peak bytes beyond the heads: allocated on CUDA, counted by the dispatcher elsewhere."""
     call = functools.partial(heads.run, CONTESTANTS[name])
     if DEVICE.type == "cuda":
         return counting.device_bytes(call)
@@ -125,7 +125,7 @@ def peak_of(name: str, heads: Heads) -> int:
 
 
 def predicted(name: str, shape: Shape, dtype: str) -> int:
-    """`peak_of` tensors without numbers, by the dispatcher."""
+    """Return `peak_of` for tensors without data, as the dispatcher counts."""
     heads = Heads(shape, DTYPES[dtype], "meta")
     return counting.operators_and_bytes(functools.partial(heads.run, CONTESTANTS[name]))[1]
 
@@ -135,7 +135,7 @@ def predicted(name: str, shape: Shape, dtype: str) -> int:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Threads of a busy machine wait for each other."""
+    """Use one thread: those of a busy machine wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -168,7 +168,7 @@ def bench_linear_loss(benchmark: Any, name: str) -> None:
 
 
 def resident(name: str, shape: Shape, dtype: str) -> int:
-    """Bytes by which a fresh process grows beyond its heads."""
+    """Return the bytes by which a fresh process grows beyond its heads."""
     command = [
         sys.executable,
         "-m",
@@ -183,7 +183,7 @@ def resident(name: str, shape: Shape, dtype: str) -> int:
 
 
 def own_growth(name: str, shape: Shape, dtype: str) -> int:
-    """What `resident` runs there."""
+    """Print that growth; `resident` runs this in the fresh process."""
     heads = Heads(shape, DTYPES[dtype], DEVICE)
     before = high_water()
     heads.run(CONTESTANTS[name])
@@ -246,7 +246,7 @@ def describe(rows: list[dict[str, Any]]) -> str:
 
 
 def shape_of(text: str) -> Shape:
-    """The shape that 4x512x8192x64 is."""
+    """Read a shape such as 4x512x8192x64."""
     try:
         students, rows, classes, width = map(int, text.split("x"))
     except ValueError:

@@ -1,16 +1,16 @@
-"""The cohort's losses and gradients: ours beside what a user would write or pick instead.
+"""Compare our losses and gradients of a cohort with what a user would write or choose instead.
 
     python -m benchmarks.bench_loss [--shapes 4x128x100 ...] [--dtype float32] [--json FILE]
     pytest benchmarks/bench_loss.py --benchmark-only
 
-The script is for comparing: contestants take turns within one run, and each is first checked
-against the reference in float64, so that nobody is timed doing another job. It prints a table for
-each shape and writes a report. pytest-benchmark times one contestant after the other: that each
-runs, and roughly how fast.
+Use the script to compare: contestants take turns within one run, and each is first checked against
+the reference in float64, so that all do the same job. It prints a table for each shape and writes
+a report. pytest-benchmark times one contestant after the other; it shows that each runs, and
+roughly how fast.
 
 On a CPU both leave out the shapes that take minutes: name them (``--shapes all``), or set
 ``DML_FAST_BENCH=all`` for pytest, which also lets it compile. The script uses one thread there and
-counts its CPU time, unless told ``--threads``.
+counts its CPU time, unless you give ``--threads``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ MIB = 2**20
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Threads of a busy machine wait for each other, sometimes a hundred times too long."""
+    """Use one thread: those of a busy machine wait for each other, sometimes for very long."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -114,7 +114,7 @@ def work_of(contestant: Contestant, case: LossCase) -> dict[str, int | None]:
 
 
 def admit(names: Sequence[str], case: LossCase) -> tuple[list[Contestant], list[dict[str, Any]]]:
-    """The contestants that run here and give the right answer; a row of the report for each name.
+    """Return the contestants that run here and are right, and a row of the report for each name.
 
     A row has the errors of the answer and the work done, or the reason why it was left out.
     """
@@ -238,7 +238,7 @@ COLUMNS = [  # key, heading, factor, format
 
 
 def describe(result: dict[str, Any]) -> str:
-    """A result as Markdown: a heading, a table, and who is missing and why."""
+    """Return a result as Markdown: a heading, a table, and which are missing and why."""
     students, rows, classes = result["shape"]
     timed = [row for row in result["contestants"] if "median_ms" in row]
     shown = [column for column in COLUMNS if any(column[0] in row for row in timed)]
@@ -270,7 +270,7 @@ def describe(result: dict[str, Any]) -> str:
 
 
 def shape_of(text: str) -> tuple[int, int, int]:
-    """The shape that 4x128x100 is."""
+    """Read a shape such as 4x128x100."""
     try:
         students, rows, classes = map(int, text.split("x"))
     except ValueError:
@@ -279,7 +279,7 @@ def shape_of(text: str) -> tuple[int, int, int]:
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -289,7 +289,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--contestants", nargs="+", choices=peers.names(), default=peers.names())
     parser.add_argument("--json", type=Path, help="write the report there")
     parser.add_argument("--budget", type=float, default=8, help="seconds of timing a table")
-    parser.add_argument("--time-limit", type=float, help="start no table after so many seconds")
+    parser.add_argument("--time-limit", type=float, help="start no table after that many seconds")
     parser.add_argument("--threads", type=int, default=1, help="on a CPU")
     args = parser.parse_args(argv)
     if args.shapes == ["all"] or (args.shapes is None and DEVICE.type == "cuda"):
@@ -325,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             result = compare(LossCase(shape, DTYPES[dtype], DEVICE), args.contestants, args.budget)
             report["results"].append(result)
             print(f"\n{describe(result)}", flush=True)
-            if args.json:  # each time: whoever stops us keeps what there is
+            if args.json:  # each time: a run that is stopped keeps what it has
                 args.json.write_text(json.dumps(report, indent=1) + "\n")
             gc.collect()
             if DEVICE.type == "cuda":

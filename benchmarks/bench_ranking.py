@@ -1,4 +1,4 @@
-"""Ranking at Market-1501's size, and with 500,000 distractors, against peers and against limits.
+"""Compare ranking at Market-1501's size, and with 500,000 distractors, with peers and limits.
 
     pytest benchmarks/bench_ranking.py                       # a tenth of the queries
     python -m benchmarks.bench_ranking [--only GROUP]        # contestants in turns
@@ -6,8 +6,8 @@
     ... --json benchmarks/results/ranking_cpu.json           # adds to what the file holds
 
 The features are synthetic: 751 identities, a fifth of the gallery distractors, at about 88 % mAP;
-"random" distances are of features that know nothing. The limit for a given matrix is reading it
-once, for features a bare `torch.mm` of the same size, in blocks where the matrix would not fit.
+"random" distances are of random features. The limit for a given matrix is to read it once;
+for features it is a bare `torch.mm` of the same size, in blocks where the matrix would not fit.
 Peers (peers/ranking.py) that are not installed are left out; they rank a tenth of the queries
 (a hundredth of a gallery of 500,000), and time and memory are scaled up.
 """
@@ -96,7 +96,7 @@ def ours_distances(data: Data) -> float:
 
 
 def ours_distances_random(data: Data) -> float:
-    """Matches all over the gallery: nothing can be skipped."""
+    """Rank matches that lie anywhere in the gallery: nothing can be skipped."""
     return rank_distances(data.random, *data.labels(data.rows)).mAP
 
 
@@ -224,7 +224,7 @@ def compare(group: str, data: Data, rounds: int) -> dict[str, dict[str, float | 
                 c(data)
                 taken.append(time.perf_counter() - start)
 
-            time.sleep(0.05)  # whoever ran before may have threads that still spin
+            time.sleep(0.05)  # threads of the one before may still spin
             if once:
                 memory[name] = extra_mib(timed)
             else:

@@ -1,12 +1,12 @@
-"""One step of a cohort: our executors beside the loop that users write and a package of PyPI.
+"""Compare one step of a cohort: our executors, the loop that users write, a package from PyPI.
 
     python -m benchmarks.bench_step [--arch resnet32 ...] [--contestants ...] [--json FILE]
     pytest benchmarks/bench_step.py --benchmark-only
 
-The script is for comparing: contestants take turns within one run, each with all cores, and each
-must first give the losses of the naive loop in fp32, before and after one update. pytest-benchmark
-times one after the other, on a small cohort: that each runs. ``torch.compile`` takes a minute an
-architecture: ``--compile``, or DML_FAST_BENCH=all for pytest.
+Use the script to compare: contestants take turns within one run, each with all cores, and each must
+first give the losses of the naive loop in fp32, before and after one update. pytest-benchmark times
+one after the other on a small cohort; it shows that each runs. ``torch.compile`` takes a minute for
+each architecture, so it needs ``--compile``, or DML_FAST_BENCH=all for pytest.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}  # of a loss of about 4.6, relative
 
 @pytest.mark.parametrize("name", names(DEVICE))
 def bench_step(benchmark: Any, name: str) -> None:
-    """One contestant on a small cohort."""
+    """Time one contestant on a small cohort."""
     if COMPILE in name and not EVERYTHING:
         pytest.skip("compiling takes a minute: DML_FAST_BENCH=all, or the script with --compile")
     case = StepCase("resnet8", 2, 32, DEVICE)
@@ -62,7 +62,7 @@ def two_losses(step: Step) -> Tensor:
 
 
 def is_right(losses: Tensor, expected: Tensor, name: str) -> bool:
-    """Whether a contestant's losses are the naive loop's, where it has as many and teaches."""
+    """Return whether its losses are the naive loop's, if it has as many students and teaches."""
     if INDEPENDENT in name or losses.shape != expected.shape:
         return bool(torch.isfinite(losses).all())
     kind = name.removesuffix(COMPILE).split(" ")[1]
@@ -101,7 +101,7 @@ def matrix_gflop_per_s(dtype: torch.dtype, size: int = 2048) -> float:
 
 
 def compare(case: StepCase, wanted: Sequence[str], budget_s: float) -> dict[str, Any]:
-    """Time the contestants in turns."""
+    """Time the contestants, which take turns."""
     expected = two_losses(case.contestant(NAIVE))
     steps: dict[str, Step] = {}
     rows: list[dict[str, Any]] = []
@@ -166,7 +166,7 @@ COLUMNS = [  # key, heading, factor, format
 
 
 def describe(result: dict[str, Any]) -> str:
-    """A result as Markdown: a table, and who is missing and why."""
+    """Return a result as Markdown: a table, and which are missing and why."""
     timed = [row for row in result["contestants"] if "median_ms" in row]
     shown = [c for c in COLUMNS if any(row.get(c[0]) is not None for row in timed)]
     cells = [
@@ -200,16 +200,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    everyone = names(DEVICE)
+    known = names(DEVICE)
     parser.add_argument("--arch", nargs="+", default=["resnet32", "mobilenet_v1"])
     parser.add_argument("--students", type=int, default=4)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--contestants", nargs="+", choices=everyone)
+    parser.add_argument("--contestants", nargs="+", choices=known)
     parser.add_argument("--compile", action="store_true", help="also those that are compiled")
     parser.add_argument("--json", type=Path, help="write the report there")
     parser.add_argument("--budget", type=float, default=60, help="seconds of timing a table")
     args = parser.parse_args(argv)
-    wanted = args.contestants or [n for n in everyone if args.compile or COMPILE not in n]
+    wanted = args.contestants or [n for n in known if args.compile or COMPILE not in n]
     keep_freed_memory()  # as dml_fast.train does; all contestants gain from it
     report = {"benchmark": "step", **provenance(DEVICE), "results": []}
     report["versions"]["pytorch-dml"] = installed("pytorch-dml")

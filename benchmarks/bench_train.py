@@ -1,11 +1,11 @@
-"""Images a second of whole epochs: loading, augmentation, steps and metrics, without evaluation.
+"""Images per second of whole epochs: loading, augmentation, steps, metrics; no evaluation.
 
     python -m benchmarks.bench_train [--data digits] [--arch resnet32] [--json FILE]
     pytest benchmarks/bench_train.py --benchmark-only
 
-Ours is `dml_fast.train` itself, for one epoch a turn. Beside it the loop that users write, with
-torch's DataLoader over the same images and the same augmentation done an image at a time, and
-PyPI's pytorch-dml with that loader. An image counts once, though every student sees it.
+Ours is `dml_fast.train` itself, for one epoch per turn. It is compared with the loop that users
+write, with torch's DataLoader over the same images, augmented one image at a time, and with PyPI's
+pytorch-dml with that loader. An image counts once, though every student sees it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ OURS = {
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """As users write it: an image at a time, padded, cropped at random, flipped, normalised."""
+    """Pad, crop at random, flip and normalise one image at a time, as users write it."""
 
     def __init__(self, data: DataSet) -> None:
         self.images = torch.from_numpy(data.train.pixels)
@@ -69,7 +69,7 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 
 def epoch_of(name: str, config: TrainConfig, data: DataSet) -> Epoch:
-    """The contestant of that name, trained for one epoch at each call.
+    """Return the contestant of that name; each call trains it for one epoch.
 
     Raises:
         AbsentError: it is not installed.
@@ -143,7 +143,7 @@ def bench_train(benchmark: Any, name: str) -> None:
 
 
 def compare(config: TrainConfig, data: DataSet, rounds: int) -> list[dict[str, Any]]:
-    """Images a second of each in turns, in another order each round, after one round of warm-up."""
+    """Return images per second of each, in turns and a new order each round, after a warm-up."""
     rows: list[dict[str, Any]] = []
     epochs: dict[str, Epoch] = {}
     for name in names():

@@ -5,8 +5,8 @@
     python -m benchmarks.compare_methods run --task market1501 --data market1501:DIR --out DIR
     python -m benchmarks.compare_methods table --out DIR
 
-Each run is the ordinary command line in a process of its own; finished ones are not repeated.
-The table reads the accuracy (of identities the mAP) on the test set after the last epoch: nothing
+Each run is the ordinary command line in its own process; finished runs are not repeated. The table
+reads the accuracy (of identities the mAP) on the test set after the last epoch: nothing
 is selected on it.
 """
 
@@ -153,7 +153,7 @@ def scores(folder: Path) -> dict[str, float]:
 
 
 def table(args: Table) -> None:
-    """Print one row a method: accuracy, and difference to independent, paired by seed."""
+    """Print one row per method: accuracy, and difference from independent, paired by seed."""
     runs: dict[tuple[str, float, str], dict[int, dict[str, float]]] = {}
     finished = sorted(path.parent for path in args.out.glob("*/student_0.safetensors"))
     with ThreadPoolExecutor(os.cpu_count()) as pool:

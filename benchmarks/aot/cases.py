@@ -64,7 +64,7 @@ def quick_table() -> Iterator[Case]:
 
 
 def problem(case: Case, rows: int, kl_weight: float = 1.0) -> Problem:
-    """Of empty tensors: nothing reads them. Labels may be missing, as on a GPU nobody looks."""
+    """Of empty tensors, which nothing reads. As on a GPU, labels may be missing."""
     count, classes, extra = case.students, case.classes, case.options == "teacher"
     weighted = case.options == "weighted"
     return Problem(
@@ -157,7 +157,7 @@ class Tile:
             found.append(f"{compiled.spills} spills, {compiled.stack_bytes} bytes of stack")
         if compiled.fp64:
             found.append(f"{compiled.fp64} mentions of fp64")
-        # Within a warp each lane goes on with its own; across warps one of them is written.
+        # Within a warp each lane continues with its own; across warps one of them is written.
         if compiled.fused_sums and self.several_warps:
             found.append(f"{compiled.fused_sums} products fused with a lane's sum")
         parts = self._sweeps(compiled)

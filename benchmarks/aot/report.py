@@ -1,4 +1,4 @@
-"""The kernels' machine code in figures, for GPUs that need not be here.
+"""Compile the kernels for GPUs that need not be here, and count what is in the machine code.
 
     python -m benchmarks.aot.report                  # writes benchmarks/results/aot.{json,md}
     python -m benchmarks.aot.report --quick --print  # CI's part of it, printed as JSON

@@ -1,4 +1,4 @@
-"""The reports of bench_loss.py, a line for each problem.
+"""Print the reports of bench_loss.py, one line for each problem.
 
     python -m benchmarks.common.loss_summary benchmarks/results/loss_*.json
 

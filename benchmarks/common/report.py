@@ -1,11 +1,10 @@
-"""The reports of bench_step.py and bench_train.py as the marked sections of docs/performance.md.
+"""Write the reports of bench_step.py and bench_train.py into docs/performance.md.
 
     python -m benchmarks.common.report            # rewrites them, and docs/step_DEVICE.svg
     python -m benchmarks.common.report --check    # only says whether they are up to date (1: no)
 
-Read are benchmarks/results/step_*.json and train_*.json. What stands between
-``<!-- NAME begin -->`` and ``<!-- NAME end -->`` is made here; the rest of that page is written by
-hand.
+It reads benchmarks/results/step_*.json and train_*.json, and replaces what stands between
+``<!-- NAME begin -->`` and ``<!-- NAME end -->``. The rest of that page is written by hand.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def load(kind: str, folder: Path) -> list[dict[str, Any]]:
-    """The reports of one benchmark, by file name.
+    """Read the reports of one benchmark, sorted by file name.
 
     Raises:
         ValueError: a file is of another benchmark.
@@ -41,7 +40,7 @@ def load(kind: str, folder: Path) -> list[dict[str, Any]]:
 
 
 def origin(report: dict[str, Any]) -> str:
-    """Where the figures come from, in one sentence."""
+    """Say where the figures come from: machine, versions, date, commit, command."""
     machine, versions = report["machine"], report["versions"]
     parts = [
         f"{machine['device']}, {machine['cpus']} CPUs, {machine['torch_threads']} threads",
@@ -54,7 +53,7 @@ def origin(report: dict[str, Any]) -> str:
 
 
 def section(kind: str, reports: Sequence[dict[str, Any]]) -> str:
-    """The Markdown between the marks."""
+    """Return the Markdown between the marks."""
     if not reports:
         return "Not measured yet."
     describe = bench_step.describe if kind == "step" else bench_train.describe
@@ -67,7 +66,7 @@ def section(kind: str, reports: Sequence[dict[str, Any]]) -> str:
 
 
 def devices(reports: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """One report a kind of device."""
+    """Return one report for each kind of device."""
     return {_kind(report): report for report in reports}
 
 
@@ -76,12 +75,12 @@ def _kind(report: dict[str, Any]) -> str:
 
 
 def plot_name(report: dict[str, Any]) -> str:
-    """The file beside the page."""
+    """Return the name of the plot, a file in the page's folder."""
     return f"step_{_kind(report)}.svg"
 
 
 def plot(reports: Sequence[dict[str, Any]], path: Path) -> None:
-    """Bars of naive's median time over each contestant's."""
+    """Draw bars of the naive loop's median time divided by each contestant's."""
     import matplotlib
 
     matplotlib.rcParams["svg.hashsalt"] = "dml_fast"  # the same figures give the same file
@@ -103,7 +102,7 @@ def plot(reports: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def fill(page: str, name: str, text: str) -> str:
-    """The page with another text between the marks of that name.
+    """Return the page with a new text between the marks of that name.
 
     Raises:
         ValueError: the page has no such marks.
@@ -115,7 +114,7 @@ def fill(page: str, name: str, text: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Rewrite the page, or see whether it is what it would be."""
+    """Rewrite the page; with --check only compare it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

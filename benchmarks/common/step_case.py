@@ -1,7 +1,7 @@
 """Ways to one step of a cohort: what users write, what they could pick, and our executors.
 
 All do one job: K networks from seeds 0..K-1, one batch, the paper's losses, SGD with Nesterov
-momentum. The first step's losses are compared before anybody is timed.
+momentum. The first step's losses are compared before any is timed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Times of contestants that take turns, on a CPU or a CUDA device, and what a copy takes there.
 
-Whatever else the machine does meanwhile hits all contestants alike, so ratios of their medians
-mean something where absolute times do not. A new random order each round: who runs after whom
-matters to caches and to the heap. Results are freed after the clock has stopped.
+Other work on the machine affects all contestants alike, so ratios of their medians mean something
+where absolute times do not. Each round has a new random order, because caches and the heap depend
+on what ran before. Results are freed after the clock has stopped.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Turn:
 
 
 def thread_time(call: Call) -> float:
-    """CPU time of this thread: leaves out the time that others had the core.
+    """Measure CPU time of this thread, without the time that others had the core.
 
     Only for work on one thread. Autograd runs a CPU's backward in the thread that calls it.
     """
@@ -45,7 +45,7 @@ def thread_time(call: Call) -> float:
 
 
 def wall_time(call: Call) -> float:
-    """Time on the wall."""
+    """Measure wall-clock time."""
     start = time.perf_counter_ns()
     kept = call()
     taken = time.perf_counter_ns() - start

@@ -1,8 +1,8 @@
-"""How busy a step keeps the device: launches, the share of time with work, overlap of students.
+"""Measure how busy a step keeps the device: launches, share of time with work, overlap.
 
     python -m benchmarks.gpu.profile_step [--arch resnet32] [--json FILE]
 
-For each executor, from PyTorch's profiler over some steps: kernels and launches by the host a step,
+For each executor, from PyTorch's profiler over some steps: kernels and host launches per step,
 the share of the steps' time in which at least one kernel ran (busy), and the kernels' own time over
 that (overlap: 1 where nothing runs side by side). On a CPU it rehearses with the operators of each
 thread in place of the kernels of each stream; such figures say nothing about a GPU.

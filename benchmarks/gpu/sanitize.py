@@ -3,8 +3,8 @@
     compute-sanitizer --tool memcheck python -m benchmarks.gpu.sanitize
 
 Answers are compared with the closed form, so that what the tool has watched was the real work.
-``--part 3/16`` runs one case in sixteen: so many processes compile at once beforehand, and a run
-under the tool finds everything in Triton's cache. Without a GPU it needs TRITON_INTERPRET=1.
+``--part 3/16`` runs one case in sixteen. With it several processes compile at once beforehand, and
+a run under the tool finds everything in Triton's cache. Without a GPU it needs TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 # OPTIONs go to `python -m dml_fast.train` at the start of each run. $OUT (default runs/gpu) takes the
 # runs, $SEED (0), $LIMIT (570 seconds a leg) and $PYTHON are read too. DIR is prepared beforehand:
 # `python -m dml_fast.train --data cifar100:DIR --download` on a machine with network, then copied.
-# Exit code: 0 all done, 3 call again, else what a run failed with.
+# Exit code: 0 all done, 3 call again, otherwise the code with which a run failed.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 2
 

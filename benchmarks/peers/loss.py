@@ -66,7 +66,7 @@ def naive_losses(logits: list[Tensor], target: Tensor) -> list[Tensor]:
 
 
 def careful(logits: list[Tensor], target: Tensor) -> Tensor:
-    """As a careful user would write it: one log-softmax a student, pairs made from those."""
+    """Use one log-softmax per student and make pairs from those, as a careful user would."""
     log_qs = [F.log_softmax(z, 1, dtype=torch.float32) for z in logits]
     ps = [log_q.detach().exp() for log_q in log_qs]
     losses = []

@@ -47,7 +47,7 @@ def test_saved_on_four_resumed_on_two_and_on_one(
     output = stop_at(start(4, *OPTIONS, "--out", str(folder)), folder, 9)
     assert output.count(f"continue with --resume {folder}") == 1
     output = stop_at(start(2, "--resume", str(folder)), folder, 30)
-    assert "saved on a mesh of 4x1 and goes on on 2x1" in output
+    assert "saved on a mesh of 4x1 and continues on 2x1" in output
     assert (folder / "last.pt").is_symlink()
     finish(start(0, "--resume", str(folder)))
     assert not (folder / "last.pt").is_symlink()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from dml_fast.engine import StepResult
 from dml_fast.engine.optim import lr_factor, ramp
 from dml_fast.eval import validation
 from dml_fast.eval.classification import Accuracy
-from dml_fast.runs.files import atomic_write
 from dml_fast.runs.folder import Run
 from dml_fast.training.build import build_trainer
 from dml_fast.training.signals import StopRequest
@@ -154,29 +152,3 @@ def test_the_best_checkpoint_is_the_best_epochs(
     trainer.fit()
     best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
     assert best["step"] == 2 * trainer.loader.steps_per_epoch
-
-
-def test_a_file_is_on_the_disk_before_it_gets_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events: list[str] = []
-    sync, replace = os.fsync, os.replace
-
-    def fsync(descriptor: int) -> None:
-        events.append("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file")
-        sync(descriptor)
-
-    def rename(source: Any, target: Any) -> None:
-        events.append(f"name {Path(target).name}")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(os, "replace", rename)
-    for content in (b"1", b"2"):
-        with atomic_write(tmp_path / "last", keep_old_as=tmp_path / "previous") as file:
-            file.write(content)
-    assert events == [
-        "file", "name last", "folder",
-        "file", "name previous", "name last", "folder",
-    ]  # fmt: skip
-    assert (tmp_path / "previous").read_bytes() == b"1"
