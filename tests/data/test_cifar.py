@@ -23,7 +23,7 @@ PER_FILE = 40
 
 
 def digit_rows(kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Real digits as CIFAR rows: 32x32, each channel another brightness; labels below C."""
+    """Make CIFAR rows of real digits: 32x32, each channel of a different brightness."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -35,7 +35,7 @@ def digit_rows(kind: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def python2_pickle(fields: dict[bytes, object]) -> bytes:
-    """The opcodes that Python 2's cPickle (protocol 2) wrote for the published batches."""
+    """Pickle with the opcodes that Python 2's cPickle (protocol 2) wrote in the published batches."""
 
     def string(value: bytes) -> bytes:
         short = len(value) < 256
@@ -67,7 +67,7 @@ def class_names(kind: str) -> list[bytes]:
 
 
 def write(kind: str, form_name: str, parent: Path, dump=python2_pickle) -> Path:
-    """Writes a distribution's folder below ``parent`` and returns it."""
+    """Write the folder of a distribution below ``parent`` and return it."""
     form = getattr(cifar.CIFAR[kind], form_name)
     folder = parent / form.folder
     folder.mkdir(parents=True)
@@ -206,7 +206,7 @@ def test_only_known_regular_files_of_an_archive_are_read(tmp_path: Path) -> None
 
 
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sha256: str = "") -> Path:
-    """Makes a small archive the one that --download fetches."""
+    """Make --download fetch a small archive; return its path."""
     folder = write("cifar10", "python", tmp_path / "made")
     archive = pack(folder, tmp_path / "published.tar.gz")
     digest = sha256 or hashlib.sha256(archive.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Foreign and damaged files on every loader: the same pixels, or a name and a reason."""
+"""Unusual and damaged files with every loader: the same pixels, or a name and a reason."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_files_that_cannot_be_read_stop_the_run_by_name(name: str, tmp_path: Pat
 
 @pytest.mark.parametrize("name", STREAMING)
 def test_fifty_corrupt_files_in_a_thousand(name: str, tmp_path: Path) -> None:
-    """They are replaced by others of their class, counted and listed; no row is lost."""
+    """Other images of their class replace them; they are counted and listed, and no row is lost."""
     pieces(tmp_path, 500, [(24, 24)])
     pieces(tmp_path / "more", 10, [(24, 24)], parts=("val",))
     shutil.move(tmp_path / "more" / "val", tmp_path / "val")
@@ -141,7 +141,7 @@ def test_empty_folders_are_refused(name: str, tmp_path: Path) -> None:
 def test_a_batch_that_dali_cannot_decode_is_decoded_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Said once, and with the pixels that it would have had."""
+    """It is logged once, and the batch has the same pixels."""
     from dml_fast.data.loaders.dali import DaliDecoder
 
     pieces(tmp_path, 20, [(24, 24)], parts=("train", "val"))

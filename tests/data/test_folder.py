@@ -19,7 +19,7 @@ from dml_fast.machine import available_bytes
 
 
 def make_folder(root: Path, parts: tuple[str, ...] = ("train", "test"), count: int = 10) -> Path:
-    """Three classes of ``count`` PNGs in each part."""
+    """Make three classes of ``count`` PNGs in each part."""
     for row, part in enumerate(parts):
         for column, name in enumerate(("ant", "Bee", "cat")):
             for number in range(count):
@@ -118,7 +118,9 @@ def test_a_corrupt_image_is_named_or_skipped(
     (record,) = caplog.records
     assert "skipped 1 corrupt files" in record.getMessage() and name in record.getMessage()
     (tmp_path / name).unlink()
-    assert opened(tmp_path).fingerprint == data.fingerprint  # nothing else moved
+    assert (
+        opened(tmp_path).fingerprint == data.fingerprint
+    )  # the other images are in the same parts
 
 
 def test_many_corrupt_images_are_counted_in_one_line(
@@ -197,7 +199,7 @@ def test_images_that_do_not_fit_in_memory_are_refused(
 
 @pytest.fixture(scope="module")
 def real_jpegs(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The archive's first images: CIFAR-10's aeroplanes, as two classes of 150 JPEGs."""
+    """The first images of the archive, aeroplanes of CIFAR-10, as two classes of 150 JPEGs."""
     archive = shared_data / "cifar10-jpeg.tar.xz"
     if not archive.exists():
         pytest.skip(f"no real JPEGs: {archive} is missing")

@@ -117,7 +117,7 @@ def test_leaving_an_epoch_early_costs_nothing_later(name: str, tmp_path: Path) -
 def test_resized_crops_and_evaluation_agree_within_the_resizers_tolerance(
     size: int | tuple[int, int], tmp_path: Path
 ) -> None:
-    """By 1 of 255, and more on the border: there DALI repeats the edge where Pillow stops."""
+    """Within 1 of 255, and more on the border: there DALI repeats the edge, and Pillow does not."""
     sizes = [(90, 130), (130, 90), (64, 64), (250, 100)]
     pieces(tmp_path, 20, sizes, parts=("train", "val"))
     how = Augmentation(flip=True, resized=True, erasing=0.3)
@@ -138,7 +138,7 @@ def test_resized_crops_and_evaluation_agree_within_the_resizers_tolerance(
 
 @pytest.mark.dali
 def test_decoding_only_the_part_that_is_shown_changes_no_pixel(tmp_path: Path) -> None:
-    """The first of two views is the only one of one, which is decoded alone."""
+    """With one view only that part is decoded; it equals the first of two views."""
     pieces(tmp_path, 32, [(401, 399), (90, 131), (64, 64), (427, 640)])
     forms: list[dict] = [{"subsampling": n} for n in range(3)]
     forms += [{"progressive": True}, {"quality": 50}, {"restart_marker_blocks": 3}]

@@ -1,4 +1,4 @@
-"""``market1501:DIR``: who is learned, who is searched for, and what is refused."""
+"""``market1501:DIR``: training identities, queries, and what is refused."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def test_whole_identities_validate_and_the_others_are_learned(tmp_path: Path) ->
     assert len(held_out) == 3 and learned | held_out == set(range(1, 13))
     assert not learned & held_out
     assert np.bincount(data.train.labels).tolist() == [6] * 9
-    assert val.queries == 6  # one an identity and camera
+    assert val.queries == 6  # one for each identity and camera
     views = list(zip(val.labels[:6].tolist(), val.cams[:6].tolist(), strict=True))
     assert len(set(views)) == 6
     assert len(set(val.names)) == len(val.names) == 18
     again = opened(tmp_path, val_fraction=0.25, seed=5)
-    assert again.fingerprint == data.fingerprint  # every seed validates on the same
+    assert again.fingerprint == data.fingerprint  # the same validation set for every seed
 
 
 def test_without_a_fraction_the_test_images_validate(tmp_path: Path) -> None:

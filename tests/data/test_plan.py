@@ -1,4 +1,4 @@
-"""The plan: sharding, views, what is drawn, and that it depends on nothing but its key."""
+"""The plan: ranks, views, what is drawn, and that draws depend on their key alone."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_an_image_that_comes_twice_in_a_batch_is_augmented_twice() -> None:
 
 
 def test_any_step_can_be_asked_for_first() -> None:
-    order = ShuffledOrder(9000, 8, 1)  # several chunks of draws an epoch
+    order = ShuffledOrder(9000, 8, 1)  # several chunks of draws per epoch
     walked = plan_of(order)
     steps = [[arrays(walked(epoch, step)) for step in range(order.steps)] for epoch in (0, 1)]
     for epoch, step in [(1, 1100), (0, 3), (0, 600), (1, 0)]:

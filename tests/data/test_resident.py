@@ -1,4 +1,4 @@
-"""The resident loader against per-image references, and its promise to hold no state."""
+"""The resident loader against per-image references, and without any state."""
 
 from __future__ import annotations
 

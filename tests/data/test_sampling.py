@@ -40,7 +40,7 @@ def test_a_batch_holds_k_images_of_each_of_p_identities(
     used, counts = np.unique(batches, return_counts=True)
     few = np.bincount(labels)[labels[used]] < each
     assert (counts[~few] == 1).all()  # only identities with too few images repeat any
-    # as many batches as can be filled: with one more, some would want for identities
+    # as many batches as can be filled: for one more there are not enough identities
     groups = np.maximum(np.bincount(labels) // each, 1)
     more = order.steps + 1
     assert np.minimum(groups, more).sum() < people * more
@@ -64,7 +64,7 @@ def test_orders_are_functions_of_seed_and_epoch() -> None:
     assert not np.array_equal(first(3), first(4))
     assert not np.array_equal(first(3), IdentityOrder(labels, 32, 4, 8)(3))
     assert first.steps == 5
-    # over epochs everybody meets everybody else, and images change their company
+    # over epochs each identity is in a batch with each other one, and so are images
     pairs = {tuple(sorted(set(labels[b].tolist()))) for e in range(10) for b in first(e)}
     assert len(pairs) > 45
     groups = {tuple(sorted(g)) for e in range(10) for g in first(e).reshape(-1, 4).tolist()}
@@ -147,7 +147,7 @@ def test_windows_are_of_whole_shards_and_large_enough() -> None:
 
 
 def test_a_rank_reads_its_own_part_of_the_shards() -> None:
-    """Of 64 shards each of 8 ranks reads an eighth, and those that lie across a border."""
+    """Each of 8 ranks reads an eighth of the 64 shards, and shards that two ranks share."""
     of, batch_size = shards([100] * 64), 64
     order = ShardOrder(of, batch_size, 0, 200)
     for epoch in range(3):
@@ -169,7 +169,7 @@ def test_a_batch_mixes_lanes() -> None:
 
 
 def test_images_of_one_class_a_shard_are_spread_over_time() -> None:
-    """Positions of a shard's images over epochs are even: every shard comes early and late."""
+    """Over epochs, images of a shard are spread evenly over the epoch."""
     of = shards([100] * 16)
     order = ShardOrder(of, 8, 5, 200)
     early = [np.unique(of[order(epoch)[:10]]) for epoch in range(40)]

@@ -1,4 +1,4 @@
-"""Shards at URLs: fetched once into the cache folder, by one process of a machine at a time."""
+"""Shards at URLs: downloaded once into the cache folder, by one process on a machine at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dml_fast.errors import UserError
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
-    """Counts what it is asked for; may be slow, break off, or refuse."""
+    """A server that counts requests and can be slow, break off, or refuse."""
 
     asked: list[str]
     slow = 0.0
@@ -37,7 +37,7 @@ class Server(http.server.SimpleHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(content[:5000])
             return
-        with suppress(BrokenPipeError):  # who asked was killed
+        with suppress(BrokenPipeError):  # the client was killed
             super().do_GET()
 
     def log_message(self, *_: object) -> None: ...
@@ -45,7 +45,7 @@ class Server(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Server]]]:
-    """Serves tmp_path/shards; the cache is tmp_path/cache."""
+    """Serve tmp_path/shards; the cache is tmp_path/cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     handler = type("Handler", (Server,), {"asked": []})
     with http.server.ThreadingHTTPServer(

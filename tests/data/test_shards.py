@@ -1,4 +1,4 @@
-"""Tar shards as a data set: what `folder:` gives for the same images, and what is refused."""
+"""Tar shards as a data set: the same as `folder:` for the same images, and what is refused."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def evaluation(data: DataSet) -> list:
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("parts", [("train", "val", "test"), ("train",)])
 def test_batches_are_those_of_the_folder(name: str, parts: tuple, tmp_path: Path) -> None:
-    """Order, pixels, augmentation, statistics and the split, bit for bit."""
+    """Compare order, pixels, augmentation, statistics and the split, bit for bit."""
     folder, shards = both(tmp_path, parts=parts, suffixes=(".jpg", ".png", ".webp", ".bmp"))
     ours, theirs = opened(shards, name), opened_folder(folder, name)
     assert holder(ours) == name and ours.name == "shards" and ours.pad == theirs.pad
@@ -109,7 +109,7 @@ def test_real_jpegs_of_cifar_are_those_of_the_folder_on_one_rank_or_two(
 def test_each_sample_once_an_epoch_on_any_number_of_ranks_and_from_any_step(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With windows of 20 images, so that there are several: the ranks' rows are one batch."""
+    """Use several windows of 20 images; the rows of all ranks together are one batch."""
     monkeypatch.setattr("dml_fast.data.loaders.opening.WINDOW", 20)
     _, shards = both(tmp_path, 33)
     data = opened(shards, name)
@@ -121,7 +121,7 @@ def test_each_sample_once_an_epoch_on_any_number_of_ranks_and_from_any_step(
         loaders = [
             loader_of(data, batch_size=8 // ranks, rank=r, ranks=ranks) for r in range(ranks)
         ]
-        for start in (0, 3):  # the run before may have had another number of ranks
+        for start in (0, 3):  # the run before may have had a different number of ranks
             epochs = [[b.ids for b in loader.epoch(0, start)] for loader in loaders]
             assert all(map(torch.equal, map(torch.cat, zip(*epochs, strict=True)), whole[start:]))
         for loader in loaders:
@@ -284,7 +284,7 @@ def folder(path: Path) -> None:
 
 
 def cut(path: Path) -> None:
-    """In the middle of the fourth sample."""
+    """Cut a tar in the middle of the fourth sample."""
     from dml_fast.data.readers.samples import read_index
 
     path.write_bytes(path.read_bytes()[: read_index(path).images[3].offset + 10])

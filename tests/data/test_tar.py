@@ -81,7 +81,7 @@ def test_gnu_tars_own_archives(format: str, tmp_path: Path) -> None:
 
 
 def test_sizes_beyond_eight_gib_are_understood(tmp_path: Path) -> None:
-    """The file would be a hole: only the headers are written."""
+    """Only the headers are written; the content is a hole in the file."""
     for format in FORMATS[1:]:
         info = tarfile.TarInfo("big.jpg")
         info.size = 9 << 30
@@ -173,7 +173,7 @@ def test_half_samples_are_refused(files: list, message: str, tmp_path: Path) -> 
 
 
 def test_other_members_are_passed_over(tmp_path: Path) -> None:
-    """Labels may come first, lines may end, and keys go up to the first dot."""
+    """A label may come before its image and may end with a newline; a key ends at the first dot."""
     files = [
         ("x/b.json", b"{}"), ("x/b.cls", b" 7\n"), ("x/b.seg.png", b"mask"), ("x/b.JPEG", b"image"),
         ("._a.jpg", b"a Mac's"), ("readme.txt", b""), ("none", b""), ("a.png", b"2"),

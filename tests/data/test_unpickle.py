@@ -14,7 +14,7 @@ from dml_fast.errors import UserError
 
 
 class Attack:
-    """Pickles as a call of ``function(*arguments)``."""
+    """An object whose pickle is a call of ``function(*arguments)``."""
 
     def __init__(self, function: object, *arguments: object) -> None:
         self.call = (function, arguments)
@@ -24,7 +24,7 @@ class Attack:
 
 
 def canary_attacks(canary: Path) -> dict[str, bytes]:
-    """Each would create ``canary`` (or reach what could) if it were run by pickle.load."""
+    """Pickles that create ``canary`` in pickle.load, or name a function that can; by that name."""
     touch = f"open({str(canary)!r}, 'w').close()"
     array = np.arange(3, dtype=np.uint8)
     write_array = (np.ndarray.tofile, array, str(canary))
@@ -56,7 +56,7 @@ def test_attacks_are_refused_by_name_and_not_run(name: str, tmp_path: Path) -> N
 
 
 def test_the_attacks_are_real(tmp_path: Path) -> None:
-    """The same bytes do harm in pickle.loads, or the test above would show nothing."""
+    """The same bytes do harm in pickle.loads; otherwise the test above would prove nothing."""
     for name in ("posix.system", "os.system", "builtins.eval", "builtins.exec"):
         canary = tmp_path / name
         pickle.loads(canary_attacks(canary)[name])

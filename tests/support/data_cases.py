@@ -1,4 +1,4 @@
-"""Folders of images for the tests of the loaders."""
+"""Images and folders of images for the tests of data/."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MEAN, STD = (0.2, 0.5, 0.7), (0.3, 0.2, 0.1)  # of random_images
 
 
 def photographs() -> list[np.ndarray]:
-    """Two real photographs, (427, 640, 3) uint8, which scikit-learn brings."""
+    """Return two real photographs of scikit-learn, (427, 640, 3) uint8."""
     spec = importlib.util.find_spec("sklearn")
     assert spec is not None and spec.origin is not None
     folder = Path(spec.origin).parent / "datasets" / "images"
@@ -36,7 +36,7 @@ def photographs() -> list[np.ndarray]:
 
 
 def picture(seed: int, height: int = 16, width: int = 16) -> np.ndarray:
-    """A smooth colour image, (H, W, 3) uint8, another for each seed."""
+    """Make a smooth colour image, (H, W, 3) uint8, a different one for each seed."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
     return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
@@ -57,7 +57,7 @@ def pieces(
     suffixes: tuple[str, ...] = (".jpg",),
     parts: tuple[str, ...] = ("train",),
 ) -> Path:
-    """Writes ``count`` pieces of the photographs in each of two classes of each part."""
+    """Write ``count`` pieces of the photographs in each of two classes of each part."""
     photos, rng = photographs(), np.random.default_rng(0)
     for part in parts:
         for label, name in enumerate(("china", "flower")):
@@ -118,7 +118,7 @@ def normalized(image: np.ndarray) -> np.ndarray:
 
 
 def evaluated(root: Path, loader: str, skip_corrupt: bool = False) -> dict:
-    """What evaluation and one epoch of training make of a folder: sums of pixels by file."""
+    """Evaluate a folder, train on it for one epoch; return sums of pixels by file, and labels."""
     from dml_fast.data.loaders import evaluation_batches
 
     data = opened(root, loader, image_size=24, skip_corrupt=skip_corrupt)
@@ -134,7 +134,7 @@ def evaluated(root: Path, loader: str, skip_corrupt: bool = False) -> dict:
 
 
 def in_another_process(root: Path, loader: str, skip_corrupt: bool = False) -> dict | str:
-    """The same, where a crash would not end the tests; a UserError comes as its text."""
+    """Do the same in a process that may crash; a UserError is returned as its text."""
     arguments = [str(root), loader, str(int(skip_corrupt))]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     run = processes.run(Path(__file__).stem, *arguments, env=environment, timeout=120)

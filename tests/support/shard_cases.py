@@ -15,7 +15,7 @@ Files = Iterable[tuple[str, bytes]]
 
 
 def write_tar(path: Path, files: Files, format: int = tarfile.USTAR_FORMAT) -> Path:
-    """Writes a tar of (name, content), as webdataset.TarWriter does."""
+    """Write a tar of (name, content), as webdataset.TarWriter does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=format) as tar:
         for name, content in files:
@@ -30,7 +30,7 @@ def sample(key: str, image: bytes, label: int, suffix: str = ".jpg") -> list[tup
 
 
 def shards_of(folder: Path, out: Path, each: int = 10) -> Path:
-    """Packs a `folder:` into shards of ``each`` samples, in its order, with the classes' names."""
+    """Pack a `folder:` into shards of ``each`` samples, in its order, with the class names."""
     classes = sorted(path.name for path in (folder / "train").iterdir())
     for part in sorted(path.name for path in folder.iterdir()):
         rows = [
@@ -49,7 +49,7 @@ def shards_of(folder: Path, out: Path, each: int = 10) -> Path:
 
 
 def both(root: Path, count: int = 25, each: int = 10, **options: object) -> tuple[Path, Path]:
-    """The same pieces of photographs as a folder and as shards."""
+    """Write the same pieces of photographs as a folder and as shards."""
     usual: dict = {"parts": ("train", "val"), "sizes": [(24, 24)]}
     folder = pieces(root / "folder", count, **(usual | options))
     return folder, shards_of(folder, root / "shards", each)
@@ -60,7 +60,7 @@ def opened(root: Path, loader: str = "fallback", **options: object) -> DataSet:
 
 
 def cifar(archive: Path, root: Path, each_class: int) -> Path:
-    """Unpacks the first JPEGs of each class of CIFAR-10 to a folder, of both parts."""
+    """Unpack the first JPEGs of each class and part of CIFAR-10 to a folder."""
     with tarfile.open(archive) as tar:
         for member in tar:
             if not member.isfile() or int(Path(member.name).stem) >= each_class:

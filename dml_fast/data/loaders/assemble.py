@@ -61,7 +61,7 @@ class Loader(Protocol):
 
 
 class Assembler:
-    """Executes the part of the plan that follows decoding, the same for all loaders.
+    """The part of the plan that follows decoding, the same for all loaders.
 
     Args:
         labels: (N,) int64.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Normalizer:
-    """Turns uint8 pixels into float32 of mean 0 and deviation 1: (x / 255 - mean) / std.
+    """A map from uint8 pixels to float32 of mean 0 and deviation 1: (x / 255 - mean) / std.
 
     Args:
         mean: C floats in units of 0..1.

@@ -40,7 +40,7 @@ class _Fed(NamedTuple):
 
 
 class DaliDecoder:
-    """Decodes batches in DALI's threads, `_AHEAD` of them in advance.
+    """A decoder that works in DALI's threads, `_AHEAD` batches in advance.
 
     Args:
         source: the files.

@@ -57,7 +57,7 @@ class Decoded(NamedTuple):
 
 
 class Decoder(Protocol):
-    """Decodes requests in order, some of them ahead."""
+    """A decoder of requests, in order and some of them in advance."""
 
     def run(self, requests: Iterator[Request]) -> Generator[Decoded]:
         """Answer each request. The tensors are valid until the next answer is asked for."""

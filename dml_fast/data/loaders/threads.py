@@ -17,7 +17,7 @@ _AHEAD = 2  # batches that are decoded before they are asked for
 
 
 class ThreadDecoder:
-    """Decodes batches in threads, `_AHEAD` of them in advance.
+    """A decoder that works in threads, `_AHEAD` batches in advance.
 
     Args:
         source: the files.

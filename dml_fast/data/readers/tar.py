@@ -28,7 +28,7 @@ class DamagedTarError(Exception):
 
 
 class Reader:
-    """Reads bytes at offsets, with a buffer for small reads that follow each other.
+    """A reader of bytes at offsets, with a buffer for small reads that follow each other.
 
     Args:
         descriptor: of the open file.

@@ -21,7 +21,7 @@ from dml_fast.errors import UserError
 
 
 class _Stub:
-    """Replaces a global name of a pickle; it can be called, but not changed.
+    """A replacement for a global name in a pickle: it can be called, but not changed.
 
     It is neither a function nor a class: pickle can set attributes of a function, and make an
     instance of a class without calling it.
@@ -40,7 +40,7 @@ class _Stub:
 
 
 class _DType:
-    """Replaces a dtype, which must be uint8; its state is ignored."""
+    """A replacement for a dtype, which must be uint8; its state is ignored."""
 
     __slots__ = ()
 
@@ -53,7 +53,7 @@ class _DType:
 
 
 class _Array:
-    """Replaces an array; ``value`` is set when pickle sets the state."""
+    """A replacement for an array; ``value`` is set when pickle sets the state."""
 
     __slots__ = ("value",)
 
