@@ -158,7 +158,7 @@ def test_another_markets_identities_are_searched_for_too(
     make_market(tmp_path, learned=4, searched=8)
     result = as_json(capsys, folder, "--data", f"market1501:{tmp_path}")
     assert result["queries"] == 8
-    assert "learned identities: give data of that kind" in refusal(
+    assert "learned identities: give data with identities" in refusal(
         capsys, folder, "--data", "digits"
     )
 
@@ -311,7 +311,7 @@ def test_arguments_that_do_not_go_together(
     options = "--arch resnet8 --epochs 1 --train-fraction 0.1 --device cpu"
     assert train([*options.split(), "--out", str(digits)]) == 0
     assert "--rerank ranks, and" in refusal(capsys, digits, "--rerank")
-    assert "learned classes: give data of that kind" in refusal(
+    assert "learned classes: give data with classes" in refusal(
         capsys, digits, "--data", json.loads((folder / "config.json").read_text())["config"]["data"]
     )
 
