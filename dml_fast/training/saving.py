@@ -23,7 +23,7 @@ from dml_fast.runs import checkpoint
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import link
 from dml_fast.runs.folder import Run
-from dml_fast.runs.history import best_epoch
+from dml_fast.runs.history import EpochLine, best_epoch
 from dml_fast.runs.weights import save_student
 from dml_fast.training.meter import Meter
 
@@ -44,9 +44,9 @@ class Progress:
     executor: str
     step: int = 0
     seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[EpochLine] = field(default_factory=list)
 
-    def end_epoch(self, line: dict[str, Any]) -> None:
+    def end_epoch(self, line: EpochLine) -> None:
         """Add an epoch's line and begin the next epoch."""
         self.history.append(line)
         self.meter.start_epoch()
