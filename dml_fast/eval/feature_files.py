@@ -78,5 +78,7 @@ def rank_files(
         if reranked:
             raise UserError("--rerank goes with features and not with --metric hamming")
         return rank_hamming(q.features, g.features, q.pids, g.pids, q.cams, g.cams, **rule)
-    rank = rerank if reranked else rank_features
-    return rank(q.features, g.features, q.pids, g.pids, q.cams, g.cams, metric=metric, **rule)
+    rank_gallery = rerank if reranked else rank_features
+    return rank_gallery(
+        q.features, g.features, q.pids, g.pids, q.cams, g.cams, metric=metric, **rule
+    )

@@ -95,8 +95,8 @@ def search(
     q = slice(images.queries)
     g = slice(images.queries, None)
     pids, cams = images.labels, images.cams
-    rank = rerank if reranked else rank_features
-    return rank(features[q], features[g], pids[q], pids[g], cams[q], cams[g], topk=topk)
+    rank_gallery = rerank if reranked else rank_features
+    return rank_gallery(features[q], features[g], pids[q], pids[g], cams[q], cams[g], topk=topk)
 
 
 def evaluate_retrieval(

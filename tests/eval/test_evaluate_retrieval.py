@@ -69,7 +69,7 @@ def embeddings(folder: Path, images: RetrievalSet) -> list[np.ndarray]:
 
 
 def oracle(f: np.ndarray, images: RetrievalSet) -> dict[str, float]:
-    """Mean scores of the queries, a query at a time."""
+    """Mean scores of the queries, one query after the other."""
     q, scores = images.queries, []
     pids, cams = images.labels[q:], images.cams[q:]
     for row, pid, cam in zip(f[:q], images.labels[:q], images.cams[:q], strict=True):
@@ -221,8 +221,8 @@ def test_a_diverged_student_is_left_out_and_the_others_still_search(
     both, alone = found(models), found(models[1:])
     assert both.students[0] is None
     assert both.students[1].mAP == alone.students[0].mAP == both.ensemble.mAP
-    nobody = found(models[:1])
-    assert nobody.students == (None,) and nobody.ensemble is None
+    none = found(models[:1])
+    assert none.students == (None,) and none.ensemble is None
 
 
 def feature_files(folder: Path, **changes: Any) -> tuple[Path, Path]:

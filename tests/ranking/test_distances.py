@@ -80,7 +80,7 @@ def test_the_other_arguments_follow_the_oracle(
 
 
 def big_case(dtype: Any = np.float32, kind: str = "rounded") -> tuple[Any, tuple[Any, ...]]:
-    """Rows longer than a block, from few to very many matches a query."""
+    """Rows longer than a block, from few to very many matches per query."""
     rng = np.random.default_rng(3)
     pids = np.repeat(np.arange(6), [2, 5, 30, 80, 400, 4500])
     g_pids = rng.permutation(np.where(rng.random(len(pids)) < 0.1, -1, pids))
@@ -155,7 +155,7 @@ def test_drawing_single_shots_comes_near_their_exact_mean(ties: str) -> None:
 
 
 def test_scores_worked_out_by_hand() -> None:
-    """Matches at ranks 1 and 3 of four; the curve goes on beyond the row's end."""
+    """Matches at ranks 1 and 3 of four; the curve continues beyond the row's end."""
     result = rank_distances([[0.1, 0.2, 0.3, 0.4]], [7], [7, 1, 7, 2], [0], [1, 1, 1, 1])
     assert result.mAP == pytest.approx((1 + 2 / 3) / 2)
     assert result.mAP_trapezoid == pytest.approx((1 + (2 / 3 + 1 / 2) / 2) / 2)

@@ -60,7 +60,7 @@ def environment() -> dict[str, str]:
 
 @pytest.mark.parametrize("work", ["distances", "features", "hamming", "reranking"])
 def test_ctrl_c_ends_the_work_at_once(work: str) -> None:
-    """Alone it would go on for minutes; generous, as the machine may be busy."""
+    """It would last minutes. The limit is generous, since the machine may be busy."""
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, work],
         stdout=subprocess.PIPE,
@@ -170,7 +170,7 @@ def test_other_threads_run_meanwhile(work: str) -> None:
 
 
 def test_more_pairs_than_32_bits_count() -> None:
-    """2.2e9 distances: memory that nobody has written to, but for the last row."""
+    """2.2e9 distances in memory that is never written to, except for the last row."""
     queries, items = 70_000, 31_000
     dist = np.zeros((queries, items), np.float32)
     dist[-1] = 1
