@@ -1,7 +1,7 @@
-"""A cohort over several processes: rows of a mesh hold students, columns hold shards of the data.
+"""A cohort over several processes: rows of a mesh hold students, columns hold parts of a batch.
 
-Students exchange detached logits and nothing else, so they can be in different processes for one
-all-gather a step. `launch` knows how the processes were started, `mesh` who holds what, `world` how
-they talk, `failure` what happens when one of them dies, `replicas` and `shards` what a student is
-that trains on several ranks at once.
+Students exchange detached logits and nothing else, so they can be in different processes for the
+price of one all-gather per step. `launch` knows how the processes were started, `mesh` which rank
+holds what, `connect` how the ranks meet. `world` and `exchange` are how they communicate, and
+`failure` is what they do when one of them dies.
 """

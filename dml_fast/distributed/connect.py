@@ -38,9 +38,9 @@ def connected(
     facts: Mapping[str, object],
     backend: str = "auto",
 ) -> Iterator[World]:
-    """The world of a run, while inside; leaving it in peace waits for all ranks.
+    """Inside, the world of a run; leaving it without an error waits for all ranks.
 
-    A program that has used it ends with `launch.end`.
+    A program that has used it must end with `launch.end`.
 
     Args:
         launch: how this process was started.
@@ -51,7 +51,7 @@ def connected(
         backend: of torch.distributed: ``gloo``, ``nccl``, or ``auto`` by the device.
 
     Raises:
-        UserError: the port is in use, ranks do not come, or they differ in their options.
+        UserError: the port is in use, ranks do not connect, or they differ in their facts.
     """
     if launch.size == 1:
         yield World(launch, mesh, shares)
@@ -91,10 +91,10 @@ def connected(
 
 
 def pick_local_device(name: str, launch: Launch) -> str:
-    """The device of one of several processes: a GPU each, where there are any.
+    """Return the device of this process: one GPU for each of several processes, if there are any.
 
     Raises:
-        UserError: there are fewer GPUs than processes on this machine.
+        UserError: this machine has fewer GPUs than processes.
     """
     if launch.size == 1 or name not in ("auto", "cuda"):
         return name
@@ -110,7 +110,7 @@ def pick_local_device(name: str, launch: Launch) -> str:
 
 
 def check_backend(name: str, device: torch.device) -> None:
-    """Refuse a backend that cannot work here.
+    """Refuse a backend that the device cannot use.
 
     Raises:
         UserError: NCCL without CUDA.
@@ -122,12 +122,15 @@ def check_backend(name: str, device: torch.device) -> None:
 
 
 def remembered(launch: Launch, key: str, value: str | None = None) -> str | None:
-    """What rank 0 of an earlier attempt of this job has left under a name in torchrun's store.
+    """Keep a value in torchrun's store, where it survives restarts of this job, or read it.
 
     Args:
         launch: how this process was started.
-        key: the name.
-        value: leave this.
+        key: the name of the value.
+        value: what to keep; None to read.
+
+    Returns:
+        The value, or None where there is none or torchrun does not serve the store.
     """
     if not launch.agent_store:
         return None
@@ -142,7 +145,7 @@ def _backend(name: str, device: torch.device) -> str:
     check_backend(name, device)
     if device.type == "cpu" or name == "gloo":
         return "gloo"
-    return "cpu:gloo,cuda:nccl"  # what is on the CPU, such as votes, does not wait for the GPU
+    return "cpu:gloo,cuda:nccl"  # votes, which are on the CPU, do not wait for the GPU
 
 
 def _attempt(store: Store, launch: Launch) -> Store:
@@ -160,7 +163,7 @@ def _address() -> tuple[str, int]:
 
 
 def _store(launch: Launch) -> TCPStore:
-    """The store: torchrun's, or served by rank 0."""
+    """Return the store: torchrun's, or one that rank 0 serves."""
     host, port = _address()
     if launch.agent_store or not launch.main:
         return _client(launch, _START_S)
@@ -178,7 +181,7 @@ def _store(launch: Launch) -> TCPStore:
 
 
 def _client(launch: Launch, patience_s: float) -> TCPStore:
-    """A connection to the store, which may take a while to be there."""
+    """Connect to the store, which may not be there for a while."""
     host, port = _address()
     end = time.monotonic() + patience_s
     while True:
@@ -186,7 +189,7 @@ def _client(launch: Launch, patience_s: float) -> TCPStore:
         threading.Thread(target=_try_to_connect, args=(host, port, found), daemon=True).start()
         try:
             result = found.get(timeout=_HELLO_S)
-        except Empty:  # somebody listens there who does not answer as a store does
+        except Empty:  # what listens there does not answer like a store
             raise agreed(UserError(f"port {port} of {host} is in use by another program")) from None
         if isinstance(result, TCPStore):
             return result
@@ -198,10 +201,10 @@ def _client(launch: Launch, patience_s: float) -> TCPStore:
 
 
 def _try_to_connect(host: str, port: int, found: Queue[TCPStore | Exception]) -> None:
-    """In a thread, as torch waits without end for a store's greeting."""
+    """Connect in a thread, as torch waits forever for a store's answer."""
     try:
         with socket.create_connection((host, port), timeout=_HELLO_S / 2):
-            pass  # torch prints pages where nobody listens
+            pass  # torch prints pages of errors where nothing listens
         found.put(TCPStore(host, port, timeout=timedelta(seconds=_HELLO_S)))
     except Exception as error:
         time.sleep(0.1)
@@ -214,15 +217,15 @@ def _why(error: BaseException) -> str:
 
 
 def _compare(world: World, facts: Mapping[str, object]) -> None:
-    """Refuse ranks that were started with other options or versions.
+    """Refuse ranks that were started with different options or versions.
 
     Raises:
         UserError: naming the first rank, option and values that differ.
     """
     mine = {"dml_fast": __version__, "torch": torch.__version__, **facts}
-    everyone = world.all_gather(mine)
-    for rank, other in enumerate(everyone):
-        for name, value in everyone[0].items():
+    found = world.all_gather(mine)
+    for rank, other in enumerate(found):
+        for name, value in found[0].items():
             if other[name] != value:
                 raise agreed(
                     UserError(
@@ -234,7 +237,7 @@ def _compare(world: World, facts: Mapping[str, object]) -> None:
 
 @contextmanager
 def _ends_at_a_signal() -> Iterator[None]:
-    """While inside, SIGTERM ends the process: waiting for others in C++ sees no Python handler."""
+    """Inside, SIGTERM ends the process: a wait in C++ does not run handlers of Python."""
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         yield

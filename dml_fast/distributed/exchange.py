@@ -1,4 +1,4 @@
-"""What students exchange: their detached logits, by one all-gather a step."""
+"""The exchange of the students' detached logits: one all-gather per step."""
 
 from __future__ import annotations
 
@@ -16,21 +16,25 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-# torch 2.13 has renamed it, and warns of the old name
+# torch 2.13 renamed it, and warns about the old name
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
 class Exchange:
     """Gives every rank of a column the logits of all students.
 
-    Every rank sends as many places as the largest share has students, so that it is one collective
-    of equal parts. Each rank receives (R - 1) * M * N * C elements a call, for R rows, M places,
-    N rows of the batch and C classes.
+    Every rank sends as many places as the largest share has students, so that one collective of
+    equal parts is enough. Each rank receives (R - 1) * M * N * C elements per call, for R rows of
+    the mesh, M places, N rows of the batch and C classes.
 
     Args:
-        shares: of the rows.
-        row: of this rank.
+        shares: the students of each row.
+        row: the row of this rank.
         group: the ranks of this column, in the order of their rows.
+
+    Attributes:
+        received_bytes: by all calls so far.
+        calls: number of calls so far.
     """
 
     def __init__(self, shares: Shares, row: int, group: ProcessGroup) -> None:
@@ -41,18 +45,18 @@ class Exchange:
         self.calls = 0
 
     def __call__(self, mine: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """Exchange.
+        """Send the logits of this row's students, and return those of all K students.
 
         Args:
-            mine: (N, C) of each of this row's students, by number, all of them.
+            mine: (N, C) of each student of this row, by number.
 
         Returns:
-            (N, C) of every student; of its own type, bit for bit, on the device of ``mine``.
+            (N, C) of each student by number, in its own dtype, bit for bit, on the same device.
         """
         first = next(iter(mine.values()))
         if not self._dtypes:
-            self._learn_types(mine)
-        wire = reduce(torch.promote_types, self._dtypes.values())  # which holds all exactly
+            self._share_types(mine)
+        wire = reduce(torch.promote_types, self._dtypes.values())  # it represents all exactly
         sent = torch.empty((self._places, *first.shape), dtype=wire, device=first.device)
         for place, k in enumerate(self._shares[self._row]):
             sent[place].copy_(mine[k])
@@ -69,9 +73,9 @@ class Exchange:
             for place, k in enumerate(students)
         }
 
-    def _learn_types(self, mine: Mapping[int, Tensor]) -> None:
-        """Once: a network of the user's may give fp32 where the others give bf16."""
-        everyone: list[dict[int, torch.dtype]] = [{} for _ in self._shares]
-        dist.all_gather_object(everyone, {k: z.dtype for k, z in mine.items()}, group=self._group)
-        for types in everyone:
+    def _share_types(self, mine: Mapping[int, Tensor]) -> None:
+        """Exchange the dtypes, once: a user's network may give fp32 where the others give bf16."""
+        found: list[dict[int, torch.dtype]] = [{} for _ in self._shares]
+        dist.all_gather_object(found, {k: z.dtype for k, z in mine.items()}, group=self._group)
+        for types in found:
             self._dtypes |= types

@@ -1,9 +1,9 @@
-"""What the other ranks do when one of them dies: one line that names it, and an end in seconds.
+"""What the other ranks do when one of them dies: print one line that names it, and end in seconds.
 
-A rank that raises an error says so in the store before it goes. One that is killed cannot, but its
-connections close: whoever notices first asks the others to come forward, and names those that do
-not. A thread of every rank watches the store, since its main thread may be waiting for a rank that
-will never answer.
+A rank that raises an error writes so into the store before it ends. A rank that is killed cannot,
+but its connections close. The first rank to notice asks all others to report in the store, and
+names those that do not. On every rank a thread watches the store, since the main thread may be
+waiting for a rank that will never answer.
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
 _PERIOD_S = 0.3  # between two looks at the store
-_GRACE_S = 1.5  # in which survivors come forward
-_LAST_S = 2 * _GRACE_S + 2  # in which all who are alive have left
+_GRACE_S = 1.5  # in which survivors report
+_LAST_S = 2 * _GRACE_S + 2  # in which all surviving ranks have left
 
 
 class Watch:
-    """Looks for other ranks' ends in the store.
+    """Watches the store for the end of other ranks.
 
     Args:
-        store: a connection of its own, as another may be blocked.
+        store: a connection that nothing else uses, as others may be blocked.
         launch: of this rank.
+
+    Attributes:
+        where: returns how far the run is and how it can be continued, for the last line.
     """
 
     def __init__(self, store: Store, launch: Launch) -> None:
@@ -40,24 +43,23 @@ class Watch:
         self._stopped = threading.Event()
         self._leaving = threading.Lock()
         self.where: Callable[[], str] = lambda: ""
-        """Says how far the run is and how it can be continued."""
         self._thread = threading.Thread(target=self._look, name="dml_fast watch", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Before the ranks part in peace."""
+        """Stop watching, before the ranks end without an error."""
         self._stopped.set()
         self._thread.join()
         self._part()
 
     def fail(self, error: BaseException) -> NoReturn:
-        """End this rank for an error of its own, or for a rank that is gone.
+        """End this rank because of its own error, or because another rank is gone.
 
-        Prints one line, unless another rank did; exits with 2 for a user's mistake, else 1.
+        Print one line, unless another rank did. Exit with 2 for a user's mistake, otherwise 1.
         """
         self._leaving.acquire()
         if is_lost(error):
-            self._mourn()
+            self._leave_after_loss()
         text = f"rank {self._launch.rank}: {reason(error)}"
         if not isinstance(error, UserError | TrainingError):
             text = f"rank {self._launch.rank} failed ({type(error).__name__}: {reason(error)})"
@@ -67,10 +69,10 @@ class Watch:
         _tell_torchrun(error)
         self._leave(2 if isinstance(error, UserError) else 1)
 
-    def _mourn(self) -> NoReturn:
-        """Another rank is gone: the first who notices says which."""
+    def _leave_after_loss(self) -> NoReturn:
+        """End this rank because another is gone; the first rank to notice prints which."""
         try:
-            if self._store.check(["failed"]):  # it has spoken for itself
+            if self._store.check(["failed"]):  # it has printed its own error
                 self._leave(1)
             first = self._store.add("lost", 1) == 1
             self._store.set(f"seen/{self._launch.rank}", "")
@@ -97,16 +99,16 @@ class Watch:
             except Exception:
                 over = not self._stopped.wait(_GRACE_S)
             if over:
-                time.sleep(_GRACE_S + 1)  # in which the main thread may find out and say more
+                time.sleep(_GRACE_S + 1)  # the main thread may find and print the cause
                 with self._leaving:
                     self._leave(1)
 
     def _leave(self, code: int) -> NoReturn:
         self._part()
-        end_at_once(code)  # groups that wait for a rank that is gone cannot be taken down
+        end_at_once(code)  # process groups that wait for a lost rank cannot be destroyed
 
     def _part(self) -> None:
-        """Say in the store that this rank leaves; the one that serves it leaves last."""
+        """Record in the store that this rank leaves; the rank that serves the store leaves last."""
         last = self._launch.main and not self._launch.agent_store
         with suppress(Exception):
             self._store.add("left", 0 if last else 1)
@@ -121,7 +123,7 @@ class Watch:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error is of a collective whose other end is gone."""
+    """Return whether an error comes from a collective that has lost another rank."""
     from torch.distributed import DistError
 
     text = str(error)
@@ -132,7 +134,7 @@ def is_lost(error: BaseException) -> bool:
 
 
 def _tell_torchrun(error: BaseException) -> None:
-    """Into the file from which torchrun's summary takes the root cause."""
+    """Write the error into the file from which torchrun's summary takes the root cause."""
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     handler = get_error_handler()
@@ -141,4 +143,4 @@ def _tell_torchrun(error: BaseException) -> None:
 
 
 TIMEOUT = timedelta(minutes=30)
-"""After which a rank that is alive and does not answer is given up."""
+"""After this time, a rank that is alive but does not answer counts as lost."""

@@ -14,13 +14,13 @@ from dml_fast.errors import UserError
 
 @dataclass(frozen=True)
 class Launch:
-    """What the launcher says in the environment.
+    """How this process was started, from the environment.
 
     Attributes:
-        rank: of this process, 0..size-1.
+        rank: number of this process, 0..size-1.
         size: number of processes.
-        local_rank: of this process on its machine.
-        local_size: processes on this machine.
+        local_rank: number of this process on its machine.
+        local_size: number of processes on this machine.
         restarts: how often torchrun has restarted the processes.
         agent_store: whether torchrun itself serves the store at the master's port.
     """
@@ -34,10 +34,10 @@ class Launch:
 
     @classmethod
     def from_environment(cls) -> Launch:
-        """As torchrun sets it; alone where it does not.
+        """Read what torchrun sets; without torchrun, return a launch of one process.
 
         Raises:
-            UserError: a variable is missing or no number.
+            UserError: a variable is missing or is not a number.
         """
         if "WORLD_SIZE" not in os.environ:
             return cls()
@@ -53,21 +53,22 @@ class Launch:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this process is rank 0, which alone writes files and prints."""
         return self.rank == 0
 
 
 def silence() -> None:
-    """Take the mouth from a rank whose mistakes rank 0 reports."""
+    """Discard all output of this process; rank 0 prints for all."""
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 def end(code: int) -> NoReturn:
-    """End this process; one of several ranks as `multiprocessing` ends its children.
+    """End this process; one of several ranks ends as `multiprocessing` ends its children.
 
-    What was registered with `atexit` runs, then the process is gone: were Python taken down, gloo's
-    threads, which let go of tensors a moment after a collective is over and need the interpreter
-    for it, would abort the process (https://github.com/pytorch/pytorch/issues/190489).
+    Functions registered with `atexit` run, then the process exits without finalising Python. With
+    finalisation, gloo's threads would abort the process: they release tensors shortly after a
+    collective is over, and need the interpreter for that
+    (https://github.com/pytorch/pytorch/issues/190489).
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         sys.exit(code)
@@ -76,9 +77,9 @@ def end(code: int) -> NoReturn:
 
 
 def end_at_once(code: int) -> NoReturn:
-    """End this process, whatever its threads do."""
+    """End this process without waiting for its threads."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # nobody reads it, or it is closed
+        with suppress(OSError, ValueError):  # the reader is gone, or the stream is closed
             stream.flush()
     os._exit(code)
 

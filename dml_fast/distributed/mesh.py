@@ -16,12 +16,13 @@ Shares: TypeAlias = tuple[tuple[int, ...], ...]
 class Mesh(NamedTuple):
     """COHORT rows of DATA ranks each: rank r is in row ``r // data``, column ``r % data``.
 
-    The ranks of a row hold the same students and see other images; those of a column hold other
-    students and see the same images. A row's ranks are neighbours, since they exchange most.
+    The ranks of a row hold the same students and see different images. The ranks of a column hold
+    different students and see the same images. The ranks of a row are neighbours, since they
+    exchange most.
 
     Attributes:
-        cohort: rows.
-        data: columns.
+        cohort: number of rows.
+        data: number of columns.
     """
 
     cohort: int
@@ -32,7 +33,7 @@ class Mesh(NamedTuple):
 
 
 def choose_mesh(text: str, students: int, world: int) -> Mesh:
-    """The mesh of ``--mesh``, or as many rows as students can be shared out over equally.
+    """Return the mesh of ``--mesh``, or one with as many rows as share the students out equally.
 
     Args:
         text: ``COHORTxDATA``, or "".
@@ -40,7 +41,7 @@ def choose_mesh(text: str, students: int, world: int) -> Mesh:
         world: number of processes.
 
     Raises:
-        UserError: it is no mesh of this world, or has more rows than there are students.
+        UserError: the mesh does not fit the processes, or has more rows than students.
     """
     if not text:
         rows = math.gcd(students, world)
@@ -67,13 +68,13 @@ def choose_shares(text: str, students: int, rows: int) -> Shares:
     """Share students out over the rows.
 
     Args:
-        text: "" for equal shares, or how many students each row holds: ``3,1``. For ``measured``
-            any, until `balanced` knows.
+        text: "" for equal shares, or how many students each row holds: ``3,1``. With ``measured``
+            the shares are about equal, until `balanced` replaces them.
         students: K.
-        rows: of the mesh.
+        rows: number of rows of the mesh.
 
     Raises:
-        UserError: K cannot be shared out like that.
+        UserError: K students cannot be shared out in this way.
     """
     if text == "measured":
         sizes = _even(students, rows)
@@ -92,11 +93,11 @@ def choose_shares(text: str, students: int, rows: int) -> Shares:
 
 
 def balanced(costs: Sequence[float], rows: int) -> Shares:
-    """Share students out by the cost of each: longest first, to the row with the least work.
+    """Share students out by cost: the longest step first, to the row with the least work.
 
     Args:
-        costs: of a step of each of K students.
-        rows: of the mesh, at most K; none stays empty.
+        costs: of a step of each of K students, in any unit.
+        rows: number of rows of the mesh, at most K; each gets a student.
     """
     work = [0.0] * rows
     held: list[list[int]] = [[] for _ in range(rows)]

@@ -25,17 +25,23 @@ T = TypeVar("T")
 
 
 class World:
-    """One of the processes, and its place among them.
+    """This process, and its place among the processes of the run.
 
-    With one process nothing here communicates, and every student is its own.
+    With one process nothing here communicates, and that process holds every student.
 
     Args:
-        launch: how it was started.
+        launch: how this process was started.
         mesh: of the ranks.
         shares: the students of each row.
         device_mesh: of torch.distributed, with the dimensions ``cohort`` and ``data``; None for one
             process.
-        watch: tells of other ranks' ends.
+        watch: reports the end of other ranks.
+
+    Attributes:
+        row, column: the place of this rank in the mesh.
+        students: the numbers of this rank's students.
+        total: K.
+        exchange: of the logits of training; None where one row holds all students.
     """
 
     def __init__(
@@ -54,23 +60,20 @@ class World:
 
     @classmethod
     def alone(cls, students: int) -> World:
-        """One process with all students."""
+        """Return the world of one process that holds all students."""
         return cls(Launch(), Mesh(1, 1), (tuple(range(students)),))
 
     def share_out(self, shares: Shares) -> None:
-        """Decide who holds which students."""
+        """Set which row holds which students."""
         self.shares = shares
         self.students = shares[self.row]
-        """Those of this rank, by number."""
         self.total = sum(map(len, shares))
-        """K."""
         self.exchange: Exchange | None = None
-        """Of the logits of training; None where one row holds all students."""
         self._evaluation: Exchange | None = None
         if self.device_mesh is not None and self.mesh.cohort > 1:
             column = self.device_mesh["cohort"].get_group()
             self.exchange = Exchange(shares, self.row, column)
-            self._evaluation = Exchange(shares, self.row, column)  # of tensors of another type
+            self._evaluation = Exchange(shares, self.row, column)  # its dtypes may differ
 
     def __str__(self) -> str:
         rows = " | ".join(" ".join(map(str, students)) for students in self.shares)
@@ -82,33 +85,33 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this is rank 0, which alone writes and speaks."""
+        """Whether this is rank 0, which alone writes files and prints."""
         return self.launch.main
 
     @property
     def single(self) -> bool:
-        """Whether there is one process."""
+        """Whether this is the only process."""
         return self.launch.size == 1
 
     def row_groups(self) -> list[ProcessGroup]:
-        """A process group of this row for each of its students; none for one column.
+        """Return a process group of this row for each of its students; none for one column.
 
-        Students may run on several threads, and what is sent within a group must be in one order.
+        Students may run on several threads, and all ranks of a group must communicate in one order.
         """
         if self.mesh.data == 1:
             return []
         rows = range(self.mesh.cohort)
         ranks = [[*range(r * self.mesh.data, (r + 1) * self.mesh.data)] for r in rows]
-        places = range(max(map(len, self.shares)))  # every rank must take part in making them
+        places = range(max(map(len, self.shares)))  # every rank must take part in making each
         return [dist.new_subgroups_by_enumeration(ranks)[0] for _ in places]  # type: ignore[no-untyped-call]
 
     # ------------------------------------------------------------ students' numbers
 
     def all_students(self, mine: Sequence[Tensor]) -> list[Tensor]:
-        """All students' tensors of one shape, in order of their numbers, from those of this rank.
+        """Return the tensors of all K students in order, on every rank; all have one shape.
 
         Args:
-            mine: one for each of this rank's students.
+            mine: those of this rank's students.
         """
         if self._evaluation is None:
             return list(mine)
@@ -116,16 +119,19 @@ class World:
         return [found[k] for k in range(self.total)]
 
     def sum_over_data(self, tensor: Tensor) -> Tensor:
-        """The sum of the columns' tensors, on every rank."""
+        """Return the sum of the columns' tensors, on every rank; ``tensor`` may be overwritten."""
         if self.device_mesh is not None and self.mesh.data > 1:
             dist.all_reduce(tensor, group=self.device_mesh["data"].get_group())
         return tensor
 
     def gather_students(self, mine: Tensor) -> Tensor:
-        """Each column's and student's row of numbers, on every rank: (DATA, K, ...) on the CPU.
+        """Return the numbers of each column and student, on every rank.
 
         Args:
-            mine: (students of this rank, ...), copied to the CPU.
+            mine: (students of this rank, ...); it is copied to the CPU.
+
+        Returns:
+            (DATA, K, ...) on the CPU.
         """
         mine = mine.cpu()
         if self.single:
@@ -145,7 +151,7 @@ class World:
     # ------------------------------------------------------------ whole objects
 
     def gather(self, value: T) -> list[T] | None:
-        """Every rank's object, in order, on rank 0; None on the others."""
+        """Return every rank's object, in order, on rank 0, and None on the others."""
         if self.single:
             return [value]
         found: list[Any] | None = [None] * self.launch.size if self.main else None
@@ -153,7 +159,7 @@ class World:
         return found
 
     def all_gather(self, value: T) -> list[T]:
-        """Every rank's object, in order, on every rank."""
+        """Return every rank's object, in order, on every rank."""
         if self.single:
             return [value]
         found: list[Any] = [None] * self.launch.size
@@ -161,7 +167,7 @@ class World:
         return found
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """What rank 0 makes, on every rank; its error too."""
+        """Call ``make`` on rank 0, and return its result, or raise its error, on every rank."""
         found: list[Any] = [None]
         with self.all_or_none():
             if self.main:
@@ -173,12 +179,12 @@ class World:
 
     @contextmanager
     def all_or_none(self) -> Iterator[None]:
-        """What one rank cannot do while inside, none goes on from: all have the first rank's error.
+        """Inside, an error of one rank becomes an error of all at the end: that of the first rank.
 
         Nothing inside may communicate.
 
         Raises:
-            UserError: of any rank, named unless it is rank 0 or all have the same.
+            UserError: one rank raised it; its number is in the text, unless it is rank 0.
             TrainingError: likewise.
         """
         if self.single:
@@ -200,9 +206,10 @@ class World:
         raise agreed(UserError(text)) from mine
 
     def vote(self, *mine: bool) -> tuple[bool, ...]:
-        """What any rank said at the last vote; the answer is the same on all ranks.
+        """Cast votes, and return for each whether any rank cast it in the previous call.
 
-        The votes travel while the next step is computed. With one process the answer is at once.
+        The answer is the same on all ranks: votes travel while the next step is computed. With one
+        process the answer is about this call.
         """
         if self.single:
             return mine
@@ -215,7 +222,7 @@ class World:
         return tuple(bool(v) for v in before[1].tolist())
 
     def slowest(self, seconds: Sequence[float]) -> list[float]:
-        """The longest time of any rank, for each of some works."""
+        """Return the maximum over all ranks of each of several times."""
         times = torch.tensor(seconds, dtype=torch.float64)
         if not self.single:
             dist.all_reduce(times, op=dist.ReduceOp.MAX)
@@ -223,7 +230,7 @@ class World:
         return found
 
     def close(self) -> None:
-        """Take leave, together."""
+        """End communication, together with all other ranks."""
         if self.single:
             return
         if self._vote is not None:
@@ -238,6 +245,6 @@ Shared = TypeVar("Shared", UserError, TrainingError)
 
 
 def agreed(error: Shared) -> Shared:
-    """Mark an error that all ranks have, so that rank 0 alone prints it."""
+    """Mark an error that all ranks raise, so that rank 0 alone prints it."""
     error.on_all_ranks = True
     return error

@@ -17,6 +17,7 @@ from dml_fast.reporting.plots import plot_curves, plot_groups
 from dml_fast.runs.files import atomic_write
 from dml_fast.runs.folder import Run
 from dml_fast.runs.history import (
+    EpochLine,
     History,
     best_epoch,
     best_score,
@@ -52,7 +53,7 @@ class Entry:
         return (*options.items(), ("architectures", config.architectures))
 
     @property
-    def best(self) -> Any:
+    def best(self) -> EpochLine:
         """The line of metrics of the epoch of ``best.pt``."""
         return self.history[best_epoch(self.history) - 1]
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dml_fast.runs.history import MAP, percent, score_of
+from dml_fast.runs.history import MAP, EpochLine, percent, score_of
 
 if TYPE_CHECKING:
     from dml_fast.config import TrainConfig
@@ -103,7 +103,7 @@ class Reporter:
             text = " ".join("-" if loss is None else f"{loss:.3f}" for loss in losses)
             self._bar[0].update(self._bar[1], completed=step, description=f"loss {text}")
 
-    def epoch(self, line: dict[str, Any], epochs: int) -> None:
+    def epoch(self, line: EpochLine, epochs: int) -> None:
         """Log one epoch's line of metrics."""
         students = line["students"]
         losses = " ".join("-" if s["loss"] is None else f"{s['loss']:.3f}" for s in students)
@@ -130,25 +130,26 @@ class Reporter:
         if self._writer is not None:
             self._writer.close()
 
-    def _write_events(self, line: dict[str, Any]) -> None:
+    def _write_events(self, line: EpochLine) -> None:
         for k, student in enumerate(line["students"]):
-            for name in student.keys() - {"arch", "skipped"}:
-                if student[name] is not None:
-                    self._writer.add_scalar(f"{name}/student_{k}", student[name], line["step"])
-        ensemble = [name for name in line if name.startswith("ensemble_")]
-        for name in (*ensemble, "images_per_s", "lr"):
-            if line[name] is not None:
-                self._writer.add_scalar(name, line[name], line["step"])
+            for name, value in student.items():
+                if name not in ("arch", "skipped") and value is not None:
+                    self._writer.add_scalar(f"{name}/student_{k}", value, line["step"])
+        for name, value in line.items():
+            of_run = name in ("images_per_s", "lr") or name.startswith("ensemble_")
+            if of_run and value is not None:
+                self._writer.add_scalar(name, value, line["step"])
 
 
-def _scores(line: dict[str, Any]) -> str:
+def _scores(line: EpochLine) -> str:
     """Return the validation scores of one epoch, in words."""
     students = line["students"]
     if score_of(line) is MAP:
-        means, firsts = (
-            " ".join(percent(s[key], 1) for s in students) for key in ("val_mAP", "val_rank1")
+        means = " ".join(percent(s["val_mAP"], 1) for s in students)
+        firsts = " ".join(percent(s["val_rank1"], 1) for s in students)
+        both = (
+            f"{percent(line['ensemble_val_mAP'], 1)} and {percent(line['ensemble_val_rank1'], 1)}"
         )
-        both = " and ".join(percent(line[f"ensemble_{k}"], 1) for k in ("val_mAP", "val_rank1"))
         return f"val mAP {means} %, rank-1 {firsts} %  ensemble {both} %"
     accuracies = " ".join(percent(s["val_acc"], 1) for s in students)
     return f"val {accuracies} %  ensemble {percent(line['ensemble_val_acc'], 1)} %"

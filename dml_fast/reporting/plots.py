@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from math import isfinite, nan
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,6 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 
 from dml_fast.runs.files import atomic_write
 from dml_fast.runs.history import (
+    EpochLine,
     History,
     best_epoch,
     ensemble_score,
@@ -38,8 +39,14 @@ _ACCURACY_TICKS = (0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.85, 0.9, 0.94, 0.96, 0.98, 0.99
 
 class _Panel(NamedTuple):
     title: str
-    key: str  # of a student's metrics
+    key: Literal["loss", "ce", "kl", "train_acc", "val_acc", "val_mAP", "ensemble"]
     share: bool  # 0..1, drawn as a percentage
+
+    def values(self, line: EpochLine) -> list[float | None]:
+        """Return what a line says: the metric of each student, or the ensemble's score alone."""
+        if self.key == "ensemble":
+            return [ensemble_score(line)]
+        return [student[self.key] for student in line["students"]]
 
 
 class _Curve(NamedTuple):
@@ -95,7 +102,7 @@ def run_figure(label: str, history: History) -> Figure:
     val = _Panel(f"Validation {score.name}", score.key, True)
     for axis, panel in zip(axes, (val, *_TRAIN), strict=False):
         curves = [
-            _Curve(epochs, [_number(line["students"][k][panel.key]) for line in history], *style)
+            _Curve(epochs, [_number(panel.values(line)[k]) for line in history], *style)
             for k, style in enumerate(styles)
         ]
         if panel is val:
@@ -121,7 +128,7 @@ def groups_figure(groups: Mapping[str, Sequence[History]]) -> Figure:
     styles = _styles(len(groups))
     score = score_of(next(iter(groups.values()))[0][0])
     val = _Panel(f"Validation {score.name}", score.key, True)
-    ensemble = _Panel(f"{val.title} of the ensemble", f"ensemble_{score.key}", True)
+    ensemble = _Panel(f"{val.title} of the ensemble", "ensemble", True)
     for axis, panel in zip(axes, (val, ensemble, *_TRAIN[1:]), strict=False):
         spreads = (_spread(histories, panel) for histories in groups.values())
         curves = [
@@ -247,8 +254,7 @@ def _spread(
     values: dict[int, list[float]] = {}
     for history in histories:
         for line in history:
-            metrics = [line] if panel.key in line else line["students"]
-            found = (_number(m[panel.key]) for m in metrics)
+            found = map(_number, panel.values(line))
             values.setdefault(line["epoch"], []).extend(v for v in found if isfinite(v))
     epochs = sorted(values)
 

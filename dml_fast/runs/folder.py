@@ -20,6 +20,7 @@ from dml_fast.config_files import from_mapping
 from dml_fast.errors import UserError
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import atomic_write
+from dml_fast.runs.history import EpochLine, History
 from dml_fast.version import __version__
 
 _PARTS = "checkpoint_"  # how names of folders of checkpoints begin
@@ -124,8 +125,8 @@ class Run:
             f"{self.config_file} is damaged ({type(error).__name__}: {error}): restore it"
         )
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``, oldest first."""
+    def metrics(self) -> list[EpochLine]:
+        """Read ``metrics.jsonl``: one line for each epoch, the oldest first."""
         if not self.metrics_file.is_file():
             return []
         text = self.metrics_file.read_text(encoding="utf-8")
@@ -134,7 +135,7 @@ class Run:
         except ValueError as error:
             raise UserError(f"{self.metrics_file} is damaged ({error}): restore it") from None
 
-    def write_metrics(self, lines: list[dict[str, Any]]) -> None:
+    def write_metrics(self, lines: History) -> None:
         """Write ``metrics.jsonl`` whole: after a crash no line is half, missing or there twice."""
         with atomic_write(self.metrics_file) as file:
             file.write("".join(json.dumps(line) + "\n" for line in lines).encode())

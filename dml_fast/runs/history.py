@@ -1,76 +1,117 @@
-"""What the lines of a run's ``metrics.jsonl`` say, without torch."""
+"""The lines of a run's ``metrics.jsonl`` and what they say of it, without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean, median
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias, TypedDict
 
-History = Sequence[Mapping[str, Any]]
+
+class StudentScores(TypedDict, total=False):
+    """What a student's entry has in some runs only: scores are in 0..1, None if it diverged."""
+
+    triplet: float | None
+    val_acc: float | None
+    val_mAP: float | None
+    val_rank1: float | None
+
+
+class StudentEntry(StudentScores):
+    """One student in one epoch; losses and accuracy are None if it skipped each step."""
+
+    arch: str
+    loss: float | None
+    ce: float | None
+    kl: float | None
+    train_acc: float | None
+    skipped: int
+
+
+class EnsembleScores(TypedDict, total=False):
+    """The ensemble's validation scores, in 0..1."""
+
+    ensemble_val_acc: float | None
+    ensemble_val_mAP: float | None
+    ensemble_val_rank1: float | None
+
+
+class EpochLine(EnsembleScores):
+    """One epoch: its number, from 1, the steps since the run began, and what was measured."""
+
+    epoch: int
+    step: int
+    seconds: float
+    images_per_s: float
+    lr: float
+    students: list[StudentEntry]
+
+
+History: TypeAlias = Sequence[EpochLine]
 
 
 class Score(NamedTuple):
-    """What students are judged by.
+    """By what students are compared.
 
     Attributes:
-        key: of a student's entry in a line; the ensemble's has ``ensemble_`` before it.
+        key: in a student's entry.
+        ensemble_key: in a line.
         name: in titles.
-        ensemble: what the ensemble goes by.
+        ensemble: in words, how the students make an ensemble.
     """
 
-    key: str
+    key: Literal["val_acc", "val_mAP"]
+    ensemble_key: Literal["ensemble_val_acc", "ensemble_val_mAP"]
     name: str
     ensemble: str
 
 
-ACCURACY = Score("val_acc", "accuracy", "mean of probabilities")
-MAP = Score("val_mAP", "mAP", "concatenated embeddings")
+ACCURACY = Score("val_acc", "ensemble_val_acc", "accuracy", "mean of probabilities")
+MAP = Score("val_mAP", "ensemble_val_mAP", "mAP", "concatenated embeddings")
 
 
-def score_of(line: Mapping[str, Any]) -> Score:
-    """What a run is judged by: mAP where it learns identities, else accuracy."""
+def score_of(line: EpochLine) -> Score:
+    """Return the score of a run's lines: mAP where it learns identities, else accuracy."""
     return MAP if MAP.key in line["students"][0] else ACCURACY
 
 
-def mean_score(line: Mapping[str, Any]) -> float:
-    """Mean of the students' validation scores in one line, in 0..1."""
+def mean_score(line: EpochLine) -> float:
+    """Return the mean of the students' validation scores, in 0..1."""
     return fmean(_scores(line))
 
 
 def best_epoch(history: History) -> int:
-    """The epoch of ``best.pt``, from 1: the first with the highest mean validation score."""
+    """Return the epoch of ``best.pt``, from 1: the first with the highest mean score."""
     means = [mean_score(line) for line in history]
     return 1 + means.index(max(means))
 
 
-def best_student(line: Mapping[str, Any]) -> int:
-    """The index of the first student with the highest validation score in one line."""
+def best_student(line: EpochLine) -> int:
+    """Return the index of the first student with the highest validation score."""
     scores = _scores(line)
     return scores.index(max(scores))
 
 
-def best_score(line: Mapping[str, Any]) -> float:
-    """The highest validation score of a student in one line, in 0..1."""
+def best_score(line: EpochLine) -> float:
+    """Return the highest validation score of a student, in 0..1."""
     return max(_scores(line))
 
 
-def ensemble_score(line: Mapping[str, Any]) -> float | None:
-    """The ensemble's validation score in one line, in 0..1."""
-    score: float | None = line[f"ensemble_{score_of(line).key}"]
-    return score
+def ensemble_score(line: EpochLine) -> float | None:
+    """Return the ensemble's validation score, in 0..1."""
+    return line[score_of(line).ensemble_key]
 
 
-def _scores(line: Mapping[str, Any]) -> list[float]:
-    """One a student; 0 for one that diverged and found nothing."""
+def _scores(line: EpochLine) -> list[float]:
+    """Return each student's validation score, 0 for one that diverged."""
     key = score_of(line).key
     return [student[key] or 0.0 for student in line["students"]]
 
 
 def percent(share: float | None, digits: int = 2) -> str:
-    """0.9712 as ``97.12``; None as a dash."""
+    """Write 0.9712 as ``97.12``, and None as a dash."""
     return "-" if share is None else f"{100 * share:.{digits}f}"
 
 
 def images_per_s(history: History) -> float:
-    """Images a second of the median epoch, each image counted once for all students."""
+    """Return the images per second of the median epoch; all students see each image."""
     return float(median(line["images_per_s"] for line in history))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from dml_fast.errors import UserError
 from dml_fast.runs import checkpoint
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.folder import Run
-from dml_fast.runs.history import best_student
+from dml_fast.runs.history import EpochLine, best_student
 from dml_fast.runs.weights import build_student
 
 
@@ -34,7 +33,7 @@ class Trained:
     states: tuple[dict[str, Any], ...]
     facts: DataFacts
     step: int
-    validation: Mapping[str, Any] | None
+    validation: EpochLine | None
 
     @classmethod
     def load(cls, run: Run, which: str) -> Trained:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import cast
 
 from dml_fast.config import TrainConfig
 from dml_fast.data import DataSet
@@ -16,7 +17,7 @@ from dml_fast.errors import TrainingError
 from dml_fast.eval.validation import validate
 from dml_fast.reporting.console import Reporter
 from dml_fast.reporting.tables import show_run
-from dml_fast.runs.history import best_epoch
+from dml_fast.runs.history import EpochLine, best_epoch
 from dml_fast.training.saving import Progress, Saver
 from dml_fast.training.signals import StopRequest
 
@@ -164,9 +165,10 @@ class Trainer:
             "students": students,
             **{f"ensemble_{name}": value for name, value in ensemble.items()},
         }
-        progress.end_epoch(line)
+        finished = cast(EpochLine, line)  # mypy cannot follow keys that only some runs have
+        progress.end_epoch(finished)
         self.saver.save_epoch()
-        self.reporter.epoch(line, config.total_epochs)
+        self.reporter.epoch(finished, config.total_epochs)
 
     def _worth_a_trial(self, learners: tuple[int, ...]) -> bool:
         """Return whether a step is like most steps of the run.

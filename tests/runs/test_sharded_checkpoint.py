@@ -16,6 +16,8 @@ from dml_fast.errors import CheckpointError, UserError
 from dml_fast.runs import checkpoint, sharded_checkpoint
 from dml_fast.runs.folder import Run
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+
 
 def save(run: Run, step: int) -> dict[str, Any]:
     state = {
