@@ -1,4 +1,4 @@
-"""Which executor is taken: by name, by a trial that leaves no trace, and what a run remembers."""
+"""The choice of an executor: by name, or by a trial that leaves no trace; runs remember it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from dml_fast.runs.folder import Run
 
 
 class Slow(Sequential):
-    """So many seconds more a step."""
+    """Takes that many seconds more per step."""
 
     def __init__(self, name: str, seconds: float) -> None:
         self.name, self.seconds = name, seconds
