@@ -14,7 +14,7 @@ from dml_fast.kernels.rows import LN2
 @triton.jit
 def disagree_here(
     log_ps,
-    fines,
+    usables,
     neg_entropies,
     partials,
     information,
@@ -30,18 +30,18 @@ def disagree_here(
     here = partials + pid
     count = tl.zeros((R, 1), tl.float32)
     for k in tl.static_range(K):
-        count += tl.where(fines[k], 1.0, 0.0)
+        count += tl.where(usables[k], 1.0, 0.0)
     mean = tl.zeros((R, BLOCK), tl.float32)
     mean_entropy = tl.zeros((R, 1), tl.float32)
     for k in tl.static_range(K):
-        mean += tl.where(fines[k], tl.exp2(log_ps[k]) / count, 0.0)
+        mean += tl.where(usables[k], tl.exp2(log_ps[k]) / count, 0.0)
         mean_entropy -= neg_entropies[k] / count
-        entropy = tl.where(fines[k], -LN2 * neg_entropies[k], float("nan"))
+        entropy = tl.where(usables[k], -LN2 * neg_entropies[k], float("nan"))
         tl.store(here + (4 * K + k) * programs, tl.sum(tl.where(ok, entropy, 0.0)))
         for j in tl.static_range(K):
             terms = pair_divergence(log_ps[k], log_ps[j])
             pair = tl.sum(terms, axis=1, keep_dims=True)
-            pair = tl.where(fines[k] & fines[j], tl.maximum(pair, 0.0), float("nan"))
+            pair = tl.where(usables[k] & usables[j], tl.maximum(pair, 0.0), float("nan"))
             tl.store(here + (5 * K + 1 + k * K + j) * programs, tl.sum(tl.where(ok, pair, 0.0)))
     joint = tl.where(mean > 0.0, mean * tl.log2(tl.maximum(mean, 1e-37)), 0.0)
     gap = LN2 * (-tl.sum(joint, axis=1, keep_dims=True) - mean_entropy)
@@ -53,7 +53,7 @@ def disagree_here(
 @triton.jit
 def disagree_again(
     zs,
-    fines,
+    usables,
     tops,
     logs,
     rate,
@@ -76,7 +76,7 @@ def disagree_again(
     nothing = tl.zeros((THREADS, 1), tl.float32)
     count = 0.0
     for k in tl.static_range(K):
-        count += tl.where(fines[k], 1.0, 0.0)
+        count += tl.where(usables[k], 1.0, 0.0)
     pairs = ()
     for _ in tl.static_range(K * K):
         pairs = pairs + (nothing,)
@@ -88,7 +88,7 @@ def disagree_again(
         for k in tl.static_range(K):
             z = tl.load(zs[k] + far * Z_ROW + col * Z_COL, mask=col < C, other=float("-inf"))
             log_p = (z.to(tl.float32) - tops[k]) * rate - logs[k]
-            mean += tl.where(fines[k], tl.exp2(log_p) / count, 0.0)
+            mean += tl.where(usables[k], tl.exp2(log_p) / count, 0.0)
             log_ps = log_ps + (log_p,)
         new_pairs = ()
         for k in tl.static_range(K):
@@ -101,11 +101,11 @@ def disagree_again(
     mean_entropy = 0.0
     for k in tl.static_range(K):
         mean_entropy -= neg_entropies[k] / count
-        entropy = tl.where(fines[k], -LN2 * neg_entropies[k], float("nan"))
+        entropy = tl.where(usables[k], -LN2 * neg_entropies[k], float("nan"))
         tl.store(here + (4 * K + k) * programs, entropy)
         for j in tl.static_range(K):
             pair = tl.maximum(tl.sum(pairs[k * K + j]), 0.0)
-            pair = tl.where(fines[k] & fines[j], pair, float("nan"))
+            pair = tl.where(usables[k] & usables[j], pair, float("nan"))
             tl.store(here + (5 * K + 1 + k * K + j) * programs, pair)
     gap = LN2 * (-tl.sum(joint) - mean_entropy)
     gap = tl.where(count > 0.0, tl.maximum(gap, 0.0), float("nan"))

@@ -92,7 +92,7 @@ def gradient(
     stride = N.to(tl.int64)
 
     us = ()
-    fines = ()
+    usables = ()
     ps = ()
     count = tl.zeros((R, 1), tl.float32)
     mix = tl.zeros((R, BLOCK), tl.float32)
@@ -104,14 +104,14 @@ def gradient(
         z = tl.load(zs[i] + at, mask=inside, other=float("-inf")).to(tl.float32)
         top = tl.load(saved + i * stride + far, mask=ok, other=0.0)
         log_d = tl.load(saved + (L + i) * stride + far, mask=ok, other=0.0)
-        fine = log_d == log_d
+        usable = log_d == log_d
         u = z - top
-        p = tl.where(fine, tl.exp2(u * rate - log_d), 0.0)
-        count += tl.where(fine, 1.0, 0.0)
+        p = tl.where(usable, tl.exp2(u * rate - log_d), 0.0)
+        count += tl.where(usable, 1.0, 0.0)
         if L > 1 and not PEER_WEIGHT:
             mix += p
         us = us + (u,)
-        fines = fines + (fine,)
+        usables = usables + (usable,)
         ps = ps + (p,)
 
     valid = ok
@@ -174,7 +174,7 @@ def gradient(
                 for i in tl.static_range(L):
                     weight = tl.load(peer_weight + k * L + i)
                     mix += weight * ps[i]
-                    mass_k += tl.where(fines[i], weight, 0.0)
+                    mass_k += tl.where(usables[i], weight, 0.0)
             q = ps[k]
             if TEMPERED:
                 log_d_1 = tl.load(saved + (2 * L + k) * stride + far, mask=ok, other=0.0)
@@ -189,8 +189,8 @@ def gradient(
                 mix,
                 dense,
                 col == y,
-                tl.where(fines[k], mass_k * strength_k, float("nan")),
-                tl.where(fines[k], mass * of_label_k, float("nan")),
+                tl.where(usables[k], mass_k * strength_k, float("nan")),
+                tl.where(usables[k], mass * of_label_k, float("nan")),
                 strength_k,
                 tl.where(valid, of_label_k, 0.0),
                 sparse * of_label_k,

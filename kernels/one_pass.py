@@ -1,6 +1,6 @@
 """Kernel A: one read of the logits, one write of the gradients.
 
-A program holds R rows of all L distributions in registers, as z - max. The peers are met as
+A program holds R rows of all L distributions in registers, as z - max. The peers enter as
 S = Σ_l p_l, summed over l = k too, which adds KL(p_k || p_k) = 0:
 
     KL_k = T² ln2 share (Σ_l Σ_c p_l log2 p_l - Σ_c S log2 p_k)
@@ -165,14 +165,14 @@ def one_pass(
 
     # Each distribution by itself, and their sum.
     us = ()  # log2 p; where temperatures differ, z - max
-    fines = ()
+    usables = ()
     logs = ()  # log2 d at T
     logs_1 = ()  # and at T = 1, students only
     own_us = ()  # z - max at the label
     rights = ()
     neg_entropies = ()  # Σ p log2 p
     count = tl.zeros((R, 1), tl.float32)
-    heard = tl.zeros((R, 1), tl.float32)
+    peer_neg_entropy = tl.zeros((R, 1), tl.float32)
     mix = tl.zeros((R, BLOCK), tl.float32)
     for i in tl.static_range(L):
         z = raws[i].to(tl.float32)
@@ -183,18 +183,18 @@ def one_pass(
         t = u * rate
         e = tl.exp2(t)
         d = tl.sum(e, axis=1, keep_dims=True)
-        fine = d > 0.0
-        log_d = tl.where(fine, tl.log2(d), 0.0)
-        scale = tl.where(fine, 1.0 / d, 0.0)
-        count += tl.where(fine, 1.0, 0.0)
+        usable = d > 0.0
+        log_d = tl.where(usable, tl.log2(d), 0.0)
+        scale = tl.where(usable, 1.0 / d, 0.0)
+        count += tl.where(usable, 1.0, 0.0)
         if L > 1 or STATS > 1:
             products = e * t
             if PEER_WEIGHT:
                 products = tl.where(e > 0.0, products, 0.0)
             neg_entropy = tl.sum(products, axis=1, keep_dims=True) * scale - log_d
             if PEER_WEIGHT:
-                neg_entropy = tl.where(fine, neg_entropy, 0.0)
-            heard += neg_entropy
+                neg_entropy = tl.where(usable, neg_entropy, 0.0)
+            peer_neg_entropy += neg_entropy
             neg_entropies = neg_entropies + (neg_entropy,)
             if not PEER_WEIGHT:
                 mix += e * scale
@@ -202,13 +202,13 @@ def one_pass(
             us = us + (u,)
         else:
             us = us + (t - log_d,)
-        fines = fines + (fine,)
+        usables = usables + (usable,)
         logs = logs + (log_d,)
         if i < K:
             log_d_1 = log_d
             if TEMPERED:
                 d_1 = tl.sum(tl.exp2(u * LOG2E), axis=1, keep_dims=True)
-                log_d_1 = tl.where(fine, tl.log2(d_1), 0.0)
+                log_d_1 = tl.where(usable, tl.log2(d_1), 0.0)
             logs_1 = logs_1 + (log_d_1,)
             own_u = top
             if not SOFT:
@@ -223,48 +223,48 @@ def one_pass(
                     right = (highest == top) & (before < top)
                 else:
                     right = (own_u == 0.0) & (before < top)
-                rights = rights + (right & fine & valid & (sparse == sparse),)
+                rights = rights + (right & usable & valid & (sparse == sparse),)
         if SAVE:
             tl.store(saved + i * N.to(tl.int64) + far, top, mask=ok)
-            mark = tl.where(fine, log_d, float("nan"))
+            mark = tl.where(usable, log_d, float("nan"))
             tl.store(saved + (L + i) * N.to(tl.int64) + far, mark, mask=ok)
             if i < K:
                 tl.store(saved + (2 * L + i) * N.to(tl.int64) + far, log_d_1, mask=ok)
 
     # What the students make of their peers: Σ V log2 p_k.
-    mets = ()
+    peer_dots = ()
     for k in tl.static_range(K):
-        met = tl.zeros((R, 1), tl.float32)
+        peer_dot = tl.zeros((R, 1), tl.float32)
         if L > 1 and not PEER_WEIGHT:
             log_p = us[k] * rate - logs[k] if TEMPERED else us[k]
-            met = tl.sum(mix * log_p, axis=1, keep_dims=True)
-        mets = mets + (met,)
+            peer_dot = tl.sum(mix * log_p, axis=1, keep_dims=True)
+        peer_dots = peer_dots + (peer_dot,)
     if L > 1 or STATS > 1:
-        doubt = heard
+        finite_probe = peer_neg_entropy
         for k in tl.static_range(K):
-            doubt += mets[k]
+            finite_probe += peer_dots[k]
         # A number minus itself is 0; of NaN and the infinities it is NaN.
-        broken = tl.sum(tl.where(ok & ((doubt - doubt) != 0.0), 1, 0))
+        broken = tl.sum(tl.where(ok & ((finite_probe - finite_probe) != 0.0), 1, 0))
         if broken > 0:
             new_entropies = ()
-            heard = tl.zeros((R, 1), tl.float32)
+            peer_neg_entropy = tl.zeros((R, 1), tl.float32)
             mix = tl.zeros((R, BLOCK), tl.float32)
             for i in tl.static_range(L):
                 log_p = us[i] * rate - logs[i] if TEMPERED else us[i]
                 # Not the exponential of below: to share it the compiler would keep all of them.
-                p = tl.where(fines[i], tl.exp2(tl.maximum(log_p, LEAST)), 0.0)
+                p = tl.where(usables[i], tl.exp2(tl.maximum(log_p, LEAST)), 0.0)
                 products = tl.where(p > 0.0, p * log_p, 0.0)
                 neg_entropy = tl.sum(products, axis=1, keep_dims=True)
                 new_entropies = new_entropies + (neg_entropy,)
-                heard += neg_entropy
+                peer_neg_entropy += neg_entropy
                 mix += p
-            new_mets = ()
+            new_peer_dots = ()
             for k in tl.static_range(K):
                 log_p = us[k] * rate - logs[k] if TEMPERED else us[k]
                 products = tl.where(mix > 0.0, mix * log_p, 0.0)
-                new_mets = new_mets + (tl.sum(products, axis=1, keep_dims=True),)
+                new_peer_dots = new_peer_dots + (tl.sum(products, axis=1, keep_dims=True),)
             neg_entropies = new_entropies
-            mets = new_mets
+            peer_dots = new_peer_dots
 
     of_row = tl.full((R, 1), 1.0, tl.float32)
     if ROW_WEIGHT:
@@ -300,34 +300,34 @@ def one_pass(
     for k in tl.static_range(K):
         log_p = us[k] * rate - logs[k] if TEMPERED else us[k]
         log_q = us[k] * LOG2E - logs_1[k] if TEMPERED else log_p
-        met = mets[k]
-        heard_k = heard
+        peer_dot = peer_dots[k]
+        peer_neg_entropy_k = peer_neg_entropy
         mass_k = count
         if PEER_WEIGHT:
             mix = tl.zeros((R, BLOCK), tl.float32)
-            heard_k = tl.zeros((R, 1), tl.float32)
+            peer_neg_entropy_k = tl.zeros((R, 1), tl.float32)
             mass_k = tl.zeros((R, 1), tl.float32)
             for i in tl.static_range(L):
                 weight = tl.load(peer_weight + k * L + i)
                 peer = us[i] * rate - logs[i] if TEMPERED else us[i]
-                mix += tl.where(fines[i], weight * tl.exp2(peer), 0.0)
-                heard_k += weight * neg_entropies[i]
-                mass_k += tl.where(fines[i], weight, 0.0)
-            met = tl.sum(tl.where(mix != 0.0, mix * log_p, 0.0), axis=1, keep_dims=True)
+                mix += tl.where(usables[i], weight * tl.exp2(peer), 0.0)
+                peer_neg_entropy_k += weight * neg_entropies[i]
+                mass_k += tl.where(usables[i], weight, 0.0)
+            peer_dot = tl.sum(tl.where(mix != 0.0, mix * log_p, 0.0), axis=1, keep_dims=True)
         kl = tl.zeros((R, 1), tl.float32)
         if L > 1:
-            kl = heard_k - met
+            kl = peer_neg_entropy_k - peer_dot
             if not PEER_WEIGHT:
                 kl = tl.maximum(kl, 0.0)  # none is negative: that was rounding
             kl = kl * (LN2 * temperature * temperature) * share * of_row
-            kl = tl.where(fines[k], kl, float("nan"))
+            kl = tl.where(usables[k], kl, float("nan"))
         ce = tl.zeros((R, 1), tl.float32)
         if not SOFT:
             ce = sparse * (logs_1[k] * LN2 - own_us[k])
         if DENSE:
             products = tl.where(dense != 0.0, dense * log_q, 0.0)
             ce -= tl.sum(products, axis=1, keep_dims=True) * LN2
-        ce = tl.where(valid, tl.where(fines[k], ce, float("nan")) * of_row, 0.0)
+        ce = tl.where(valid, tl.where(usables[k], ce, float("nan")) * of_row, 0.0)
 
         if BY_ROW:
             tl.store(losses + k * N.to(tl.int64) + far, add_divergence(ce, kl, kl_weight), mask=ok)
@@ -337,7 +337,7 @@ def one_pass(
             tl.store(here + (K + k) * programs, tl.sum(tl.where(ok, kl, 0.0)))
             if STATS > 0:
                 tl.store(here + (2 * K + k) * programs, tl.sum(tl.where(rights[k], 1.0, 0.0)))
-                wrong = ok & (fines[k] == 0)
+                wrong = ok & (usables[k] == 0)
                 tl.store(here + (3 * K + k) * programs, tl.sum(tl.where(wrong, 1.0, 0.0)))
         if GRAD:
             scale = read_scalar(grad_scale + k * SCALE_STEP, SCALE_ON_DEVICE)
@@ -353,8 +353,8 @@ def one_pass(
                 mix,
                 dense,
                 col == y,
-                tl.where(fines[k], mass_k * strength_k, float("nan")),
-                tl.where(fines[k], mass * of_label_k, float("nan")),
+                tl.where(usables[k], mass_k * strength_k, float("nan")),
+                tl.where(usables[k], mass * of_label_k, float("nan")),
                 strength_k,
                 tl.where(valid, of_label_k, 0.0),
                 sparse * of_label_k,
@@ -371,7 +371,7 @@ def one_pass(
         for k in tl.static_range(K):
             log_p = us[k] * rate - logs[k] if TEMPERED else us[k]
             log_ps = log_ps + (log_p,)
-        disagree_here(log_ps, fines, neg_entropies, partials, information, row, ok, K, R, BLOCK)
+        disagree_here(log_ps, usables, neg_entropies, partials, information, row, ok, K, R, BLOCK)
     if not BY_ROW or STATS > 0:
         finish(
             partials,

@@ -220,13 +220,13 @@ def two_sweep(
             shrink = tl.exp2(moves[i])
             new_sums = new_sums + (sums[i] * shrink + tl.sum(e, axis=1, keep_dims=True),)
             for k in tl.static_range(K):
-                met = tl.sum(e * ts[k], axis=1, keep_dims=True)
+                terms = tl.sum(e * ts[k], axis=1, keep_dims=True)
                 held = cross[i * K + k] + moves[k] * sums[i]
-                new_cross = new_cross + (held * shrink + met,)
+                new_cross = new_cross + (held * shrink + terms,)
             if i >= K:
-                met = tl.sum(e * ts[i], axis=1, keep_dims=True)
+                terms = tl.sum(e * ts[i], axis=1, keep_dims=True)
                 held = own_cross[i - K] + moves[i] * sums[i]
-                new_own_cross = new_own_cross + (held * shrink + met,)
+                new_own_cross = new_own_cross + (held * shrink + terms,)
         tops = new_tops
         sums = new_sums
         sums_1 = new_sums_1
@@ -241,7 +241,7 @@ def two_sweep(
     row_tops = ()
     row_sums = ()
     moves = ()
-    fines = ()
+    usables = ()
     logs = ()
     neg_entropies = ()
     count = 0.0
@@ -249,17 +249,17 @@ def two_sweep(
         top = tl.max(tops[i])
         move = tl.maximum(tops[i] - top, LEAST) * rate
         d = tl.sum(rounded(sums[i], tl.exp2(move)))
-        fine = d > 0.0
-        log_d = tl.where(fine, tl.log2(d), 0.0)
+        usable = d > 0.0
+        log_d = tl.where(usable, tl.log2(d), 0.0)
         row_tops = row_tops + (top,)
-        row_sums = row_sums + (tl.where(fine, d, 1.0),)
+        row_sums = row_sums + (tl.where(usable, d, 1.0),)
         moves = moves + (move,)
-        fines = fines + (fine,)
+        usables = usables + (usable,)
         logs = logs + (log_d,)
-    mets = ()  # Σ_l w_kl Σ_c p_l log2 p_k
-    heards = ()  # Σ_l w_kl Σ_c p_l log2 p_l
+    peer_dots = ()  # Σ_l w_kl Σ_c p_l log2 p_k
+    peer_neg_entropies = ()  # Σ_l w_kl Σ_c p_l log2 p_l
     masses = ()  # Σ_l w_kl
-    doubt = 0.0
+    finite_probe = 0.0
     for i in tl.static_range(L):
         if i < K:
             at_home = cross[i * K + i]
@@ -267,27 +267,27 @@ def two_sweep(
             at_home = own_cross[i - K]
         neg_entropy = joined(at_home, sums[i], moves[i], moves[i], row_sums[i]) - logs[i]
         neg_entropies = neg_entropies + (neg_entropy,)
-        doubt += neg_entropy
-        count += tl.where(fines[i], 1.0, 0.0)
+        finite_probe += neg_entropy
+        count += tl.where(usables[i], 1.0, 0.0)
     for k in tl.static_range(K):
-        met = 0.0
-        heard = 0.0
+        peer_dot = 0.0
+        peer_neg_entropy = 0.0
         mass_k = 0.0
         for i in tl.static_range(L):
             weight = 1.0
             if PEER_WEIGHT:
                 weight = tl.load(peer_weight + k * L + i)
             seen = joined(cross[i * K + k], sums[i], moves[k], moves[i], row_sums[i]) - logs[k]
-            met += weight * seen
-            heard += weight * neg_entropies[i]
-            mass_k += tl.where(fines[i], weight, 0.0)
-        mets = mets + (met,)
-        heards = heards + (heard,)
+            peer_dot += weight * seen
+            peer_neg_entropy += weight * neg_entropies[i]
+            mass_k += tl.where(usables[i], weight, 0.0)
+        peer_dots = peer_dots + (peer_dot,)
+        peer_neg_entropies = peer_neg_entropies + (peer_neg_entropy,)
         masses = masses + (mass_k,)
-        doubt += met
+        finite_probe += peer_dot
 
     # A number minus itself is 0; of NaN and the infinities it is NaN.
-    if ((doubt - doubt) != 0.0) & (L > 1 or STATS > 1):
+    if ((finite_probe - finite_probe) != 0.0) & (L > 1 or STATS > 1):
         careful = ()
         for i in tl.static_range(L + K):
             careful = careful + (nothing,)
@@ -304,7 +304,7 @@ def two_sweep(
                     at = far * T_ROW + col * T_COL
                 z = tl.load(zs[i] + at, mask=inside, other=float("-inf")).to(tl.float32)
                 log_p = (z - row_tops[i]) * rate - logs[i]
-                p = tl.where(fines[i], tl.exp2(log_p), 0.0)
+                p = tl.where(usables[i], tl.exp2(log_p), 0.0)
                 products = tl.where(p > 0.0, p * log_p, 0.0)
                 new = new + (careful[i] + tl.sum(products, axis=1, keep_dims=True),)
                 ps = ps + (p,)
@@ -320,22 +320,22 @@ def two_sweep(
                 new = new + (careful[L + k] + tl.sum(products, axis=1, keep_dims=True),)
             careful = new
         new_entropies = ()
-        new_mets = ()
-        new_heards = ()
+        new_peer_dots = ()
+        new_peer_neg_entropies = ()
         for i in tl.static_range(L):
             new_entropies = new_entropies + (tl.sum(careful[i]),)
         for k in tl.static_range(K):
-            heard = 0.0
+            peer_neg_entropy = 0.0
             for i in tl.static_range(L):
                 if PEER_WEIGHT:
-                    heard += tl.load(peer_weight + k * L + i) * new_entropies[i]
+                    peer_neg_entropy += tl.load(peer_weight + k * L + i) * new_entropies[i]
                 else:
-                    heard += new_entropies[i]
-            new_mets = new_mets + (tl.sum(careful[L + k]),)
-            new_heards = new_heards + (heard,)
+                    peer_neg_entropy += new_entropies[i]
+            new_peer_dots = new_peer_dots + (tl.sum(careful[L + k]),)
+            new_peer_neg_entropies = new_peer_neg_entropies + (peer_neg_entropy,)
         neg_entropies = new_entropies
-        mets = new_mets
-        heards = new_heards
+        peer_dots = new_peer_dots
+        peer_neg_entropies = new_peer_neg_entropies
 
     # The label.
     valid = True
@@ -390,15 +390,15 @@ def two_sweep(
         if TEMPERED:
             gap = tl.maximum(tops[k] - row_tops[k], LEAST) * LOG2E
             d_1 = tl.sum(rounded(sums_1[k], tl.exp2(gap)))
-            log_d_1 = tl.where(fines[k], tl.log2(d_1), 0.0)
+            log_d_1 = tl.where(usables[k], tl.log2(d_1), 0.0)
         logs_1 = logs_1 + (log_d_1,)
         kl = 0.0
         if L > 1:
-            kl = heards[k] - mets[k]
+            kl = peer_neg_entropies[k] - peer_dots[k]
             if not PEER_WEIGHT:
                 kl = tl.maximum(kl, 0.0)  # none is negative: that was rounding
             kl = kl * (LN2 * temperature * temperature) * share * of_row
-            kl = tl.where(fines[k], kl, float("nan"))
+            kl = tl.where(usables[k], kl, float("nan"))
         ce = 0.0
         if not SOFT:
             own_logit = tl.load(zs[k] + far * Z_ROW + y * Z_COL).to(tl.float32)
@@ -407,7 +407,7 @@ def two_sweep(
             shift = tl.maximum(tops[k] - row_tops[k], LEAST)
             dot = tl.sum(dots[k] + shift * mass)
             ce += tl.sum(mass) * log_d_1 * LN2 - dot
-        ce = tl.where(valid, tl.where(fines[k], ce, float("nan")) * of_row, 0.0)
+        ce = tl.where(valid, tl.where(usables[k], ce, float("nan")) * of_row, 0.0)
         if BY_ROW:
             tl.store(losses + k * stride + far, add_divergence(ce, kl, kl_weight))
         if not BY_ROW or STATS > 0:
@@ -415,17 +415,17 @@ def two_sweep(
             tl.store(here + (K + k) * programs, kl)
             if STATS > 0:
                 best = tl.min(tl.where(tops[k] == row_tops[k], bests[k], C))
-                right = valid & fines[k] & (best == y)
+                right = valid & usables[k] & (best == y)
                 if not SOFT:
                     right = right & (sparse == sparse)
                 tl.store(here + (2 * K + k) * programs, tl.where(right, 1.0, 0.0))
-                tl.store(here + (3 * K + k) * programs, tl.where(fines[k], 0.0, 1.0))
+                tl.store(here + (3 * K + k) * programs, tl.where(usables[k], 0.0, 1.0))
         if SAVE:
             tl.store(saved + (2 * L + k) * stride + far, log_d_1)
     if SAVE:
         for i in tl.static_range(L):
             tl.store(saved + i * stride + far, row_tops[i])
-            mark = tl.where(fines[i], logs[i], float("nan"))
+            mark = tl.where(usables[i], logs[i], float("nan"))
             tl.store(saved + (L + i) * stride + far, mark)
         tl.store(saved + (2 * L + K) * stride + far, row_mass)
 
@@ -436,9 +436,9 @@ def two_sweep(
         scales = ()
         for k in tl.static_range(K):
             scale = read_scalar(grad_scale + k * SCALE_STEP, SCALE_ON_DEVICE)
-            push = tl.where(fines[k], masses[k] * strength * scale, float("nan"))
+            push = tl.where(usables[k], masses[k] * strength * scale, float("nan"))
             pushes_p = pushes_p + (push,)
-            push = tl.where(fines[k], row_mass * of_label * scale, float("nan"))
+            push = tl.where(usables[k], row_mass * of_label * scale, float("nan"))
             pushes_q = pushes_q + (push,)
             scales = scales + (scale,)
         for back in range(0, C, STEP):
@@ -454,7 +454,7 @@ def two_sweep(
                     at = far * T_ROW + col * T_COL
                 z = tl.load(zs[i] + at, mask=inside, other=float("-inf")).to(tl.float32)
                 u = z - row_tops[i]
-                p = tl.where(fines[i], tl.exp2(u * rate - logs[i]), 0.0)
+                p = tl.where(usables[i], tl.exp2(u * rate - logs[i]), 0.0)
                 if L > 1 and not PEER_WEIGHT:
                     mix += p
                 us = us + (u,)
@@ -504,7 +504,7 @@ def two_sweep(
     if STATS > 1:
         disagree_again(
             zs,
-            fines,
+            usables,
             row_tops,
             logs,
             rate,

@@ -1,4 +1,4 @@
-"""The loss of mutual learning (Zhang et al., CVPR 2018): its functions and modules."""
+"""The loss of Deep Mutual Learning (Zhang et al., CVPR 2018): functions and modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a loss and its ready-made gradient to autograd."""
+"""Losses whose gradients are known already, made differentiable."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from torch import Tensor
 
 
 def tie(losses: Tensor, grads: Tensor, logits: tuple[Tensor, ...]) -> Tensor:
-    """The losses, differentiable once.
+    """Return the losses, differentiable once with respect to the logits.
 
     Args:
-        losses: (K,), or (K, N) by rows.
-        grads: (K, N, C) gradient of ``losses[k].sum()`` for student k.
-        logits: K tensors (N, C), or one (K, N, C), to tie them to.
+        losses: (K,), or (K, N) with one for each row.
+        grads: (K, N, C), where [k] is the gradient of ``losses[k].sum()``.
+        logits: K tensors (N, C), or one (K, N, C).
     """
     tied: Tensor = _Tied.apply(losses, grads, *logits)  # type: ignore[no-untyped-call]
     return tied
 
 
 def once(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The gradients of a backward pass, which under ``create_graph`` refuse a second one."""
-    if not torch.is_grad_enabled():
+    """Return the gradients of a backward pass, which refuse to be differentiated again."""
+    if not torch.is_grad_enabled():  # only create_graph=True enables it in a backward pass
         return list(grads)
     trap = torch.zeros((), requires_grad=True)
     return [g if g is None else _Once.apply(g, trap) for g in grads]  # type: ignore[no-untyped-call]
 
 
 class _Tied(torch.autograd.Function):
-    """Ties losses (K,) or (K, N) to gradients that exist already, (K, N, C)."""
+    """Losses (K,) or (K, N) whose gradients (K, N, C) exist already."""
 
     @staticmethod
     def forward(ctx: Any, losses: Tensor, grads: Tensor, *logits: Tensor) -> Tensor:
@@ -50,8 +50,8 @@ class _Tied(torch.autograd.Function):
 class _Once(torch.autograd.Function):
     """The identity, which refuses to be differentiated.
 
-    ``once_differentiable`` would not do. It keeps silent where the outer gradient is a constant,
-    as in ``losses.sum()``, and the second derivative would lack this loss's own.
+    torch's ``once_differentiable`` is not enough: where the incoming gradient is a constant, as
+    with ``losses.sum()``, it raises nothing, and the second derivative would silently be wrong.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Which code computes the mutual loss."""
+"""The choice of the backend that computes the mutual loss."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _said: set[str] = set()
 
 
 def check(name: str) -> None:
-    """Raise a `UserError` for a name that is no backend."""
+    """Raise a `UserError` unless there is a backend with this name."""
     if name != "auto" and name not in _NAMES:
         raise UserError(f"unknown backend {name!r}: use 'auto' or one of {sorted(_NAMES)}")
 
 
 def find(name: str, problem: Problem) -> Backend:
-    """The backend of that name, or for "auto" the fastest that the device has.
+    """Return the backend with this name, or for "auto" the fastest for the problem's device.
 
-    What the kernels do not take goes to the closed form, which says so in one log line.
+    Where the Triton kernels cannot take a problem the closed form does, after one log line.
     """
     check(name)
     if name == "auto":
@@ -41,7 +41,7 @@ def find(name: str, problem: Problem) -> Backend:
 
 
 def _load(name: str) -> Backend:
-    # Statements, as torch.compile follows them, and neither import_module nor a cache.
+    # torch.compile can trace import statements, but neither import_module nor a cache.
     if name == "triton":
         from dml_fast.kernels import autograd
 
@@ -83,6 +83,6 @@ def _no_triton(device: torch.device) -> str | None:
 
 @_constant
 def _say(reason: str) -> None:
-    if reason not in _said:  # once for each reason, not once a step
+    if reason not in _said:  # once for each reason, not in every step
         _said.add(reason)
         logger.warning("mutual loss: the closed form in place of the Triton kernels: %s", reason)

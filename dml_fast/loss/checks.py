@@ -1,4 +1,4 @@
-"""From what a user passes to a checked `Problem`; every mistake is a `UserError`."""
+"""From a user's arguments to a checked `Problem`; every mistake is a `UserError`."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ def prepare(
     row_weight: Tensor | None,
     teacher_logits: Logits | None,
 ) -> Problem:
-    """Check a call and flatten its batch dimensions.
+    """Check the arguments of a call and flatten its batch dimensions.
 
     Raises:
-        UserError: for any argument that does not fit; the message has the offending value.
+        UserError: if an argument has a wrong shape, device, dtype or value, which the message
+            states.
     """
     check_options(kl_weight, temperature, label_smoothing, peer_reduction, reduction)
     students = distributions(logits, "logits")
@@ -100,11 +101,11 @@ def check_options(
     peer_reduction: str,
     reduction: str,
 ) -> None:
-    """Check what does not depend on the logits."""
+    """Check the options that do not depend on the logits."""
     if isinstance(kl_weight, Tensor):
         if kl_weight.dim():
             _fail(f"kl_weight has shape {tuple(kl_weight.shape)}", "pass a number or a 0-d tensor")
-    elif not -math.inf < kl_weight < math.inf:  # torch.compile knows no isfinite of a float
+    elif not -math.inf < kl_weight < math.inf:  # torch.compile cannot trace math.isfinite
         _fail(f"kl_weight is {kl_weight}", "pass a finite number")
     check_temperature(temperature)
     if not 0 <= label_smoothing <= 1:
@@ -116,7 +117,7 @@ def check_options(
 
 
 def check_grad_scale(scale: Tensor, problem: Problem) -> Tensor:
-    """It must be () or (K,) and where the logits are."""
+    """Return the scale without its graph; it must be () or (K,), on the logits' device."""
     students = len(problem.students)
     if scale.shape not in ((), (students,)):
         _fail(f"grad_scale has shape {tuple(scale.shape)}", f"it must be () or ({students},)")
@@ -128,12 +129,12 @@ def check_grad_scale(scale: Tensor, problem: Problem) -> Tensor:
 
 
 def may_look(device: torch.device) -> bool:
-    """Whether a value can be read without stalling a device or breaking a graph."""
+    """Return whether reading a value neither waits for a device nor breaks a graph."""
     return device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _no_transform(students: tuple[Tensor, ...]) -> None:
-    """Refuse what would derive the loss without knowing that peers are constants."""
+    """Refuse the transforms that would differentiate the peers too."""
     what = None
     if torch._C._are_functorch_transforms_active():  # as torch.autograd.Function asks
         what = "a transform of torch.func (grad, vmap, jvp, ...) is active"
@@ -150,13 +151,13 @@ def _no_transform(students: tuple[Tensor, ...]) -> None:
 
 
 def check_temperature(temperature: float) -> None:
-    """It must be a positive, finite number."""
+    """Raise a `UserError` unless the temperature is positive and finite."""
     if not 0 < temperature < math.inf:
         _fail(f"temperature is {temperature}", "it must be above 0; the paper has 1")
 
 
 def distributions(logits: Logits, name: str) -> tuple[Tensor, ...]:
-    """The tensors (*batch, C) of a list or of one stack, of the same shape and device."""
+    """Return the tensors (*batch, C) of a sequence or a stack: one shape, one device."""
     if isinstance(logits, Tensor):
         if logits.dim() < 2:
             _fail(
@@ -200,7 +201,9 @@ def _tensor(
     first: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
-    if tuple(value.shape) != tuple(shape):  # a torch.Size would fix the numbers in torch.export
+    if tuple(value.shape) != tuple(
+        shape
+    ):  # comparing a torch.Size would fix its numbers in torch.export
         _fail(f"{name} has shape {tuple(value.shape)}", f"it must be {tuple(shape)} ({meaning})")
     if value.device != first.device:
         _fail(f"{name} is on {value.device} and the logits on {first.device}", "move it there")
@@ -216,7 +219,7 @@ def _constant(value: Tensor, name: str) -> None:
 def _target(
     target: Tensor, first: Tensor, dtype: torch.dtype, ignore_index: int
 ) -> tuple[Tensor | None, int | None, Tensor | None]:
-    """(index, ignore_index, soft) of `Problem`."""
+    """Return the fields ``(index, ignore_index, soft)`` of `Problem`."""
     batch_shape, classes = first.shape[:-1], first.shape[-1]
     if target.is_floating_point():
         soft = _tensor(target, first.shape, "target of probabilities", "(..., C)", first, dtype)
@@ -226,7 +229,7 @@ def _target(
     index = _tensor(target, batch_shape, "target of classes", "batch", first, target.dtype)
     index = index if index.dim() == 1 else index.reshape(-1)
     if may_look(index.device) and index.numel():
-        # Elsewhere the indexing's own assertion speaks, or the row is poisoned with NaN.
+        # Elsewhere a wrong class fails torch's own assertion, or makes its row NaN.
         bounds = index.aminmax()
         low, high = int(bounds[0]), int(bounds[1])
         if low >= 0 and high < classes and not low <= ignore_index <= high:

@@ -1,19 +1,20 @@
 """The mutual loss in plain torch: O(K) passes over the logits, on any device.
 
-With p_l = softmax(z_l / T) for all L distributions (students, then teachers), weights w_kl and
-H_l the entropy of p_l, a student's divergence and its gradient for one row are
+Let p_l = softmax(z_l / T) for the L distributions (students, then teachers), w_kl the peers'
+weights and H_l the entropy of p_l. For one row, a student's divergence and its gradient are
 
     KL_k = T² (Σ_l w_kl (-H_l) - ⟨V_k, log p_k⟩),   V_k = Σ_l w_kl p_l
     dKL_k/dz_k = T (W_k p_k - V_k),                  W_k = Σ_l w_kl
 
-With uniform weights the sum may run over l = k too, as it adds KL(p_k || p_k) = 0. Then V, W and
-the sum of the entropies are the same for every student, and the K x K pairs never appear. With
-the cross-entropy of a target t, -⟨t, log q⟩, whose gradient is |t| q - t, all the students'
-gradients are one multiply-add, A p_k - U with A and U shared, and one scatter for the label.
+With uniform weights the sum may include l = k, which adds KL(p_k || p_k) = 0. Then V, W and the
+sum of the entropies are the same for all students, and no pair of students is ever formed. The
+cross-entropy of a target t is -⟨t, log q⟩, and its gradient |t| q - t. So the gradients of all
+students are one multiply-add, A p_k - U with shared A and U, and one scatter for the label.
 
-Rows that hold NaN or +inf, or nothing but -inf, are unusable: the others do not see them, and
-their own loss is NaN. On a CPU one look at the entropies tells whether there are such rows or
-masked classes (-inf) at all, which spares the guards; elsewhere asking would stall, so they stay.
+A row that contains NaN or +inf, or only -inf, is unusable: the other students ignore it, and the
+student's own loss is NaN. On a CPU, one sum of the entropies shows whether any row is unusable or
+any class masked (-inf); if not, the guards against them are skipped. On other devices reading that
+sum would wait for the device, so the guards always run.
 """
 
 from __future__ import annotations
@@ -29,39 +30,39 @@ from dml_fast.loss.checks import may_look
 from dml_fast.loss.disagreement import add_disagreement
 from dml_fast.loss.problem import MutualStats, Problem, Solution
 
-Factor = float | Tensor  # one for all rows: a number or (); one per row: (N,) or (K, N)
+Factor = float | Tensor  # for all rows: a number or (); for each row: (N,) or (K, N)
 SCRATCH = 5  # see `dml_fast.loss.problem.Backend`
 
 
 class _Views(NamedTuple):
-    """The distributions as softmax and log-softmax."""
+    """The softmax and the log-softmax of every distribution."""
 
     log_p: Tensor  # (L, N, C) at temperature T
     p: Tensor  # (L, N, C)
     log_q: Tensor  # (K, N, C) at temperature 1; the students of `log_p` if T = 1
     q: Tensor  # (K, N, C)
     neg_entropy: Tensor  # (L, N) of p, 0 where unusable
-    usable: Tensor | None  # (L, N) bool; None: all usable and no class masked, so no guards
-    best: Tensor | None  # (L, N, 1) the class of the largest logit, if wanted
+    usable: Tensor | None  # (L, N) bool; None: all are usable and no class is masked
+    best: Tensor | None  # (L, N, 1) the class with the largest logit, if wanted
 
 
 class _Peers(NamedTuple):
-    """What the students see of each other; `share` multiplies the other three."""
+    """The sums over a student's peers; `share` multiplies the other three."""
 
     mix: Tensor  # V: (N, C) for all students, or (K, N, C)
     mass: Factor  # W
     neg_entropy: Tensor  # Σ_l w_kl (-H_l): (N,) for all students, or (K, N)
-    share: Factor  # what uniform weights are, else 1
+    share: Factor  # the uniform weight, or 1 with `peer_weight`
 
 
 class _Labels(NamedTuple):
-    """The target t of the cross-entropy, class weights included: a sparse and a dense part."""
+    """The target t of the cross-entropy, times the class weights: a sparse and a dense part."""
 
     at: Tensor | None  # (K, N, 1) int64, the class of the sparse part
-    sparse: Factor  # t there
-    dense: Tensor | None  # (1, C) for smoothing, (N, C) for probabilities
+    sparse: Factor  # t of that class
+    dense: Tensor | None  # (1, C) from label smoothing, (N, C) from probabilities
     labelled: Factor  # 1 or 0, multiplies the dense part
-    valid: Tensor | None  # (N,) bool, the same; None: every row has a label
+    valid: Tensor | None  # `labelled` as (N,) bool; None: every row has a label
     mass: Factor  # |t|, the sum of t over the classes
     denominator: Factor  # of the mean over rows
 
@@ -91,7 +92,7 @@ def differentiable(
 def compute(
     problem: Problem, with_grad: bool, stats: str
 ) -> tuple[Tensor, Tensor | None, MutualStats | None]:
-    """Losses, their gradients (K, N, C) in ``problem.dtype``, without `grad_scale`, statistics."""
+    """Return losses, gradients (K, N, C) in ``problem.dtype`` before `grad_scale`, statistics."""
     students, rows, _ = problem.shape
     views = _look(problem, best=stats != "none")
     peers = _listen(problem, views) if len(views.p) > 1 else None
@@ -127,7 +128,7 @@ def _look(problem: Problem, best: bool) -> _Views:
     everyone = problem.students + problem.teachers
     z = torch.stack([one.to(problem.dtype) for one in everyone])
     largest, at = _largest(z, best)
-    # Before anything else, or a large common offset would be rounded into the result.
+    # First of all: the rounding of a large common offset would end up in the result.
     z.sub_(largest)
     if problem.temperature == 1.0:
         log_p, p = _softmax(z)
@@ -138,33 +139,33 @@ def _look(problem: Problem, best: bool) -> _Views:
     neg_entropy = _row_dots(p, log_p, guard=False)
     if may_look(z.device) and math.isfinite(neg_entropy.sum().item()):
         return _Views(log_p, p, log_q, q, neg_entropy, None, at)
-    usable = ~log_p[..., 0].isnan()  # all classes of an unusable row are NaN by now
+    usable = ~log_p[..., 0].isnan()  # an unusable row is NaN in all classes by now
     neg_entropy = _row_dots(p, log_p, guard=True).masked_fill_(~usable, 0.0)
     return _Views(log_p, p, log_q, q, neg_entropy, usable, at)
 
 
 def _first(views: Tensor, students: int) -> Tensor:
-    """The students' part; slices are not free where rows are as short as CIFAR's."""
+    """Return the students' part; with rows as short as CIFAR's, even a slice takes time."""
     return views if len(views) == students else views[:students]
 
 
 def _largest(x: Tensor, place: bool) -> tuple[Tensor, Tensor | None]:
-    """(..., 1): the largest number of each row and, if wanted, where the first of those is."""
+    """Return the maximum of each row, (..., 1), and where it first is if `place`."""
     if not place:
         return x.amax(-1, keepdim=True), None
     if not torch.compiler.is_compiling():
-        largest, at = x.max(-1, keepdim=True)  # argmax alone takes longer
+        largest, at = x.max(-1, keepdim=True)  # faster than argmax
         return largest, at
     largest = x.amax(-1, keepdim=True)
-    # Inductor's own is a scalar loop on the CPU, which takes longer than the rest of the loss.
+    # Inductor makes a scalar loop of argmax on the CPU, slower than all the rest of the loss.
     classes = torch.arange(x.shape[-1], dtype=torch.int32, device=x.device)
     return largest, torch.where(x == largest, classes, x.shape[-1]).amin(-1, keepdim=True)
 
 
 def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-softmax, in the buffer of `z`, and softmax; the largest of each row of `z` is 0.
+    """Return log-softmax, in the buffer of `z`, and softmax; the maximum of each row is 0.
 
-    Not torch's: two of those take two exponentials, and are slow for rows as short as CIFAR's.
+    torch's own two functions take an exponential each and are slow with rows as short as CIFAR's.
     """
     p = z.exp()
     total = p.sum(-1, keepdim=True)
@@ -172,7 +173,7 @@ def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _row_dots(weights: Tensor, log_p: Tensor, guard: bool) -> Tensor:
-    """(L, N): ⟨weights, log_p⟩ over the classes; `guard` makes 0 x -inf 0."""
+    """Return ⟨weights, log_p⟩ over the classes, (L, N); `guard` takes 0 x -inf as 0."""
     products = weights * log_p
     if guard:
         products.masked_fill_(weights == 0, 0.0)
@@ -187,7 +188,7 @@ def _listen(problem: Problem, views: _Views) -> _Peers:
         weight = problem.peer_weight.unsqueeze(-1)  # (K, L, 1)
         mix = torch.zeros(problem.shape, dtype=p.dtype, device=p.device)
         for column, p_l in zip(weight.unbind(1), p, strict=True):
-            # Not a matmul, which autocast would round to bf16 and CUDA perhaps to TF32.
+            # Not a matrix product: autocast would round it to bf16, CUDA perhaps to TF32.
             mix.addcmul_(column.unsqueeze(-1), p_l)
         present = torch.ones_like(views.neg_entropy) if usable is None else usable.to(p.dtype)
         neg_entropy = (weight * views.neg_entropy).sum(1)
@@ -199,17 +200,17 @@ def _listen(problem: Problem, views: _Views) -> _Peers:
         return _Peers(mix, float(len(p)), neg_entropy, 1.0 / (len(p) - 1) if mean else 1.0)
     count = usable.sum(0).to(p.dtype)  # (N,)
     share = (count - 1).reciprocal_() if mean else torch.ones_like(count)
-    share.masked_fill_(count < 2, 0.0)  # nobody else to listen to
+    share.masked_fill_(count < 2, 0.0)  # there is no usable peer
     return _Peers(mix, count, neg_entropy, share)
 
 
 def _divergence(problem: Problem, peers: _Peers, views: _Views) -> Tensor:
-    """(K, N): T² times the weighted sum over the peers l of KL(p_l || p_k)."""
+    """Return T² times the weighted sum over the peers l of KL(p_l || p_k), (K, N)."""
     students = len(problem.students)
     guard = views.usable is not None
     rows = peers.neg_entropy - _row_dots(peers.mix, _first(views.log_p, students), guard)
     if problem.peer_weight is None:
-        rows.clamp_(min=0.0)  # no divergence is negative: that was rounding
+        rows.clamp_(min=0.0)  # a divergence is never negative, but its rounding error may be
     if views.usable is not None:
         rows.masked_fill_(~views.usable[:students], math.nan)
     return rows.mul_(peers.share * problem.temperature**2)
@@ -248,7 +249,7 @@ def _read_labels(problem: Problem) -> _Labels:
 
 
 def _cross_entropy(problem: Problem, labels: _Labels, views: _Views) -> Tensor:
-    """(K, N): what ``F.cross_entropy(reduction="none")`` gives."""
+    """Return the result of ``F.cross_entropy(reduction="none")``, (K, N)."""
     rows = None
     if labels.at is not None:
         rows = views.log_q.gather(-1, labels.at).squeeze(-1) * (labels.sparse * -1)
@@ -258,7 +259,7 @@ def _cross_entropy(problem: Problem, labels: _Labels, views: _Views) -> Tensor:
         rows = smooth if rows is None else rows + smooth
     assert rows is not None
     if labels.valid is not None:
-        rows = rows.masked_fill_(~labels.valid, 0.0)  # it may be 0 x inf
+        rows = rows.masked_fill_(~labels.valid, 0.0)  # which may be 0 x inf
     return rows
 
 
@@ -270,7 +271,7 @@ def _gradient(
     per_label: Factor,
     per_row: Factor,
 ) -> Tensor:
-    """(K, N, C), in the buffer of `views.q`: nothing reads that afterwards."""
+    """Return the gradients (K, N, C), in the buffer of `views.q`, which is not read again."""
     row_weight: Factor = 1.0 if problem.row_weight is None else problem.row_weight
     ce_scale = per_label * row_weight
     push = labels.mass * ce_scale  # A, of q
@@ -289,7 +290,7 @@ def _gradient(
     if labels.at is not None:
         value = labels.sparse * ce_scale * -1
         if torch.compiler.is_compiling() and not isinstance(value, Tensor):
-            value = grads.new_full((), value)  # it may be symbolic, which scatter_ does not take
+            value = grads.new_full((), value)  # scatter_ does not take a symbolic number
         if isinstance(value, Tensor):
             grads.scatter_add_(-1, labels.at, _column(value).expand(labels.at.shape))
         else:
@@ -298,7 +299,7 @@ def _gradient(
 
 
 def _multiply_add(base: Tensor | None, p: Tensor, factor: Factor) -> Tensor:
-    """Base + p * factor, in the buffer of `p`, in one pass."""
+    """Return base + p * factor, in the buffer of `p`, in one pass."""
     if base is None:
         return p.mul_(_column(factor))
     if isinstance(factor, Tensor):
@@ -331,12 +332,12 @@ def _column(factor: Tensor) -> Tensor: ...
 @overload
 def _column(factor: Factor) -> Factor: ...
 def _column(factor: Factor) -> Factor:
-    """A factor per row, shaped to multiply (..., N, C)."""
+    """Return the factor shaped to multiply (..., N, C)."""
     return factor.unsqueeze(-1) if isinstance(factor, Tensor) and factor.dim() else factor
 
 
 def _inverse(denominator: Factor) -> Factor:
-    """Its reciprocal; 0 for 0, so that the mean over no rows is 0."""
+    """Return the reciprocal, or 0 for 0, so that a mean over no rows is 0."""
     if isinstance(denominator, Tensor):
         return denominator.reciprocal().masked_fill_(denominator == 0, 0.0)
     return 1.0 / denominator if denominator else 0.0
@@ -347,4 +348,4 @@ def _total(ce: Tensor, kl: Tensor, kl_weight: float | Tensor) -> Tensor:
         return ce + kl * kl_weight
     if kl_weight:
         return torch.add(ce, kl, alpha=kl_weight)
-    return ce.clone()  # switched off: not even an infinite divergence counts
+    return ce.clone()  # with a weight of 0, not even an infinite divergence counts

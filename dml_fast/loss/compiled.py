@@ -1,9 +1,9 @@
-"""The closed form as one program of torch.compile: for a CPU with a C++ compiler.
+"""The closed form, compiled by torch.compile: for a CPU with a C++ compiler.
 
-There is one program for each number of students and classes, dtype and set of options, whatever
-the number of rows; making it takes seconds. Under torch.compile the closed form is traced into the
-caller's program instead. A single row goes to the closed form too: torch.compile makes a program
-of its own for one row.
+There is one program for each number of students and classes, dtype and set of options; it serves
+every number of rows, and compiling it takes seconds. Inside a caller's torch.compile the closed
+form is traced into the caller's program instead. A single row goes to the closed form, since
+torch.compile would make a separate program for it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def differentiable(
 
 
 def _run(function: _Function, problem: Problem, with_grad: bool, stats: str) -> Any:
-    """What ``function(problem, with_grad, stats)`` returns.
+    """Return ``function(problem, with_grad, stats)``, computed by its program.
 
     Raises:
         UserError: if torch.compile cannot work here.
@@ -69,13 +69,14 @@ def _run(function: _Function, problem: Problem, with_grad: bool, stats: str) -> 
 
 
 def _make(function: _Function, with_grad: bool, stats: str, name: str) -> _Program:
-    """A program of the values that make a `Problem`: checking those costs less than checking it."""
+    """Return a program of the fields of a `Problem`, which take torch less time to check."""
 
     def program(*values: Any) -> Any:
         return function(Problem(*values), with_grad, stats)
 
-    # torch.compile tells functions apart by their code and its name. It keeps at most eight
-    # programs of one, and leaves open what it has seen change, which the classes shall not be.
+    # torch.compile identifies a function by its code and name. Of one function it keeps at most
+    # eight programs, and makes dynamic what has changed between calls, even the number of classes.
+    # So each program is a function with a name of its own.
     code = program.__code__.replace(co_name=name)
     own = FunctionType(code, program.__globals__, name, None, program.__closure__)
     try:
@@ -91,10 +92,10 @@ def _cannot(error: Exception) -> UserError:
 
 
 def _values(problem: Problem, first: bool) -> tuple[Any, ...]:
-    """Return the fields of a problem like this one that takes no further program.
+    """Return the fields of the problem without what would make torch.compile compile again.
 
-    It has no strides, no gradients required, and tensors for the numbers that may change from
-    step to step. That the number of rows may change must be told the ``first`` time only.
+    Tensors are contiguous and require no gradient; numbers that may change from step to step are
+    tensors. Marking the number of rows as dynamic is needed the ``first`` time only.
     """
 
     def alias(x: Tensor) -> Tensor:
@@ -111,7 +112,9 @@ def _values(problem: Problem, first: bool) -> tuple[Any, ...]:
         "index": None if problem.index is None else alias(problem.index),
         "soft": None if problem.soft is None else alias(problem.soft),
         "row_weight": None if problem.row_weight is None else alias(problem.row_weight),
-        "kl_weight": _tensor(problem.kl_weight, problem.dtype) if _listens(problem) else 0.0,
+        "kl_weight": _tensor(problem.kl_weight, problem.dtype)
+        if _counts_divergence(problem)
+        else 0.0,
         "grad_scale": None if scale is None else _tensor(scale, problem.dtype),
     }
     return tuple(changed[name] if name in changed else getattr(problem, name) for name in _FIELDS)
@@ -126,13 +129,13 @@ def _constant(number: float, dtype: torch.dtype) -> Tensor:
     return torch.tensor(number, dtype=dtype)
 
 
-def _listens(problem: Problem) -> bool:
-    """Whether the divergence counts: with a weight of zero, not even an infinite one does."""
+def _counts_divergence(problem: Problem) -> bool:
+    """Return whether the divergence counts: with weight 0, not even an infinite one does."""
     return isinstance(problem.kl_weight, Tensor) or problem.kl_weight != 0
 
 
 def _kind(function: _Function, problem: Problem, with_grad: bool, stats: str) -> tuple[Any, ...]:
-    """What differs between programs; torch.compile's own guards would find anything left out."""
+    """Return what differs between programs; torch.compile's guards catch anything left out."""
     scale = problem.grad_scale
     return (
         function.__name__,
@@ -147,7 +150,7 @@ def _kind(function: _Function, problem: Problem, with_grad: bool, stats: str) ->
         problem.class_weight is None,
         problem.row_weight is None,
         problem.peer_weight is None,
-        _listens(problem),
+        _counts_divergence(problem),
         problem.temperature == 1.0,
         problem.label_smoothing == 0.0,
         problem.peer_reduction,
@@ -158,5 +161,5 @@ def _kind(function: _Function, problem: Problem, with_grad: bool, stats: str) ->
 
 
 def _name(kind: tuple[Any, ...]) -> str:
-    """The same in every process, as torch.compile may remember it from one to the next."""
+    """Return the same name in every process: torch.compile's cache on disk may depend on it."""
     return f"mutual_loss_{zlib.crc32(repr(kind).encode()):08x}"

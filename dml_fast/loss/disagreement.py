@@ -1,4 +1,4 @@
-"""How far the students are from each other: statistics, never part of the gradient."""
+"""How much the students disagree: statistics, never part of the gradient."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dml_fast.loss.problem import MutualStats
 
 
 def add_disagreement(stats: MutualStats, log_p: Tensor, batch_shape: torch.Size) -> MutualStats:
-    """Fill in the fields of `stats` that compare the students; ``log_p`` is (K, N, C)."""
+    """Return `stats` with the fields that compare the students; ``log_p`` is (K, N, C)."""
     p = log_p.exp()
     entropy = -_xlogx(p, log_p).sum(-1)  # (K, N), NaN where unusable
     usable = ~entropy.isnan()
-    share = usable.to(p.dtype) / usable.sum(0)  # (K, N), NaN where nobody is usable
+    share = usable.to(p.dtype) / usable.sum(0)  # (K, N), NaN where no student is usable
     mean = p.masked_fill(~usable.unsqueeze(-1), 0.0).mul_(share.unsqueeze(-1)).sum(0)
     mean_entropy = -_xlogx(mean, mean.log()).sum(-1)
     information = mean_entropy - (entropy.masked_fill(~usable, 0.0) * share).sum(0)
@@ -29,11 +29,11 @@ def add_disagreement(stats: MutualStats, log_p: Tensor, batch_shape: torch.Size)
 
 
 def pairwise_kl(log_p: Tensor) -> Tensor:
-    """(K, K) from log-probabilities (K, N, C): [i, j] is the mean over rows of KL(p_i || p_j).
+    """Return (K, K) from log-probabilities (K, N, C): [i, j] is the row mean of KL(p_i || p_j).
 
-    In the Bregman form: with d = log p_i - log p_j it sums p_i (d + exp(-d) - 1), whose terms are
-    never negative. For students that differ by 1e-4 it keeps four digits in fp32, where the sum
-    of p_i d has hardly two.
+    It is the sum of p_i (d + exp(-d) - 1) with d = log p_i - log p_j (the Bregman form), whose
+    terms are never negative. In fp32, for students that differ by 1e-4, it is right to four
+    digits, while the sum of p_i d is right to less than two.
     """
     p = log_p.exp()
     rows = []
@@ -46,23 +46,24 @@ def pairwise_kl(log_p: Tensor) -> Tensor:
 
 
 def peer_divergence(logits: Logits, temperature: float = 1.0) -> Tensor:
-    """The generalised Jensen-Shannon divergence of each student's peers, averaged over rows.
+    """Return the generalised Jensen-Shannon divergence of each student's peers.
 
-    H(mean of the peers' p_l) - mean of H(p_l), with p = softmax(z / temperature). It is what the
-    value of DML (the mean KL from each peer) exceeds that of DML_e (the KL from the peers' mean;
-    Zhang et al., CVPR 2018, on larger cohorts) by, before the factor T². It does not depend on the
-    student's own logits, so with the peers held constant both have the same gradient. A peer's
-    row that is not finite is left out, as it is from the loss.
+    It is H(mean of the peers' p_l) - mean of H(p_l) with p = softmax(z / temperature), averaged
+    over rows. By this much, before the factor T², the divergence of DML (the mean KL from each
+    peer) is larger than that of DML_e (the KL from the peers' mean; Zhang et al., CVPR 2018, on
+    larger cohorts). It does not depend on the student's own logits, so both have the same gradient
+    as long as peers are constants. Unusable rows of a peer are left out, as in the loss.
 
     Args:
         logits: K >= 2 tensors (*batch, C), or one (K, *batch, C).
         temperature: T > 0.
 
     Returns:
-        (K,) in fp32 (fp64 for fp64 logits), never negative.
+        (K,) nats in fp32 (fp64 for fp64 logits), never negative.
 
     Raises:
-        UserError: for less than two students, logits that do not fit, or a bad temperature.
+        UserError: if there are fewer than two students, or an argument has a wrong shape, device,
+            dtype or value.
     """
     students = distributions(logits, "logits")
     check_temperature(temperature)
@@ -70,7 +71,7 @@ def peer_divergence(logits: Logits, temperature: float = 1.0) -> Tensor:
         raise UserError("one student has no peers: pass the logits of at least two")
     dtype = torch.float64 if students[0].dtype == torch.float64 else torch.float32
     with torch.no_grad():
-        # Twice, as the first subtracts the maximum: z / T would round a large common offset.
+        # The first softmax subtracts the maximum: z / T alone would round a large common offset.
         log_p = torch.stack([torch.log_softmax(z, -1, dtype=dtype) for z in students])
         log_p = torch.log_softmax(
             log_p.reshape(len(students), -1, log_p.shape[-1]) / temperature, -1
@@ -89,7 +90,7 @@ def peer_divergence(logits: Logits, temperature: float = 1.0) -> Tensor:
 
 
 def _sum_without(x: Tensor, k: int) -> Tensor:
-    """Sum over the first dimension but for entry k: no list of indices to copy to the device."""
+    """Return the sum over the first dimension without entry k, by slices: nothing to copy."""
     return x[:k].sum(0) + x[k + 1 :].sum(0)
 
 

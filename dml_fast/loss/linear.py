@@ -1,8 +1,8 @@
-"""The mutual loss of students that end in a linear layer, without their logits.
+"""The mutual loss of students that end in a linear layer, without ever having all their logits.
 
-For language models and other large heads: K students' logits over N tokens and C classes, and
-their gradients, are K N C numbers each, and what runs out of memory first. Here they exist for
-some rows at a time. `dml_fast.loss.linear_chunks` has the derivation, docs/loss.md the user's page.
+For language models and other large heads. K students' logits over N tokens and C classes are K N C
+numbers, and so are their gradients: they fill the memory first. Here they exist for some rows at a
+time. `dml_fast.loss.linear_chunks` has the derivation, docs/loss.md the user's page.
 """
 
 from __future__ import annotations
@@ -45,25 +45,25 @@ def linear_mutual_loss(
     chunk_rows: int | None = None,
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, MutualStats]:
-    """`mutual_loss` of the logits ``F.linear(hidden[k], weight[k], bias[k])``, never made whole.
+    """Return `mutual_loss` of the logits ``F.linear(hidden[k], weight[k], bias[k])``.
 
-    The gradients of hidden states, weights and biases are made in the forward pass, chunk by
-    chunk, for those that require them; beyond them the call needs memory for one chunk, however
-    many rows there are. They are summed and kept in fp32 (fp64 for fp64) until the backward pass
-    has multiplied them by the incoming gradient, so that an fp16 loss scaler has its effect.
-    With ``reduction="none"`` the backward pass computes the logits a second time instead.
+    All logits never exist at once. The forward pass computes the gradients of those hidden states,
+    weights and biases that require them, chunk by chunk; in addition the call needs memory for one
+    chunk, however many rows there are. The gradients are summed and kept in fp32 (fp64 for fp64)
+    until the backward pass has multiplied them by the incoming gradient, so that an fp16 loss
+    scaler works. With ``reduction="none"`` the backward pass computes the logits again instead.
 
     The logits have the dtype that `torch.nn.functional.linear` would give them, under autocast
-    too. Losses are those of `mutual_loss` in all options; differentiable once. Under
+    too. The losses are those of `mutual_loss` with every option, differentiable once. Under
     `torch.compile` the call is a graph break and runs eagerly.
 
     Args:
         hidden: K tensors (*batch, D_k), or one (K, *batch, D); fp16, bf16, fp32 or fp64.
-        weight: K tensors (C, D_k), or one (K, C, D); the same tensor may be given several times.
-        target: (*batch) integer classes, or (*batch, C) probabilities, which are K times smaller
-            than the logits, but not small.
+        weight: K tensors (C, D_k), or one (K, C, D); students may share a tensor.
+        target: (*batch) integer classes, or (*batch, C) probabilities, which take as much memory
+            as the logits of one student.
         bias: K tensors (C,) or Nones, or None.
-        kl_weight: as the options down to `row_weight`, see `mutual_loss`.
+        kl_weight: see `mutual_loss`, as for the options down to `row_weight`.
         temperature: see there.
         label_smoothing: see there.
         class_weight: see there.
@@ -73,23 +73,23 @@ def linear_mutual_loss(
         backend: see there; it computes each chunk.
         peer_weight: see there.
         row_weight: see there.
-        teacher_hidden: M further hidden states, which teach and do not learn.
-        teacher_weight: their weights.
-        teacher_bias: their biases.
-        chunk_rows: rows at a time. By default such that a chunk takes a quarter of the fp32
-            gradients of all the weights, and at least 64 MiB.
-        return_stats: also return the first four of `MutualStats`; the others are None.
+        teacher_hidden: M further hidden states, (*batch, D_l), which teach and do not learn.
+        teacher_weight: their weights, (C, D_l).
+        teacher_bias: their biases, (C,) or None.
+        chunk_rows: rows per chunk. By default as many as take a quarter of the memory of the fp32
+            gradients of all weights, and at least 64 MiB.
+        return_stats: also return the first four fields of `MutualStats`; the others are None.
 
     Returns:
-        Losses (K,), or (K, *batch) with ``reduction="none"``, in fp32 (fp64 for fp64); with the
-        statistics if asked for.
+        Losses (K,), or (K, *batch) with ``reduction="none"``, in fp32 (fp64 for fp64);
+        ``(losses, stats)`` with ``return_stats``.
 
     Raises:
         UserError: if an argument has a wrong shape, device, dtype or value.
     """
     compute = _compute
     if torch.compiler.is_compiling():
-        # Unrolled, the loop over chunks would compile for long and promise nothing about memory.
+        # Compiled, the loop over chunks would be unrolled: slow to compile, its memory unknown.
         compute = torch.compiler.disable(_compute)  # type: ignore[no-untyped-call]
     losses, stats = compute(
         (hidden, weight, bias),
@@ -154,7 +154,7 @@ def _check_rows(chunk_rows: int | None) -> None:
 class FusedLinearMutualLoss(LossOptions):
     """`linear_mutual_loss` as a module: ``(hidden, weight, target, bias)`` gives (K,) losses.
 
-    The options are attributes and may be changed between calls; ``class_weight`` is a buffer.
+    Its options are attributes, which may be changed between calls; ``class_weight`` is a buffer.
     Arguments, results and errors are those of `linear_mutual_loss`.
     """
 
@@ -178,7 +178,10 @@ class FusedLinearMutualLoss(LossOptions):
         teacher_bias: Biases = None,
         return_stats: bool = False,
     ) -> Tensor | tuple[Tensor, MutualStats]:
-        """(K,) losses, or (K, *batch) with ``reduction="none"``; see `linear_mutual_loss`."""
+        """Return (K,) losses, or (K, *batch) with ``reduction="none"``.
+
+        See `linear_mutual_loss`.
+        """
         return linear_mutual_loss(
             hidden,
             weight,
@@ -195,5 +198,5 @@ class FusedLinearMutualLoss(LossOptions):
         )
 
     def extra_repr(self) -> str:
-        """The options, for print()."""
+        """Return the options for ``print``, without the class weights."""
         return f"{super().extra_repr()}, chunk_rows={self.chunk_rows}"

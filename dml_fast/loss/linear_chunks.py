@@ -1,18 +1,19 @@
-"""The mutual loss of linear heads, some rows at a time: the logits never exist whole.
+"""The mutual loss of linear heads, some rows at a time: all logits never exist at once.
 
-For each chunk of n rows: the logits z_k = h_k W_kᵀ + b_k of all students, their losses and the
-gradients g_k (n, C) from any backend, and at once what g_k is for,
+For each chunk of n rows, compute the logits z_k = h_k W_kᵀ + b_k of all students, let a backend
+compute losses and gradients g_k (n, C), and use these at once:
 
     dh_k = g_k W_k,    dW_k += g_kᵀ h_k,    db_k += Σ_rows g_k.
 
-Types. Logits, their gradients and the operands of the products have the type in which
+Dtypes. Logits, their gradients and the operands of the products have the dtype in which
 `torch.nn.functional.linear` would compute here. Losses and gradients of the heads are summed in
-fp32 (fp64 for fp64) whatever that type is: a bf16 sum forgets every term below 1/512 of itself,
-which is what most rows add to most classes. So a half-precision weight that learns costs 4 bytes
-during the call instead of 2. Nothing grows with N C.
+fp32 (fp64 for fp64) whatever that dtype is: a bf16 sum loses every term below 1/512 of itself, and
+most rows add less than that to most classes. So a half-precision weight with a gradient costs 4
+bytes during the call instead of 2. No memory grows with N C.
 
-Range. With the mean's 1/N inside, most gradients of logits are below the smallest fp16 number.
-It stays out until the sum, which is fp32. Such scales are powers of two, and round nothing.
+Range. If they included the mean's 1/N, most gradients of logits would be below the smallest fp16
+number. So 1/N is left out until the sum, which is fp32. The scales used for this are powers of two
+and cause no rounding.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from dml_fast.loss.autograd import once
 from dml_fast.loss.linear_heads import Head
 from dml_fast.loss.problem import Backend, MutualStats, Problem
 
-LIFT = 16.0  # of g_k: fp16 then has full precision down to 4e-6, and room for 4,000 at the top
-LEAST_BYTES = 2**26  # a chunk may take so much, however small the heads are
+LIFT = 16.0  # scales g_k, so that fp16 has full precision from 4e-6 and overflows at 4,000
+LEAST_BYTES = 2**26  # a chunk may take this much, however small the heads are
 
 
 class Grads(NamedTuple):
-    """Gradients of one head; None where nobody asks."""
+    """Gradients of one head; None where not wanted."""
 
     hidden: Tensor | None  # (N, D)
     weight: Tensor | None  # (C, D)
@@ -43,7 +44,7 @@ class Grads(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Which gradients of a head are asked for."""
+    """Which gradients of a head are wanted."""
 
     hidden: bool = False
     weight: bool = False
@@ -52,13 +53,13 @@ class Wanted(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All of a call but the students' heads.
+    """Everything a call needs except the students' heads.
 
     Attributes:
-        problem: the whole batch; its distributions are stand-ins of the right shape and dtype.
-        teachers: their heads, in the dtypes to compute in.
+        problem: the whole batch; its logits are placeholders of the right shape and dtype.
+        teachers: the teachers' heads, in the dtypes to compute in.
         solver: the backend.
-        chunk_rows: rows at a time.
+        chunk_rows: rows per chunk.
     """
 
     problem: Problem
@@ -67,7 +68,7 @@ class Plan:
     chunk_rows: int
 
     def constants(self) -> list[Tensor]:
-        """What the losses depend on and have no gradient for."""
+        """Return the tensors that the losses depend on without having a gradient for them."""
         p = self.problem
         given = [p.index, p.soft, p.class_weight, p.row_weight, p.peer_weight, p.kl_weight]
         given += [tensor for head in self.teachers for tensor in head]
@@ -75,10 +76,11 @@ class Plan:
 
 
 def default_rows(heads: Sequence[Head], problem: Problem, solver: Backend) -> int:
-    """Rows whose logits, gradients and scratch take a quarter of the weights' gradients in fp32.
+    """Return how many rows take a quarter of the memory of the weights' gradients in fp32.
 
-    So a chunk shows little beside what must be there anyway, and has about D rows over the bytes
-    of a logit: enough to be worth reading the weights for. Small heads get `LEAST_BYTES`.
+    A row takes its logits, their gradients and the backend's scratch. So a chunk adds little to
+    the memory that is needed anyway. It has about D / (bytes per logit) rows, enough to make
+    reading all weights worthwhile. Small heads get chunks of `LEAST_BYTES`.
     """
     exact = problem.dtype.itemsize
     scratch = exact * solver.SCRATCH
@@ -91,10 +93,10 @@ def default_rows(heads: Sequence[Head], problem: Problem, solver: Backend) -> in
 def differentiable(
     plan: Plan, heads: Sequence[Head], wanted: Sequence[Wanted], stats: str
 ) -> tuple[Tensor, MutualStats | None]:
-    """Losses, differentiable once for what is wanted, and statistics.
+    """Return losses, differentiable once with respect to what is wanted, and statistics.
 
-    Their gradients are made in the forward pass, where the logits are. Not with reduction "none",
-    when they depend on what arrives for every row: then the backward pass makes the logits again.
+    The forward pass computes the gradients, since it has the logits. With reduction "none" they
+    depend on the incoming gradient of each row, so the backward pass computes the logits again.
     """
     if plan.problem.reduction == "none":
         losses, _, measured = sweep(plan, heads, [Wanted()] * len(heads), stats)
@@ -102,7 +104,7 @@ def differentiable(
         tied: Tensor = _Recomputed.apply(losses, plan, *flat)  # type: ignore[no-untyped-call]
         return tied, measured
     losses, grads, measured = sweep(plan, heads, wanted, stats)
-    # One node a student: its gradients are freed before the next student's are scaled.
+    # One node per student: its gradients are freed before the next student's are scaled.
     nodes = [_TiedHead.apply(*each, *h) for *each, h in zip(losses, grads, heads, strict=True)]  # type: ignore[no-untyped-call]
     return torch.stack(nodes), measured
 
@@ -114,7 +116,7 @@ def sweep(
     stats: str,
     outer: Tensor | None = None,
 ) -> tuple[Tensor, list[Grads], MutualStats | None]:
-    """Losses (K,), or (K, N) with reduction "none"; the gradients wanted; statistics.
+    """Return losses (K,), or (K, N) with reduction "none", the gradients wanted and statistics.
 
     ``outer`` (K, N) multiplies the gradients row by row.
     """
@@ -133,20 +135,20 @@ def sweep(
             part = _part(plan, span, chunk)
             part.whole, part.grad_scale = whole, scale
             some_losses, grads, some_stats = plan.solver.solve(part, with_grad, stats)
-            del part  # the logits make room for the products
+            del part  # frees the logits before the products are computed
             losses.append(some_losses)
             measured.append(some_stats)
             if grads is not None:
                 if outer is not None:
                     grads = _times(grads, outer[:, span])
                 _add_products(totals, grads, chunk, span, scale)
-            del grads  # before the next logits
+            del grads  # frees them before the next logits are computed
         total = torch.cat(losses, 1) if per_row else torch.stack(losses).sum(0)
         return total, totals, _merge(measured)
 
 
 def _part(plan: Plan, span: slice, chunk: Sequence[Head]) -> Problem:
-    """Some rows of the problem, with their logits."""
+    """Return some rows of the problem, with their logits."""
     whole = plan.problem
     teachers = [h._replace(hidden=h.hidden[span]) for h in plan.teachers]
     return dataclasses.replace(
@@ -168,7 +170,7 @@ def _zeros(head: Head, wanted: Wanted, dtype: torch.dtype) -> Grads:
 
 
 def _times(grads: Sequence[Tensor], outer: Tensor) -> tuple[Tensor, ...]:
-    """Each student's (n, C) times its own (n,)."""
+    """Return each student's gradients (n, C) times its ``outer`` (n,), in place."""
     return tuple(g.mul_(o.unsqueeze(-1)) for g, o in zip(grads, outer, strict=True))
 
 
@@ -179,7 +181,7 @@ def _add_products(
     span: slice,
     scale: float,
 ) -> None:
-    """From the gradients of a chunk's logits, ``scale`` times too large, to the heads'."""
+    """Add the heads' gradients of a chunk; those of its logits are ``scale`` times too large."""
     for total, g, head in zip(totals, grads, chunk, strict=True):
         if total.hidden is not None:
             _add_product(total.hidden[span], g, head.weight, 1.0, scale)
@@ -190,16 +192,16 @@ def _add_products(
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, terms: float, scale: float) -> None:
-    """Total += a b / scale; ``terms`` is about how many large ones may add up in a product."""
+    """Add a b / scale to the total; about ``terms`` large terms may add up in a product."""
     if a.dtype == total.dtype:
         total.addmm_(a, b, alpha=1 / scale)
-    else:  # the product of halves is a half again: their mean, which cannot overflow
+    else:  # a product of half-precision tensors is one too: take the mean, which cannot overflow
         mean = torch.addmm(a.new_zeros(()), a, b, beta=0, alpha=1 / terms)
         total.add_(mean, alpha=terms / scale)
 
 
 def _merge(parts: Sequence[MutualStats | None]) -> MutualStats | None:
-    """Of the chunks, whose means are over the whole batch already."""
+    """Return the statistics of all chunks, each of which has the whole batch's denominators."""
     some = [part for part in parts if part is not None]
     if not some:
         return None
@@ -214,7 +216,7 @@ def _without_autocast(device: torch.device) -> AbstractContextManager[None]:
 
 
 class _TiedHead(torch.autograd.Function):
-    """Ties the loss of one student, (), to gradients that exist already."""
+    """The loss of one student, (), whose gradients exist already."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, grads: Grads, *head: Tensor | None) -> Tensor:
@@ -230,19 +232,19 @@ class _TiedHead(torch.autograd.Function):
 
 
 def _scaled(grad: Tensor | None, scale: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """Rounded once, after the scale, and without a copy in between."""
+    """Return the scaled gradient in this dtype, rounded once and without a copy in between."""
     if grad is None:
         return None
     return torch.mul(grad, scale, out=torch.empty_like(grad, dtype=dtype))
 
 
 class _Recomputed(torch.autograd.Function):
-    """Ties losses by rows, (K, N), to heads whose gradients are yet to be made."""
+    """Losses by rows, (K, N), whose gradients the backward pass computes."""
 
     @staticmethod
     def forward(ctx: Any, losses: Tensor, plan: Plan, *flat: Tensor | None) -> Tensor:
         ctx.plan, ctx.count = plan, len(flat)
-        # The constants too: autograd sees to it that nobody has written to them meanwhile.
+        # The constants too, as autograd then checks that they have not been overwritten.
         ctx.save_for_backward(*flat, *plan.constants())
         return losses
 

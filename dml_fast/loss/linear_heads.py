@@ -1,4 +1,4 @@
-"""The last layers of a cohort, checked: hidden states, weights and biases that make the logits."""
+"""The students' last layers, checked: the hidden states, weights and biases of the logits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dml_fast.errors import UserError
 
-Tensors = Sequence[Tensor] | Tensor  # a tensor is a stack over its first dimension
+Tensors = Sequence[Tensor] | Tensor  # one tensor is a stack along its first dimension
 Biases = Sequence[Tensor | None] | Tensor | None
 
 
@@ -24,14 +24,14 @@ class Head(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What `torch.nn.functional.linear` computes in here, autocast respected."""
+        """Return the dtype of `torch.nn.functional.linear`'s result here, under autocast too."""
         own = self.hidden.dtype
         if own == torch.float64:  # which autocast leaves alone
             return own
         return _autocast_dtype(self.hidden.device) or own
 
     def to(self, dtype: torch.dtype) -> Head:
-        """Cast; itself where nothing is to be cast."""
+        """Return the head in this dtype; tensors that have it already are not copied."""
         bias = None if self.bias is None else self.bias.to(dtype)
         return Head(self.hidden.to(dtype), self.weight.to(dtype), bias)
 
@@ -39,12 +39,14 @@ class Head(NamedTuple):
 def read(
     hidden: Tensors | None, weight: Tensors | None, bias: Biases, prefix: str = ""
 ) -> tuple[list[Head], list[Tensor]]:
-    """The heads, batch dimensions flattened, and stand-ins for their logits.
+    """Return the heads with their batch dimensions flattened, and placeholders for their logits.
 
-    A stand-in has the shape, dtype and device of the logits (*batch, C), but one row of memory.
+    A placeholder has the shape (*batch, C), dtype and device of the logits, but the memory of one
+    row.
 
     Raises:
-        UserError: if they do not fit each other; ``prefix`` stands before the names in it.
+        UserError: if shapes, devices or dtypes do not match; it names the arguments with
+            ``prefix`` before them.
     """
     names = [f"{prefix}{name}" for name in ("hidden", "weight", "bias")]
     inputs = () if hidden is None else tuple(hidden)
@@ -52,7 +54,10 @@ def read(
     biases = (None,) * len(inputs) if bias is None else tuple(bias)
     for name, given in zip(names[1:], (weights, biases), strict=True):
         if len(given) != len(inputs):
-            _fail(f"{name} has {len(given)} entries and {names[0]} {len(inputs)}", "pass as many")
+            _fail(
+                f"{name} has {len(given)} entries and {names[0]} {len(inputs)}",
+                "pass the same number",
+            )
     for name, given in zip(names, (inputs, weights, biases), strict=True):
         for k, one in enumerate(given):
             if not (isinstance(one, Tensor) or (one is None and given is biases)):

@@ -2,7 +2,8 @@
 
     L_k = CE(z_k, y) + λ T² Σ_{l≠k} w_kl KL(p_l || p_k),   p = softmax(z / T),   w_kl = 1 / (K-1)
 
-Peers are constants: the gradient of L_k for z_l is exactly zero. docs/loss.md is the user's page.
+Peers are constants: the gradient of L_k with respect to z_l, l ≠ k, is exactly zero.
+docs/loss.md is the user's page.
 """
 
 from __future__ import annotations
@@ -43,38 +44,41 @@ def mutual_loss(
     teacher_logits: Logits | None = None,
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, MutualStats]:
-    """The mutual loss of every student, differentiable once.
+    """Return the mutual loss of each student, differentiable once.
 
     ``losses.sum().backward()`` gives each student the gradient of its own loss.
 
-    The cross-entropy is that of `torch.nn.functional.cross_entropy`, in every option; a batch
-    without a label has 0, not NaN. Both terms are averaged over rows: the cross-entropy over
-    labelled rows (over their class weights, if given), the divergence over all rows. Rows are
-    computed in fp32 (fp64 for fp64). In rows where a student's logits are NaN, +inf or all -inf
-    its loss and gradient are NaN, and its peers learn from the remaining ones.
+    The cross-entropy is that of `torch.nn.functional.cross_entropy` with every option, except that
+    a batch without any label has the cross-entropy 0, not NaN. Both terms are means over rows: the
+    cross-entropy over the labelled rows (divided by the sum of their class weights, if given), the
+    divergence over all rows. Rows are computed in fp32 (fp64 for fp64 logits).
+
+    Where a student's logits of a row contain NaN or +inf, or are all -inf, its loss and gradient
+    are NaN, and its peers ignore it in that row.
 
     Args:
         logits: K tensors (*batch, C), or one (K, *batch, C); fp16, bf16, fp32 or fp64.
         target: (*batch) integer classes, or (*batch, C) probabilities.
-        kl_weight: λ; a 0-d tensor is not read on the host, so that a ramp does not stall.
-        temperature: T of the divergence, not of the cross-entropy.
+        kl_weight: λ, a number or a 0-d tensor. The host does not read the tensor, so changing it
+            during training does not wait for the device.
+        temperature: T > 0 of the divergence; the cross-entropy has none.
         label_smoothing: of the cross-entropy, in [0, 1].
         class_weight: (C,) weights of the cross-entropy.
-        ignore_index: rows of this class have no cross-entropy and keep their divergence.
+        ignore_index: rows with this label have no cross-entropy, but keep their divergence.
         peer_reduction: "mean" over the peers (the paper) or "sum" (the authors' code).
         reduction: "mean", "sum" or "none" over rows.
         backend: "auto", "closed_form", "compiled" or "triton"; see docs/loss.md.
-        peer_weight: (K, K + M) weights w_kl in place of the uniform ones, students first, then
-            teachers; 0 is not listened to, and the diagonal is ignored. Absolute: not divided by
-            anything, and not made up for a peer whose row is left out.
-        row_weight: (*batch) factors of all terms of a row; the means' denominators stay.
-        teacher_logits: M further distributions, as `logits`, which teach and do not learn. With
-            ``peer_reduction="mean"`` they count as peers: w = 1 / (K - 1 + M).
-        return_stats: also return all of `MutualStats`.
+        peer_weight: (K, K + M) weights w_kl that replace the uniform ones; students first, then
+            teachers. A peer with weight 0 is ignored, and so is the diagonal. The weights are
+            used as they are: not normalised, not even where a peer's row is unusable.
+        row_weight: (*batch) factors of both terms of a row; the means' denominators do not change.
+        teacher_logits: M further distributions, shaped like `logits`, which teach and do not
+            learn. With ``peer_reduction="mean"`` they count as peers: w = 1 / (K - 1 + M).
+        return_stats: also return every field of `MutualStats`.
 
     Returns:
         Losses (K,), or (K, *batch) with ``reduction="none"``, in fp32 (fp64 for fp64 logits);
-        with the statistics if asked for.
+        ``(losses, stats)`` with ``return_stats``.
 
     Raises:
         UserError: if an argument has a wrong shape, device, dtype or value.
@@ -95,7 +99,7 @@ def mutual_loss(
     )
     solver = backends.find(backend, problem)
     inputs = problem.students
-    if isinstance(logits, Tensor):  # its gradient is one tensor too
+    if isinstance(logits, Tensor):  # whose gradient is one tensor too
         inputs = (logits if logits.dim() == 3 else logits.reshape(problem.shape),)
     wanted = "all" if return_stats else "none"
     if torch.is_grad_enabled() and any(z.requires_grad for z in inputs):
@@ -126,17 +130,17 @@ def mutual_loss_and_grad(
     return_stats: bool = False,
     grad_scale: float | Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], MutualStats]:
-    """The losses and their gradients without autograd, as an engine wants them.
+    """Return the losses and their gradients without autograd, as a training engine needs them.
 
     Continue with ``logits[k].backward(grads[k])``. Arguments and errors are those of
-    `mutual_loss`, and ``grad_scale``: a number, or a () or (K,) tensor on the logits' device (a
-    loss scaler's), which multiplies the gradients before they are rounded to the logits' dtype,
-    and not the losses.
+    `mutual_loss`. In addition, ``grad_scale`` multiplies the gradients before they are rounded to
+    the logits' dtype, but not the losses: a number, or a () or (K,) tensor on the logits' device,
+    such as a loss scaler has.
 
     Returns:
-        ``(losses, grads, stats)``: losses as of `mutual_loss`, without a graph; K gradients of
-        ``losses[k].sum()``, each with the shape and dtype of logits[k]; statistics, of which
-        those beyond the first four only if ``return_stats``.
+        ``(losses, grads, stats)``: losses as `mutual_loss` returns them, without a graph; K
+        gradients of ``losses[k].sum()``, each with the shape and dtype of ``logits[k]``; and the
+        statistics, of which all but the first four are None unless ``return_stats``.
     """
     problem = prepare(
         logits,
@@ -166,7 +170,10 @@ def mutual_loss_and_grad(
 
 
 class LossOptions(nn.Module):
-    """Options as attributes, which may be changed between calls; ``class_weight`` is a buffer."""
+    """The options that the loss modules have in common.
+
+    They are attributes, which may be changed between calls; ``class_weight`` is a buffer.
+    """
 
     class_weight: Tensor | None
 
@@ -181,7 +188,7 @@ class LossOptions(nn.Module):
         reduction: str = "mean",
         backend: str = "auto",
     ) -> None:
-        """Check and keep the options."""
+        """Check and keep the options; see `mutual_loss`."""
         super().__init__()
         check_options(kl_weight, temperature, label_smoothing, peer_reduction, reduction)
         backends.check(backend)
@@ -195,7 +202,7 @@ class LossOptions(nn.Module):
         self.backend = backend
 
     def options(self) -> dict[str, Any]:
-        """Them all, as arguments of a functional form."""
+        """Return the options as keyword arguments of the functional form."""
         return {
             "kl_weight": self.kl_weight,
             "temperature": self.temperature,
@@ -208,7 +215,7 @@ class LossOptions(nn.Module):
         }
 
     def extra_repr(self) -> str:
-        """The options, for print(); not the class weights."""
+        """Return the options for ``print``, without the class weights."""
         shown = self.options()
         del shown["class_weight"]
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
@@ -217,7 +224,7 @@ class LossOptions(nn.Module):
 class FusedMutualLoss(LossOptions):
     """`mutual_loss` as a module: ``FusedMutualLoss()(logits, target)`` gives (K,) losses.
 
-    The options are attributes and may be changed between calls; ``class_weight`` is a buffer.
+    Its options are attributes, which may be changed between calls; ``class_weight`` is a buffer.
     Arguments, results and errors are those of `mutual_loss`.
     """
 
@@ -231,7 +238,7 @@ class FusedMutualLoss(LossOptions):
         teacher_logits: Logits | None = None,
         return_stats: bool = False,
     ) -> Tensor | tuple[Tensor, MutualStats]:
-        """(K,) losses, or (K, *batch) with ``reduction="none"``; see `mutual_loss`."""
+        """Return (K,) losses, or (K, *batch) with ``reduction="none"``; see `mutual_loss`."""
         return mutual_loss(
             logits,
             target,

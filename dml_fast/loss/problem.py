@@ -1,4 +1,4 @@
-"""What a backend of the mutual loss is given, and what it returns.
+"""What a backend of the mutual loss takes and returns.
 
 Letters: K students, M teachers, L = K + M distributions, N rows, C classes.
 """
@@ -13,25 +13,25 @@ from torch import Tensor
 
 
 class MutualStats(NamedTuple):
-    """Measurements of one call, all on the device of the logits; reading one waits for it.
+    """Statistics of one call, on the device of the logits: reading one waits for that device.
 
-    ``ce``, ``kl``, ``correct`` and ``finite`` are always there. The others cost extra passes and
-    are None unless ``return_stats=True``; they compare softmax(z / temperature), without the
-    factor T². Where a student's logits are not finite its own figures are NaN (its row and
-    column in ``pairwise_kl``), and the mutual information of a row leaves it out.
+    ``ce``, ``kl``, ``correct`` and ``finite`` are always present. The others cost extra passes
+    and are None unless ``return_stats=True``; they compare softmax(z / temperature), without the
+    factor T². A student with a row of unusable logits has NaN in its own statistics (its row and
+    its column of ``pairwise_kl``); the mutual information of that row leaves the student out.
 
     Attributes:
         ce: (K,) mean cross-entropy, at temperature 1.
-        kl: (K,) mean divergence from the peers, with its factor T²: with ``reduction="mean"``
-            the losses are ``ce + kl_weight * kl``.
-        correct: (K,) int64, labelled rows whose largest logit is the target (for probabilities:
-            the most probable class).
+        kl: (K,) mean divergence from the peers, including the factor T²: with
+            ``reduction="mean"`` the losses are ``ce + kl_weight * kl``.
+        correct: (K,) int64, the number of labelled rows whose largest logit is the target's (for
+            a target of probabilities: the most probable class's).
         finite: (K,) bool, whether every row of the student was usable.
         pairwise_kl: (K, K), entry [i, j] is the mean over rows of KL(p_i || p_j), never negative.
         entropy: (K,) mean entropy of p_k, in nats.
-        mutual_information: () H(mean_k p_k) - mean_k H(p_k), averaged over rows: how much the
-            students disagree (BALD; Houlsby et al. 2011, arXiv 1112.5745).
-        row_mutual_information: (*batch) the same for every row.
+        mutual_information: () H(mean_k p_k) - mean_k H(p_k) in nats, averaged over rows: how much
+            the students disagree (BALD; Houlsby et al. 2011, arXiv 1112.5745).
+        row_mutual_information: (*batch) the same for each row.
     """
 
     ce: Tensor
@@ -44,15 +44,15 @@ class MutualStats(NamedTuple):
     row_mutual_information: Tensor | None = None
 
 
-@dataclass(slots=True)  # not frozen, which would make it four times as slow to build
+@dataclass(slots=True)  # a frozen one takes four times as long to build
 class Problem:
-    """A checked call: every tensor is on one device and has the shape written here.
+    """The checked arguments of a call: all tensors are on one device and have these shapes.
 
     Attributes:
         students: K tensors (N, C), fp16, bf16, fp32 or fp64, any strides.
         teachers: M tensors (N, C), any floating dtype.
         dtype: the dtype to compute and accumulate in: fp32, or fp64 for fp64 students.
-        batch_shape: the shape that N flattens.
+        batch_shape: the shape whose product is N.
         index: (N,) integer classes as given; None for a target of probabilities.
         ignore_index: the class of rows without a label; None when every row is known to have one.
         soft: (N, C) target probabilities in ``dtype``; None for a target of classes.
@@ -64,9 +64,11 @@ class Problem:
         label_smoothing: in [0, 1].
         peer_reduction: "mean" or "sum", of the uniform weights.
         reduction: "mean", "sum" or "none", over rows.
-        whole: where these rows are a part of a batch, what its means divide by: the labelled
-            rows (their class weights, if given) as a number or () tensor, and the rows.
-        grad_scale: a number, or a () or (K,) tensor, of the gradients of `Backend.solve`.
+        whole: where these rows are part of a larger batch, the two denominators of its means:
+            its labelled rows (the sum of their class weights, if given) as a number or a ()
+            tensor, and its rows. Otherwise None.
+        grad_scale: a number, or a () or (K,) tensor, that multiplies the gradients of
+            `Backend.solve`; None for 1.
     """
 
     students: tuple[Tensor, ...]
@@ -89,17 +91,20 @@ class Problem:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(K, N, C)."""
+        """Return (K, N, C)."""
         rows, classes = self.students[0].shape
         return len(self.students), rows, classes
 
     @property
     def device(self) -> torch.device:
-        """Where everything is, and where the answer goes."""
+        """Return the device of all tensors, and of the solution."""
         return self.students[0].device
 
     def count_labels(self) -> float | Tensor:
-        """What the mean cross-entropy divides by: rows with a label, or their class weights."""
+        """Return the denominator of the mean cross-entropy.
+
+        It is the number of labelled rows, or the sum of their class weights.
+        """
         if self.index is None or (self.ignore_index is None and self.class_weight is None):
             return self.shape[1]
         index = self.index.long()
@@ -113,13 +118,14 @@ class Problem:
 
 
 class Solution(NamedTuple):
-    """A backend's answer.
+    """What a backend computes.
 
     Attributes:
         losses: (K,), or (K, N) with reduction "none", in ``Problem.dtype``.
-        grads: K tensors (N, C), owned by the caller: the gradient of ``losses[k].sum()`` for
-            ``students[k]``, times ``grad_scale``, in that student's dtype; None unless asked for.
-        stats: None unless asked for.
+        grads: K tensors (N, C), which the caller may overwrite: the gradient of
+            ``losses[k].sum()`` with respect to ``students[k]``, times ``grad_scale``, in the dtype
+            of that student; None if not wanted.
+        stats: None if not wanted.
     """
 
     losses: Tensor
@@ -134,20 +140,21 @@ class Backend(Protocol):
 
     Attributes:
         SCRATCH: how many numbers per logit `solve` holds at once, beside the logits and their
-            gradients. `dml_fast.loss.linear_chunks` sizes its chunks by it.
+            gradients; `dml_fast.loss.linear_chunks` chooses the size of its chunks by it.
     """
 
     SCRATCH: int
 
     def solve(self, problem: Problem, with_grad: bool, stats: str) -> Solution:
-        """Losses, and gradients if wanted; autograd is off."""
+        """Return losses, and gradients if wanted; called with autograd off."""
         ...
 
     def differentiable(
         self, problem: Problem, logits: tuple[Tensor, ...], stats: str
     ) -> tuple[Tensor, MutualStats | None]:
-        """Losses as of `solve`, differentiable once, and statistics.
+        """Return the losses of `solve`, differentiable once, and statistics.
 
-        ``logits`` are what to tie the losses to: K tensors (N, C), or one (K, N, C).
+        Autograd differentiates them with respect to ``logits``: K tensors (N, C), or one
+        (K, N, C), with the values of ``problem.students``.
         """
         ...

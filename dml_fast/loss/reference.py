@@ -1,6 +1,7 @@
-"""The paper's equations as they stand, in plain differentiable torch: the oracle of the tests.
+"""The paper's equations as printed, in plain differentiable torch: the oracle of the tests.
 
-Pair by pair, O(K²) and slow on purpose; in the dtype of the logits; any order of derivative.
+Simple and slow on purpose: O(K²), pair by pair. Computes in the dtype of the logits and has
+derivatives of every order.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ def mutual_loss(
     row_weight: Tensor | None = None,
     teacher_logits: Sequence[Tensor] = (),
 ) -> Tensor:
-    """(K,) or (K, *batch) losses; arguments as of `dml_fast.loss.mutual_loss`, unchecked.
+    """Return (K,) losses, or (K, *batch) with ``reduction="none"``.
 
-    Zhang et al., CVPR 2018, with this package's options.
+    Zhang et al., CVPR 2018, with the options of `dml_fast.loss.mutual_loss`. Arguments are not
+    checked.
     """
     peers = [z.detach() for z in (*logits, *teacher_logits)]  # constants
     usable = [z.amax(-1).isfinite() for z in peers]  # neither NaN nor +inf, not all -inf
-    # Left out below; but 0 times the derivative of a NaN would still be NaN.
+    # Unusable rows are left out below, but 0 times the derivative of a NaN would still be NaN.
     peers = [torch.where(u.unsqueeze(-1), z, 0.0) for u, z in zip(usable, peers, strict=True)]
     losses = []
     for k, z in enumerate(logits):
@@ -63,7 +65,7 @@ def mutual_loss(
 
 
 def kl_rows(z_p: Tensor, z_q: Tensor) -> Tensor:
-    """(*batch): KL(softmax(z_p) || softmax(z_q)), where 0 log 0 = 0."""
+    """Return KL(softmax(z_p) || softmax(z_q)) of each row, (*batch), with 0 log 0 = 0."""
     log_p, log_q = torch.log_softmax(z_p, -1), torch.log_softmax(z_q, -1)
     return torch.where(log_p.exp() > 0, log_p.exp() * (log_p - log_q), 0.0).sum(-1)
 
@@ -71,7 +73,7 @@ def kl_rows(z_p: Tensor, z_q: Tensor) -> Tensor:
 def cross_entropy_rows(
     z: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, smoothing: float
 ) -> Tensor:
-    """(*batch): torch's own cross-entropy, row by row."""
+    """Return torch's cross-entropy of each row, (*batch)."""
     soft = target.is_floating_point()
     rows = F.cross_entropy(
         z.reshape(-1, z.shape[-1]),
@@ -85,7 +87,7 @@ def cross_entropy_rows(
 
 
 def label_mass(z: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
-    """What torch's mean cross-entropy divides by; 1, so that the mean is 0, without any label."""
+    """Return the denominator of torch's mean cross-entropy, or 1 if no row has a label."""
     if target.is_floating_point():
         return z.new_ones(z.shape[:-1]).sum()
     labelled = target != ignore_index

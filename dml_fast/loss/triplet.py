@@ -1,24 +1,27 @@
-"""The batch-hard triplet loss (Hermans, Beyer, Leibe, arXiv 1703.07737, equation 5)."""
+"""The batch-hard triplet loss (Hermans, Beyer and Leibe, arXiv 1703.07737, equation 5)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-_TINY = 1e-12  # below the root, whose slope at 0 is infinite
+_TINY = 1e-12  # squares are at least this, as the root has an infinite slope at 0
 
 
 def triplet_loss(features: Tensor, target: Tensor, margin: float) -> Tensor:
-    """Mean over images of relu(margin + farthest of its identity - nearest of another).
+    """Return the mean over images of relu(margin + farthest positive - nearest negative).
+
+    The farthest positive is the largest distance to an image of the same identity, the nearest
+    negative the smallest distance to one of another identity.
 
     Args:
-        features: (N, D) of any floating type; computed in float32 at least.
-        target: (N,) identities. An image without another of its identity is at distance 0 from
-            its farthest; one without an image of another identity counts 0.
-        margin: in units of the Euclidean distance.
+        features: (N, D), any floating dtype.
+        target: (N,) identities. An image that is alone with its identity has its farthest
+            positive at distance 0; one that has no negative adds 0 to the mean.
+        margin: a Euclidean distance.
 
     Returns:
-        0-d, float32 at least.
+        0-d, in float32 or the features' dtype, whichever is wider.
     """
     x = features.to(torch.promote_types(features.dtype, torch.float32))
     with torch.autocast(x.device.type, enabled=False):

@@ -83,6 +83,7 @@ def oracle(f: np.ndarray, images: RetrievalSet) -> dict[str, float]:
     return named | {f"rank{k}": np.mean(first <= k) for k in (1, 5, 10)}
 
 
+@pytest.mark.slow
 def test_each_epoch_has_the_map_and_rank_1_of_students_and_ensemble(folder: Path) -> None:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2
@@ -96,6 +97,7 @@ def test_each_epoch_has_the_map_and_rank_1_of_students_and_ensemble(folder: Path
     assert (folder / "curves.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_scores_are_those_of_an_independent_evaluation(
     folder: Path, market: Path, split: str, capsys: pytest.CaptureFixture[str]
@@ -124,6 +126,7 @@ def test_the_best_checkpoint_gives_the_scores_of_its_epoch(
     assert result["ensemble"]["mAP"] == line["ensemble_val_mAP"]
 
 
+@pytest.mark.slow
 def test_a_run_in_bf16_is_evaluated_as_it_was_validated(
     market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +139,7 @@ def test_a_run_in_bf16_is_evaluated_as_it_was_validated(
     assert [s["mAP"] for s in result["students"]] == [s["val_mAP"] for s in line["students"]]
 
 
+@pytest.mark.slow
 def test_the_table_and_the_ranked_lists(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,7 @@ TARGET = torch.tensor([0, 1, 2, 0])
 
 CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "no students": ({"hidden": [], "weight": [], "bias": None}, "hidden is empty"),
-    "weights": ({"weight": WEIGHT[:1]}, "weight has 1 entries and hidden 2: pass as many"),
+    "weights": ({"weight": WEIGHT[:1]}, "weight has 1 entries and hidden 2: pass the same number"),
     "one weight": ({"weight": WEIGHT[0]}, "weight has 3 entries and hidden 2"),
     "layers": ({"weight": [torch.nn.Linear(2, 3)] * 2}, r"weight\[0\] is a Linear: pass tensors"),
     "no weight": ({"weight": [WEIGHT[0], None]}, r"weight\[1\] is a NoneType: pass tensors"),

@@ -28,7 +28,6 @@ WIDTH = 100
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 INDENTED = re.compile(r"(?<=\n\n)(?:    .*\n+)+")
 SPAN = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
-NOT_RUN = re.compile(r"<!-- not run: .+ -->\n\Z")  # in front of a block that only compiles
 # Two capitals or more stand for what the reader puts there: NAME, DIR, checkpoint_STEP.
 PLACEHOLDER = re.compile(r"(?<![A-Za-z])[A-Z]{2,}(?![a-z])")
 FOLDERS = "dml_fast|tests|benchmarks|kernels|csrc|docs|examples"
@@ -179,16 +178,6 @@ def wrong_targets(text: str, page: Path) -> Iterator[str]:
             yield f"the Makefile has no target {target}"
 
 
-def wrong_code(text: str, page: Path) -> Iterator[str]:
-    """Blocks of Python that are not Python."""
-    for found in FENCE.finditer(text):
-        if found[1] == "python":
-            try:
-                compile(found[2], str(page), "exec")
-            except SyntaxError as error:
-                yield f"{error}: {error.text}"
-
-
 def wide_lines(text: str, page: Path) -> Iterator[str]:
     """Lines of prose over the width; tables, code and what a program writes may be wider."""
     written = re.compile(r"<!-- (\w+) begin -->.*?<!-- \1 end -->", re.DOTALL)
@@ -204,7 +193,6 @@ CHECKS: tuple[Check, ...] = (
     wrong_commands,
     wrong_options,
     wrong_targets,
-    wrong_code,
     wide_lines,
 )
 OF_HISTORY: tuple[Check, ...] = (wrong_links, wide_lines)
@@ -231,7 +219,7 @@ def test_a_pages_code_runs(
     names: dict[str, object] = {"__name__": "__main__"}
     ran = 0
     for found in FENCE.finditer(text):
-        if found[1] == "python" and not NOT_RUN.search(text[: found.start()]):
+        if found[1] == "python":
             lines = "\n" * text[: found.start(2)].count("\n")  # so that a traceback has the page's
             exec(compile(lines + found[2], str(page), "exec"), names)
             ran += 1
@@ -265,7 +253,6 @@ def test_a_pages_code_runs(
         ),
         (wrong_options, "`--nothing 3`", "`--kl-weight 3`"),
         (wrong_targets, "`make nothing`", "`make test`"),
-        (wrong_code, "```python\nx = = 1\n```", "```python\nx = 1\n```"),
         (wide_lines, "word " * 25, "| " + "word " * 25),
     ],
 )
@@ -274,8 +261,33 @@ def test_a_check_can_fail(check: Check, wrong: str, right: str) -> None:
     assert list(check(wrong, page)) and not list(check(right, page))
 
 
-def test_the_pages_are_found() -> None:
+def test_the_contents_name_every_page() -> None:
     assert {Path("README.md"), Path("docs/loss.md"), Path("examples/README.md")} <= {*PAGES}
-    assert {page.name for page in PAGES if page.parent == Path("docs")} - {"README.md"} <= set(
-        re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs" / "README.md").read_text(encoding="utf-8"))
-    )
+    listed = re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs" / "README.md").read_text("utf-8"))
+    assert {*listed, "README.md"} == {path.name for path in (ROOT / "docs").glob("*.md")}
+
+
+@pytest.mark.parametrize(("folder", "suffix"), [("kernels", ".py"), ("csrc", ".cpp")])
+def test_a_folders_readme_names_its_files(folder: str, suffix: str) -> None:
+    readme = (ROOT / folder / "README.md").read_text(encoding="utf-8")
+    files = {path.stem for path in (ROOT / folder).glob(f"*{suffix}")}
+    assert not {name for name in files if not re.search(rf"\b{name}(?![a-z])", readme)}
+
+
+def test_sources_point_at_files_that_exist() -> None:
+    """Paths in docstrings and comments; tests make up some of their own."""
+    sources = [
+        path
+        for folder in ("dml_fast", "kernels", "csrc", "benchmarks", "examples")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".cpp", ".hpp", ".sh")
+    ]
+    named = {
+        (path.relative_to(ROOT), found[0])
+        for path in sources
+        for found in re.finditer(
+            rf"{PATH.pattern}\.(?:md|py|cpp|hpp|sh|toml)\b", path.read_text("utf-8")
+        )
+    }
+    assert len(named) > 10
+    assert not {pair for pair in named if "*" not in pair[1] and not (ROOT / pair[1]).exists()}
