@@ -1,14 +1,14 @@
-"""Images a second of each loader, beside torchvision's, and what a training step waits for data.
+"""Images per second of each loader and of torchvision, and how long a training step waits for data.
 
     python -m benchmarks.bench_data CASE --data DIR [--json FILE]
 
 CASE is cifar (32x32 JPEGs), reid (128x64, resized), photos (400x400 to random resized 224x224),
-shards (32x32 JPEGs in tar shards beside the same in a folder, and reading the tars' headers),
-memory (CIFAR as an array), views (four versions of each image beside one) or wait (a training step
-that waits for data). DIR holds train/CLASS/*, for reid Market-1501's folders; photos and views make
-their own images, of two photographs that scikit-learn brings. Contestants take turns, a pass over
-the same number of images each; figures are medians. Results are added to FILE, a case each.
-torchvision is left out where it is not installed.
+shards (32x32 JPEGs in tar shards and in a folder, and reading the headers of the tars), memory
+(CIFAR as an array), views (four versions of each image, and one) or wait (the share of a training
+step that is spent waiting for data). DIR holds train/CLASS/*, or for reid the folders of
+Market-1501; photos and views make their own images from two photographs of scikit-learn.
+Contestants take turns, each with one pass over the same number of images; the results are medians.
+They are added to FILE, one entry for each case. torchvision is left out if it is not installed.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def streaming() -> dict[str, dict[str, Any]]:
-    """Options of the loaders that decode as they go, by name."""
+    """Return the options of the streaming loaders, by name."""
     dali = {f"dali, {n} threads": {"loader": "dali", "threads": n} for n in (1, 2)}
     fallback = {f"fallback, {n} threads": {"loader": "fallback", "threads": n} for n in (1, 2)}
     return (dali if dali_is_installed() else {}) | fallback
 
 
 def passes(loader: Loader, images: int) -> Pass:
-    """Each pass is another epoch's first ``images`` images."""
+    """Return a pass over the first ``images`` images of an epoch, a new epoch each time."""
     epochs = iter(range(10**6))
     steps = min(images // BATCH, loader.steps_per_epoch)
 
@@ -74,7 +74,7 @@ def loader_of(data: DataSet, how: Augmentation, **options: Any) -> Loader:
 
 
 def ours(spec: str, how: Augmentation, images: int, **options: Any) -> dict[str, Pass]:
-    """Our streaming loaders over a data set."""
+    """Return a pass of each of our streaming loaders over a data set."""
     found = {}
     for name, choice in streaming().items():
         data = open_dataset(spec, **options, **choice)
@@ -89,16 +89,16 @@ def resident(data: DataSet, how: Augmentation, images: int) -> dict[str, Pass]:
 
 
 def torchvision(make: Callable[[int], Pass]) -> dict[str, Pass]:
-    """torchvision with 0, 1 and 2 workers, if it is installed."""
+    """Return a pass of torchvision with 0, 1 and 2 workers, if it is installed."""
     if not data_peers.has_torchvision():
-        print("torchvision is not installed: left out", file=sys.stderr)
+        print("torchvision is not installed and is left out", file=sys.stderr)
         return {}
     return {f"torchvision, {n} workers": make(n) for n in (0, 1, 2)}
 
 
 @contextmanager
 def photographs(count: int, side: int) -> Iterator[Path]:
-    """A folder of pieces of two photographs."""
+    """Make a folder of pieces of two photographs."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
@@ -117,7 +117,7 @@ def photographs(count: int, side: int) -> Iterator[Path]:
 
 
 def thinned(root: Path, target: Path, count: int) -> Path:
-    """Links to ``count`` of the images in ``root``/CLASS/, as many of each class."""
+    """Link ``count`` of the images in ``root``/CLASS/, equally many of each class."""
     for part in sorted(path for path in root.iterdir() if path.is_dir()):
         (target / part.name).mkdir(parents=True)
         for file in sorted(part.iterdir())[: count // 10]:
@@ -138,7 +138,7 @@ def cifar(root: Path) -> Iterator[dict[str, Pass]]:
 
 
 def shards(root: Path) -> Iterator[dict[str, Pass]]:
-    """Files are copied, so that both lie on one disk; all is in the page cache."""
+    """Copy the files, so that folder and shards are on one disk; all is in the page cache."""
     images, each = 10_000, 2_000
     with tempfile.TemporaryDirectory() as folder:
         files = sorted(path for path in (root / "train").rglob("*.jpg"))
@@ -221,7 +221,7 @@ def views(_: Path) -> Iterator[dict[str, Pass]]:
 
 
 def wait(root: Path) -> Iterator[dict[str, Pass]]:
-    """Each pass is 6 steps of two ResNet-32; the shares are in `WAITED`."""
+    """Time passes of 6 steps of two ResNet-32; the shares of waiting go to `WAITED`."""
     from dml_fast.config import TrainConfig
     from dml_fast.engine import Engine
     from dml_fast.engine.precision import Precision
@@ -247,7 +247,7 @@ def wait(root: Path) -> Iterator[dict[str, Pass]]:
             if DEVICE.type == "cuda":
                 torch.cuda.synchronize()
             waited.append(lost / (time.perf_counter() - begun))
-            batches.close()  # type: ignore[attr-defined]
+            batches.close()
             return 6 * BATCH
 
         return once
@@ -263,7 +263,7 @@ WAITED: dict[str, list[float]] = {}
 
 
 def measure(turns: dict[str, Pass], rounds: int) -> dict[str, dict[str, float]]:
-    """Images a second of each, over rounds in which all take turns; one round warms up."""
+    """Measure images per second of each pass, over rounds after one warm-up round."""
     order = random.Random(0)
     speeds: dict[str, list[float]] = {name: [] for name in turns}
     for number in range(rounds + 1):
@@ -285,13 +285,13 @@ def measure(turns: dict[str, Pass], rounds: int) -> dict[str, dict[str, float]]:
 
 @contextmanager
 def measured(case: str, data: Path) -> Iterator[dict[str, Pass]]:
-    """The contestants of a case, while its folders last."""
+    """Yield the passes of a case, as long as its folders exist."""
     kinds = {f.__name__: f for f in (cifar, shards, reid, photos, memory, views, wait)}
     yield from kinds[case](data)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a table, and add it to the report."""
+    """Print a table, and add it to the report if one is asked for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -301,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="add the report there")
     args = parser.parse_args(argv)
     if DEVICE.type == "cpu":
-        keep_freed_memory()  # as dml_fast.train does; all contestants gain from it
+        keep_freed_memory()  # as in dml_fast.train; all contestants benefit
         if args.case != "wait":
             torch.set_num_threads(1)
     report = provenance(DEVICE)

@@ -139,15 +139,17 @@ def unpack(
     result = None
     if stats != "none":
         measured, correct, finite = next(left), next(left), next(left)
-        result = MutualStats(measured[0], measured[1], correct, finite.view(torch.bool))
+        further = {}
         if stats == "all":
             more, information = next(left), next(left)
-            result = result._replace(
-                entropy=more[:students],
-                mutual_information=more[students],
-                pairwise_kl=more[students + 1 :].reshape(students, students),
-                row_mutual_information=information.reshape(problem.batch_shape),
-            )
+            further = {
+                "entropy": more[:students],
+                "mutual_information": more[students],
+                "pairwise_kl": more[students + 1 :].reshape(students, students),
+                "row_mutual_information": information.reshape(problem.batch_shape),
+            }
+        # not _replace: torch 2.7 does not trace it
+        result = MutualStats(measured[0], measured[1], correct, finite.view(torch.bool), **further)
     saved = next(left) if save else None
     grads = tuple(left) if with_grad else None
     return Answer(Solution(losses, grads, result), saved)

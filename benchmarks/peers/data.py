@@ -1,6 +1,6 @@
-"""What the loaders are compared with: torchvision's ImageFolder + DataLoader, DALI, tarfile.
+"""The peers of the loaders: torchvision's ImageFolder and DataLoader, DALI, and tarfile.
 
-Each as its own documentation writes it.
+Each is used as in its own documentation.
 """
 
 from __future__ import annotations
@@ -16,24 +16,27 @@ import numpy as np
 import torch
 
 MEAN, STD = (0.47, 0.45, 0.40), (0.25, 0.25, 0.26)
-Pass = Callable[[], int]  # goes once over the images; how many there were
+Pass = Callable[[], int]  # goes once over the images and returns how many there were
 
 
 def has_torchvision() -> bool:
-    """Whether it can be imported; beside a torch for CPUs alone its C++ operators do not load."""
+    """Import torchvision if it is installed, and return whether it is.
+
+    With a torch for CPUs only, the C++ operators of torchvision do not load.
+    """
     if find_spec("torchvision") is None:
         return False
-    if torch.version.cuda is None:  # transforms and data sets use none of them
+    if torch.version.cuda is None:  # transforms and data sets need none of these
         library = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        globals()["_library"] = library  # as long as this module
+        globals()["_library"] = library  # kept as long as this module
     import_module("torchvision")
     return True
 
 
 def transforms(kind: str) -> Any:
-    """The usual training transforms for a kind of data."""
+    """Return the usual training transforms for a kind of data: cifar, reid or photos."""
     T: Any = import_module("torchvision.transforms")
     end = [T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(MEAN, STD)]
     if kind == "cifar":
@@ -45,13 +48,13 @@ def transforms(kind: str) -> Any:
 
 
 def image_folder(root: Path, kind: str, batch_size: int, workers: int) -> Pass:
-    """ImageFolder and DataLoader over the files in ``root``/CLASS/."""
+    """Return a pass of ImageFolder and DataLoader over the files in ``root``/CLASS/."""
     datasets: Any = import_module("torchvision.datasets")
     return data_loader(datasets.ImageFolder(root, transforms(kind)), batch_size, workers)
 
 
 class InMemory(torch.utils.data.Dataset[Any]):
-    """What torchvision's CIFAR10 does with its array: a PIL image of each, then transforms."""
+    """Images in memory, used as in CIFAR10: a PIL image of each, then transforms."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
         self.images, self.labels = images, labels  # (N, H, W, C)
@@ -67,7 +70,7 @@ class InMemory(torch.utils.data.Dataset[Any]):
 
 
 def data_loader(data: Any, batch_size: int, workers: int) -> Pass:
-    """A DataLoader whose workers stay between passes."""
+    """Return a pass of a DataLoader, whose workers stay between passes."""
     loader: Any = torch.utils.data.DataLoader(
         data,
         batch_size=batch_size,
@@ -84,7 +87,7 @@ def data_loader(data: Any, batch_size: int, workers: int) -> Pass:
 
 
 def dali_in_memory(images: np.ndarray, batch_size: int, threads: int) -> Pass:
-    """DALI on arrays: external_source, a crop padded by 4, mirror, normalise."""
+    """Return a pass of DALI over arrays: external_source, a crop padded by 4, mirror, normalise."""
     fn, types = (import_module(f"nvidia.dali.{name}") for name in ("fn", "types"))
     pipeline: Any = import_module("nvidia.dali.pipeline")
     rng = np.random.default_rng(0)
@@ -124,7 +127,7 @@ def dali_in_memory(images: np.ndarray, batch_size: int, threads: int) -> Pass:
 
 
 def samples_of(path: Path) -> int:
-    """Reads a tar's headers and labels with the standard library; returns how many there are."""
+    """Read the headers and labels of a tar with the standard library; return how many there are."""
     with tarfile.open(path) as tar:
         streams = [tar.extractfile(member) for member in tar if member.name.endswith(".cls")]
         return len([int(stream.read()) for stream in streams if stream is not None])

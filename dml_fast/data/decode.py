@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from dml_fast.data.corrupt import BadImage
+from dml_fast.data.corrupt import BadImage, CorruptFiles
 from dml_fast.data.storage import CorruptImageError, Storage
 from dml_fast.errors import UserError
 from dml_fast.machine import available_bytes, cores
@@ -131,17 +131,18 @@ def resize(pixels: Pixels, height: int, width: int) -> Pixels:
 
 
 def decode_all(
-    files: Storage, *, image_size: Size, skip_corrupt: bool
-) -> tuple[Pixels, list[BadImage]]:
+    files: Storage, image_size: Size, corrupt: CorruptFiles
+) -> tuple[Pixels, npt.NDArray[np.int64]]:
     """Decode many files into one array.
 
     Args:
         files: N files, at least one.
         image_size: see `Size`; with 0 all images must have the size of the first.
-        skip_corrupt: whether files that cannot be decoded are left out; if not, they are an error.
+        corrupt: records the files that cannot be decoded, or raises an error for them.
 
     Returns:
-        (N - bad, 3, H, W) uint8 in the order of ``files``, and the files that were left out.
+        (M, 3, H, W) uint8 in the order of ``files``, without those that cannot be decoded, and the
+        indices (M,) int64 of their files.
 
     Raises:
         UserError: a file is corrupt, sizes differ, or the images do not fit in memory.
@@ -149,23 +150,21 @@ def decode_all(
     if image_size:  # before an image of that size is made
         sides = image_size if isinstance(image_size, tuple) else (image_size, image_size)
         _check_memory(len(files), *sides)
-    first, height, width = first_size(files, image_size, skip_corrupt)
+    first, height, width = first_size(files, image_size, corrupt.allowed)
     _check_memory(len(files), height, width)
     images = np.empty((len(files), 3, height, width), dtype=np.uint8)
     task = partial(_decode_chunk, files, images, first, image_size)
     bad: list[int] = []
-    found: list[BadImage] = []
     with ThreadPoolExecutor(cores()) as pool:
         try:
             for failures in pool.map(task, range(0, len(files), _CHUNK)):
                 for index, reason in failures:
+                    corrupt.add(BadImage(files.path(index), reason))
                     bad.append(index)
-                    found.append(BadImage(files.path(index), reason))
-                    if not skip_corrupt:
-                        raise found[0].error()
         finally:
             pool.shutdown(cancel_futures=True)
-    return (np.delete(images, bad, axis=0) if bad else images), found
+    kept = np.delete(np.arange(len(files)), bad)
+    return (images[kept] if bad else images), kept
 
 
 def first_size(files: Storage, image_size: Size, skip_corrupt: bool) -> tuple[Path, int, int]:

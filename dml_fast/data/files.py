@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +79,7 @@ class ImageFiles:
     def __getitem__(self, ids: Ids | slice) -> ImageFiles:
         """Return some of the images, in the order of ``ids``."""
         files = self.files[ids]
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return ImageFiles(**{**values, "files": files, "shape": (len(files), *self.shape[1:])})
+        return replace(self, files=files, shape=(len(files), *self.shape[1:]))
 
     def decoded(self, index: int) -> Pixels:
         """Decode an image and bring it to (H, W, 3) uint8.

@@ -94,11 +94,7 @@ def load(
             corrupt=corrupt,
         )
         return Loaded(images, np.arange(len(files)), manifest, corrupt, choice)
-    pixels, bad = decode_all(files, image_size=how.size, skip_corrupt=how.skip_corrupt)
-    for file in bad:
-        corrupt.add(file)
-    lost = {file.path for file in bad}
-    kept = np.flatnonzero([not lost or files.path(i) not in lost for i in range(len(files))])
+    pixels, kept = decode_all(files, how.size, corrupt)
     corrupt.report()
     return Loaded(pixels, kept, manifest[kept], corrupt, choice)
 

@@ -83,7 +83,7 @@ def loader_of(data: DataSet, how: Augmentation | None = None, **options: object)
 
 def batch_of(loader: Loader, epoch: int, step: int) -> TrainBatch:
     """Return one batch of an epoch."""
-    with closing(loader.epoch(epoch, step)) as batches:  # type: ignore[type-var]
+    with closing(loader.epoch(epoch, step)) as batches:
         return next(batches)
 
 

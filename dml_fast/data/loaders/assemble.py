@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -51,7 +51,7 @@ class Loader(Protocol):
 
     steps_per_epoch: int
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TrainBatch]:
+    def epoch(self, epoch: int, start_step: int = 0) -> Generator[TrainBatch]:
         """Yield the batches of ``epoch`` from ``start_step`` (0..steps_per_epoch) on."""
         ...
 

@@ -46,14 +46,14 @@ class DaliDecoder:
         source: the files.
         device: the device of the decoded pixels; a GPU also decodes them.
         batch_size: the most images that a request may have.
-        views: how many parts of each image are wanted, 0 for whole images.
+        parts: how many parts of each image requests ask for, 0 for whole images.
 
     Raises:
         UserError: DALI is not installed, or the device is not available.
     """
 
     def __init__(
-        self, source: Source, *, device: torch.device, batch_size: int, views: int = 0
+        self, source: Source, *, device: torch.device, batch_size: int, parts: int = 0
     ) -> None:
         require_dali()
         if device.type == "cuda" and not torch.cuda.is_available():
@@ -61,7 +61,7 @@ class DaliDecoder:
                 f"images cannot be decoded on {device}, which is not available: give --device cpu"
             )
         self._source, self._device = source, device
-        self._batch_size, self._views = batch_size, views
+        self._batch_size, self._parts = batch_size, parts
         self._pipe: Any = None
         self._by_pillow: set[int] = set()  # images of batches that DALI could not decode
         self._held: deque[tuple[Any, Any]] = deque()
@@ -110,7 +110,7 @@ class DaliDecoder:
         files = [blank if file is None else file for _, file in found]
         ids = np.array([index for index, _ in found], np.int64)
         inputs: dict[str, list[npt.NDArray[Any]]] = {"files": [file.data for file in files]}
-        if self._views:
+        if self._parts:
             heights, widths = np.array([[file.height, file.width] for file in files]).T
             boxes = request.boxes(heights, widths).astype(np.int32)  # (V, 4, B)
             for view, columns in enumerate(boxes):
@@ -174,10 +174,10 @@ class DaliDecoder:
             def numbers(name: str, dtype: Any = types.INT32) -> Any:
                 return fn.external_source(name=name, ndim=1, dtype=dtype)
 
-            if self._views:
+            if self._parts:
                 parts = [
                     {"start": numbers(f"corner{v}"), "shape": numbers(f"sides{v}"), "axes": (0, 1)}
-                    for v in range(self._views)
+                    for v in range(self._parts)
                 ]
                 if len(parts) == 1 and not images.corrupt.allowed:
                     # Only the part that is shown is decoded, to the same pixels. Damage elsewhere

@@ -6,7 +6,7 @@ resumes in the middle of an epoch by asking for the next batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ class ResidentLoader:
         there = torch.as_tensor(images).to(assemble.device)
         self._images = [there.permute(0, 2, 3, 1).contiguous()]
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TrainBatch]:
+    def epoch(self, epoch: int, start_step: int = 0) -> Generator[TrainBatch]:
         """Yield the batches of ``epoch`` from ``start_step`` (0..steps_per_epoch) on."""
         for step in range(start_step, self.steps_per_epoch):
             plan = self._plan(epoch, step)

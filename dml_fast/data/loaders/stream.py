@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import replace
 
@@ -22,8 +22,7 @@ def open_decoder(
     *,
     device: torch.device,
     batch_size: int,
-    views: int = 1,
-    cut: bool = False,
+    parts: int = 0,
 ) -> Decoder:
     """Start the decoder that ``images.loader`` names.
 
@@ -32,8 +31,7 @@ def open_decoder(
         labels: see `Source`.
         device: the device of the decoded pixels.
         batch_size: the most images that a request may have.
-        views: how many parts of an image a request asks for.
-        cut: whether requests ask for parts.
+        parts: how many parts of each image requests ask for, 0 for whole images.
 
     Raises:
         UserError: DALI is not installed, or the device is not available.
@@ -42,7 +40,7 @@ def open_decoder(
     if images.loader == "dali":
         from dml_fast.data.loaders.dali import DaliDecoder
 
-        return DaliDecoder(source, device=device, batch_size=batch_size, views=views if cut else 0)
+        return DaliDecoder(source, device=device, batch_size=batch_size, parts=parts)
     from dml_fast.data.loaders.threads import ThreadDecoder
 
     return ThreadDecoder(source, device=device)
@@ -75,11 +73,10 @@ class StreamLoader:
             labels,
             device=assemble.device,
             batch_size=batch_size,
-            views=plan.views,
-            cut=plan.augmentation.resized,
+            parts=plan.views if plan.augmentation.resized else 0,
         )
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TrainBatch]:
+    def epoch(self, epoch: int, start_step: int = 0) -> Generator[TrainBatch]:
         """Yield the batches of ``epoch`` from ``start_step`` (0..steps_per_epoch) on."""
         plans = (self._plan(epoch, step) for step in range(start_step, self.steps_per_epoch))
         with closing(self._decoder.run(Request(plan.ids, plan) for plan in plans)) as decoded:
