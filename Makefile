@@ -44,7 +44,7 @@ bench: $(VENV)/.with-test
 # out. Python itself is not instrumented: the runtime is preloaded, and leaks are Python's business.
 SANITIZED_TESTS := tests/ranking/test_core.py tests/ranking/test_distances.py \
 	tests/ranking/test_features.py tests/ranking/test_codes.py tests/ranking/test_reranking.py \
-	tests/ranking/test_sets.py
+	tests/ranking/test_sets.py tests/data/test_augment_core.py
 # $(call sanitized,NAME,FLAGS,RUNTIME,ENVIRONMENT)
 sanitized = mkdir -p build/$(1) && \
 	CFLAGS="-g -O1 -fno-omit-frame-pointer $(2)" LDFLAGS="$(2)" $(BIN)/python setup.py -q build_ext \
@@ -53,7 +53,7 @@ sanitized = mkdir -p build/$(1) && \
 	rm -rf build/$(1)/lib/dml_fast && mv build/$(1)/package build/$(1)/lib/dml_fast && \
 	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=$(3)) $$($${CXX:-g++} -print-file-name=libstdc++.so.6)" \
 		PYTHONPATH=build/$(1)/lib $(4) $(BIN)/python -P -m pytest -q -s -p no:cacheprovider \
-		$(SANITIZED_TESTS)
+		-o pythonpath=tests/support $(SANITIZED_TESTS)
 
 sanitize: $(VENV)/.with-test
 	$(call sanitized,asan,-fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined,libasan.so,ASAN_OPTIONS=detect_leaks=0)

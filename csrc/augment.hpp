@@ -19,8 +19,8 @@ struct Crops {
     const float* shift;          // (C,)
 };
 
-// Writes (B, H, W, C): pixel * scale + shift, each rounded to float on its own as torch does it;
-// 0 where the crop leaves its image and where it is erased. `interrupted` as for parallel_for.
+// Writes (B, H, W, C): pixel * scale + shift, with product and sum each rounded to float as in
+// torch; 0 outside the image and where it is erased. `interrupted` is as for parallel_for.
 void augment(const Crops& crops, float* out, int threads,
              const std::function<bool()>& interrupted);
 

@@ -1,4 +1,4 @@
-// The classes of dml_fast._native that work on features; they compute nothing themselves.
+// The classes of dml_fast._native that work on features. They convert arguments, no more.
 #include <memory>
 #include <vector>
 
@@ -108,7 +108,7 @@ class Features {
     }
 
   private:
-    // numpy knows no bfloat16: its bits come as int16.
+    // numpy has no bfloat16: its bits come as int16.
     template <class S>
     using Stored = std::conditional_t<sizeof(S) == 2, std::uint16_t, float>;
 
@@ -176,7 +176,7 @@ class Rerank {
 template <class T>
 void define_features(py::module_& module, const char* name) {
     using F = Features<T>;
-    // With Python's own metaclass, which type checkers expect.
+    // Python's own metaclass, as type checkers expect.
     py::class_<F>(module, name, py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
         .def(py::init<Array<T>, Array<T>, bool, Ints, Ints, Ints, Ints, Ints, Ints, Ints,
                       std::int64_t, bool, int>(),

@@ -119,15 +119,15 @@ void FeatureRanker<T>::start(std::int64_t begin, std::int64_t end, int threads,
     });
 }
 
-// How far the approximation of a number near x may be off, for any item of the panel.
+// The largest error of the approximation of a number near x, for any item of the panel.
 template <class T>
 double FeatureRanker<T>::bound(const Query& query, double x) const {
     const double product = query.operand_norm * panel_.operand_norm;
     const double dims = static_cast<double>(features_.dims);
     double off = query.operand_norm * panel_.slip +
                  query.slip * (panel_.operand_norm + panel_.slip);
-    // A sum of D products in float32, in any order, with any rounding to a neighbour, tiny terms
-    // flushed to zero; z's own rounding in float64 is far below the slack of this.
+    // A sum of D products in float32, in any order, with any rounding to a neighbour, and with tiny
+    // terms flushed to zero. The rounding of z in float64 is far below the slack of this.
     off += (dims + 8.0) * (0x1p-23 * product + 1e-37);
     const double size = std::abs(x) + off + panel_.offset_size;
     return off + panel_.result_rounding * size + 0x1p-21 * size;
@@ -150,7 +150,7 @@ std::int64_t FeatureRanker<T>::count(const S* tile, std::int64_t query_begin,
         if (groups == 0 && topk_ == 0 && !farthest_) continue;
         simd_.widen(tile + (q - query_begin) * n,
                        panel_.offset.data() + (item_begin - panel_.begin), n, x.data());
-        // Positives and excluded items are known exactly, and no others.
+        // Positives and excluded items are already known exactly: they are not counted here.
         const auto* same_end = labels_.same_end(q);
         for (const auto* m = std::lower_bound(labels_.same_begin(q), same_end, item_begin);
              m != same_end && *m < item_end; ++m) {
@@ -183,7 +183,7 @@ std::int64_t FeatureRanker<T>::count(const S* tile, std::int64_t query_begin,
             const std::int64_t item = item_begin + j;
             const std::int64_t identity = labels_.item_identity[item];
             if (identity < 0 || identity == labels_.query_identity[q]) continue;
-            // The groups whose intervals hold x: all for a NaN.
+            // The groups whose intervals contain x; all of them for a NaN.
             const float value = x[static_cast<std::size_t>(j)];
             std::size_t from = 0, to = groups;
             if (!std::isnan(value)) {

@@ -38,8 +38,8 @@ class CodeSource {
         positives_.clear();
         if (labels_.same_begin(query) == labels_.same_end(query)) return false;
         measure(query);
-        // Items by distance, those of the query's identity left out. Walking the gallery in order
-        // also tells how many come before each positive at the same distance.
+        // Count items by distance, without those of the query's identity. As the gallery is walked
+        // in order, this also tells how many come before each positive at the same distance.
         const std::size_t size = static_cast<std::size_t>(64 * words_) + 1;
         histogram_.assign(WAYS * size, 0);
         std::int64_t begin = 0;
@@ -77,7 +77,7 @@ class CodeSource {
     }
 
   private:
-    // As many histograms side by side: a counter is not needed again before it is written.
+    // That many histograms side by side, so that a counter is written before it is needed again.
     static constexpr std::size_t WAYS = 4;
 
     struct Positive {

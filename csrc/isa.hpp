@@ -1,5 +1,5 @@
 // The instruction set that code may use on this machine, decided at run time, so that one wheel
-// serves every CPU. The environment variable DML_FAST_ISA lowers it: tests force each level so.
+// serves every CPU. The environment variable DML_FAST_ISA lowers it, for example in tests.
 #pragma once
 
 #include <cstdlib>
@@ -61,7 +61,7 @@ inline Isa choose_isa(const char* requested, Isa highest) {
                                 " is not an instruction set: choose baseline, avx2 or avx512");
 }
 
-// What this process uses. Read anew at each call: a test changes the variable in mid-process.
+// What this process uses. Read at each call, since tests change the variable.
 inline Isa active_isa() { return choose_isa(std::getenv("DML_FAST_ISA"), detect_isa()); }
 
 }  // namespace dml_fast

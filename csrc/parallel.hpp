@@ -1,4 +1,4 @@
-// Work shared between threads. What is computed never depends on how many there are.
+// Work shared between threads. Results never depend on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -19,13 +19,13 @@
 
 namespace dml_fast {
 
-// Thrown when the caller's `interrupted` said so.
+// Thrown when the caller's `interrupted` returns true.
 struct Interrupted : std::runtime_error {
     Interrupted() : std::runtime_error("interrupted") {}
 };
 
-// While it lives, this thread rounds to nearest and honours denormals, whatever the caller set:
-// thresholds one step apart may both be denormal.
+// While it lives, this thread rounds to nearest and computes with denormals, whatever the caller
+// set: thresholds one step apart may both be denormal.
 class DefaultFloats {
 #if defined(__SSE2__) || defined(_M_X64)
    public:
@@ -42,7 +42,7 @@ class DefaultFloats {
 // Calls `make_worker()(item)` for item = 0..items-1, each once, in any order. Every thread has its
 // own worker, hence its own scratch memory. The calling thread only waits: about 20 times a second
 // it asks `interrupted()`, and Interrupted is thrown once all threads have stopped. Threads live
-// for one call: nothing is left that a fork could break.
+// for one call, so that no fork can break them.
 template <class Poll, class MakeWorker>
 void parallel_for(std::int64_t items, int threads, const Poll& interrupted,
                   const MakeWorker& make_worker) {

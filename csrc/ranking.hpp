@@ -1,4 +1,4 @@
-// Scores of all queries, from rows of distances. No Python here: see bindings.cpp.
+// Scores of all queries, from rows of distances.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@
 namespace dml_fast {
 
 // Queries are scored in chunks. Sums over queries are kept per chunk and added up at the end, so
-// that their bits depend neither on the number of threads nor on who was done first.
+// that their bits depend neither on the number of threads nor on which thread finished first.
 constexpr std::int64_t CHUNK = 16;
 
 struct RankOptions {
@@ -26,7 +26,7 @@ struct RankOptions {
     int threads;
 };
 
-// Borrowed; N chunks. Zeroed by the caller, but for scores and nearest.
+// Borrowed arrays; N chunks. The caller sets first_at and hits_at to zero.
 struct RankOutput {
     double* scores;         // (Q, SCORES), NaN for a query without a valid positive
     double* first_at;       // (N, max_rank): queries whose first positive has rank r + 1
@@ -39,7 +39,7 @@ using Poll = std::function<bool()>;
 
 // Scores every query, chunks in parallel. `make_source()` gives each thread its own source S:
 //     bool S::rank(query, bool order_within_ties)    fills S::ranks(); false: no positive
-//     void S::nearest(query, k, out)                 as RowRanker's
+//     void S::nearest(query, k, out)                 as RowRanker::nearest
 //     const T* S::row(query)                         the query's distances
 template <class T, class MakeSource>
 void score_queries(const Labels& labels, const RankOptions& options, const RankOutput& out,

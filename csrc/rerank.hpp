@@ -27,8 +27,8 @@ template <class T>
 class Reranker {
    public:
     // `nearest` is (N, k1 + 1), `farthest` (N) the largest z of each image, as FeatureRanker has it
-    // for N queries and N items; both are read only here. The features must outlive the reranker;
-    // `features.gallery` holds all N images.
+    // for N queries and N items; only the constructor reads them. The features must outlive the
+    // reranker; `features.gallery` holds all N images.
     Reranker(const FeatureSets<T>& features, std::int64_t queries, std::int64_t images,
              const std::int64_t* nearest, const double* farthest, const RerankOptions& options,
              int threads, const Poll& interrupted);

@@ -25,7 +25,7 @@ class RowRanker {
   public:
     RowRanker(const Labels& labels, const Simd& simd) : labels_(labels), simd_(simd) {}
 
-    // Fills ranks(); false, and nothing else done, if the query has no positive.
+    // Fills ranks(). Returns false, and does nothing else, if the query has no positive.
     bool rank(const T* row, std::int64_t query, bool need_order_within_ties);
 
     // The k nearest valid items by (distance, index), NaN last; -1 where there are fewer.
@@ -54,9 +54,9 @@ class RowRanker {
     std::vector<Item> positives_;
     std::vector<Item> excluded_;            // same identity, same camera
     std::vector<T> apart_;                  // distances of excluded items and junk
-    std::vector<T> thresholds_;             // the distances that positives have, but NaN
+    std::vector<T> thresholds_;             // the distances of positives, without NaN
     std::vector<std::int64_t> ends_;        // positives up to each
-    // Valid items that are no positives: below each threshold, and at most each.
+    // Numbers of valid items that are no positives: below each threshold, and at most each.
     std::vector<std::int64_t> nearer_, up_to_;
     std::vector<std::int64_t> apart_at_most_;
     std::int64_t other_nans_ = 0;

@@ -1,4 +1,4 @@
-// Retrieval metrics of one query from the ranks of its positives. No Python here: see bindings.
+// Retrieval metrics of one query from the ranks of its positives.
 #pragma once
 
 #include <cstddef>

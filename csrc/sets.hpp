@@ -8,8 +8,8 @@
 
 namespace dml_fast {
 
-// The camera rule and junk apply to pairs of images, before these are reduced; for a pair of sets
-// of which no pair of images is left the result is NaN.
+// The camera rule and junk apply to pairs of images, before these are reduced. The result is NaN
+// for a pair of sets of which no pair of images is left.
 enum class Reduction {
     min,
     mean,
@@ -22,7 +22,7 @@ struct Sets {
     const std::int64_t* members;  // images by set
 };
 
-// `dist` is (Q, G) of the images that `labels` tells about; `out` is (query sets, gallery sets).
+// `dist` is (Q, G) of the images of `labels`; `out` is (query sets, gallery sets).
 void reduce_rows(const double* dist, const Labels& labels, const Sets& query_sets,
                  const Sets& gallery_sets, Reduction reduction, double temperature, double* out,
                  int threads, const Poll& interrupted);

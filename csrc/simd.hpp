@@ -1,5 +1,5 @@
-// The inner loops, compiled once per instruction set (simd_*.cpp) and chosen at run time.
-// Each gives the same bits at every level.
+// The inner loops, compiled once per instruction set (simd_*.cpp) and chosen at run time. Each of
+// them gives the same bits at every level.
 #pragma once
 
 #include <cstdint>
@@ -32,8 +32,8 @@ using CountAtMost = Counted (*)(const T* x, std::int64_t n, const T* thresholds,
                              std::int64_t* counts);
 
 // A row of approximate scores against intervals [low[k], high[k]], both sorted:
-// counts[k] += the number of x[j] < low[k]; unsure[j] = 1 where x[j] is within an interval or no
-// number, else 0. Returns how many those are.
+// counts[k] += the number of x[j] < low[k]; unsure[j] = 1 where x[j] is in an interval or NaN,
+// else 0. Returns the number of unsure elements.
 using Screen = std::int64_t (*)(const float* x, std::int64_t n, const float* low, const float* high,
                                 std::int64_t k, std::int64_t* counts, std::uint8_t* unsure);
 
@@ -44,7 +44,7 @@ using Widen = void (*)(const S* scores, const float* offset, std::int64_t n, flo
 template <class T>
 using Dot = double (*)(const T* a, const T* b, std::int64_t n);
 
-// out[r * stride + c] = Dot of row r of a (rows, n), widened to float64 before, and row c of
+// out[r * stride + c] = Dot of row r of a (rows, n), already widened to float64, and row c of
 // b (columns, n), bit for bit.
 template <class T>
 using Dots = void (*)(const double* a, std::int64_t rows, const T* b, std::int64_t columns,
@@ -104,7 +104,7 @@ extern const Simd SIMD;
 }
 #endif
 
-// Those of the instruction set in use (isa.hpp).
+// The inner loops of the instruction set in use (isa.hpp).
 inline const Simd& active_simd() {
 #if defined(__GNUC__) && defined(__x86_64__)
     switch (active_isa()) {

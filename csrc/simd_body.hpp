@@ -24,8 +24,8 @@ inline void find_places(const T* v, int m, const T* thresholds, std::int64_t k,
     for (int j = 0; j < m; ++j) place[j] += stays(v[j], thresholds[place[j]]) ? 0 : 1;
 }
 
-// The search counts where an element falls; what is asked for are sums of these. What the caller
-// had counted before is taken apart in the same way and comes back with the sums.
+// The search counts elements by place; the result is the running sums of these counts. Earlier
+// counts of the caller are first turned into differences, so that the sums include them.
 inline void differences(std::int64_t* counts, std::int64_t k) {
     for (std::int64_t i = k - 1; i > 0; --i) counts[i] -= counts[i - 1];
 }
@@ -123,8 +123,8 @@ inline double sum_of(double (&lanes)[DOT_LANES]) {
     return lanes[0];
 }
 
-// Products of float32 are exact in float64, so that fusing them would change nothing; those of
-// float64 are rounded, at every level alike (-ffp-contract=off).
+// Products of float32 are exact in float64, so that fusing them would change nothing. Those of
+// float64 are rounded, in the same way at every level (-ffp-contract=off).
 template <class T>
 double dot(const T* a, const T* b, std::int64_t n) {
     double lanes[DOT_LANES] = {};

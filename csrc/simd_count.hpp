@@ -161,7 +161,7 @@ class Tally {
         for (std::int64_t j = 0; j < n; ++j) found_.nans += x[j] != x[j];
     }
 
-    // Elements so far; with a search in memory only those above the last threshold but one.
+    // Counted elements so far; a search in memory gives only those above the second highest.
     std::int64_t at_most_highest() const { return counts_[k_ - 1]; }
 
   private:
@@ -198,7 +198,7 @@ inline std::int64_t keep(const typename V::Scalar* x, std::int64_t n, typename V
     const typename V::Vector t = V::same(top);
     std::int64_t count = 0, j = 0;
     for (; j + V::WIDTH <= n; j += V::WIDTH) {
-        prefetch(x + j + BLOCK);  // memory does not rest while this block is counted
+        prefetch(x + j + BLOCK);  // memory works on while this block is counted
         const typename V::Vector v = V::load(x + j);
         count += V::keep(x + j, V::not_above(v, t), kept + count);
     }
@@ -216,7 +216,7 @@ Counted count_at_most(const typename V::Scalar* x, std::int64_t n,
     Tally<V> tally(thresholds, k, counts);
     const Scalar top = thresholds[k - 1];
     std::int64_t waiting = 0;
-    bool most = false;  // of the last block was kept: then this one is counted where it is
+    bool most = false;  // of the last block was kept: then this block is counted in place
     for (std::int64_t begin = 0; begin < n; begin += BLOCK) {
         const std::int64_t m = n - begin < BLOCK ? n - begin : BLOCK;
         if (most && m == BLOCK) {

@@ -1,4 +1,4 @@
-// The k smallest of many numbers of which first only intervals are known.
+// The k smallest of many numbers, of which at first only intervals are known.
 #pragma once
 
 #include <algorithm>
@@ -13,8 +13,8 @@ namespace dml_fast {
 // A number and its item, the smaller index first among equal numbers.
 using Ranked = std::pair<double, std::int64_t>;
 
-// `exact(item)` gives an item's number z; `low` and `high` enclose it, in any unit that is the same
-// for all. What surely is not among the k smallest is dropped now and then.
+// `exact(item)` gives an item's number z; `low` and `high` enclose it, in a unit that is the same
+// for all. From time to time, intervals that cannot be among the k smallest are dropped.
 class Smallest {
    public:
     explicit Smallest(std::int64_t k = 0) : k_(static_cast<std::size_t>(k)) {}
@@ -64,7 +64,7 @@ class Smallest {
                                        [this](const Interval& i) { return i.low > cut_; }),
                         open_.end());
         }
-        // Many that lie too close together: their numbers must tell.
+        // Too many intervals overlap: compute their numbers.
         if (open_.size() > 8 * k_ + 256) settle(exact);
         next_ = 2 * open_.size() + 2 * k_ + 64;
     }

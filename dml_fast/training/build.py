@@ -56,12 +56,12 @@ def build_trainer(
     Args:
         config: checked.
         run: a folder that can be written to.
-        resume: None, or the run folder or one of its checkpoints.
+        resume: the run folder or one of its checkpoints to continue from; None for a new run.
         stop: asks to stop after a step.
         world: the processes that train together; by default this one alone.
 
     Raises:
-        UserError: data, students, checkpoint or disk do not allow the run.
+        UserError: the data, a student, the checkpoint or the disk does not allow the run.
     """
     world = world or World.alone(len(config.architectures))
     device = device_of(config, world.launch)
@@ -105,7 +105,7 @@ def device_of(config: TrainConfig, launch: Launch) -> torch.device:
     """Return the device of this process.
 
     Raises:
-        UserError: there is no such device, or fewer than processes.
+        UserError: there is no such device, or there are more processes than GPUs.
     """
     return pick_device(pick_local_device(config.device, launch))
 

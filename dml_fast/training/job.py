@@ -31,7 +31,7 @@ def train(config: TrainConfig, resume: str, launch: Launch) -> int:
         The exit code: 0, or 128 + the signal that stopped the run.
 
     Raises:
-        UserError: options, folder, data or checkpoint do not allow the run.
+        UserError: an option, the folder, the data or the checkpoint does not allow the run.
         TrainingError: the run cannot continue.
     """
     config.check()

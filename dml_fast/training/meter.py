@@ -21,7 +21,7 @@ class StudentSums:
         loss, ce, kl, triplet: means over the images of good steps; None before the first.
         accuracy: share of these images whose label was predicted; None before the first.
         skipped: steps whose update was skipped.
-        in_a_row: how many of the last steps were skipped, without a good one between.
+        in_a_row: how many steps were skipped since the last good one.
     """
 
     loss: float | None
@@ -38,10 +38,10 @@ class Totals(NamedTuple):
 
     Attributes:
         loss, ce, kl, triplet: sums over the images of good steps.
-        correct: how many of these images were predicted.
-        images: how many there were.
-        skipped, in_a_row: as in `StudentSums`; the same in every column of the mesh, while all
-            else is to be added up over the columns.
+        correct: the number of these images whose label was predicted.
+        images: their number.
+        skipped, in_a_row: as in `StudentSums`. They are the same in every column of the mesh; all
+            other totals must be added up over the columns.
     """
 
     loss: Tensor
@@ -73,7 +73,7 @@ class Meter:
 
         Args:
             result: of the A learners.
-            images: N, how many the step was on.
+            images: how many were in the batch.
             learners: their places among this process's students.
         """
         if not learners:

@@ -34,9 +34,9 @@ class Progress:
 
     Attributes:
         meter: totals of the epoch under way.
-        executor: by which the students are run; ``auto`` until the trial.
+        executor: the name of the executor in use; ``auto`` until the trial.
         step: steps done in the whole run.
-        seconds: spent in the epoch under way.
+        seconds: of training in the epoch under way.
         history: one line for each finished epoch.
     """
 
@@ -54,13 +54,13 @@ class Progress:
 
 
 class Saver:
-    """Writes the folder of a run. Several processes call each method together.
+    """Writes the folder of a run, and continues it. Several processes call each method together.
 
     Args:
         config: of the run.
         run: its folder, which can be written to.
         facts: of the data that the run trains on.
-        corrupt: the files that this process has skipped, where the run skips any.
+        corrupt: the files that this process has skipped; None where the data has no files.
         cohort: the students of this process.
         progress: how far the run is; `resume` sets it.
     """
@@ -149,7 +149,7 @@ class Saver:
     def resume(self, path: Path) -> None:
         """Continue from the checkpoint ``path``, which becomes ``last.pt``.
 
-        Each process does this by itself.
+        Nothing in it communicates, so an error of one process can be raised on all.
 
         Raises:
             UserError: it cannot be read, or is of another run, other data or another cohort.
@@ -175,7 +175,7 @@ class Saver:
             return
         if path != self.run.checkpoint("last"):
             link(path, self.run.checkpoint("last"))
-        # a kill can fall between the checkpoint and what is written after it
+        # the process may have been killed between the checkpoint and what is written after it
         history = progress.history
         self.run.write_metrics(history)
         ended = bool(history) and history[-1]["step"] == progress.step
@@ -198,15 +198,11 @@ class Saver:
                 plot_curves(folder / "curves.png", {folder.name: self.progress.history})
 
     def _picked_config(self) -> TrainConfig:
-        """Return the configuration with the executor that is used, which a resumed run keeps."""
+        """Return the configuration with the executor in use, which a resumed run keeps."""
         return replace(self.config, executor=self.progress.executor)  # type: ignore[arg-type]
 
     def _check(self, state: dict[str, Any], path: Path) -> None:
-        """Refuse a checkpoint of another run, or of other data.
-
-        Raises:
-            UserError: it is.
-        """
+        """Refuse a checkpoint of another run, or of other data."""
         saved = from_mapping(json.loads(state["config"]), str(path))
         check_same_run(saved, self.config, self.run.folder)
         if state["fingerprint"] != self.facts.fingerprint:
@@ -226,9 +222,10 @@ class Saver:
             weights = student.weights()
             if self.world.column == 0:
                 mine = self.cohort.numbers[place], student.arch, weights
-        for one in self.world.gather(mine) or ():
-            if one is not None:
-                save_student(self.run.weights(one[0]), one[2], one[1], self.facts)
+        for found in self.world.gather(mine) or ():
+            if found is not None:
+                number, arch, weights = found
+                save_student(self.run.weights(number), weights, arch, self.facts)
 
     def _write_corrupt(self) -> None:
         """List the files that any rank has skipped so far."""
@@ -240,7 +237,7 @@ class Saver:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """End the run in one sentence if the disk fills up; what was saved before is whole."""
+        """Turn the errors of a full disk into one sentence; earlier checkpoints are whole."""
         try:
             yield
         except (OSError, RuntimeError, CheckpointError) as error:

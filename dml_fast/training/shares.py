@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_STEPS = 3
+_STEPS = 3  # timed for each architecture, after one to warm up
 
 
 def place(config: TrainConfig, processes: int) -> tuple[Mesh, Shares]:
@@ -34,7 +34,7 @@ def place(config: TrainConfig, processes: int) -> tuple[Mesh, Shares]:
         processes: how many train together.
 
     Raises:
-        UserError: mesh, shares, batch or options do not fit that number.
+        UserError: the mesh, the shares, the batch or an option does not fit that number.
     """
     students = len(config.architectures)
     mesh = choose_mesh(config.mesh, students, processes)

@@ -8,14 +8,18 @@ import time
 from types import FrameType
 from typing import Any
 
-_TWICE_S = 3.0  # within which a signal is the same wish
+_TWICE_S = 3.0  # a signal that soon after the first one is a copy of it
 
 
 class StopRequest:
-    """Which signal has asked to stop, if any; a context that takes SIGINT and SIGTERM over.
+    """Handles SIGINT and SIGTERM while inside, and keeps the first one as a request to stop.
 
     Args:
-        twice: whether one wish comes twice: torchrun passes on what the terminal has sent to all.
+        twice: whether a signal may come twice, as torchrun passes on what the terminal has already
+            sent to all processes.
+
+    Attributes:
+        signal: the number of the first signal; 0 before it.
     """
 
     def __init__(self, *, twice: bool = False) -> None:
@@ -34,7 +38,7 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """130 for SIGINT, 143 for SIGTERM, 0 if nobody asked."""
+        """130 after SIGINT, 143 after SIGTERM, else 0."""
         return 128 + self.signal if self.signal else 0
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

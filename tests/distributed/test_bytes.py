@@ -1,4 +1,4 @@
-"""What ranks send each other in a step, counted at their TCP sockets, is what docs say it is."""
+"""What ranks send each other per step, counted at their TCP sockets, is what the docs say."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_bytes_a_step_are_those_of_the_formula(name: str, tmp_path: Path) -> Non
     itemsize = 2 if options.get("amp") else 4
     logits = (rows - 1) * places * (BATCH // columns) * CLASSES * itemsize
     for number, rank in enumerate(ranks):
-        assert rank["calls"] == (STEPS + 2 if rows > 1 else 0)  # one a step
+        assert rank["calls"] == (STEPS + 2 if rows > 1 else 0)  # one per step
         assert rank["exchanged"] == STEPS * logits
         expected = logits
         if columns > 1:

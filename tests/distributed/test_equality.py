@@ -87,7 +87,7 @@ Trained = Callable[..., tuple[Trainer, Path]]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A case for one process to train, and what several have made of it: one job for all cases."""
+    """Return a case for one process, and the folder that several wrote for it in one common job."""
     folder = tmp_path_factory.mktemp("equality")
     market = {**MARKET, "data": f"market1501:{make_market(folder / 'market')}"}
     cases = {
@@ -129,11 +129,11 @@ def test_students_over_rows_are_bit_for_bit_those_of_one_process(
 @pytest.mark.parametrize("name", COLUMNS)
 def test_images_over_columns_change_roundings_only(name: str, trained: Trained) -> None:
     one, several = compared(trained, name)
-    assert differences(one, several)  # it was another computation
+    assert differences(one, several)  # so it was not the same computation
     if "amp" not in name:
         assert farthest(one, several) < 2e-6
         return
-    # each column rounds its gradients to bf16: less than what rounding them at all has changed
+    # each column rounds its gradients to bf16, which changes less than bf16 itself does
     exact, _ = compared(trained, name, amp=False)
     assert 0 < distance(one, several) < distance(one, exact)
 

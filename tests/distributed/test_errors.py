@@ -13,7 +13,7 @@ pytestmark = pytest.mark.processes
 
 SMALL = ("--arch", "resnet8", "--epochs", "1")
 
-MISTAKES = {  # arguments, those of rank 1 alone, and what is said
+MISTAKES = {  # arguments, further ones of rank 1 alone, and what rank 0 prints
     "K not divisible": (("--cohort", "3", "--mesh", "2x1"), (), "cannot be shared out equally"),
     "another mesh": (("--cohort", "4", "--mesh", "2x2"), (), "--mesh 2x2 needs 4 processes"),
     "nccl": (("--backend", "nccl"), (), "--backend is nccl, which needs CUDA"),

@@ -1,4 +1,4 @@
-"""Ranks that die: the others end in seconds, one line names the rank, and the run can go on."""
+"""Ranks that die: the others end in seconds, one line names the rank, and the run can continue."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_torchrun_restarts_from_the_last_checkpoint(
 
 @pytest.mark.slow
 def test_a_job_without_out_finds_its_folder_again(tmp_path: Path) -> None:
-    """The name of the run has the time in it, and after a restart it is another time."""
+    """A run's name contains the time, which differs after a restart."""
     home = os.getcwd()
     os.chdir(tmp_path)
     try:
@@ -102,7 +102,7 @@ def test_a_job_without_out_finds_its_folder_again(tmp_path: Path) -> None:
 
 
 def _rank_in(process: Path, folder: Path) -> str | None:
-    """The rank of a process that works in a folder, None for others."""
+    """Return the rank of a process that works in a folder, None for others."""
     try:
         if (process / "cwd").resolve() != folder:
             return None
@@ -112,6 +112,7 @@ def _rank_in(process: Path, folder: Path) -> str | None:
     return next((v[5:].decode() for v in variables if v.startswith(b"RANK=")), None)
 
 
+@pytest.mark.compat
 def test_sigterm_saves_on_all_ranks_at_the_same_step(
     tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:
@@ -124,7 +125,7 @@ def test_sigterm_saves_on_all_ranks_at_the_same_step(
 
 
 def test_one_ranks_signal_stops_all(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
-    """A scheduler may warn one machine only."""
+    """A scheduler may send SIGTERM to one machine only."""
     folder = tmp_path / "run"
     job = start(4, *OPTIONS, "--out", str(folder))
     wait_for_step(job, folder, 8)
@@ -136,7 +137,7 @@ def test_one_ranks_signal_stops_all(tmp_path: Path, undisturbed: dict[str, Any])
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_error_of_one_rank_is_told_with_its_rank(tmp_path: Path, rank: int) -> None:
-    """Rank 0 serves the store here, in which the others look for the reason."""
+    """Here rank 0 serves the store in which the others look for the reason."""
     model = tmp_path / "breaks.py"
     model.write_text(
         "import os\n"

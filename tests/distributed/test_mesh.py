@@ -25,7 +25,7 @@ def test_the_default_mesh_shares_students_out_equally(students: int, world: int)
     mesh = choose_mesh("", students, world)
     assert mesh.cohort * mesh.data == world
     assert students % mesh.cohort == 0
-    assert not any(  # as many rows as that allows
+    assert not any(  # no larger number of rows would do
         students % rows == 0 and world % rows == 0 for rows in range(mesh.cohort + 1, world + 1)
     )
     shares = choose_shares("", students, mesh.cohort)
@@ -122,7 +122,7 @@ def test_sums_of_a_batch_go_over_to_another_number_of_columns() -> None:
 
 
 def test_a_signal_that_comes_twice_at_once_is_one_wish(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun passes Ctrl-C on to processes that the terminal has sent it to already."""
+    """torchrun passes Ctrl-C on to processes that have already got it from the terminal."""
     ends: list[int] = []
     monkeypatch.setattr("os._exit", ends.append)
     now = [100.0]

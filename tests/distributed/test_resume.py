@@ -1,4 +1,4 @@
-"""A run goes on with other processes than it was saved with, and ends as one undisturbed."""
+"""A run continues with other processes than it was saved with, and ends as if undisturbed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dml_fast.train import main as train
 
 pytestmark = pytest.mark.processes
 
-STEPS = 12  # an epoch: 6 * 12 in all
+STEPS = 12  # per epoch: 6 * 12 in all
 OPTIONS = (
     "--arch", "resnet8", "--cohort", "4", "--amp", "--executor", "sequential", "--seed", "3",
     "--train-fraction", "0.7", "--epochs", "6", "--save-every", "4", "--kl-warmup", "2.5",
@@ -85,7 +85,7 @@ def test_another_mesh_with_columns(tmp_path: Path, sharded: tuple[str, ...]) -> 
 
 @pytest.mark.slow
 def test_columns_are_resumed_bit_for_bit(tmp_path: Path) -> None:
-    """BatchNorm, whose statistics are the first column's: what is saved is all that there is."""
+    """With BatchNorm: the statistics are the first column's, and the checkpoint has all of them."""
     mesh = ("--mesh", "1x2", "--cohort", "2")
     finish(start(2, *OPTIONS, *mesh, "--out", str(tmp_path / "straight")))
     folder = tmp_path / "run"
@@ -96,7 +96,7 @@ def test_columns_are_resumed_bit_for_bit(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of two processes."""
+    """Return the folder of a finished run of two processes."""
     folder = tmp_path_factory.mktemp("saved") / "run"
     short = ("--epochs", "1", "--cohort", "2")
     finish(start(2, *OPTIONS, *short, "--out", str(folder)))

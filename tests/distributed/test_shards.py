@@ -1,4 +1,4 @@
-"""Two data ranks train from tar shards of CIFAR-10: each sample once an epoch, and resumed."""
+"""Two data ranks train from tar shards of CIFAR-10: each sample once per epoch, also resumed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shard_cases import cifar, shards_of
 
 pytestmark = pytest.mark.processes
 
-STUDENTS, IMAGES, BATCH = 2, 270, 30  # after a tenth is set aside to validate
+STUDENTS, IMAGES, BATCH = 2, 270, 30  # without the tenth that validates
 OPTIONS = (
     "--cohort", str(STUDENTS), "--arch", "recording_net:build", "--batch-size", str(BATCH),
     "--no-augment", "--seed", "2", "--save-every", "2", "--lr", "0.02", "--mesh", "1x2",
@@ -28,7 +28,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
 
 
 def recorded(folder: Path) -> list[list[str]]:
-    """The images that each rank has trained on, in order; once a student."""
+    """Return the images that each rank trained on, in order; once for each student."""
     return [(folder / f"rank_{rank}").read_text().split() for rank in range(2)]
 
 
@@ -46,7 +46,7 @@ def test_two_data_ranks_see_each_sample_once_an_epoch_also_when_resumed(
     output = finish(start(2, *arguments, "--out", str(tmp_path / "straight")))
     assert "mesh 1x2" in output and "600 samples in 12 shards" in output
     first, second = recorded(records["straight"])
-    each = STUDENTS * IMAGES // 2  # lines of a rank and an epoch
+    each = STUDENTS * IMAGES // 2  # lines per rank and epoch
     assert len(first) == len(second) == 3 * each
     for epoch in range(3):
         lines = slice(epoch * each, (epoch + 1) * each)
@@ -54,11 +54,11 @@ def test_two_data_ranks_see_each_sample_once_an_epoch_also_when_resumed(
         assert len(seen) == IMAGES
         assert set(seen.values()) == {STUDENTS}
         assert not set(first[lines]) & set(second[lines])
-    assert first[:each] != first[each : 2 * each]  # another order
+    assert first[:each] != first[each : 2 * each]  # the order differs
 
     monkeypatch.setenv("DML_FAST_RECORD", str(records["resumed"]))
     folder = tmp_path / "resumed"
-    stop_at(start(2, *arguments, "--out", str(folder)), folder, 4)  # 9 steps an epoch
+    stop_at(start(2, *arguments, "--out", str(folder)), folder, 4)  # 9 steps per epoch
     middle = len(recorded(records["resumed"])[0])
     assert middle % each > 0 or middle < 3 * each
     finish(start(2, "--resume", str(folder), "--mesh", "1x2"))

@@ -1,4 +1,4 @@
-"""Which executor is taken: by name, by a trial that leaves no trace, and what a run remembers."""
+"""The choice of an executor: by name, or by a trial that leaves no trace; runs remember it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from dml_fast.runs.folder import Run
 
 
 class Slow(Sequential):
-    """So many seconds more a step."""
+    """Takes that many seconds more per step."""
 
     def __init__(self, name: str, seconds: float) -> None:
         self.name, self.seconds = name, seconds
@@ -112,6 +112,7 @@ def test_a_trial_leaves_no_trace(arch: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert_equal(results[0], results[1])
 
 
+@pytest.mark.slow
 def test_a_run_remembers_what_was_picked_and_may_go_on_with_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +137,7 @@ def test_a_run_remembers_what_was_picked_and_may_go_on_with_another(
     assert digest(folder) == digest(tmp_path / "plain")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("embed", [False, True])
 def test_compiled_students_share_their_code_and_compute_the_same(
     embed: bool, monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""Students side by side give what students in turn give, bit for bit, on a CPU's threads."""
+"""Students side by side on a CPU's threads give what students in turn give, bit for bit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def room_for_threads() -> Iterator[None]:
 
 
 def side_by_side(cohort: int) -> Threads:
-    """As many workers as students, a thread each: whatever can race does."""
+    """As many workers as students, one thread each, so that any race shows."""
     return Threads(cohort, workers=cohort, threads_each=1)
 
 
@@ -58,7 +58,7 @@ CASES: dict[str, dict[str, Any]] = {
 def test_threads_give_the_bits_of_sequential(case: dict[str, Any]) -> None:
     make = {key: case[key] for key in ("archs", "optimizer", "dtype", "embed") if key in case}
     count = len(case["archs"])
-    # alone, or in turn, a learner has all of its caller's threads on whatever executor
+    # a learner that is alone or takes turns has all of its caller's threads on any executor
     alone = "learners" in case.get("step", {}) and len(case["step"]["learners"]) == 1
     alone = alone or "update" in case.get("engine", {})
     with intra_op_threads(1):
@@ -95,13 +95,13 @@ def test_students_do_run_side_by_side() -> None:
     meeting = threading.Barrier(3, timeout=30)
     students = [student(m) for m in networks(3)]
     executor = side_by_side(3)
-    executor.fork(students, lambda k: None)  # the first time is in one worker
+    executor.fork(students, lambda k: None)  # new students run in one worker
     names = executor.fork(students, lambda k: (meeting.wait(), threading.current_thread().name)[1])
     assert len(set(names)) == 3
 
 
 def test_a_worker_keeps_its_share_of_threads_through_a_backward() -> None:
-    """Autograd sets it to the process's latest, by which steps took 8 times as long."""
+    """Autograd sets it to what the process set last; steps took 8 times as long."""
     model = create_model("resnet8", **IMAGES)
 
     def work(k: int) -> int:
@@ -137,7 +137,7 @@ def test_an_error_is_raised_after_all_have_ended() -> None:
     executor = side_by_side(3)
     students = [student(m) for m in networks(3)]
     executor.fork(students, lambda k: None)
-    for _ in range(2):  # and the workers are still there afterwards
+    for _ in range(2):  # the workers survive an error
         ended.clear()
         failed.clear()
         with pytest.raises(ValueError, match="student 0"):
@@ -160,7 +160,7 @@ def test_a_bad_student_does_not_stop_its_peers() -> None:
 
 
 class Moody(nn.Module):
-    """Draws random numbers only from its second forward pass on."""
+    """Draws random numbers from its second forward pass on, but not in its first."""
 
     def __init__(self) -> None:
         super().__init__()

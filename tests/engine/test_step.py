@@ -165,7 +165,7 @@ def test_a_bad_step_leaves_no_trace_and_does_not_touch_the_peers() -> None:
     smaller = engine_of(peers_alone)
     x, y = batch(0)
     engine.step(x, y)
-    smaller_first = copy.deepcopy(good)  # the cohorts part here, as the Trap teaches in this step
+    smaller_first = copy.deepcopy(good)  # from here on the Trap teaches
     for target, source in zip(peers_alone, smaller_first, strict=True):
         target.load_state_dict(source.state_dict())
     for mine, theirs in zip(engine.cohort.students[1:], smaller.cohort, strict=True):

@@ -1,4 +1,4 @@
-"""Streams and the graph: the order of forks and joins, and the same numbers, without a GPU."""
+"""Streams and the graph without a GPU: the order of forks and joins, and equal numbers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def graph_engine(made: Cohort, **options: Any) -> tuple[Engine, FakeStreams]:
 
 
 def forks(events: list[tuple[Any, ...]]) -> list[list[int]]:
-    """The streams of each fork, having checked that it opens and closes as it must."""
+    """Check that each fork opens and closes as it must; return the streams of each."""
     found: list[list[int]] = []
     position = 0
     while position < len(events):
@@ -155,7 +155,7 @@ def test_the_numbers_are_those_of_sequential_from_step_0(
         losses = []
         for step in range(5):
             x, y = batch(step, torch.float32)
-            if step == 3:  # a short one
+            if step == 3:  # a short batch
                 x, y = x[:4], y[:4]
             for one in made:
                 one.set_lr(0.02 * (step + 1))

@@ -142,7 +142,7 @@ def test_a_bad_batch_leaves_no_trace_in_a_replay(kind: str) -> None:
 
 
 class Waits(nn.Module):
-    """As many networks in the wild: asks the device for a number in its forward pass."""
+    """Waits for a number from the device in its forward pass, as many real networks do."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ from dml_fast.models import create_model
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_skipped_first_step_does_not_spoil_the_second(optimizer: str) -> None:
-    """torch 2.13 leaves the momentum of a skipped first step uninitialised."""
+    """If the first step is skipped, torch 2.13 leaves the momentum uninitialised."""
 
     def build(model: nn.Module) -> Student:
         return Student(model, optimizer_of(model, optimizer), Precision(CPU))
@@ -119,7 +119,7 @@ def test_an_optimizer_that_cannot_skip_is_refused() -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_predicting_changes_nothing(training: bool) -> None:
     one = student(networks(1)[0])
-    one.forward(batch(0)[0])  # moves the statistics off their start
+    one.forward(batch(0)[0])  # changes the statistics
     before = copy.deepcopy(one.model.state_dict())
     x, _ = batch(1)
     logits = one.predict(x, training=training)

@@ -1,4 +1,4 @@
-"""Networks that embed, and weights to start from."""
+"""Networks for retrieval, and weights to start from."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_building_one_changes_no_statistics() -> None:
 
 
 class Odd(nn.Module):
-    """Ends in something that is no classifier."""
+    """Ends in something that is not a classifier."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def states_equal(a: nn.Module, b: nn.Module) -> bool:
 
 
 def networks(name: str = "resnet8") -> tuple[nn.Module, EmbeddingNet]:
-    """A plain network to start from, and one that embeds, of other weights."""
+    """Return a plain network to start from, and an embedding one with other weights."""
     torch.manual_seed(1)
     source = create_model(name, num_classes=10, in_channels=3, image_size=16)
     return source, create_embedding_net(name, image_size=16, **SHAPE)
@@ -107,9 +107,9 @@ def test_weights_of_a_file_are_taken_over(form: str, tmp_path: Path) -> None:
     load_pretrained(net, str(path), "resnet8")
     for name, tensor in net.backbone.state_dict().items():
         assert torch.equal(tensor, state[name]), name
-    assert torch.equal(net.classifier.weight, before)  # the classifier starts anew
+    assert torch.equal(net.classifier.weight, before)  # the classifier is new
     plain = create_model("resnet8", image_size=16, **SHAPE)
-    load_pretrained(plain, str(path), "resnet8")  # also where the numbers of classes differ
+    load_pretrained(plain, str(path), "resnet8")  # also with another number of classes
     assert torch.equal(next(plain.parameters()), next(source.parameters()))
 
 
@@ -141,7 +141,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 
 class Code:
-    """Would run something when it is unpickled."""
+    """Runs something when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return print, ("run!",)

@@ -24,7 +24,7 @@ SHAPES = [(1, 8, 8), (3, 32, 32), (3, 64, 32)]
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Such small work is slower on more threads, much so where other processes want the cores."""
+    """Such small work is slower on more threads, and much slower on busy cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -81,7 +81,7 @@ def test_forward_and_gradient(name: str, shape: tuple[int, int, int]) -> None:
     logits = net.classifier(features)
     assert logits.shape == (4, 7)
     F.cross_entropy(logits, torch.arange(4)).backward()
-    if name == "resnet8":  # its blocks start as their shortcuts: all learn from the second step on
+    if name == "resnet8":  # its blocks start as shortcuts, and learn from the second step on
         torch.optim.SGD(net.parameters(), lr=0.1).step()
         net.zero_grad()
         F.cross_entropy(net(images(shape)), torch.arange(4)).backward()
@@ -161,7 +161,7 @@ def test_initialisation_is_he_fan_out() -> None:
             fan_out = module.out_channels * module.kernel_size[0] ** 2 / module.groups
             expected = (2 / fan_out) ** 0.5
             spread = float(module.weight.detach().std(correction=0))
-            error = expected / (2 * module.weight.numel()) ** 0.5  # of a normal's sample deviation
+            error = expected / (2 * module.weight.numel()) ** 0.5  # standard error of the deviation
             assert abs(spread - expected) < 5 * error
     assert not net.classifier.bias.any()
 

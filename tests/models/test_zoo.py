@@ -17,7 +17,7 @@ pytestmark = pytest.mark.zoo
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Such small work is slower on more threads, much so where other processes want the cores."""
+    """Such small work is slower on more threads, and much slower on busy cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -28,7 +28,7 @@ def one_thread() -> Iterator[None]:
     ("name", "shape"),
     [
         ("timm:resnet10t", (1, 32, 32)),
-        ("timm:vit_tiny_patch16_224", (3, 32, 64)),  # told the size of its images
+        ("timm:vit_tiny_patch16_224", (3, 32, 64)),  # needs the size of its images
         ("torchvision:resnet18", (3, 32, 64)),
         ("torchvision:vit_b_32", (3, 32, 32)),
         ("torchvision:googlenet", (3, 64, 64)),  # with auxiliary heads it would return a tuple

@@ -17,7 +17,7 @@ SHAPE = {"num_classes": 5, "in_channels": 1, "image_size": 8}
 
 
 class Trap(nn.Module):
-    """Gives NaN for a batch whose first pixel says so: a student that fails once."""
+    """Gives NaN for a batch whose first pixel is above 50: a student that fails once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ def sgd(model: nn.Module) -> torch.optim.SGD:
 
 
 def optimizer_of(model: nn.Module, algorithm: str = "sgd") -> torch.optim.Optimizer:
-    """With the numbers that a run has by default."""
+    """Make the optimizer that a run has by default."""
     lr = 0.1 if algorithm == "sgd" else 1e-3
     return make_optimizer([*model.parameters()], algorithm=algorithm, lr=lr, weight_decay=5e-4)
 

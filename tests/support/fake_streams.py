@@ -1,4 +1,4 @@
-"""A stream layer without a GPU: it records what is asked of it, and who may still read what."""
+"""A stream layer without a GPU: it records its calls, and which tensors must still live."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class FakeStreams:
         self.events.append(("wait", waiter, other))
 
     def capture(self, stream: int, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """What a replay runs on a GPU, it runs in Python; capturing undoes what it ran."""
+        """Run in Python what a replay runs on a GPU; a capture undoes what it ran."""
         assert self.cohort is not None
         before = Snapshot(self.cohort)
         self.events.append(("capture", stream))

@@ -1,4 +1,4 @@
-"""A small cohort, and its state compared."""
+"""A small cohort, and a comparison of states."""
 
 from __future__ import annotations
 

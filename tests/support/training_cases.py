@@ -30,7 +30,7 @@ def cohort_of(archs: list[str], optimizer: str = "sgd", dtype: Any = None, embed
 
 
 def train(engine: Engine, steps: int, **options: Any) -> list[Tensor]:
-    """Steps on images of 16 x 16; the losses, and what the generators give afterwards."""
+    """Run steps on images of 16 x 16; return the losses and what the generators give next."""
     torch.manual_seed(7)
     np.random.seed(7)
     g = torch.Generator().manual_seed(3)
