@@ -35,7 +35,7 @@ def digit_rows(kind: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def python2_pickle(fields: dict[bytes, object]) -> bytes:
-    """Pickle with the opcodes that Python 2's cPickle (protocol 2) wrote in the published batches."""
+    """Pickle with the opcodes of Python 2's cPickle (protocol 2), as in the published batches."""
 
     def string(value: bytes) -> bytes:
         short = len(value) < 256
