@@ -1,6 +1,6 @@
 """dml_fast: Deep Mutual Learning (Zhang et al., CVPR 2018, arXiv 1706.00384), fast and exact.
 
-The public names are imported lazily, so that ``import dml_fast`` costs nothing.
+The public names are imported when they are first used, so that ``import dml_fast`` takes no time.
 """
 
 from __future__ import annotations

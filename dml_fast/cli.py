@@ -1,4 +1,4 @@
-"""What the commands share: arguments into a dataclass, errors into one line and an exit code."""
+"""What the commands share: they parse arguments, and turn errors into a line and an exit code."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ T = TypeVar("T")
 
 
 def parse(cls: type[T], argv: Sequence[str] | None, prog: str, default: T | None = None) -> T:
-    """Parse a command line into a dataclass, on top of ``default`` where one is given.
+    """Parse a command line into a dataclass.
 
-    Exits with code 2 and a message on a wrong flag, and with 0 after ``--help``.
+    After a wrong flag this prints a message and exits with code 2; after ``--help`` with code 0.
+
+    Args:
+        cls: the dataclass, each field of which is a flag.
+        argv: the arguments; by default those of this process.
+        prog: the command, after ``python -m dml_fast.``.
+        default: values of the flags that are not given; by default those of ``cls``.
     """
     import tyro
 
@@ -25,10 +31,10 @@ def parse(cls: type[T], argv: Sequence[str] | None, prog: str, default: T | None
 
 
 def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
-    """Call a command; an error of ours becomes one line on stderr.
+    """Call a command, and print its `UserError` or `TrainingError` as one line on stderr.
 
     Returns:
-        The command's exit code; 2 for a user's mistake, 1 for training that cannot go on.
+        The command's exit code; 2 for a `UserError`, 1 for a `TrainingError`.
     """
     try:
         return main(argv)
@@ -38,6 +44,6 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `| head` has read enough
+    except BrokenPipeError:  # as by `| head`
         sys.stderr.close()
         return 0

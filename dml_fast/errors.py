@@ -1,20 +1,20 @@
-"""Errors that end a command with one sentence, and the words of other errors for it."""
+"""Errors that end a command with one sentence, and what to quote of other errors in it."""
 
 
 class UserError(ValueError):
-    """Bad input: one sentence that says what was wrong, where, and what to do.
+    """Wrong input: one sentence that says what is wrong, where, and what to do.
 
     The command line prints it without a traceback and exits with code 2.
 
     Attributes:
-        on_all_ranks: whether every process of the run raises it, so that rank 0 alone prints it.
+        on_all_ranks: whether all processes of a run raise it, so that only rank 0 prints it.
     """
 
     on_all_ranks = False
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; what was saved is intact. The command line exits with code 1.
+    """Training cannot continue; what was saved is intact. The command line exits with code 1.
 
     Attributes:
         on_all_ranks: as in `UserError`.
@@ -28,7 +28,7 @@ class CheckpointError(Exception):
 
 
 def reason(error: BaseException) -> str:
-    """The operating system's words for an error or for what it came from, else its first line."""
+    """Return the operating system's message for an error or its cause, else its first line."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
@@ -38,5 +38,5 @@ def reason(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the traceback that some libraries put into it."""
+    """Return an error's message without the traceback that some libraries append to it."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""A student for use elsewhere: ``python -m dml_fast.export runs/NAME --format onnx``."""
+"""Export a student for use elsewhere: ``python -m dml_fast.export runs/NAME --format onnx``."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from dml_fast.runs.folder import Run
 class ExportArguments:
     """Write one student to a file, which is kept only if it computes what the student does.
 
-    The file holds the network alone: it takes float32 images (N, C, H, W), divided by 255, less
-    the mean, by the std, and gives logits (N, classes). Mean, std, classes and architecture are in
-    the file too, as JSON named dml_fast (safetensors and onnx: metadata; pt2: extra file).
+    It holds the network alone, which takes float32 images (N, C, H, W), divided by 255 and
+    normalised, and returns logits or embeddings. Mean, std, classes and architecture are in it as
+    JSON named dml_fast (safetensors, onnx: metadata; pt2: extra file).
     """
 
     run: Positional[Path]
     """Folder of the run."""
     student: str = "best"
-    """Its number, from 0; or best: of the highest validation accuracy."""
+    """Its number, from 0; or best: the one with the highest validation score."""
     format: Literal["safetensors", "pt2", "onnx"] = "safetensors"
     """safetensors: weights, for dml_fast.runs.weights.load_student. pt2: for torch.export.load.
     onnx: for ONNX Runtime and others. The latter two need no dml_fast and take any number of
     images."""
     checkpoint: Literal["best", "last"] = "best"
-    """best: of the epoch with the highest mean validation accuracy."""
+    """best: of the epoch with the highest mean validation score."""
     out: str = ""
     """File to write (default: student_K-CHECKPOINT.FORMAT in the run folder)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, export, compare; returns 0, or 1 if the file computed something else."""
+    """Parse, export and compare; return 0, or 1 if the file computes something else."""
     args = cli.parse(ExportArguments, argv, "export")
     run = Run.open(args.run)
     count = len(run.description["students"])

@@ -39,10 +39,10 @@ def _missing() -> dict[str, str]:
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what follows from other marks, and skip what cannot run here."""
     for item in items:
-        if item.get_closest_marker("processes") and config.pluginmanager.hasplugin("xdist"):
+        if item.get_closest_marker("processes"):
             item.add_marker(pytest.mark.xdist_group("processes"))
         if item.get_closest_marker("zoo") or item.get_closest_marker("dali"):
             item.add_marker("compat")
@@ -64,7 +64,10 @@ def _skip(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-@pytest.fixture(params=["one_pass", "two_sweep"])
+TWO_SWEEP = pytest.param("two_sweep", marks=pytest.mark.slow)
+
+
+@pytest.fixture(params=["one_pass", TWO_SWEEP])
 def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each Triton kernel of the loss in turn; every launch is of that one."""
     from kernel_cases import forced
@@ -73,7 +76,7 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-@pytest.fixture(params=["closed form", "closed form with guards", "one_pass", "two_sweep"])
+@pytest.fixture(params=["closed form", "closed form with guards", "one_pass", TWO_SWEEP])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Each way to compute the mutual loss in turn, whatever backend a test asks for."""
     torch.manual_seed(0)

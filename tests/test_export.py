@@ -21,6 +21,8 @@ from dml_fast.runs.folder import Run
 from dml_fast.runs.weights import HEADER, build_student, load_student
 from dml_fast.train import main as train
 
+pytestmark = pytest.mark.compat
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -70,6 +72,7 @@ def test_safetensors_is_a_student_again(folder: Path, inputs: Tensor, tmp_path: 
     assert data.items() <= facts.items() and facts["arch"] == "resnet14"
 
 
+@pytest.mark.slow
 def test_pt2_runs_on_any_number_of_images(folder: Path, inputs: Tensor, tmp_path: Path) -> None:
     path = tmp_path / "x.pt2"
     arguments = [str(folder), "--student", "0", "--format", "pt2", "--out", str(path)]

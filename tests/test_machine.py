@@ -38,6 +38,7 @@ def run(**environment: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
 def test_blocks_are_reused_without_page_faults() -> None:
     told, faults = run()

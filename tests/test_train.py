@@ -80,6 +80,7 @@ def test_every_method_runs(tmp_path: Path, method: str) -> None:
     assert trained == expected
 
 
+@pytest.mark.slow
 def test_a_cohort_of_one_may_train_independently(tmp_path: Path) -> None:
     options = ["--cohort", "1", "--method", "independent", "--out", str(tmp_path / "run")]
     assert train(*QUICK, *options) == 0

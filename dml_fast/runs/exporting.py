@@ -1,4 +1,4 @@
-"""Write one student in a format for deployment, read it back and compare what it computes."""
+"""Write one student in a format for deployment, read it back and compare its output."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ class TrainedStudent(NamedTuple):
 
     @property
     def output(self) -> str:
-        """What the network gives: logits, or embeddings where it learned identities."""
+        """What the network returns: logits, or embeddings where it learned identities."""
         return "embeddings" if isinstance(self.model, EmbeddingNet) else "logits"
 
     @property
     def network(self) -> nn.Module:
-        """What a graph is made of: without the classifier where embeddings are wanted."""
+        """The network that is exported: one that embeds goes without its classifier."""
         if isinstance(self.model, EmbeddingNet):
             return nn.Sequential(self.model.backbone, self.model.neck).eval()
         return self.model
 
     @property
     def header(self) -> str:
-        """What each format carries beside the network, as `save_student` writes it."""
+        """The JSON that each format carries beside the network."""
         return header_of(self.arch, self.facts)
 
 
@@ -62,8 +62,8 @@ class Check(NamedTuple):
     """The outcome of a comparison.
 
     Attributes:
-        difference: the largest absolute one between the logits of file and student.
-        tolerance: the largest that is accepted.
+        difference: the largest absolute difference between the outputs of file and student.
+        tolerance: the largest difference that is accepted.
     """
 
     difference: float
@@ -71,7 +71,7 @@ class Check(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """False also for a difference that is not a number."""
+        """Whether the file computes what the student does; false too for a difference of NaN."""
         return self.difference <= self.tolerance
 
 
@@ -79,14 +79,14 @@ Apply = Callable[[Tensor], Tensor]
 
 
 def export_student(run: Run, name: str, kind: str, which: str, out: str) -> bool:
-    """Export a student of a run, and print how far the file is from it.
+    """Export a student of a run, and print by how much the file's output differs.
 
     Args:
         run: the run.
-        name: ``best`` or the student's number.
-        kind: safetensors, pt2 or onnx.
+        name: ``best``, or the student's number.
+        kind: the format: safetensors, pt2 or onnx.
         which: the checkpoint: best or last.
-        out: the file, or "" for one in the run folder.
+        out: the file; "" for a name in the run folder.
 
     Returns:
         Whether the file computes what the student does; if not, it is not kept.
@@ -116,7 +116,7 @@ def export_student(run: Run, name: str, kind: str, which: str, out: str) -> bool
 
 
 def _images(run: Run, facts: DataFacts) -> tuple[Tensor, str]:
-    """Up to 32 images to compare on, and what they are."""
+    """Return up to 32 normalised images for the comparison, and words for what they are."""
     try:
         data = open_data(run)
     except UserError as error:
@@ -139,12 +139,12 @@ def export(student: TrainedStudent, kind: str, out: Path, inputs: Tensor) -> Che
 
     Args:
         student: what to export.
-        kind: safetensors, pt2 or onnx.
-        out: the file; an old one is replaced only by one that passed.
-        inputs: (N, C, H, W) normalised images to compare on.
+        kind: the format: safetensors, pt2 or onnx.
+        out: the file; an old one is replaced only by one that passes.
+        inputs: (N, C, H, W) float32, normalised images for the comparison.
 
     Raises:
-        UserError: a package is missing, the network cannot be traced, or ``out`` be written.
+        UserError: a package is missing, the network cannot be traced, or ``out`` cannot be written.
     """
     write, read = {
         "safetensors": (_write_safetensors, _read_safetensors),
@@ -173,12 +173,12 @@ def export(student: TrainedStudent, kind: str, out: Path, inputs: Tensor) -> Che
 @torch.inference_mode()
 def _compare(model: nn.Module, apply: Apply, inputs: Tensor, exact: bool) -> Check:
     difference = scale = 0.0
-    # two sizes, since tracing must not have frozen the batch's
+    # two sizes, to see that tracing has not fixed the number of images
     for batch in (inputs[:1], torch.cat([inputs, inputs[:1]])):
         expected, got = model(batch), apply(batch)
         if got.shape != expected.shape:
             return Check(float("nan"), 0.0)
-        # torch's max, unlike Python's, hands on what is not a number
+        # torch's max keeps a NaN, Python's may drop it
         gap = torch.stack([(expected - got).abs().max(), torch.tensor(difference)])
         difference, scale = gap.max().item(), max(scale, expected.abs().max().item())
     return Check(difference, 0.0 if exact else 1e-4 * max(1.0, scale))
@@ -194,13 +194,13 @@ def _read_safetensors(path: Path) -> Apply:
 
 
 def _trace(student: TrainedStudent, inputs: Tensor) -> torch.export.ExportedProgram:
-    """The network as a graph for any number of images."""
-    example = inputs[:1].repeat(2, 1, 1, 1)  # torch.export takes 1 for a constant
+    """Trace the network as a graph for any number of images."""
+    example = inputs[:1].repeat(2, 1, 1, 1)  # torch.export makes a size of 1 a constant
     try:
         return torch.export.export(
             student.network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
         )
-    except Exception as error:  # whatever a network does that cannot be traced
+    except Exception as error:  # a network that cannot be traced may raise anything
         raise UserError(
             f"{student.arch} cannot be traced by torch.export ({first_line(error)}): "
             "give --format safetensors"
@@ -209,7 +209,7 @@ def _trace(student: TrainedStudent, inputs: Tensor) -> torch.export.ExportedProg
 
 def _write_pt2(student: TrainedStudent, inputs: Tensor, path: Path) -> None:
     program = _trace(student, inputs)
-    content = io.BytesIO()  # on a full disk torch's own file writer ends the whole process
+    content = io.BytesIO()  # torch's own file writer ends the process when a disk is full
     torch.export.save(program, content, extra_files={f"{HEADER}.json": student.header})
     path.write_bytes(content.getvalue())
 

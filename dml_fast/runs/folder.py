@@ -1,4 +1,4 @@
-"""The folder of a run: where its files are, and how they are written so that none is ever half."""
+"""The folder of a run: the names of its files, who may write to it, what is read from it."""
 
 from __future__ import annotations
 
@@ -23,38 +23,39 @@ from dml_fast.runs.files import atomic_write
 from dml_fast.runs.history import EpochLine, History
 from dml_fast.version import __version__
 
-_PARTS = "checkpoint_"  # how names of folders of checkpoints begin
+_PARTS = "checkpoint_"  # how the names of folders of checkpoints begin
+_SMALL_FILES = 2**22  # bytes: all that a run writes besides weights
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder and the names of the files in it."""
+    """A run folder."""
 
     folder: Path
 
     @property
     def config_file(self) -> Path:
-        """The configuration, the data's facts and the students' architectures, as JSON."""
+        """JSON: the configuration, the data's facts, each student's architecture and size."""
         return self.folder / "config.json"
 
     @property
     def metrics_file(self) -> Path:
-        """One JSON line an epoch."""
+        """One line of JSON for each epoch."""
         return self.folder / "metrics.jsonl"
 
     def checkpoint(self, which: str = "last") -> Path:
-        """The path of ``last``, ``previous`` or ``best``.
+        """Return the path of ``last``, ``previous`` or ``best``.
 
-        A file, or a link to a folder where several processes wrote it.
+        It is a file or, where several processes wrote the checkpoint, a link to a folder.
         """
         return self.folder / f"{which}.pt"
 
     def weights(self, student: int) -> Path:
-        """The final weights of one student."""
+        """Return the path of one student's final weights."""
         return self.folder / f"student_{student}.safetensors"
 
     def new_parts(self, step: int) -> Path:
-        """Make a folder for a checkpoint of several processes, under a name that is not taken.
+        """Make a folder for a checkpoint of several processes, with a new name.
 
         A run may reach a step twice: after a crash it continues from an older checkpoint.
         """
@@ -63,7 +64,7 @@ class Run:
         return folder
 
     def remove_unused_parts(self) -> None:
-        """Remove such folders that neither ``last`` nor ``previous`` nor ``best`` links to."""
+        """Remove each such folder to which neither ``last`` nor ``previous`` nor ``best`` links."""
         links = [self.checkpoint(which) for which in ("last", "previous", "best")]
         used = {link.resolve() for link in links if link.is_symlink()}
         for folder in self.folder.glob(f"{_PARTS}*"):
@@ -72,10 +73,10 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
-        """Find the run that a folder, or a file in it, belongs to.
+        """Find the run of a folder or of a file in it.
 
         Raises:
-            UserError: there is no run.
+            UserError: there is none.
         """
         folder = Path(path)
         run = cls(folder.parent if folder.is_file() or folder.suffix == ".pt" else folder)
@@ -96,7 +97,7 @@ class Run:
 
     @cached_property
     def config(self) -> TrainConfig:
-        """The configuration the run was started with."""
+        """The configuration with which the run was started."""
         return from_mapping(self.description["config"], str(self.config_file))
 
     @cached_property
@@ -136,12 +137,12 @@ class Run:
             raise UserError(f"{self.metrics_file} is damaged ({error}): restore it") from None
 
     def write_metrics(self, lines: History) -> None:
-        """Write ``metrics.jsonl`` whole: after a crash no line is half, missing or there twice."""
+        """Rewrite ``metrics.jsonl``, so that after a crash each line is complete and there once."""
         with atomic_write(self.metrics_file) as file:
             file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def write_corrupt(self, reasons: Mapping[str, str]) -> None:
-        """Write ``corrupt_files.tsv``: the files that were skipped, and why; nothing for none."""
+        """Write ``corrupt_files.tsv``, the files that were skipped and why, if there are any."""
         if reasons:
             with atomic_write(self.folder / "corrupt_files.tsv") as file:
                 lines = [f"{name}\t{why}\n" for name, why in sorted(reasons.items())]
@@ -149,7 +150,9 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Make the folder and keep other processes out of it; a kill ends the lock too.
+        """Make the folder, and keep other processes from training in it.
+
+        The lock ends with this context or, however it ends, with the process.
 
         Raises:
             UserError: it cannot be made, or another process is training in it.
@@ -173,10 +176,10 @@ class Run:
 
     @contextmanager
     def taken(self, *, new: bool) -> Iterator[None]:
-        """Hold the folder while inside.
+        """Lock the folder, and remove it if an error occurs before any file is in it.
 
         Args:
-            new: it must not hold a run yet. If nothing comes of it, it goes away again.
+            new: whether it is for a new run, so that it must not hold one yet.
 
         Raises:
             UserError: as `lock` and `prepare`.
@@ -184,14 +187,15 @@ class Run:
         with self.lock():
             try:
                 if new:
-                    self.prepare(needed_bytes=2**22)
+                    self.prepare(_SMALL_FILES)
                 yield
             except BaseException:
-                self.remove_if_empty()
+                with suppress(OSError):  # it is not empty
+                    self.folder.rmdir()
                 raise
 
     def prepare(self, needed_bytes: int) -> None:
-        """Make the folder and see that it can be written to, before any training.
+        """Make the folder, and check before any training that a new run fits into it.
 
         Raises:
             UserError: it holds a run already, cannot be written to, or the disk is too full.
@@ -204,15 +208,22 @@ class Run:
         self.check_writable(needed_bytes)
 
     def check_writable(self, needed_bytes: int) -> None:
-        """See that the folder can take ``needed_bytes`` more; sweep stale temporary files."""
+        """Check that ``needed_bytes`` can be written, and remove stale temporary files.
+
+        The run's present checkpoints count as free space, since new ones replace them.
+
+        Raises:
+            UserError: the folder cannot be written to, or the disk is too full.
+        """
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
             for stale in self.folder.glob(".*.tmp"):
                 stale.unlink()
             with tempfile.TemporaryFile(dir=self.folder) as probe:
                 probe.write(b"\0" * 4096)
-        there = {file.stat().st_ino: file.stat().st_size for file in self.folder.glob("*.pt")}
-        free = shutil.disk_usage(self.folder).free + sum(there.values())
+        # by inode, as best.pt and previous.pt may be other names of last.pt
+        sizes = {file.stat().st_ino: file.stat().st_size for file in self.folder.glob("*.pt")}
+        free = shutil.disk_usage(self.folder).free + sum(sizes.values())
         if free < needed_bytes:
             raise UserError(
                 f"the run needs about {needed_bytes / 2**20:.0f} MiB and the disk of {self.folder} "
@@ -229,14 +240,9 @@ class Run:
                 "give another one with --out"
             ) from None
 
-    def remove_if_empty(self) -> None:
-        """Take the folder away again when nothing came of the run."""
-        with suppress(OSError):
-            self.folder.rmdir()
-
 
 def new_folder(config: TrainConfig) -> Path:
-    """``--out``, or a name under ``runs/`` that is not taken."""
+    """Return ``--out``, or an unused name under ``runs/``."""
     if config.out:
         return Path(config.out)
     kind = config.data.split(":", 1)[0]

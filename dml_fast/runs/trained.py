@@ -1,4 +1,4 @@
-"""What a run has left: its students, which of them is best, and the data it was trained on."""
+"""The results of a run: its trained students, the best of them, and the data they learned."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Trained:
     """The students of one checkpoint.
 
     Attributes:
-        archs: one name a student, length K.
-        states: their models' ``state_dict``.
+        archs: the architecture of each student, length K.
+        states: the ``state_dict`` of each student's model.
         facts: of the data that they were trained on.
-        step: after which the checkpoint was written.
-        validation: the newest line of metrics at that step, None before the first epoch's end.
+        step: the number of steps before the checkpoint.
+        validation: the newest line of metrics at that step; None before the first epoch's end.
     """
 
     archs: tuple[str, ...]
@@ -37,7 +37,7 @@ class Trained:
 
     @classmethod
     def load(cls, run: Run, which: str) -> Trained:
-        """Read ``best``, ``last`` or ``previous``.
+        """Read the checkpoint ``best``, ``last`` or ``previous``.
 
         Raises:
             UserError: the run has no such checkpoint, or it is damaged.
@@ -59,19 +59,19 @@ class Trained:
 
     @property
     def best(self) -> int | None:
-        """The student that validation found best, None where there was none yet."""
+        """The number of the student with the best validation score; None before any validation."""
         return None if self.validation is None else best_student(self.validation)
 
     def model(self, student: int) -> nn.Module:
-        """One student's network, in evaluation mode on the CPU."""
+        """Build one student's network: in evaluation mode, on the CPU."""
         return build_student(self.archs[student], self.facts, self.states[student])
 
 
 def open_data(run: Run, spec: str = "") -> DataSet:
-    """Open the data of a run, split as it was for the run.
+    """Open the data of a run, with the same split.
 
     Args:
-        run: whose options for the data are used.
+        run: the run; its options for the data are used.
         spec: other data in place of the run's own.
 
     Raises:
@@ -79,26 +79,26 @@ def open_data(run: Run, spec: str = "") -> DataSet:
     """
     config, facts = run.config, run.facts
     download = config.download and not spec
-    options = {**config.data_options, "loader": "auto"}  # this machine may lack the run's
+    options = {**config.data_options, "loader": "auto"}  # the run's may not be installed here
     data = open_dataset(spec or config.data, download=download, **options)
     if spec:
         _check_fit(data, facts, spec)
     elif data.fingerprint != facts.fingerprint:
         raise UserError(
             f"{config.data} no longer holds the images and labels that {run.folder} was trained "
-            f"on: restore them, or say that these are meant with --data {config.data}"
+            f"on: restore them, or accept the new ones with --data {config.data}"
         )
     return data
 
 
 def _check_fit(data: DataSet, facts: DataFacts, spec: str) -> None:
-    """Refuse data that the students would misread."""
+    """Refuse images of another size, and other classes."""
     _check_classes(data, facts, spec)
     channels, *size = data.train.images.shape[1:]
     if channels != facts.in_channels:
         raise UserError(
             f"--data {spec} has images of {channels} channels and the run's students take "
-            f"{facts.in_channels}: give data with as many channels"
+            f"{facts.in_channels}: give data with that many channels"
         )
     if tuple(size) != facts.image_size:
         height, width = facts.image_size
@@ -109,15 +109,15 @@ def _check_fit(data: DataSet, facts: DataFacts, spec: str) -> None:
 
 
 def _check_classes(data: DataSet, facts: DataFacts, spec: str) -> None:
-    """Classes must be the same; identities to search for need not have been seen in training."""
+    """Refuse other classes; identities may be new, since students find them by embeddings."""
     learned, given = (
         "identities" if found else "classes"
         for found in (facts.retrieval, isinstance(data.val, RetrievalSet))
     )
     if learned != given:
         raise UserError(
-            f"--data {spec} has {given} and the run's students learned {learned}: give data of "
-            "that kind"
+            f"--data {spec} has {given} and the run's students learned {learned}: give data with "
+            f"{learned}"
         )
     if given == "identities":
         return

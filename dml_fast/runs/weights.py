@@ -1,4 +1,4 @@
-"""One student's weights as a safetensors file that says itself how to build the network."""
+"""One student's weights as a safetensors file, whose header tells how to build the network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import atomic_write
 from dml_fast.version import __version__
 
-HEADER = "dml_fast"  # the key of the header
+HEADER = "dml_fast"  # under this name files have the header
 
 
 def header_of(arch: str, facts: DataFacts) -> str:

@@ -15,6 +15,7 @@ from dml_fast.data.plan import Augmentation
 from dml_fast.errors import UserError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STREAMING)
 def test_foreign_files_come_as_in_the_resident_loader(name: str, tmp_path: Path) -> None:
     pieces(tmp_path, 4, [(24, 24)], parts=("train", "val"))
@@ -59,6 +60,7 @@ def test_files_that_cannot_be_read_stop_the_run_by_name(name: str, tmp_path: Pat
         evaluated(tmp_path, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STREAMING)
 def test_fifty_corrupt_files_in_a_thousand(name: str, tmp_path: Path) -> None:
     """They are replaced by others of their class, counted and listed; no row is lost."""

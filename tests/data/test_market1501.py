@@ -153,6 +153,7 @@ def test_images_are_resized_to_height_and_width(tmp_path: Path) -> None:
     assert opened(tmp_path, image_size=(32, 16)).train.images.shape[1:] == (3, 32, 16)
 
 
+@pytest.mark.slow
 def test_real_drawings_as_market1501(shared_data: Path, tmp_path: Path) -> None:
     tool = shared_data.parent / "tools" / "omniglot_as_market1501.py"
     subprocess.run([sys.executable, tool, tmp_path], check=True, capture_output=True)

@@ -100,6 +100,7 @@ def test_draws_cover_every_shift_both_mirrors_and_the_share_that_is_erased() -> 
     assert not still.crops[0, 2].any() and still.erased is None and still.mix is None
 
 
+@pytest.mark.slow
 def test_weights_of_mixing_follow_beta_and_cutmix_counts_its_pixels() -> None:
     order = ShuffledOrder(4000, 1, 1)
     mixes = [plan_of(order, Augmentation(mixup=0.4))(0, step).mix for step in range(3000)]

@@ -106,6 +106,7 @@ def shards(sizes: list[int]) -> np.ndarray:
     return np.repeat(np.arange(len(sizes)), sizes)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(sum),
     st.integers(1, 64),

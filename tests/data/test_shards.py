@@ -83,6 +83,7 @@ def of_cifar(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> tup
     return folder, shards_of(folder, root / "shards", 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_real_jpegs_of_cifar_are_those_of_the_folder_on_one_rank_or_two(
     name: str, of_cifar: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
@@ -162,6 +163,7 @@ def test_names_tell_training_validation_and_test_shards_apart(tmp_path: Path) ->
         assert data.classes == ("0", "1")
 
 
+@pytest.mark.slow
 def test_braces_and_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     image = _image()

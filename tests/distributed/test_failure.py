@@ -112,6 +112,7 @@ def _rank_in(process: Path, folder: Path) -> str | None:
     return next((v[5:].decode() for v in variables if v.startswith(b"RANK=")), None)
 
 
+@pytest.mark.compat
 def test_sigterm_saves_on_all_ranks_at_the_same_step(
     tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:

@@ -112,6 +112,7 @@ def test_a_trial_leaves_no_trace(arch: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert_equal(results[0], results[1])
 
 
+@pytest.mark.slow
 def test_a_run_remembers_what_was_picked_and_may_go_on_with_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +137,7 @@ def test_a_run_remembers_what_was_picked_and_may_go_on_with_another(
     assert digest(folder) == digest(tmp_path / "plain")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("embed", [False, True])
 def test_compiled_students_share_their_code_and_compute_the_same(
     embed: bool, monkeypatch: pytest.MonkeyPatch

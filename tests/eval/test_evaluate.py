@@ -70,6 +70,7 @@ def expected(folder: Path, images: ImageSet) -> list[float]:
     return [float(np.mean(s.argmax(1) == images.labels)) for s in scores]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["test", "train"])
 def test_accuracies_are_those_of_an_independent_evaluation(
     folder: Path, split: str, capsys: pytest.CaptureFixture[str]

@@ -83,6 +83,7 @@ def oracle(f: np.ndarray, images: RetrievalSet) -> dict[str, float]:
     return named | {f"rank{k}": np.mean(first <= k) for k in (1, 5, 10)}
 
 
+@pytest.mark.slow
 def test_each_epoch_has_the_map_and_rank_1_of_students_and_ensemble(folder: Path) -> None:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2
@@ -96,6 +97,7 @@ def test_each_epoch_has_the_map_and_rank_1_of_students_and_ensemble(folder: Path
     assert (folder / "curves.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_scores_are_those_of_an_independent_evaluation(
     folder: Path, market: Path, split: str, capsys: pytest.CaptureFixture[str]
@@ -124,6 +126,7 @@ def test_the_best_checkpoint_gives_the_scores_of_its_epoch(
     assert result["ensemble"]["mAP"] == line["ensemble_val_mAP"]
 
 
+@pytest.mark.slow
 def test_a_run_in_bf16_is_evaluated_as_it_was_validated(
     market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +139,7 @@ def test_a_run_in_bf16_is_evaluated_as_it_was_validated(
     assert [s["mAP"] for s in result["students"]] == [s["val_mAP"] for s in line["students"]]
 
 
+@pytest.mark.slow
 def test_the_table_and_the_ranked_lists(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,7 +162,7 @@ def test_another_markets_identities_are_searched_for_too(
     make_market(tmp_path, learned=4, searched=8)
     result = as_json(capsys, folder, "--data", f"market1501:{tmp_path}")
     assert result["queries"] == 8
-    assert "learned identities: give data of that kind" in refusal(
+    assert "learned identities: give data with identities" in refusal(
         capsys, folder, "--data", "digits"
     )
 
@@ -311,7 +315,7 @@ def test_arguments_that_do_not_go_together(
     options = "--arch resnet8 --epochs 1 --train-fraction 0.1 --device cpu"
     assert train([*options.split(), "--out", str(digits)]) == 0
     assert "--rerank ranks, and" in refusal(capsys, digits, "--rerank")
-    assert "learned classes: give data of that kind" in refusal(
+    assert "learned classes: give data with classes" in refusal(
         capsys, digits, "--data", json.loads((folder / "config.json").read_text())["config"]["data"]
     )
 

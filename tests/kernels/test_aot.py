@@ -13,6 +13,8 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed (Linux x86-64 only)")
 
+pytestmark = [pytest.mark.slow, pytest.mark.compat, pytest.mark.xdist_group("aot")]
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -91,7 +93,6 @@ def report() -> Any:
     return run_compiled("-m", "benchmarks.aot.report", "--quick", "--print")
 
 
-@pytest.mark.slow
 def test_no_kernel_has_a_fault(report: Any) -> None:
     names = ("path", "students", "classes", "dtype", "options", "arch")
     faults = {tuple(row[n] for n in names): row["faults"] for row in report["kernels"]}
@@ -99,7 +100,6 @@ def test_no_kernel_has_a_fault(report: Any) -> None:
     assert not {case: found for case, found in faults.items() if found}
 
 
-@pytest.mark.slow
 def test_kernels_take_no_more_registers_than_the_committed_table_says(report: Any) -> None:
     committed = json.loads((ROOT / "benchmarks" / "results" / "aot.json").read_text())
     if report["triton"] != committed["triton"]:
@@ -112,14 +112,12 @@ def test_kernels_take_no_more_registers_than_the_committed_table_says(report: An
     assert not above, "the code has changed: python -m benchmarks.aot.report"
 
 
-@pytest.mark.slow
 def test_a_run_compiles_few_kernels_whatever_its_batch_sizes(report: Any) -> None:
     """Labels are counted by the loss's kernel in small batches, by one more in large ones."""
     assert report["variants"]
     assert not {run: n for run, n in report["variants"].items() if not 1 <= n <= 3}
 
 
-@pytest.mark.slow
 def test_every_launch_says_whether_products_and_sums_are_fused(report: Any) -> None:
     """Triton 3.9 warns where none does, and 3.10 changes the default."""
     assert report["fp_fusion_by_default"] == []

@@ -59,12 +59,14 @@ WIDTHS = st.sampled_from([1, 2, 7, 12, 33, STEP, STEP + 1, 2 * STEP + 2])
 SMALL = cases([torch.float32, torch.bfloat16, torch.float16], WIDTHS, st.integers(1, 3))
 
 
+@pytest.mark.slow
 @SOME
 @given(case=SMALL)
 def test_autograd_is_exact_in_every_option(kernel: str, case: Case) -> None:
     assert_exact(case, DEVICE, by_backward)
 
 
+@pytest.mark.slow
 @SOME
 @given(case=SMALL)
 def test_gradients_in_one_launch_are_exact_in_every_option(kernel: str, case: Case) -> None:

@@ -30,7 +30,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "teacher": {"teacher_logits": [torch.linspace(-1, 1, 35, device=DEVICE).reshape(5, 7)]},
 }
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+    pytest.mark.slow,
+    pytest.mark.compat,
+]
 
 
 @pytest.fixture(autouse=True)

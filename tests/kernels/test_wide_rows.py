@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dml_fast.kernels import launch
 
-pytestmark = pytest.mark.usefixtures("kernel")
+pytestmark = [pytest.mark.usefixtures("kernel"), pytest.mark.slow]
 INF, NAN = torch.inf, torch.nan
 C = 2 * STEP + 7
 

@@ -15,6 +15,8 @@ from torch.autograd import forward_ad
 from dml_fast.errors import UserError
 from dml_fast.loss import FusedMutualLoss, backends, mutual_loss, mutual_loss_and_grad, reference
 
+pytestmark = [pytest.mark.slow, pytest.mark.compat]
+
 PLAIN = {"kl_weight": 1.0, "temperature": 1.0, "peer_reduction": "mean", "reduction": "mean"}
 KINDS = ["plain", "every option", "by row", "probabilities", "one student", "bf16"]
 

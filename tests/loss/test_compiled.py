@@ -18,6 +18,8 @@ from torch import Tensor
 from dml_fast.errors import UserError
 from dml_fast.loss import compiled, mutual_loss, mutual_loss_and_grad
 
+pytestmark = [pytest.mark.slow, pytest.mark.compat]
+
 loss = partial(mutual_loss, backend="compiled")
 loss_and_grad = partial(mutual_loss_and_grad, backend="compiled")
 
@@ -58,7 +60,6 @@ def test_every_option_gives_the_papers_values(case: Case, programs: Programs) ->
     assert_exact(case, answer=lambda _: (losses, grads))
 
 
-@pytest.mark.slow
 def test_by_inductor() -> None:
     """One program of each function for a real compiler."""
     logits, target = cohort()
@@ -160,7 +161,6 @@ def test_a_torch_that_cannot_compile_is_an_error(monkeypatch: pytest.MonkeyPatch
         loss(*cohort())
 
 
-@pytest.mark.slow
 def test_no_cpp_compiler_is_an_error() -> None:
     code = (
         "import torch; from dml_fast.loss import mutual_loss;"

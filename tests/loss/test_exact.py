@@ -25,6 +25,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(case=cases())
 def test_values_and_gradients_are_the_papers(case: Case) -> None:

@@ -187,6 +187,7 @@ def magnitudes(case: Case) -> tuple[float, float]:
     return 10 * count * (1 + options["temperature"] * divergence), 1.1 + divergence
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(case=cases())
 def test_losses_and_gradients_are_those_of_whole_logits(case: Case) -> None:

@@ -82,6 +82,7 @@ def test_bytes_of_arguments_and_results_are_counted() -> None:
     assert counting.work(lambda: x.mul_(1)).moved == 4000  # one tensor, read and written in place
 
 
+@pytest.mark.slow
 def test_a_contestant_that_does_another_job_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     case = StepCase("resnet8", 2, 8, torch.device("cpu"))
     honest = case.contestant

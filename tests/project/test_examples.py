@@ -18,6 +18,8 @@ from torch import Tensor, nn
 import dml_fast
 from dml_fast import FusedMutualLoss
 
+pytestmark = pytest.mark.compat
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PAIRS = ("plain", "lightning", "huggingface")
 PACKAGES = {"lightning": "lightning", "huggingface": "transformers"}
@@ -90,6 +92,7 @@ def disagreement(log_p: Tensor) -> float:
     return float(kl.sum() / (len(log_p) * (len(log_p) - 1)))
 
 
+@pytest.mark.slow
 def test_nothing_changes_but_the_students_teaching_each_other(
     pair: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,8 @@ import pytest
 
 from dml_fast.eval import rank_distances, rank_features, rank_hamming
 
+pytestmark = pytest.mark.slow
+
 WORK = """
 import sys
 import numpy as np

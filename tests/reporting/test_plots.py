@@ -104,6 +104,7 @@ shares = st.none() | st.floats(0, 1)
 losses = st.none() | st.sampled_from([math.nan, math.inf, 0.0]) | st.floats(0, 1e38)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=6)
 @given(st.data())
 def test_any_metrics_can_be_drawn(data: st.DataObject) -> None:
@@ -117,6 +118,7 @@ def test_any_metrics_can_be_drawn(data: st.DataObject) -> None:
     groups_figure({"a": [history], "b": [a_history()]}).canvas.draw()
 
 
+@pytest.mark.slow
 def test_files_are_whole_pngs_and_nothing_else_is_left(tmp_path: Path) -> None:
     plot_curves(tmp_path / "one.png", {"a run": a_history()})
     plot_curves(tmp_path / "two.png", {"a": a_history(), "b": a_history(offset=0.1)})

@@ -173,6 +173,7 @@ def test_folders_of_one_name_are_told_apart(run: Path) -> None:
     assert [entry.label for entry in entries] == ["a/run", "b/run", "first"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

@@ -35,6 +35,7 @@ def logging_as_before() -> Iterator[None]:
 SHORT = {"arch": "resnet8", "epochs": 2, "batch_size": 16, "views": "per-student"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STREAMING)
 def test_a_run_may_change_loader_and_threads_in_mid_epoch(name: str, tmp_path: Path) -> None:
     pieces(tmp_path / "data", 32, [(24, 24)], parts=("train", "val"))
@@ -62,6 +63,7 @@ def test_skipped_files_are_listed_in_the_run_folder(name: str, tmp_path: Path) -
     assert all(line.partition("\t")[2] for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STREAMING)
 def test_a_run_stopped_by_a_corrupt_file_goes_on_with_skip_corrupt(
     name: str, tmp_path: Path
@@ -92,6 +94,7 @@ def test_resized_crops_train_and_evaluate(
     assert '"images": 32' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STREAMING)
 def test_sigint_ends_a_run_and_its_pipeline(name: str, tmp_path: Path) -> None:
     pieces(tmp_path / "data", 64, [(32, 32)], parts=("train", "val"))

@@ -13,6 +13,8 @@ from dml_fast.config import TrainConfig
 from dml_fast.runs import checkpoint
 from dml_fast.runs.folder import Run
 
+pytestmark = pytest.mark.slow
+
 CASES = {
     "plain": {},
     "amp, warm-up of the KL": {"amp": True, "kl_warmup": 1.5},
