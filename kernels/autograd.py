@@ -26,7 +26,7 @@ def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
 def differentiable(
     problem: Problem, logits: tuple[Tensor, ...], stats: str
 ) -> tuple[Tensor, MutualStats | None]:
-    """As `dml_fast.loss.problem.Backend.differentiable`; the backward pass makes the gradients."""
+    """As `dml_fast.loss.problem.Backend.differentiable`, with gradients in the backward pass."""
     if torch.compiler.is_compiling():
         losses, _, measured = ops.forward(problem, False, True, stats).solution
         return losses, measured
@@ -36,7 +36,7 @@ def differentiable(
 
 
 class _Mutual(torch.autograd.Function):
-    """Saves the logits and O(N) numbers, and no gradients."""
+    """The loss, of which the forward pass saves the logits and O(N) numbers but no gradients."""
 
     @staticmethod
     def forward(
@@ -48,7 +48,7 @@ class _Mutual(torch.autograd.Function):
         held.append(measured)
         ctx.save_for_backward(saved, *logits)
         ctx.students = len(problem.students)
-        ctx.problem = replace(problem, students=())  # the logits are autograd's to keep
+        ctx.problem = replace(problem, students=())  # autograd keeps the logits
         return losses
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Whether Triton can run, asked before a kernel module is imported."""
+"""Whether Triton can run: asked before any module that needs it is imported."""
 
 from __future__ import annotations
 
@@ -7,29 +7,22 @@ from importlib.util import find_spec
 
 import torch
 
-# torch.compile draws the same line: Triton generates no code for older NVIDIA GPUs.
+# Triton generates no code for older NVIDIA GPUs; torch.compile has the same limit.
 _OLDEST_CAPABILITY = (7, 0)
 
 
 def unavailable_reason(device: torch.device) -> str | None:
-    """Say why Triton cannot run on tensors of ``device``.
-
-    Args:
-        device: where the tensors are.
-
-    Returns:
-        None when Triton can run there, otherwise the reason and the remedy in one sentence.
-    """
+    """Return why Triton cannot run on tensors of this device, and the remedy; None if it can."""
     if find_spec("triton") is None:
         return "Triton is not installed: pip install triton (Linux only)"
     if device.type == "cpu":
-        # Only "1" means yes in every Triton from 3.2 on.
+        # From Triton 3.2 on, "1" is the only value that all versions take for yes.
         if os.environ.get("TRITON_INTERPRET") == "1":
             return None
         return "Triton runs on the CPU only in its interpreter: set TRITON_INTERPRET=1"
     if device.type == "xpu":
         return None if torch.xpu.is_available() else "no XPU device is available to this torch"
-    if device.type != "cuda":  # which is also what ROCm calls itself
+    if device.type != "cuda":  # the name of ROCm's devices too
         return f"Triton does not run on {device.type} tensors: use a CUDA device"
     if not torch.cuda.is_available():
         return "no CUDA device is available to this torch: run nvidia-smi to see why"

@@ -1,4 +1,4 @@
-"""How many rows have a label, or the sum of their class weights, in one launch."""
+"""The number of labelled rows, or the sum of their class weights, in one launch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def count(
     IGNORE: tl.constexpr,
     CLASS_WEIGHT: tl.constexpr,
 ):
-    """Grid: (1,), so that the order of the sum is fixed."""
+    """Store the count in ``total``. Grid: (1,), so that the order of the sum is fixed."""
     held = tl.zeros((BLOCK,), tl.float32)
     start = 0
     while start < N:

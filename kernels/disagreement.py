@@ -1,6 +1,7 @@
-"""The statistics that compare students, when they are asked for.
+"""The statistics that compare the students, for ``return_stats=True``.
 
-Each student's entropy, all pairs' divergences, and H(mean p) - mean H(p), the mutual information.
+They are each student's entropy, the divergence of each pair, and the mutual information
+H(mean p) - mean H(p).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def disagree_here(
     R: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """From rows that are in registers, as base-2 logarithms."""
+    """Store the statistics of rows whose base-2 log-probabilities are in registers."""
     pid = tl.program_id(0)
     programs = tl.num_programs(0).to(tl.int64)
     here = partials + pid
@@ -68,7 +69,7 @@ def disagree_again(
     Z_ROW: tl.constexpr,
     Z_COL: tl.constexpr,
 ):
-    """From one more sweep over a row."""
+    """Store the statistics of a row, from one more sweep over it."""
     STEP: tl.constexpr = THREADS * EACH
     programs = tl.num_programs(0).to(tl.int64)
     here = partials + tl.program_id(0)
@@ -115,10 +116,11 @@ def disagree_again(
 
 @triton.jit
 def pair_divergence(log_p, log_r):
-    """Terms, never negative, whose sum over the classes is KL(p || r); base-2 logarithms.
+    """Return terms, never negative, whose sum over the classes is KL(p || r).
 
-    In the Bregman form, p (δ + e^-δ - 1) with δ = log p - log r: for students that differ by 1e-4
-    it keeps four digits in fp32, where p δ has hardly two.
+    Takes base-2 logarithms. The terms are p (δ + e^-δ - 1) with δ = log p - log r (the Bregman
+    form): in fp32, for students that differ by 1e-4, their sum is right to four digits, while that
+    of p δ is right to less than two.
     """
     p = tl.exp2(log_p)
     delta = (log_p - log_r) * LN2

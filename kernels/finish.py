@@ -1,7 +1,7 @@
-"""Sums over all rows in the launch that computed them: the last program to finish adds up.
+"""Sums over all rows, in the same launch as the rows: the last program to finish adds up.
 
-Two levels, groups of programs and then the groups, each in a fixed order: the same bits in every
-run, whatever the order in which programs finish. Nothing is added with a float atomic.
+The sums have two levels, the programs of a group and then the groups, each in a fixed order. So
+every run gives the same bits, in whatever order programs finish. There are no float atomics.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-GROUP = tl.constexpr(64)  # programs a group
+GROUP = tl.constexpr(64)  # programs per group
 
 
 @triton.jit
 def add_up(source, stride, count, Q: tl.constexpr, target, target_stride, at):
-    """target[q, at] = Σ_i source[q, i] for the Q quantities, 16 of them at a time."""
+    """Store target[q, at] = Σ_i source[q, i] for the Q quantities, 16 at a time."""
     first = 0
     while first < Q:
         q = first + tl.arange(0, 16)
@@ -23,7 +23,7 @@ def add_up(source, stride, count, Q: tl.constexpr, target, target_stride, at):
         while start < count:
             i = start + tl.arange(0, GROUP)
             inside = (q[:, None] < Q) & (i[None, :] < count)
-            # From the L2 cache, where the other programs' values are.
+            # From the L2 cache, which has the other programs' values.
             total += tl.sum(
                 tl.load(
                     source + q[:, None].to(tl.int64) * stride + i[None, :],
@@ -58,17 +58,17 @@ def finish(
     BY_ROW: tl.constexpr,
     STATS: tl.constexpr,
 ):
-    """Write the losses and statistics, if this program is the last.
+    """Write the losses and statistics if this program is the last.
 
-    The quantities: cross-entropy, divergence, right answers and unusable rows of each student,
-    and with all statistics the fields of `more`.
+    The Q quantities are the cross-entropy, divergence, correct and unusable rows of each student,
+    and with all statistics also the fields of ``more``.
     """
     pid = tl.program_id(0)
     programs = tl.num_programs(0)
     group = pid // GROUP
     n_groups = tl.cdiv(programs, GROUP)
     size = tl.minimum(GROUP, programs - group * GROUP)
-    # The barrier puts every thread's stores before the release of the one that counts.
+    # After the barrier, the release of the thread that counts covers the stores of all threads.
     tl.debug_barrier()
     if tl.atomic_add(counters + 1 + group, 1, sem="acq_rel", scope="gpu") == size - 1:
         tl.store(counters + 1 + group, 0)
@@ -103,5 +103,5 @@ def finish(
 
 @triton.jit
 def add_divergence(ce, kl, kl_weight):
-    """The loss; a divergence that is switched off does not count, be it infinite."""
+    """Return the loss; with a weight of 0 not even an infinite divergence counts."""
     return tl.where(kl_weight == 0.0, ce, ce + kl_weight * kl)

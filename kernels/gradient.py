@@ -1,7 +1,7 @@
 """Kernel C: the gradients of a loss that was computed before, for autograd's backward pass.
 
-One read of the logits, one write of the gradients: the softmax comes back from each row's saved
-maximum and log-sum, and the outer gradient is read on the device, whatever it is.
+It reads the logits once and writes the gradients once. The softmax is restored from the maximum
+and log-sum that were saved for each row; the outer gradient is read on the device.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def gradient(
     T_COL: tl.constexpr,
     SOFT_ROW: tl.constexpr,
     SOFT_COL: tl.constexpr,
-    LEARNERS: tl.constexpr,  # bit k: student k wants a gradient
+    LEARNERS: tl.constexpr,  # bit k: student k has a gradient
     LABELS: tl.constexpr,
     SOFT: tl.constexpr,
     SMOOTH: tl.constexpr,
@@ -79,7 +79,7 @@ def gradient(
     KL_ON_DEVICE: tl.constexpr,
     MEAN: tl.constexpr,
 ):
-    """A tile (R, BLOCK) of every student's gradient. Grid: (⌈N / R⌉, ⌈C / BLOCK⌉)."""
+    """Write a tile (R, BLOCK) of each student's gradient. Grid: (⌈N / R⌉, ⌈C / BLOCK⌉)."""
     zs = (z0, z1, z2, z3, z4, z5, z6, z7)
     gs = (g0, g1, g2, g3, g4, g5, g6, g7)
     DENSE: tl.constexpr = SOFT or SMOOTH

@@ -20,19 +20,19 @@ from dml_fast.kernels.two_sweep import two_sweep
 from dml_fast.loss.problem import MutualStats, Problem, Solution
 
 MOST = 8  # distributions: the kernels have that many pointers
-_FEW_ROWS = 1024  # up to here every program counts the labels itself
+_FEW_ROWS = 1024  # up to here each program counts the labels itself
 _STATS = {"none": 0, "cheap": 1, "all": 2}
 
 
 class Answer(NamedTuple):
-    """What a forward launch gives: `saved` only if asked for."""
+    """The results of a forward launch; ``saved`` is None unless wanted."""
 
     solution: Solution
     saved: Tensor | None
 
 
 def unsupported_reason(problem: Problem) -> str | None:
-    """Why the kernels cannot take a problem, or None."""
+    """Return why the kernels cannot take a problem, or None if they can."""
     students, rows, _ = problem.shape
     if problem.dtype == torch.float64:
         return "they compute in float32 and the logits are float64"
@@ -46,9 +46,9 @@ def unsupported_reason(problem: Problem) -> str | None:
 
 
 def launch(problem: Problem, *, with_grad: bool, save: bool, stats: str) -> Answer:
-    """Losses, statistics, and gradients or what the backward pass needs, in one launch.
+    """Compute losses, statistics, and gradients or what the backward pass needs, in one launch.
 
-    A batch of over 1,024 rows whose labels must be counted first takes a second, small one.
+    Labels that must be counted first take a second, small launch if the batch has over 1,024 rows.
     """
     outputs = launch_forward(problem, with_grad, save, stats)
     return unpack(problem, outputs, with_grad, save, stats)
@@ -57,7 +57,7 @@ def launch(problem: Problem, *, with_grad: bool, save: bool, stats: str) -> Answ
 def launch_forward(
     problem: Problem, with_grad: bool, save: bool, stats: str, *, keep_counters: bool = True
 ) -> list[Tensor]:
-    """What `unpack` reads: none of the tensors shares memory with another."""
+    """Launch, and return the tensors that `unpack` reads; no two of them share memory."""
     students, rows, _ = problem.shape
     wanted = _STATS[stats]
     itemsize = max(z.element_size() for z in problem.students + problem.teachers)
@@ -80,7 +80,7 @@ def launch_forward(
         more, information = floats(students + 1 + students * students), floats(rows)
     saved = floats(2 * students + 2 * len(problem.teachers) + students + 1, rows) if save else None
     groups = -(-programs // GROUP.value)
-    # Multiples of 16 bytes: for another alignment Triton would compile anew.
+    # Multiples of 16 bytes: Triton would compile again for pointers that are aligned otherwise.
     first, second = (-(-quantities * n // 4) * 4 for n in (programs, groups))
     scratch = floats(first + second + quantities)
     grads = None
@@ -132,7 +132,7 @@ def launch_forward(
 def unpack(
     problem: Problem, outputs: list[Tensor], with_grad: bool, save: bool, stats: str
 ) -> Answer:
-    """Names for the tensors of `launch_forward`."""
+    """Return the tensors of `launch_forward` as a solution, and what was saved."""
     students = len(problem.students)
     left = iter(outputs)
     losses = next(left)
@@ -158,13 +158,13 @@ def unpack(
 def launch_gradient(
     problem: Problem, saved: Tensor, outer: Tensor, grads: Sequence[Tensor | None]
 ) -> None:
-    """Write the gradient of ``(losses * outer).sum()`` into those of K tensors (N, C) given.
+    """Write the gradients of ``(losses * outer).sum()`` into the given tensors.
 
     Args:
         problem: the same as in `launch`.
         saved: what `launch` saved.
         outer: (K,), or (K, N) with reduction "none", any strides.
-        grads: contiguous; None for a student that does not learn.
+        grads: K contiguous tensors (N, C); None for a student without a gradient.
     """
     _, rows, classes = problem.shape
     config = choose_gradient(_tiles(problem, False), classes)
@@ -188,25 +188,25 @@ def launch_gradient(
 
 
 def _run(kernel: Any, grid: tuple[int, ...], device: torch.device, **arguments: Any) -> None:
-    """Launch on the tensors' device: Triton takes the current one, which may be another."""
+    """Launch on the tensors' device, as Triton launches on the current one."""
     current = nullcontext() if device.type == "cpu" else getattr(torch, device.type).device(device)
     with current:
         kernel[grid](**arguments, enable_fp_fusion=True)
 
 
 def empty_like(z: Tensor) -> Tensor:
-    """Contiguous, whatever the strides of `z`: the kernels write rows of C."""
+    """Return an empty tensor like `z`, but contiguous: the kernels write rows of C."""
     return torch.empty_like(z, memory_format=torch.contiguous_format)
 
 
 def pointers(name: str, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """Eight arguments; those beyond the tensors repeat the first and are not read."""
+    """Return eight arguments; those beyond the tensors repeat the first and are not read."""
     filled = tensors + tensors[:1] * (MOST - len(tensors))
     return {f"{name}{i}": tensor for i, tensor in enumerate(filled)}
 
 
 def common_arguments(problem: Problem) -> dict[str, Any]:
-    """What all kernels take: logits, target and options."""
+    """Return the arguments of all kernels: logits, target and options."""
     _, rows, classes = problem.shape
     students, student_strides = _alike(problem.students)
     teachers, teacher_strides = _alike(problem.teachers) if problem.teachers else ((), (0, 0))
@@ -222,7 +222,7 @@ def common_arguments(problem: Problem) -> dict[str, Any]:
     }
     kl_weight = problem.kl_weight
     if not isinstance(kl_weight, Tensor) or kl_weight.device != first.device:
-        kl_weight = float(kl_weight)  # a tensor on the CPU: no wait
+        kl_weight = float(kl_weight)  # a tensor on the CPU is read without waiting
     whole_rows = rows if problem.whole is None else problem.whole[1]
     return {
         **pointers("z", students + teachers),
@@ -259,7 +259,7 @@ def common_arguments(problem: Problem) -> dict[str, Any]:
 
 
 def _tiles(problem: Problem, everything: bool) -> int:
-    """How many rows' worth of registers a row of the batch takes."""
+    """Return how many rows of C numbers a program holds for a row of the batch."""
     extras = (
         problem.soft is not None or problem.label_smoothing != 0.0,
         problem.peer_weight is not None,
@@ -270,7 +270,7 @@ def _tiles(problem: Problem, everything: bool) -> int:
 
 
 def _alike(tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
-    """The tensors with one pair of strides, which the kernels know when they are compiled."""
+    """Return the tensors with common strides, which are constants of the compiled kernels."""
     strides = {(z.stride(0), z.stride(1)) for z in tensors}
     if len(strides) > 1:
         tensors = tuple(z.contiguous() for z in tensors)
@@ -279,12 +279,12 @@ def _alike(tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[int, 
 
 
 def _step(scale: float | Tensor | None) -> int:
-    """From one student's gradient scale to the next one's."""
+    """Return the stride from one student's gradient scale to the next."""
     return scale.stride(0) if isinstance(scale, Tensor) and scale.dim() else 0
 
 
 def _labels(problem: Problem) -> tuple[int, float, Tensor | None]:
-    """(LABELS, given_labels, label_count) of `dml_fast.kernels.rows.label_share`."""
+    """Return LABELS, given_labels and label_count of `dml_fast.kernels.rows.label_share`."""
     _, rows, _ = problem.shape
     if problem.whole is not None:
         labels = problem.whole[0]
@@ -299,7 +299,7 @@ def _labels(problem: Problem) -> tuple[int, float, Tensor | None]:
 
 
 def count_labels(problem: Problem) -> Tensor:
-    """() fp32: the rows that have a label, or the sum of their class weights; one launch."""
+    """Return the number of labelled rows or the sum of their class weights, () fp32."""
     assert problem.index is not None
     index, weight = problem.index.contiguous(), problem.class_weight
     total = torch.empty((), dtype=torch.float32, device=index.device)
@@ -322,7 +322,10 @@ def count_labels(problem: Problem) -> Tensor:
 
 
 def counted(problem: Problem) -> Problem:
-    """The problem with its labels counted, if that takes a launch: once for both passes."""
+    """Return the problem with its labels counted, if that takes a launch.
+
+    So the backward pass need not count them again.
+    """
     labels, _, label_count = _labels(problem)
     if labels != 1 or problem.whole is not None or label_count is None:
         return problem

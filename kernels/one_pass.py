@@ -1,17 +1,18 @@
 """Kernel A: one read of the logits, one write of the gradients.
 
 A program holds R rows of all L distributions in registers, as z - max. The peers enter as
-S = Σ_l p_l, summed over l = k too, which adds KL(p_k || p_k) = 0:
+S = Σ_l p_l, whose sum includes l = k, which adds KL(p_k || p_k) = 0:
 
     KL_k = T² ln2 share (Σ_l Σ_c p_l log2 p_l - Σ_c S log2 p_k)
     g_k  = A_k p_k - B_k S - [y] c_k            A, B, c: constants of the row
 
-so that nothing is computed pair by pair and a gradient is two multiply-adds. Losses, statistics and
-gradients leave in the same launch (finish.py). For autograd the gradient waits for its outer
-gradient: then what `gradient.py` needs is saved instead, O(N).
+So nothing is computed pair by pair, and a gradient takes two multiply-adds. One launch writes the
+losses, statistics (finish.py) and gradients. For autograd, whose gradients need the outer gradient
+first, it saves the O(N) numbers that gradient.py needs instead.
 
-Instructions count as much as bytes here (README.md), so the sums have no guards: a masked class, as
-0 x -inf, or an unusable row leave a NaN in them, and such a program takes them again with guards.
+Instructions limit this kernel as much as bytes do (README.md), so its sums have no guards. A masked
+class (as 0 x -inf) or an unusable row makes them NaN; then the program computes them again with
+guards.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def one_pass(
     BY_ROW: tl.constexpr,
     QUANTITIES: tl.constexpr,
 ):
-    """Losses, statistics, and gradients or what they need later. Grid: (⌈N / R⌉,)."""
+    """Compute losses, statistics, and gradients or what they need later. Grid: (⌈N / R⌉,)."""
     zs = (z0, z1, z2, z3, z4, z5, z6, z7)
     gs = (g0, g1, g2, g3, g4, g5, g6, g7)
     DENSE: tl.constexpr = SOFT or SMOOTH
@@ -119,7 +120,7 @@ def one_pass(
     inside = ok & (col < C)
     rate = LOG2E / temperature
 
-    raws = ()  # all under way before the first reduction waits
+    raws = ()  # all loads are issued before the first reduction waits for one
     for i in tl.static_range(L):
         if i < K:
             at = far * Z_ROW + col * Z_COL
@@ -127,7 +128,7 @@ def one_pass(
             at = far * T_ROW + col * T_COL
         raws = raws + (tl.load(zs[i] + at, mask=inside, other=float("-inf")),)
 
-    # The label first: whether a row is right is asked of the columns before it.
+    # The label comes first: whether a row is correct depends on the columns before it.
     valid = ok
     sparse = tl.zeros((R, 1), tl.float32)
     mass = tl.zeros((R, 1), tl.float32)
@@ -163,8 +164,8 @@ def one_pass(
     if SAVE:
         tl.store(saved + (2 * L + K) * N.to(tl.int64) + far, mass, mask=ok)
 
-    # Each distribution by itself, and their sum.
-    us = ()  # log2 p; where temperatures differ, z - max
+    # Each distribution, and their sum.
+    us = ()  # log2 p; with a temperature other than 1, z - max
     usables = ()
     logs = ()  # log2 d at T
     logs_1 = ()  # and at T = 1, students only
@@ -179,7 +180,7 @@ def one_pass(
         top = tl.max(z, axis=1, keep_dims=True)
         u = z - top
         if C < BLOCK:
-            u = tl.where(col < C, u, LEAST)  # of no weight, and not -inf
+            u = tl.where(col < C, u, LEAST)  # adds nothing, unlike -inf
         t = u * rate
         e = tl.exp2(t)
         d = tl.sum(e, axis=1, keep_dims=True)
@@ -216,7 +217,7 @@ def one_pass(
                 own_u = own_logit.to(tl.float32) - top
             own_us = own_us + (own_u,)
             if STATS > 0:
-                # The first of the largest: none of the columns before is as large.
+                # The label is the first maximum: all columns before it are smaller.
                 before = tl.max(tl.where(col < y, z, float("-inf")), axis=1, keep_dims=True)
                 if SOFT:
                     highest = tl.max(tl.where(col == y, z, float("-inf")), axis=1, keep_dims=True)
@@ -231,7 +232,7 @@ def one_pass(
             if i < K:
                 tl.store(saved + (2 * L + i) * N.to(tl.int64) + far, log_d_1, mask=ok)
 
-    # What the students make of their peers: Σ V log2 p_k.
+    # The dot product of each student with its peers: Σ S log2 p_k.
     peer_dots = ()
     for k in tl.static_range(K):
         peer_dot = tl.zeros((R, 1), tl.float32)
@@ -243,7 +244,7 @@ def one_pass(
         finite_probe = peer_neg_entropy
         for k in tl.static_range(K):
             finite_probe += peer_dots[k]
-        # A number minus itself is 0; of NaN and the infinities it is NaN.
+        # x - x is 0 for a finite x, and NaN otherwise.
         broken = tl.sum(tl.where(ok & ((finite_probe - finite_probe) != 0.0), 1, 0))
         if broken > 0:
             new_entropies = ()
@@ -251,7 +252,7 @@ def one_pass(
             mix = tl.zeros((R, BLOCK), tl.float32)
             for i in tl.static_range(L):
                 log_p = us[i] * rate - logs[i] if TEMPERED else us[i]
-                # Not the exponential of below: to share it the compiler would keep all of them.
+                # Unlike the exponential below, or the compiler would keep all of them for reuse.
                 p = tl.where(usables[i], tl.exp2(tl.maximum(log_p, LEAST)), 0.0)
                 products = tl.where(p > 0.0, p * log_p, 0.0)
                 neg_entropy = tl.sum(products, axis=1, keep_dims=True)
@@ -318,7 +319,7 @@ def one_pass(
         if L > 1:
             kl = peer_neg_entropy_k - peer_dot
             if not PEER_WEIGHT:
-                kl = tl.maximum(kl, 0.0)  # none is negative: that was rounding
+                kl = tl.maximum(kl, 0.0)  # never negative, except by rounding
             kl = kl * (LN2 * temperature * temperature) * share * of_row
             kl = tl.where(usables[k], kl, float("nan"))
         ce = tl.zeros((R, 1), tl.float32)

@@ -1,13 +1,14 @@
 """What the kernels of the mutual loss share: labels, row constants, one student's gradient.
 
-Everything is in base 2, since exp2 is one instruction and exp five: with z the logits of a row,
-m their maximum and T the temperature,
+Everything is in base 2, since exp2 is one instruction and exp five. With z the logits of a row, m
+their maximum and T the temperature,
 
     log2 p = (z - m) log2(e) / T - log2 d,    d = Σ 2^((z - m) log2(e) / T)
 
-The maximum is subtracted before the scaling: the other way round a common offset of 1e4 costs
-3.6e-4. A row is usable where d > 0: NaN, +inf and nothing but -inf all make d NaN or 0, while the
-maximum, in hardware, passes over NaN. Values by row are (R, 1) or scalars, tiles (R, BLOCK).
+The maximum is subtracted before the scaling; in the other order a common offset of 1e4 causes an
+error of 3.6e-4. A row is usable if d > 0: a row with NaN or +inf, or with only -inf, has d = NaN
+or 0. The maximum cannot show this: in hardware it ignores NaN. Values for each row are (R, 1) or
+scalars, tiles are (R, BLOCK).
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ LEAST = tl.constexpr(-1e30)  # stands for -inf where 0 times it must be 0
 def label_share(
     index,  # (N,) integers
     class_weight,  # (C,) fp32
-    label_count,  # () the labelled rows, or their weights
-    given,  # 1 / that, where the host knows it
+    label_count,  # () the number of labelled rows, or the sum of their weights
+    given,  # its reciprocal, if the host knows it
     ignore_index,
     N,
     C: tl.constexpr,
@@ -33,14 +34,14 @@ def label_share(
     IGNORE: tl.constexpr,
     CLASS_WEIGHT: tl.constexpr,
 ):
-    """1 / the sum of the labelled rows' weights, and 0 where there is none."""
+    """Return 1 / (the sum of the labelled rows' weights), or 0 if no row has a label."""
     if LABELS == 0:
         share = given
     else:
         if LABELS == 1:
             count = tl.load(label_count).to(tl.float32)
         else:
-            # Every program reads all labels: some KB from the cache, and a launch spared.
+            # Each program reads all labels, some KB from the cache: that saves a launch.
             total = tl.zeros((128,), tl.float32)
             start = 0
             while start < N:
@@ -66,10 +67,10 @@ def read_labels(
     IGNORE: tl.constexpr,
     CLASS_WEIGHT: tl.constexpr,
 ):
-    """Class (0 where there is none), whether the row has one, and its weight.
+    """Return the class (0 without a label), whether the row has a label, and its weight.
 
-    A class out of range has the weight NaN, which poisons its row: an error would have to wait
-    for the device.
+    A class out of range has the weight NaN, which makes the loss of its row NaN: raising an error
+    would mean to wait for the device.
     """
     given = tl.load(index + row, mask=ok, other=0).to(tl.int64)
     valid = ok
@@ -98,7 +99,7 @@ def dense_target(
     SOFT_ROW: tl.constexpr,
     SOFT_COL: tl.constexpr,
 ):
-    """The dense part of the cross-entropy's target: as given, and smoothed and weighted."""
+    """Return the dense part of the cross-entropy's target: raw, and smoothed and weighted."""
     if SOFT:
         raw = tl.load(soft + far * SOFT_ROW + col * SOFT_COL, mask=inside, other=0.0)
         dense = raw
@@ -114,7 +115,7 @@ def dense_target(
 
 @triton.jit
 def peer_share(count, MEAN: tl.constexpr):
-    """The uniform weight of a peer where `count` distributions are usable."""
+    """Return the uniform weight of a peer if ``count`` distributions are usable."""
     if MEAN:
         share = tl.where(count < 2.0, 0.0, 1.0 / tl.maximum(count - 1.0, 1.0))
     else:
@@ -124,7 +125,7 @@ def peer_share(count, MEAN: tl.constexpr):
 
 @triton.jit
 def read_scalar(value, ON_DEVICE: tl.constexpr):
-    """A number, or what a pointer to one holds."""
+    """Return a number that is passed by value or by pointer."""
     if ON_DEVICE:
         x = tl.load(value).to(tl.float32)
     else:
@@ -138,7 +139,7 @@ def gradient_tile(
     q,  # and at temperature 1
     mix,  # Σ_l w_kl p_l, or Σ_l p_l
     dense,
-    here,  # whether a column is the label's
+    here,  # whether the column is the label's
     push_p,
     push_q,
     pull,
@@ -149,7 +150,7 @@ def gradient_tile(
     DENSE: tl.constexpr,
     SPARSE: tl.constexpr,
 ):
-    """One student's gradient from row constants: g = A p - B mix - D dense - [y] c."""
+    """Return one student's gradient from row constants: A p - B mix - D dense - [y] c."""
     if TEMPERED:
         g = q * push_q
         if MUTUAL:

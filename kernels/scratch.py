@@ -5,16 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_SLICE = 4096  # int32: a batch of 262,080 programs
+_SLICE = 4096  # int32: enough for 262,080 programs
 _kept: dict[tuple[torch.device, int], Tensor] = {}
 
 
 def counters(device: torch.device, size: int, keep: bool) -> Tensor:
-    """(size,) int32 zeros, which a launch on the current stream may count with.
+    """Return (size,) int32 zeros that a launch on the current stream may count with.
 
-    They are kept for each stream, as two launches at once must not share them. A CUDA graph gets
-    its own, zeroed by a node of the graph, for it may be replayed on any stream. Without `keep`
-    they are new: torch.compile's graphs refuse memory of theirs that outlives a call.
+    Each stream has its own, since two launches at the same time must not share counters. A CUDA
+    graph gets new ones, zeroed by a node of the graph, since it may be replayed on any stream.
+    Without `keep` they are new too: torch.compile's graphs do not allow that memory allocated in
+    them outlives the call.
     """
     if not keep or device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return torch.zeros(size, dtype=torch.int32, device=device)

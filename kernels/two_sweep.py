@@ -1,22 +1,22 @@
 """Kernel B: rows too long for the registers.
 
-The first sweep reads each logit once and gives everything but the gradients. Each of the T threads
-keeps, for its own columns and without a word to the others, the running maximum m_l, d_l = Σ e_l
-and the K L sums
+The first sweep reads each logit once and computes everything but the gradients. Each thread keeps,
+for its own columns and without synchronisation, the running maximum m_l, d_l = Σ e_l and the K L
+sums
 
     D_lk = Σ_c e_l t_k,     e_l = 2^t_l,  t_l = (z_l - m_l) log2(e) / T
 
-and when a maximum moves by δ it brings them along: d <- a d, D_lk <- a_l (D_lk + δ_k d_l), with
+When a maximum moves by δ, it rescales them: d <- a d, D_lk <- a_l (D_lk + δ_k d_l), with
 a = 2^δ. At the end of the row the threads' sums are joined in the same way, and
 
     Σ_c p_l log2 p_k = D_lk / d_l - log2 d_k
 
-holds the entropies and all pairs. So autograd's forward pass reads the logits once, and its
-backward pass once more (gradient.py). The engine's path makes the gradients in a second sweep, from
-the row's end to its start: its last columns may still be in the cache.
+gives the entropies and all pairs. So autograd's forward pass reads the logits once, and its
+backward pass once more (gradient.py). The engine's path computes the gradients in a second sweep,
+from the end of the row to its start, since the last columns may still be in the cache.
 
-A class masked with -inf leaves 0 x -inf in D, and an unusable row leaves NaN. Only a row with such
-sums is swept again, with guards, now that its maxima are known.
+A class masked with -inf or an unusable row makes these sums NaN. Only a row with such sums is swept
+again, with guards, now that its maxima are known.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ from dml_fast.kernels.rows import (
     read_scalar,
 )
 
-LOWEST = tl.constexpr(-3.4028234663852886e38)  # of fp32: a maximum before the first logit
+LOWEST = tl.constexpr(
+    -3.4028234663852886e38
+)  # the lowest fp32 number: the maximum before the first logit
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -88,7 +90,7 @@ def two_sweep(
     L: tl.constexpr,
     C: tl.constexpr,
     THREADS: tl.constexpr,
-    EACH: tl.constexpr,  # adjacent columns a thread
+    EACH: tl.constexpr,  # adjacent columns per thread
     Z_ROW: tl.constexpr,
     Z_COL: tl.constexpr,
     T_ROW: tl.constexpr,
@@ -114,7 +116,7 @@ def two_sweep(
     BY_ROW: tl.constexpr,
     QUANTITIES: tl.constexpr,
 ):
-    """Losses, statistics, and gradients or what they need later. Grid: (N,)."""
+    """Compute losses, statistics, and gradients or what they need later. Grid: (N,)."""
     zs = (z0, z1, z2, z3, z4, z5, z6, z7)
     gs = (g0, g1, g2, g3, g4, g5, g6, g7)
     DENSE: tl.constexpr = SOFT or SMOOTH
@@ -126,8 +128,8 @@ def two_sweep(
     lane = tl.arange(0, THREADS)[:, None] * EACH + tl.arange(0, EACH)[None, :]
     nothing = tl.zeros((THREADS, 1), tl.float32)
 
-    # Sweep 1. (THREADS, 1) each: maxima, sums at T and at T = 1, the first of the largest,
-    # ⟨target, z - max⟩, D.
+    # Sweep 1. Each is (THREADS, 1): maxima, sums at T and at T = 1, the first column with the
+    # maximum, ⟨target, z - max⟩, D.
     tops = ()
     sums = ()
     sums_1 = ()
@@ -190,11 +192,11 @@ def two_sweep(
             z = tl.load(zs[i] + at, mask=inside, other=float("-inf")).to(tl.float32)
             high = tl.max(z, axis=1, keep_dims=True)
             top = tl.maximum(tops[i], high)
-            # At most one of the two is the lowest number; the bound keeps 0 x -inf away.
+            # At most one of the two is the lowest number. The bound prevents 0 x -inf.
             shift = tl.maximum(tops[i] - top, LEAST)
             u = z - top
             if C % STEP != 0:
-                u = tl.where(inside, u, LEAST)  # of no weight, and not -inf
+                u = tl.where(inside, u, LEAST)  # adds nothing, unlike -inf
             ts = ts + (u * rate,)
             moves = moves + (shift * rate,)
             new_tops = new_tops + (top,)
@@ -237,7 +239,7 @@ def two_sweep(
         if DENSE:
             mass += tl.sum(dense, axis=1, keep_dims=True)
 
-    # The threads' sums become the row's: scalars from here on.
+    # The threads' sums become those of the row, which are scalars.
     row_tops = ()
     row_sums = ()
     moves = ()
@@ -286,7 +288,7 @@ def two_sweep(
         masses = masses + (mass_k,)
         finite_probe += peer_dot
 
-    # A number minus itself is 0; of NaN and the infinities it is NaN.
+    # x - x is 0 for a finite x, and NaN otherwise.
     if ((finite_probe - finite_probe) != 0.0) & (L > 1 or STATS > 1):
         careful = ()
         for i in tl.static_range(L + K):
@@ -396,7 +398,7 @@ def two_sweep(
         if L > 1:
             kl = peer_neg_entropies[k] - peer_dots[k]
             if not PEER_WEIGHT:
-                kl = tl.maximum(kl, 0.0)  # none is negative: that was rounding
+                kl = tl.maximum(kl, 0.0)  # never negative, except by rounding
             kl = kl * (LN2 * temperature * temperature) * share * of_row
             kl = tl.where(usables[k], kl, float("nan"))
         ce = 0.0
@@ -429,7 +431,7 @@ def two_sweep(
             tl.store(saved + (L + i) * stride + far, mark)
         tl.store(saved + (2 * L + K) * stride + far, row_mass)
 
-    # Sweep 2: the gradients, from the end.
+    # Sweep 2: the gradients, from the end of the row.
     if GRAD:
         pushes_p = ()
         pushes_q = ()
@@ -543,15 +545,16 @@ def two_sweep(
 
 @triton.jit
 def joined(cross, sums, move_k, move_l, row_sum):
-    """Σ_c p_l (log2 p_k + log2 d_k) from each thread's D_lk and d_l."""
+    """Return Σ_c p_l (log2 p_k + log2 d_k) from each thread's D_lk and d_l."""
     return tl.sum(rounded(cross + move_k * sums, tl.exp2(move_l))) / row_sum
 
 
 @triton.jit
 def rounded(a, b):
-    """A b as a float of its own.
+    """Return a b, rounded to fp32 before anything is added to it.
 
-    Fused with the first addition of a sum over threads, lane i would add its exact product to lane
-    j's rounded one, and j the other way round: sums that differ in the last bit, one of which wins.
+    If it were fused with the first addition of a sum over threads, lane i would add its exact
+    product to lane j's rounded one, and lane j the reverse. Their sums would differ in the last
+    bit, and either could be the result.
     """
     return tl.fma(a, b, tl.zeros_like(a))

@@ -79,6 +79,12 @@ def test_kernels_are_linked_and_no_package_of_their_own() -> None:
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
+def test_the_kernels_page_lists_every_file() -> None:
+    page = (ROOT / "kernels" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+\.py)` \|", page, re.MULTILINE)
+    assert sorted(rows) == sorted(path.name for path in (ROOT / "kernels").glob("*.py"))
+
+
 def imported_names(path: Path) -> set[str]:
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
