@@ -279,7 +279,7 @@ def test_help_and_argument_errors_do_not_import_torch() -> None:
 
 
 def test_the_command_line_is_what_the_docs_describe() -> None:
-    """A frozen list: whoever changes a flag changes this and the changelog."""
+    """A fixed list: a change of a flag changes it and the changelog."""
     flags = set(TrainConfig().to_dict())
     assert flags == {
         "cohort", "arch", "method", "update", "kl_weight", "kl_warmup", "temperature",

@@ -79,6 +79,16 @@ def test_the_other_arguments_follow_the_oracle(
     check(rank_distances(dist, *case.labels(), **rules), dist, case, **rules)
 
 
+@pytest.mark.parametrize("protocol", ["market1501", "cuhk03"])
+def test_curves_are_sums_over_all_chunks_of_queries(protocol: str) -> None:
+    """40 queries are three chunks of 16; the last is not whole."""
+    rng = np.random.default_rng(0)
+    pids, cams = (lambda n: rng.integers(0, 3, n)), (lambda n: rng.integers(0, 2, n))
+    case = Case(pids(40), pids(9), cams(40), cams(9))
+    dist = rng.random((40, 9), np.float32)
+    check(rank_distances(dist, *case.labels(), protocol=protocol), dist, case, protocol=protocol)
+
+
 def big_case(dtype: Any = np.float32, kind: str = "rounded") -> tuple[Any, tuple[Any, ...]]:
     """Rows longer than a block, from few to very many matches per query."""
     rng = np.random.default_rng(3)

@@ -80,7 +80,7 @@ def test_saving_and_logging_more_often_changes_nothing(tmp_path: Path) -> None:
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
 
 
-def test_a_kill_between_the_checkpoint_and_what_follows_it_is_mended(tmp_path: Path) -> None:
+def test_a_kill_between_the_checkpoint_and_what_follows_it_is_fixed(tmp_path: Path) -> None:
     config = TrainConfig(**SHORT)
     folder = tmp_path / "run"
     train(folder, config)
