@@ -12,6 +12,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from dml_fast import cli
+from dml_fast.config import flag
 from dml_fast.errors import UserError
 
 
@@ -59,15 +60,15 @@ class EvaluateArguments:
         """
         for name, least in (("batch_size", 1), ("ranked_lists", 0)):
             if (value := getattr(self, name)) < least:
-                flag = name.replace("_", "-")
-                raise UserError(f"--{flag} is {value}: give a whole number of at least {least}")
+                raise UserError(f"{flag(name)} is {value}: give a whole number of at least {least}")
         if (self.run is None) == (self.features is None):
             raise UserError("give the folder of a run, or --features QUERY.npz GALLERY.npz")
         if self.features is not None:
             for name in ("data", "ranked_lists"):
                 if getattr(self, name):
-                    flag = name.replace("_", "-")
-                    raise UserError(f"--{flag} needs images and --features has none: give a run")
+                    raise UserError(
+                        f"{flag(name)} needs images and --features has none: give a run"
+                    )
             return
         for name in ("metric", "protocol"):
             if getattr(self, name) != getattr(EvaluateArguments, name):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from dml_fast.config import TrainConfig
+from dml_fast.config import TrainConfig, flag
 from dml_fast.data import DataSet, open_dataset
 from dml_fast.data.loaders import train_loader
 from dml_fast.data.loaders.assemble import Loader
@@ -112,7 +112,7 @@ def device_of(config: TrainConfig, launch: Launch) -> torch.device:
 
 def facts_of(config: TrainConfig) -> dict[str, object]:
     """Return the options by flag, which must be the same on all ranks."""
-    return {f"--{name.replace('_', '-')}": value for name, value in config.to_dict().items()}
+    return {flag(name): value for name, value in config.to_dict().items()}
 
 
 def build_cohort(
