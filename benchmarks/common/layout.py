@@ -17,6 +17,7 @@ Graph = Mapping[str, frozenset[str]]
 
 LAYERS = (
     ("errors", "version"),
+    ("foreign",),
     ("rng", "machine", "cli"),
     ("models", "distributed", "ranking", "loss"),
     ("kernels", "data", "engine"),
