@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, TextIO, TypeVar
 
 from dml_fast.errors import TrainingError, UserError, reason
-from dml_fast.foreign import shown
 
 T = TypeVar("T")
 
@@ -67,7 +66,7 @@ def _outcome(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | 
     try:
         return main(argv)
     except (UserError, TrainingError) as error:
-        print(f"error: {shown(error)}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -156,7 +156,7 @@ def without_latex(figure: Figure) -> Figure:
         for axis in (axes.xaxis, axes.yaxis):
             axis.get_ticklabels(which="both")  # makes them
     for text in figure.findobj(Text):
-        text.set_usetex(False)  # type: ignore[attr-defined]
+        text.set_usetex(False)
     return figure
 
 

@@ -110,7 +110,9 @@ def export_student(run: Run, name: str, kind: str, which: str, out: str) -> bool
         f"on {len(inputs)} {source}, in batches of 1 and {len(inputs) + 1}"
     )
     if check.passed:
-        print(f"wrote {shown(path)}: student {k} ({shown(student.arch)}) of {which}.pt; {comparison}")
+        print(
+            f"wrote {shown(path)}: student {k} ({shown(student.arch)}) of {which}.pt; {comparison}"
+        )
     else:
         logger.error("%s was not kept, student %d differs: %s", path, k, comparison)
     return check.passed

@@ -102,7 +102,16 @@ def test_legend_lies_within_its_own_cell(students: int, epochs: int) -> None:
     assert max(p.width for p in panels) < 1.01 * min(p.width for p in panels)
 
 
-ODD_NAMES = ["out $b_$", "$x^$", r"\frac", "caf\udce9", "a\nb\tc", "[x] :smile:", "\x1b[31m", "\x00"]
+ODD_NAMES = [
+    "out $b_$",
+    "$x^$",
+    r"\frac",
+    "caf\udce9",
+    "a\nb\tc",
+    "[x] :smile:",
+    "\x1b[31m",
+    "\x00",
+]
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
