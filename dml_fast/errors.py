@@ -1,7 +1,14 @@
 """Errors that end a command with one sentence, and what to quote of other errors in it."""
 
 
-class UserError(ValueError):
+class _Printable(Exception):
+    """An error whose message can be printed in one line, whatever names it quotes."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+class UserError(_Printable, ValueError):
     """Wrong input: one sentence that says what is wrong, where, and what to do.
 
     The command line prints it without a traceback and exits with code 2.
@@ -13,7 +20,7 @@ class UserError(ValueError):
     on_all_ranks = False
 
 
-class TrainingError(RuntimeError):
+class TrainingError(_Printable, RuntimeError):
     """Training cannot continue; what was saved is intact. The command line exits with code 1.
 
     Attributes:
@@ -40,3 +47,15 @@ def reason(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """Return an error's message without the traceback that some libraries append to it."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def printable(text: str) -> str:
+    r"""Return a text in one line: bytes that are not UTF-8 become ``\xe9``, a newline ``\n``."""
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # os.fsdecode's stand-in for a byte
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
