@@ -53,7 +53,6 @@ def read_torch_file(path: Path) -> Any:
     storages = Storages(path)
     with path.open("rb") as file:
         if file.read(2) == b"PK":
-            check_zip(path)
             return _read_zip(path, file, storages)
         file.seek(0)
         return _read_legacy(file, storages)
@@ -70,6 +69,7 @@ def _read_zip(path: Path, file: IO[bytes], storages: Storages) -> Any:
         root = pickles[0].removesuffix("data.pkl")
         if f"{root}constants.pkl" in members:
             raise UserError(f"{shown(path)} is a TorchScript program: give its state_dict()")
+        check_zip(path)
         order = f"{root}byteorder"
         if order in members and archive.read(order) != b"little":
             raise UserError(

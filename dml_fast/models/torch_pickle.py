@@ -29,6 +29,11 @@ _DTYPES = {
     "Bool": torch.bool,
     "ComplexFloat": torch.complex64,
     "ComplexDouble": torch.complex128,
+    "QInt8": torch.int8,
+    "QUInt8": torch.uint8,
+    "QInt32": torch.int32,
+    "QUInt4x2": torch.uint8,
+    "QUInt2x4": torch.uint8,
 }
 _UNUSUAL = {
     "_rebuild_sparse_tensor": "sparse",
