@@ -69,7 +69,7 @@ def load_student(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     if not header:
         raise UserError(f"{shown(path)} is not a student of dml_fast: check the path")
     with reading(path):
-        arch, facts = header["arch"], DataFacts.from_json(header)
+        arch, facts = header["arch"], DataFacts.from_json(header, "its header")
         if facts.in_channels > sum(prod(tensor.shape) for tensor in tensors.values()):
             raise ValueError(f"in_channels is {facts.in_channels}")  # before memory is taken
     _check_run(Path(path), arch, facts)
