@@ -82,14 +82,20 @@ def check_same_run(own: TrainConfig, wanted: TrainConfig, run: object) -> None:
     Raises:
         UserError: it names the first such option and both values.
     """
+    if name := difference(own, wanted):
+        raise UserError(
+            f"{flag(name)} is {getattr(wanted, name)} and the run {run} has {getattr(own, name)}: "
+            f"leave {flag(name)} out to continue that run, or start a new one without --resume"
+        )
+
+
+def difference(first: TrainConfig, second: TrainConfig) -> str:
+    """Return the first field in which two configurations are not of one run, or ""."""
     for field in fields(TrainConfig):
-        old, new = getattr(own, field.name), getattr(wanted, field.name)
-        if old != new and field.name not in MAY_CHANGE_ON_RESUME:
-            option = flag(field.name)
-            raise UserError(
-                f"{option} is {new} and the run {run} has {old}: leave {option} out to "
-                "continue that run, or start a new one without --resume"
-            )
+        name = field.name
+        if name not in MAY_CHANGE_ON_RESUME and getattr(first, name) != getattr(second, name):
+            return name
+    return ""
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:

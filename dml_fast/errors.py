@@ -7,7 +7,14 @@ from numbers import Number, Real
 from typing import Any
 
 
-class UserError(ValueError):
+class _Printable(Exception):
+    """An error whose message can be printed in one line, whatever names it quotes."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+class UserError(_Printable, ValueError):
     """Wrong input: one sentence that says what is wrong, where, and what to do.
 
     The command line prints it without a traceback and exits with code 2.
@@ -19,7 +26,7 @@ class UserError(ValueError):
     on_all_ranks = False
 
 
-class TrainingError(RuntimeError):
+class TrainingError(_Printable, RuntimeError):
     """Training cannot continue; what was saved is intact. The command line exits with code 1.
 
     Attributes:
@@ -95,3 +102,15 @@ def brief(value: object) -> str:
     if (shape := getattr(value, "shape", None)) is not None:
         return f"{article} {kind} of shape {tuple(shape)}"
     return f"{article} {kind}"
+
+
+def printable(text: str) -> str:
+    r"""Return a text in one line: bytes that are not UTF-8 become ``\xe9``, a newline ``\n``."""
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # os.fsdecode's stand-in for a byte
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dml_fast.errors import UserError, reason
+from dml_fast.errors import UserError, printable, reason
 
 _LONGEST = 200  # characters of an error's message
 
@@ -69,11 +69,4 @@ def shown(name: object) -> str:
     characters, which would move the cursor or break a table.
     """
     text = os.fsdecode(name) if isinstance(name, bytes | os.PathLike) else str(name)
-    return "".join(c if c.isprintable() else _escaped(c) for c in text)
-
-
-def _escaped(character: str) -> str:
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # os.fsdecode's stand-in for a byte
-        return f"\\x{code - 0xDC00:02x}"
-    return character.encode("unicode_escape").decode("ascii")
+    return printable(text)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from mutations import json_texts, mutations, outcome
 
-from dml_fast.errors import UserError
+from dml_fast.errors import TrainingError, UserError
 from dml_fast.foreign import json_value, reading, shown
 
 
@@ -30,6 +30,13 @@ def test_whatever_a_parser_raises_is_one_sentence(error: Exception) -> None:
     sentence = r"^a\.npz (is damaged|cannot be read) \([ -~]+\): ask$"
     with pytest.raises(UserError, match=sentence), reading("a.npz", "ask"):
         raise error
+
+
+@pytest.mark.parametrize("kind", [UserError, TrainingError])
+def test_an_error_is_one_printable_line_whatever_it_quotes(kind: type[Exception]) -> None:
+    error = kind(f"{os.fsdecode(b'caf' + bytes([0xE9]))}\n[red]\x1b[31m\t is gone")
+    assert str(error) == r"caf\xe9\n[red]\x1b[31m\t is gone"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 def test_an_error_for_the_user_passes_and_an_interrupt_too() -> None:

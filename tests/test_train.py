@@ -200,7 +200,7 @@ def test_a_hand_edited_config_is_refused(tmp_path: Path, capfd: pytest.CaptureFi
     text = (folder / "config.json").read_text()
     (folder / "config.json").write_text(text.replace('"epochs": 1', '"epochs": 2'))
     assert train("--resume", str(folder)) == 2
-    assert "--epochs is 2 and the run" in capfd.readouterr().err
+    assert "(it has --epochs 1 and not 2): restore the one that was" in capfd.readouterr().err
 
 
 def test_a_student_that_stays_bad_stops_the_run(

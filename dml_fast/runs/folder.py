@@ -132,9 +132,18 @@ class Run:
             return []
         text = self.metrics_file.read_text(encoding="utf-8")
         try:
-            return [json.loads(line) for line in text.splitlines()]
+            lines = [json.loads(line) for line in text.splitlines()]
         except ValueError as error:
             raise UserError(f"{self.metrics_file} is damaged ({error}): restore it") from None
+        for line in lines:
+            archs = tuple(student["arch"] for student in line["students"])
+            if archs != self.config.architectures:
+                raise UserError(
+                    f"{self.metrics_file} is of another run, of {' and '.join(archs)}, and "
+                    f"{self.config_file.name} has {' and '.join(self.config.architectures)}: "
+                    "restore it"
+                )
+        return lines
 
     def write_metrics(self, lines: History) -> None:
         """Rewrite ``metrics.jsonl``, so that after a crash each line is complete and there once."""

@@ -12,7 +12,6 @@ from typing import Any
 
 from dml_fast import rng
 from dml_fast.config import TrainConfig
-from dml_fast.config_files import check_same_run, from_mapping
 from dml_fast.data.corrupt import CorruptFiles
 from dml_fast.distributed.failure import is_lost
 from dml_fast.distributed.world import agreed
@@ -203,8 +202,7 @@ class Saver:
 
     def _check(self, state: dict[str, Any], path: Path) -> None:
         """Refuse a checkpoint of another run, or of other data."""
-        saved = from_mapping(json.loads(state["config"]), str(path))
-        check_same_run(saved, self.config, self.run.folder)
+        checkpoint.check_run(self.run, state, path)
         if state["fingerprint"] != self.facts.fingerprint:
             raise UserError(
                 f"{self.run.folder} was trained on other images or labels than "

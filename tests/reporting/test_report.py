@@ -16,6 +16,7 @@ from dml_fast import cli
 from dml_fast.report import main
 from dml_fast.reporting.comparison import group, read_entries
 from dml_fast.reporting.markdown import table
+from dml_fast.runs.folder import Run
 from dml_fast.train import main as train
 
 
@@ -33,7 +34,10 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 def vary(run: Path, name: str, add: float = 0.0, **options: Any) -> Path:
-    """Another run: its options changed, and ``add`` on top of its validation accuracies."""
+    """Another run: its options changed, and ``add`` on top of its validation accuracies.
+
+    Where the options ask for other students, its lines have those, all with the first one's scores.
+    """
     path = run.parent / name
     shutil.copytree(run, path)
     description = json.loads((path / "config.json").read_text())
@@ -41,7 +45,13 @@ def vary(run: Path, name: str, add: float = 0.0, **options: Any) -> Path:
     description["config"] |= options
     (path / "config.json").write_text(json.dumps(description))
     lines = history(path)
+    archs = Run(path).config.architectures
     for line in lines:
+        line["students"] = (
+            [line["students"][0] | {"arch": arch} for arch in archs]
+            if options.keys() & {"arch", "cohort"}
+            else line["students"]
+        )
         line["ensemble_val_acc"] += add
         for student in line["students"]:
             student["val_acc"] += add
