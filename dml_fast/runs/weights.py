@@ -65,7 +65,7 @@ def load_student(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})[HEADER])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        arch, facts = header["arch"], DataFacts.from_json(header)
+        arch, facts = header["arch"], DataFacts.from_json(header, "its header")
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path} is not a student of dml_fast ({error}): check the path") from None
     _check_run(Path(path), arch, facts)
