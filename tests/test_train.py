@@ -106,9 +106,9 @@ BAD = [
     ("--seed -1", "--seed is -1"),
     ("--update alternating --method independent", "--update alternating means nothing"),
     ("--batch-size 100000", "100000"),
-    ("--device cuda:77", "--device is 'cuda:77'"),
-    ("--device teapot", "--device is 'teapot': give auto, cpu"),
-    ("--amp --amp-dtype fp16 --device cpu", "--amp-dtype is fp16"),
+    ("--device cuda:77", "error: device is 'cuda:77'"),
+    ("--device teapot", "error: device is 'teapot': give auto, cpu"),
+    ("--amp --amp-dtype fp16 --device cpu", "error: amp_dtype is fp16"),
     (
         "--config /no/such.toml",
         "--config /no/such.toml cannot be read (No such file or directory): give",
