@@ -14,7 +14,7 @@ from dml_fast.machine import cores
 from dml_fast.ranking.distances import Part, collect, labels_for, rank_rows
 from dml_fast.ranking.inputs import ArrayLike, Floats, as_floats
 from dml_fast.ranking.labels import Labels
-from dml_fast.ranking.protocol import Rules, SingleShot, make_rules
+from dml_fast.ranking.protocol import USUAL_JUNK, JunkPid, Rules, SingleShot, make_rules
 from dml_fast.ranking.result import RankingResult
 from dml_fast.ranking.tiles import CHUNK, Ranker, Screen, Tiling, query_blocks
 
@@ -34,7 +34,7 @@ def rank_features(
     max_rank: int = 50,
     protocol: str | SingleShot = "market1501",
     ties: str = "stable",
-    junk_pid: int | None = -1,
+    junk_pid: JunkPid = USUAL_JUNK,
     camera_rule: bool = True,
     count_invalid: bool = False,
     topk: int = 0,

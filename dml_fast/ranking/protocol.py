@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from dml_fast.errors import UserError
 
 TIES = ("stable", "expected", "optimistic", "pessimistic")  # csrc/scores.hpp: enum Ties
 PROTOCOLS = ("market1501", "cuhk03", "all")
+
+
+class UsualJunk(int):
+    """A ``junk_pid`` that the caller did not choose: a warning counts what it leaves out."""
+
+
+USUAL_JUNK = UsualJunk(-1)
+JunkPid: TypeAlias = int | str | bytes | None
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class Rules:
     max_rank: int
     protocol: str
     ties: str
-    junk_pid: int | None
+    junk_pid: JunkPid
     camera_rule: bool
     count_invalid: bool
     topk: int
@@ -62,7 +71,7 @@ def make_rules(
     max_rank: int,
     protocol: str | SingleShot,
     ties: str,
-    junk_pid: int | None,
+    junk_pid: JunkPid,
     camera_rule: bool,
     count_invalid: bool,
     topk: int,

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dml_fast.config import flag
+from dml_fast.config_files import difference, from_mapping
 from dml_fast.errors import UserError, first_line
+from dml_fast.foreign import json_value
 from dml_fast.runs.files import atomic_write, link, sync_folder
 from dml_fast.runs.folder import Run
 
@@ -93,6 +96,35 @@ def load(
             f"{way} dml_fast"
         )
     return state
+
+
+def check_run(run: Run, state: dict[str, Any], path: Path) -> None:
+    """Refuse a checkpoint of another run: it would be evaluated, or continued, as this one.
+
+    The folder's name is no part of a run, which may be copied or renamed.
+
+    Args:
+        run: the run.
+        state: what `load` returned.
+        path: what it was read from.
+
+    Raises:
+        UserError: it was saved with another configuration, other students, or other data than
+            ``config.json`` names.
+    """
+    saved = from_mapping(json_value(state["config"], path), str(path))
+    if name := difference(run.config, saved):
+        theirs, mine = getattr(saved, name), getattr(run.config, name)
+        why = f"it has {flag(name)} {theirs} and not {mine}"
+    elif any(student["arch"] not in run.config.architectures for student in state["students"]):
+        why = "it has other students"
+    elif state["fingerprint"] != run.facts.fingerprint:
+        why = "it learned other images or labels"
+    else:
+        return
+    raise UserError(
+        f"{path} is of another run than {run.config_file} ({why}): restore the one that was changed"
+    )
 
 
 def _read(path: Path, students: Sequence[int] | None, verify: bool) -> Any:

@@ -190,7 +190,7 @@ def _write_safetensors(student: TrainedStudent, _: Tensor, path: Path) -> None:
 
 def _read_safetensors(path: Path) -> Apply:
     model, header = load_student(path)
-    return TrainedStudent(model, header["arch"], DataFacts.from_json(header)).network
+    return TrainedStudent(model, header["arch"], DataFacts.from_json(header, "its header")).network
 
 
 def _trace(student: TrainedStudent, inputs: Tensor) -> torch.export.ExportedProgram:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from dml_fast.models import create_model
 from dml_fast.models.embedding import create_embedding_net
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import atomic_write
+from dml_fast.runs.folder import Run
 from dml_fast.version import __version__
 
+_STUDENT = re.compile(r"student_(\d{1,9})(-best|-last)?\.safetensors")  # in a run folder
 HEADER = "dml_fast"  # under this name files have the header
 
 
@@ -55,16 +58,32 @@ def load_student(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         the data's facts (see `DataFacts.to_json`).
 
     Raises:
-        UserError: it is not such a file.
+        UserError: it is not such a file, or lies in the folder of another run under the name of
+            its student.
     """
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})[HEADER])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        arch, facts = header["arch"], DataFacts.from_json(header)
+        arch, facts = header["arch"], DataFacts.from_json(header, "its header")
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path} is not a student of dml_fast ({error}): check the path") from None
+    _check_run(Path(path), arch, facts)
     return build_student(arch, facts, state), header
+
+
+def _check_run(path: Path, arch: str, facts: DataFacts) -> None:
+    """Refuse a file with the name of a run's student, in its folder, that is of another run."""
+    run = Run(path.parent)
+    number = _STUDENT.fullmatch(path.name)
+    if number is None or not run.config_file.is_file():
+        return
+    archs = run.config.architectures
+    if int(number[1]) >= len(archs) or archs[int(number[1])] != arch or facts != run.facts:
+        raise UserError(
+            f"{path} is of another run, its architecture or data are not those in "
+            f"{run.config_file.name}: restore it, or give it another name"
+        )
 
 
 def build_student(arch: str, facts: DataFacts, state: dict[str, Tensor]) -> nn.Module:
