@@ -17,6 +17,7 @@ import torch
 from command_cases import tree
 from market_cases import make_market
 from PIL import Image
+from run_cases import reconfigure
 
 from dml_fast import cli
 from dml_fast.data import open_dataset
@@ -132,8 +133,7 @@ def test_both_formats_hold_the_probabilities_of_the_likeliest_classes(
 ) -> None:
     """In fp32, against a network from its own file and numpy."""
     run = Path(shutil.copytree(digits, tmp_path / "run"))
-    config = run / "config.json"
-    config.write_text(config.read_text().replace('"amp": true', '"amp": false'))
+    reconfigure(run, amp=False)
     files = sorted(pictures.rglob("*.png"))[40:50]
     arguments = (run, *files, "--student", 1, "--checkpoint", "last", "--top", 3)
     assert predict(*arguments, "--out", tmp_path / "a.csv") == 0
