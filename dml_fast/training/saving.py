@@ -21,7 +21,7 @@ from dml_fast.reporting.console import logger
 from dml_fast.runs import checkpoint
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import link
-from dml_fast.runs.folder import Run
+from dml_fast.runs.folder import Run, StudentJson
 from dml_fast.runs.history import EpochLine, best_epoch
 from dml_fast.runs.weights import save_student
 from dml_fast.training.meter import Meter
@@ -78,9 +78,9 @@ class Saver:
         self._every_steps, self._every_seconds = config.save_interval
         self._saved_step, self._saved_at = 0, time.monotonic()  # of the newest checkpoint
 
-    def describe(self) -> list[dict[str, Any]]:
+    def describe(self) -> list[StudentJson]:
         """Write ``config.json``; return the architecture and parameters of each student."""
-        mine = {
+        mine: dict[int, StudentJson] = {
             k: {"arch": s.arch, "parameters": sum(p.numel() for p in s.model.parameters())}
             for k, s in zip(self.cohort.numbers, self.cohort, strict=True)
         }

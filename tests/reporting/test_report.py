@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from dml_fast import cli
+from dml_fast.config_files import from_mapping
 from dml_fast.report import main
 from dml_fast.reporting.comparison import group, read_entries
 from dml_fast.reporting.markdown import table
-from dml_fast.runs.folder import Run
 from dml_fast.train import main as train
 
 
@@ -36,22 +36,20 @@ def run(trained: Path, tmp_path: Path) -> Path:
 def vary(run: Path, name: str, add: float = 0.0, **options: Any) -> Path:
     """Another run: its options changed, and ``add`` on top of its validation accuracies.
 
-    Where the options ask for other students, its lines have those, all with the first one's scores.
+    Where the options ask for other students, it has those, all with the first one's scores.
     """
     path = run.parent / name
     shutil.copytree(run, path)
     description = json.loads((path / "config.json").read_text())
     assert options.keys() <= description["config"].keys()
     description["config"] |= options
-    (path / "config.json").write_text(json.dumps(description))
+    archs = from_mapping(description["config"], "").architectures
     lines = history(path)
-    archs = Run(path).config.architectures
+    for parent in (description, *lines):
+        if [student["arch"] for student in parent["students"]] != list(archs):
+            parent["students"] = [parent["students"][0] | {"arch": arch} for arch in archs]
+    (path / "config.json").write_text(json.dumps(description))
     for line in lines:
-        line["students"] = (
-            [line["students"][0] | {"arch": arch} for arch in archs]
-            if options.keys() & {"arch", "cohort"}
-            else line["students"]
-        )
         line["ensemble_val_acc"] += add
         for student in line["students"]:
             student["val_acc"] += add

@@ -114,7 +114,7 @@ def test_metrics_of_another_run_are_refused(
     if other == "data":
         lines = (run / "metrics.jsonl").read_text().replace("resnet8", "resnet14")
         (run / "metrics.jsonl").write_text(lines)
-    assert "metrics.jsonl is of another run" in refusal(capsys, report.main, run)
+    assert "metrics.jsonl is damaged (it is of another run" in refusal(capsys, report.main, run)
 
 
 def test_weights_of_another_run_are_refused(runs: Path, run: Path) -> None:
