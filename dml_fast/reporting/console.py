@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +55,7 @@ class Reporter:
         self,
         config: TrainConfig,
         data: DataSet,
-        students: Sequence[dict[str, Any]],
+        students: Sequence[Mapping[str, Any]],
         precision: Precision,
         world: World,
     ) -> None:

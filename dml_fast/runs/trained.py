@@ -40,7 +40,7 @@ class Trained:
         """Read the checkpoint ``best``, ``last`` or ``previous``.
 
         Raises:
-            UserError: the run has no such checkpoint, or it is damaged.
+            UserError: the run has no such checkpoint, or it is damaged or of another run.
         """
         if not run.checkpoint(which).exists():
             names = ("best", "last", "previous")
@@ -48,6 +48,7 @@ class Trained:
             remedy = f"give --checkpoint {there[0]}" if there else "train it for an epoch first"
             raise UserError(f"{run.folder} has no checkpoint {which}.pt: {remedy}")
         state = checkpoint.load(run.checkpoint(which))
+        checkpoint.check_run(run, state, run.checkpoint(which))
         history = json.loads(state["history"])
         return cls(
             archs=tuple(student["arch"] for student in state["students"]),

@@ -12,7 +12,6 @@ from typing import Any
 
 from dml_fast import rng
 from dml_fast.config import TrainConfig
-from dml_fast.config_files import check_same_run, from_mapping
 from dml_fast.data.corrupt import CorruptFiles
 from dml_fast.distributed.failure import is_lost
 from dml_fast.distributed.world import agreed
@@ -22,7 +21,7 @@ from dml_fast.reporting.console import logger
 from dml_fast.runs import checkpoint
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import link
-from dml_fast.runs.folder import Run
+from dml_fast.runs.folder import Run, StudentJson
 from dml_fast.runs.history import EpochLine, best_epoch
 from dml_fast.runs.weights import save_student
 from dml_fast.training.meter import Meter
@@ -79,9 +78,9 @@ class Saver:
         self._every_steps, self._every_seconds = config.save_interval
         self._saved_step, self._saved_at = 0, time.monotonic()  # of the newest checkpoint
 
-    def describe(self) -> list[dict[str, Any]]:
+    def describe(self) -> list[StudentJson]:
         """Write ``config.json``; return the architecture and parameters of each student."""
-        mine = {
+        mine: dict[int, StudentJson] = {
             k: {"arch": s.arch, "parameters": sum(p.numel() for p in s.model.parameters())}
             for k, s in zip(self.cohort.numbers, self.cohort, strict=True)
         }
@@ -203,8 +202,7 @@ class Saver:
 
     def _check(self, state: dict[str, Any], path: Path) -> None:
         """Refuse a checkpoint of another run, or of other data."""
-        saved = from_mapping(json.loads(state["config"]), str(path))
-        check_same_run(saved, self.config, self.run.folder)
+        checkpoint.check_run(self.run, state, path)
         if state["fingerprint"] != self.facts.fingerprint:
             raise UserError(
                 f"{self.run.folder} was trained on other images or labels than "

@@ -110,7 +110,12 @@ class Trainer:
             if progress.executor == "auto" and self._worth_a_trial(learners):
                 begun = time.monotonic()
                 chosen = pick(
-                    self.engine, batch.inputs, batch.target, learners=learners, teacher=teacher
+                    self.engine,
+                    batch.inputs,
+                    batch.target,
+                    views=isinstance(batch.inputs, tuple),
+                    learners=learners,
+                    teacher=teacher,
                 )
                 # for good, as executors may differ in roundings, like numbers of threads
                 progress.executor = chosen.name
@@ -121,6 +126,7 @@ class Trainer:
             result = self.engine.step(
                 batch.inputs,
                 batch.target,
+                views=isinstance(batch.inputs, tuple),
                 kl_scale=ramp(self._local_epoch(progress.step), self.config.kl_warmup),
                 learners=learners,
                 teacher=teacher,

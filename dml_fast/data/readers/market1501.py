@@ -116,23 +116,28 @@ def read_market1501(root: Path, how: Reading, *, val_fraction: float) -> RawData
     )
 
 
+def identity_and_camera(name: str) -> tuple[int, int] | None:
+    """Return what an image's name says, None if it has another form."""
+    match = _NAME.match(name)
+    return None if match is None else (int(match[1]), int(match[2]))
+
+
 def _list_part(folder: Path, passed: PassedOver) -> list[_Image]:
     """Return the images of a folder, sorted by name."""
     images = []
     for entry in entries(folder, passed):
-        name = entry.name
         if is_folder(entry):
             passed.add("folders below", entry.path)
             continue
         if not take_image(entry, passed):
             continue
-        match = _NAME.match(name)
-        if match is None:
+        name = entry.name
+        if (known := identity_and_camera(name)) is None:
             raise UserError(
                 f"the name of {folder / name} has no identity and camera: name it like "
                 "0002_c1s1_000451_03.jpg (identity 2, camera 1), or move it away"
             )
-        images.append(_Image(folder / name, int(match[1]), int(match[2])))
+        images.append(_Image(folder / name, *known))
     if not images:
         raise UserError(f"{folder} holds no images: fill it")
     return images
