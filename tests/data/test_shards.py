@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -245,47 +242,6 @@ def test_nothing_there_is_refused_before_anything_is_read(tmp_path: Path) -> Non
         check_data_spec("shards:")
     with pytest.raises(UserError, match="is downloaded if it is a URL: leave out --download"):
         check_data_spec(f"shards:{tmp_path}", download=True)
-
-
-def test_what_is_no_sample_is_counted_in_one_line(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "dml_fast")
-    _, shards = both(tmp_path)
-    plain = opened(shards).fingerprint
-    assert not [r for r in caplog.records if "passed over" in r.getMessage()]
-    files = [f for i in range(20) for f in sample(f"{i}", _image(), i % 2)]
-    files += [(f"{i}.json", b"{}") for i in range(9)] + [(".hidden.jpg", b""), ("no dot", b"")]
-    write_tar(shards / "train-9.tar", files)
-    with tarfile.open(shards / "train-9.tar", "a") as tar:
-        for name, kind in (("20.jpg", tarfile.LNKTYPE), ("folder", tarfile.DIRTYPE)):
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = kind, "0.jpg"
-            tar.addfile(info)
-    for name in ("train-8.tar.gz", "train-7.TGZ", "notes.txt", ".DS_Store"):
-        (shards / name).write_bytes(b"")
-    (shards / "more").mkdir()
-    caplog.clear()
-    data = opened(shards, image_size=24)
-    assert data.fingerprint != plain and len(data.train) == 50 + 20
-    lines = [r.getMessage() for r in caplog.records if "passed over" in r.getMessage()]
-    assert len(lines) == 1 and lines[0].startswith(f"in {shards} was passed over: ")
-    expected = [
-        "1 beside the parts (more)", "2 compressed (train-7.TGZ, train-8.tar.gz)",
-        "11 of another kind (notes.txt, train-9.tar/0.json, train-9.tar/1.json, ...)",
-        "2 hidden (.DS_Store, train-9.tar/.hidden.jpg)", "1 links or devices (train-9.tar/20.jpg)",
-    ]  # fmt: skip
-    assert sorted(lines[0].partition(" over: ")[2].split("; ")) == sorted(expected)
-    assert data_command(["scan", f"shards:{shards}"]) == 0
-    assert all(piece in capsys.readouterr().out for piece in expected[:1])
-    assert data_command(["scan", f"shards:{shards}", "--json"]) == 0
-    counts = json.loads(capsys.readouterr().out)["passed_over"]
-    assert counts["of another kind"] == 11 and sum(counts.values()) == 17
-
-
-def test_a_pipe_is_no_shard(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "train.tar")
-    refused(tmp_path, r"train\.tar is damaged \(not a file\)")
 
 
 def test_labels_and_classes_must_fit(tmp_path: Path) -> None:
