@@ -17,9 +17,9 @@ from dml_fast.data import ImageSet
 from dml_fast.data.corrupt import CorruptFiles
 from dml_fast.data.decode import Pixels, decode_image, fit
 from dml_fast.data.files import ImageFiles
+from dml_fast.data.listing import PassedOver, images_below
 from dml_fast.data.readers.market1501 import identity_and_camera
 from dml_fast.data.reading import dali_is_installed
-from dml_fast.data.scan import image_files
 from dml_fast.data.storage import SUFFIXES, LooseFiles
 from dml_fast.errors import UserError
 from dml_fast.foreign import shown
@@ -34,21 +34,24 @@ def find_images(given: Sequence[Path]) -> list[Path]:
 
     Args:
         given: files, whatever their suffix, and folders, in which files with the suffix of an image
-            are taken, in sorted order.
+            are taken, in sorted order; one log line counts what else is there.
 
     Raises:
-        UserError: one does not exist, or a folder holds no images.
+        UserError: one does not exist, or a folder cannot be listed or holds no images.
     """
     found: list[Path] = []
     for path in given:
         if os.path.isdir(path):
-            inside = image_files(path)
+            passed = PassedOver()
+            inside = images_below(path, passed)
+            if text := passed.text(path):
+                _log.warning("in %s was passed over: %s", shown(path), text)
             if not inside:
                 raise UserError(
                     f"{path} holds no image files ({' '.join(sorted(SUFFIXES))}): give the folder "
                     "that holds them"
                 )
-            found += inside
+            found += map(Path, inside)
         elif os.path.isfile(path):
             found.append(path)
         else:
