@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from dml_fast.config import flag
 from dml_fast.config_files import difference, from_mapping
 from dml_fast.errors import UserError, first_line
 from dml_fast.foreign import json_value
+from dml_fast.models.torch_files import check_zip
 from dml_fast.runs.files import atomic_write, link, sync_folder
 from dml_fast.runs.folder import Run
 
@@ -133,9 +133,7 @@ def _read(path: Path, students: Sequence[int] | None, verify: bool) -> Any:
 
         return sharded_checkpoint.load(path, students, verify=verify)
     if verify:
-        with zipfile.ZipFile(path) as archive:  # torch verifies only some
-            if broken := archive.testzip():
-                raise zipfile.BadZipFile(f"bad checksum in {broken}")
+        check_zip(path)  # torch verifies only some
     state = torch.load(path, map_location="cpu", weights_only=True)
     if students is not None and isinstance(state, dict) and "students" in state:
         state["students"] = [state["students"][k] for k in students]

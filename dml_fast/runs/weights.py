@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from dml_fast.errors import UserError
+from dml_fast.foreign import reading, shown
 from dml_fast.models import create_model
 from dml_fast.models.embedding import create_embedding_net
+from dml_fast.models.safetensors_files import HEADER, NO_SEAL, SEAL, read_safetensors, seal
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import atomic_write
 from dml_fast.runs.folder import Run
 from dml_fast.version import __version__
 
 _STUDENT = re.compile(r"student_(\d{1,9})(-best|-last)?\.safetensors")  # in a run folder
-HEADER = "dml_fast"  # under this name files have the header
 
 
 def header_of(arch: str, facts: DataFacts) -> str:
@@ -42,9 +42,10 @@ def save_student(path: Path, state: dict[str, Tensor], arch: str, facts: DataFac
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in state.items()
     }
-    metadata = {HEADER: header_of(arch, facts)}  # one key: several are written in random order
+    header = json.loads(header_of(arch, facts)) | {SEAL: NO_SEAL}
+    metadata = {HEADER: json.dumps(header)}  # one key: several are written in random order
     with atomic_write(path) as file:
-        file.write(save(tensors, metadata=metadata))
+        file.write(seal(save(tensors, metadata=metadata)))
 
 
 def load_student(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -61,15 +62,16 @@ def load_student(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         UserError: it is not such a file, or lies in the folder of another run under the name of
             its student.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[HEADER])
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    with reading(path, "check the path, or restore it"):
+        tensors, header = read_safetensors(Path(path))
+        state = {name: tensor.read() for name, tensor in tensors.items()}
+    if not header:
+        raise UserError(f"{shown(path)} is not a student of dml_fast: check the path")
+    with reading(path):
         arch, facts = header["arch"], DataFacts.from_json(header, "its header")
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is not a student of dml_fast ({error}): check the path") from None
     _check_run(Path(path), arch, facts)
-    return build_student(arch, facts, state), header
+    with reading(path):
+        return build_student(arch, facts, state), header
 
 
 def _check_run(path: Path, arch: str, facts: DataFacts) -> None:
