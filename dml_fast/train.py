@@ -10,6 +10,7 @@ from dml_fast.config import TrainConfig
 from dml_fast.config_files import check_same_run, load_toml
 from dml_fast.distributed.launch import Launch, end, silence
 from dml_fast.errors import UserError
+from dml_fast.models import check_code
 from dml_fast.runs.folder import Run
 from dml_fast.training import job
 
@@ -41,6 +42,8 @@ def arguments(argv: Sequence[str] | None) -> TrainArguments:
     own = replace(Run.open(given.resume).config, mesh="", shares="", fsdp=False)
     merged = cli.parse(TrainArguments, argv, "train", default=TrainArguments(**own.to_dict()))
     check_same_run(own, merged, given.resume)
+    if given.arch != own.arch:  # the user does not name it
+        check_code(own.architectures, (), given.resume, f"add --arch {own.arch}")
     return merged
 
 
