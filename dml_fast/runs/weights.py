@@ -74,6 +74,8 @@ def load_student(
         raise UserError(f"{shown(path)} is not a student of dml_fast: check the path")
     with reading(path):
         arch, facts = header["arch"], DataFacts.from_json(header, "its header")
+        if not isinstance(arch, str):
+            raise TypeError("arch is no name")
     check_code([arch], allow_code, path, "give load_student allow_code=[{!r}]")
     _check_run(Path(path), arch, facts)
     with reading(path):
