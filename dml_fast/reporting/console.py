@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,32 @@ def set_up_logging(console: Console) -> None:
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+@contextmanager
+def progress(what: str, total: int, *, hidden: bool) -> Iterator[Callable[[int], None]]:
+    """Show a bar on stderr while inside, if it is a terminal and the bar is not ``hidden``.
+
+    Yields:
+        A function to call with how many of ``total`` are done.
+    """
+    console = Console(stderr=True)
+    if hidden or not console.is_terminal:
+        yield lambda done: None
+        return
+    with _bar(console) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _bar(console: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, transient=True)
 
 
 class Reporter:
@@ -86,13 +112,7 @@ class Reporter:
         if not self.console.is_terminal:
             yield
             return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self.console, transient=True) as bar:
+        with _bar(self.console) as bar:
             self._bar = bar, bar.add_task("training", total=total, completed=done)
             yield
         self._bar = None
