@@ -13,8 +13,9 @@ from dml_fast.config import flag
 from dml_fast.config_files import difference, from_mapping
 from dml_fast.errors import UserError, first_line
 from dml_fast.foreign import json_value
+from dml_fast.machine import sync_folder
 from dml_fast.models.torch_files import check_zip
-from dml_fast.runs.files import atomic_write, link, sync_folder
+from dml_fast.runs.files import atomic_write, link
 from dml_fast.runs.folder import Run
 
 if TYPE_CHECKING:
