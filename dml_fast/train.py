@@ -82,4 +82,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    end(cli.run(main))
+    end(cli.run(main, prints_results=False))

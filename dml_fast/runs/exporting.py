@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dml_fast.data.loaders import evaluation_batches
 from dml_fast.errors import UserError, first_line
+from dml_fast.foreign import shown
 from dml_fast.models.embedding import EmbeddingNet
 from dml_fast.models.safetensors_files import HEADER
 from dml_fast.runs.facts import DataFacts
@@ -113,7 +114,9 @@ def export_student(
         f"on {len(inputs)} {source}, in batches of 1 and {len(inputs) + 1}"
     )
     if check.passed:
-        print(f"wrote {path}: student {k} ({student.arch}) of {which}.pt; {comparison}")
+        print(
+            f"wrote {shown(path)}: student {k} ({shown(student.arch)}) of {which}.pt; {comparison}"
+        )
     else:
         logger.error("%s was not kept, student %d differs: %s", path, k, comparison)
     return check.passed
@@ -218,8 +221,9 @@ def _write_pt2(student: TrainedStudent, inputs: Tensor, path: Path) -> None:
     path.write_bytes(content.getvalue())
 
 
+# Both readers get the content: torch and ONNX Runtime refuse a path that is not UTF-8.
 def _read_pt2(_: TrainedStudent, path: Path) -> Apply:
-    return torch.export.load(path).module()
+    return torch.export.load(io.BytesIO(path.read_bytes())).module()
 
 
 def _write_onnx(student: TrainedStudent, inputs: Tensor, path: Path) -> None:
@@ -239,7 +243,7 @@ def _write_onnx(student: TrainedStudent, inputs: Tensor, path: Path) -> None:
 def _read_onnx(_: TrainedStudent, path: Path) -> Apply:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
 
     def apply(inputs: Tensor) -> Tensor:
         [output] = session.run(None, {"images": inputs.contiguous().numpy()})
