@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from state_cases import cohort
+from run_cases import checkpoint_state
 
-from dml_fast import rng
 from dml_fast.distributed.world import World
 from dml_fast.errors import CheckpointError, UserError
 from dml_fast.runs import checkpoint, sharded_checkpoint
@@ -20,14 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:Us
 
 
 def save(run: Run, step: int) -> dict[str, Any]:
-    state = {
-        "format": checkpoint.FORMAT,
-        "version": checkpoint.VERSION,
-        "step": step,
-        "students": cohort(2).state_dict(),
-        "meter": torch.zeros(1, 2, 8),
-        "rng": [rng.state()],
-    }
+    state = checkpoint_state(step)
     sharded_checkpoint.save(run, state, World.alone(2))
     return state
 
@@ -64,5 +56,5 @@ def test_a_lost_file_is_found_without_checksums_too(tmp_path: Path) -> None:
     save(run, 1)
     for part in run.checkpoint().glob("*.distcp"):
         part.unlink()
-    with pytest.raises(UserError, match=r"last\.pt is damaged \(rank 0: No such file"):
+    with pytest.raises(UserError, match=r"last\.pt is damaged \(__0_0\.distcp is missing"):
         checkpoint.load(run.checkpoint(), verify=False)
