@@ -134,6 +134,7 @@ def _folder_of(path: Path) -> Path:
 
 def _open_files(folder: Path, stack: ExitStack, verify: bool) -> dict[str, IO[bytes]]:
     """Open the files of a checkpoint; links and names that we do not give are refused."""
+    _check_file(folder / _SUMS)
     found = json_value(content(folder / _SUMS), folder / _SUMS)
     sums: dict[str, int] = typed(found, dict[str, int], _SUMS)
     if _INDEX not in sums:
@@ -142,13 +143,17 @@ def _open_files(folder: Path, stack: ExitStack, verify: bool) -> dict[str, IO[by
     for name, expected in sums.items():
         if name != _INDEX and not FILE.fullmatch(name):
             raise Unfit(f"{_SUMS} names {short(name)}, which is no file of a checkpoint")
-        if (folder / name).is_symlink() or not (folder / name).is_file():
-            raise Unfit(f"{name} is missing, or a link")
+        _check_file(folder / name)
         files[name] = stack.enter_context(opened(folder / name))
         if verify and _sum(files[name]) != expected:
             raise Unfit(f"bad checksum of {name}")
         files[name].seek(0)
     return files
+
+
+def _check_file(path: Path) -> None:
+    if path.is_symlink() or not path.is_file():
+        raise Unfit(f"{path.name} is missing, or a link")
 
 
 def _sum(file: IO[bytes]) -> int:
