@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from command_cases import QUICK, train, tree
+from run_cases import facts_of_three_classes
 
 from dml_fast.config import TrainConfig
 from dml_fast.config_files import from_mapping, load_toml
@@ -86,6 +87,39 @@ def test_a_cohort_of_one_may_train_independently(tmp_path: Path) -> None:
     assert train(*QUICK, *options) == 0
 
 
+PROCESSES = [
+    # the run's own options, processes and --mesh now, and the mesh, shares and fsdp that follow
+    ({"mesh": "1x2"}, 2, "", ("1x2", "", False)),
+    ({"mesh": "1x2", "fsdp": True}, 2, "", ("1x2", "", True)),
+    ({"mesh": "1x2", "fsdp": True}, 2, "1x2", ("1x2", "", True)),
+    ({"mesh": "1x2", "fsdp": True}, 4, "", ("", "", True)),
+    ({"mesh": "1x2", "fsdp": True}, 4, "1x4", ("1x4", "", True)),
+    ({"mesh": "1x2", "fsdp": True}, 2, "2x1", ("2x1", "", False)),
+    ({"mesh": "1x2", "fsdp": True}, 1, "", ("", "", False)),
+    ({"mesh": "2x1", "shares": "1,1"}, 2, "", ("2x1", "1,1", False)),
+    ({"mesh": "2x1", "shares": "1,1"}, 2, "1x2", ("1x2", "", False)),
+    ({"shares": "1,1"}, 2, "", ("", "1,1", False)),
+    ({"shares": "1,1"}, 1, "", ("", "", False)),
+    ({}, 4, "", ("", "", False)),
+]
+
+
+@pytest.mark.parametrize(("own", "processes", "mesh", "expected"), PROCESSES)
+def test_a_run_keeps_its_mesh_where_it_fits(
+    own: dict[str, object],
+    processes: int,
+    mesh: str,
+    expected: tuple[str, str, bool],
+    tmp_path: Path,
+) -> None:
+    run = Run(tmp_path)
+    students = [{"arch": "resnet32", "parameters": 1}] * 2
+    run.describe(replace(TrainConfig(), **own), facts_of_three_classes(), students)
+    options = ["--mesh", mesh] if mesh else []
+    args = arguments(["--resume", str(tmp_path), *options], processes)
+    assert (args.mesh, args.shares, args.fsdp) == expected
+
+
 BAD = [
     ("--cohort 1", "--cohort is 1 but --method dml needs at least 2 students: give --cohort 2"),
     ("--cohort -2", "--cohort is -2"),
@@ -106,9 +140,9 @@ BAD = [
     ("--seed -1", "--seed is -1"),
     ("--update alternating --method independent", "--update alternating means nothing"),
     ("--batch-size 100000", "100000"),
-    ("--device cuda:77", "--device is 'cuda:77'"),
-    ("--device teapot", "--device is 'teapot': give auto, cpu"),
-    ("--amp --amp-dtype fp16 --device cpu", "--amp-dtype is fp16"),
+    ("--device cuda:77", "error: device is 'cuda:77'"),
+    ("--device teapot", "error: device is 'teapot': give auto, cpu"),
+    ("--amp --amp-dtype fp16 --device cpu", "error: amp_dtype is fp16"),
     (
         "--config /no/such.toml",
         "--config /no/such.toml cannot be read (No such file or directory): give",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ def evaluate_run(
     data: str = "",
     split: str = "test",
     checkpoint: str = "best",
+    allow_code: Collection[str] = (),
     device: str = "auto",
     batch_size: int = 512,
     reranked: bool = False,
@@ -47,6 +48,7 @@ def evaluate_run(
         data: a data set in place of the run's own, or "".
         split: train, val or test.
         checkpoint: best, last or previous.
+        allow_code: the functions, as ``package.module:function``, that may build students.
         device: auto, cpu, cuda or cuda:N.
         batch_size: images at a time.
         reranked: whether to correct the distances with mutual neighbours (`dml_fast.eval.rerank`).
@@ -67,7 +69,7 @@ def evaluate_run(
         for flag, value in (("--rerank", reranked), ("--ranked-lists", lists)):
             if value:
                 raise UserError(f"{flag} ranks, and {run.folder} learned classes: leave it out")
-    trained = Trained.load(run, checkpoint)
+    trained = Trained.load(run, checkpoint, allow_code)
     precision = run_precision(config, pick_device(device))
     images = _part(open_data(run, data), split, data or config.data)
     models = run_students(trained, config, precision)

@@ -77,7 +77,8 @@ def rank_hamming(
     kept = np.flatnonzero(labels.item_identity >= 0)
     if len(kept) < len(g):
         g, labels = g[kept], _without_junk(labels, kept)
-    rest = (rules.max_rank, rules.topk, rules.repeats, rules.seed, cores(shared=False))
+    length = rules.curve_length(len(g))
+    rest = (length, rules.topk, rules.repeats, rules.seed, cores(shared=False))
     part = _native.rank_codes(q, g, *labels, rules.ties_number, *rest)
     nearest = np.where(part[3] >= 0, kept[part[3]], -1)
     return collect([(*part[:3], nearest, 0)], rules)

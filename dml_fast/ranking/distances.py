@@ -80,13 +80,13 @@ def rank_distances(
         topk=topk,
     )
     rows = as_floats(dist, "dist", "(Q, G)")
-    labels = labels_for(rules, rows.shape, q_pids, g_pids, q_cams, g_cams)
+    labels = labels_for(rules, (len(rows), rows.shape[1]), q_pids, g_pids, q_cams, g_cams)
     return collect([rank_rows(rows, labels, rules)], rules)
 
 
 def labels_for(
     rules: Rules,
-    shape: tuple[int, ...],
+    shape: tuple[int, int],
     q_pids: ArrayLike,
     g_pids: ArrayLike,
     q_cams: ArrayLike | None,
@@ -96,6 +96,7 @@ def labels_for(
 
     It warns of junk that nobody asked to drop; so a function that the user calls must call it.
     """
+    rules.check_memory(*shape)
     labels = make_labels(
         q_pids,
         g_pids,
@@ -120,7 +121,8 @@ def labels_for(
 
 def rank_rows(rows: Floats, labels: Labels, rules: Rules) -> Part:
     """Score the queries whose distances are the (Q, G) rows, in C++."""
-    rest = (rules.max_rank, rules.topk, rules.repeats, rules.seed, cores(shared=False))
+    length = rules.curve_length(rows.shape[1])
+    rest = (length, rules.topk, rules.repeats, rules.seed, cores(shared=False))
     if rows.dtype == np.float32:
         single = cast("NDArray[np.float32]", rows)
         return _native.rank_rows_f32(single, *labels, rules.ties_number, *rest)
@@ -142,6 +144,7 @@ def collect(parts: Iterable[Part], rules: Rules) -> RankingResult:
         np.concatenate(first_at),
         np.concatenate(hits_at),
         np.concatenate(topk),
+        max_rank=rules.max_rank,
         ties=rules.ties,
         protocol=rules.protocol,
         count_invalid=rules.count_invalid,

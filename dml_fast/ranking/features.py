@@ -140,7 +140,7 @@ def _screened_parts(screen: Screen, labels: Labels, rules: Rules) -> Iterator[Pa
     positives = sizes[labels.query_identity]
     for begin, end in query_blocks(positives, screen.dims, screen.tiling):
         screen.run(begin, end)
-        yield screen.ranker.finish(rules.ties_number, rules.max_rank)
+        yield screen.ranker.finish(rules.ties_number, rules.curve_length(screen.items))
 
 
 def _row_parts(ranker: Ranker, labels: Labels, rules: Rules) -> Iterator[Part]:

@@ -15,7 +15,7 @@ from dml_fast.ranking.distances import Part, collect, labels_for, rank_rows
 from dml_fast.ranking.features import ROW_BYTES, feature_pair, make_ranker
 from dml_fast.ranking.inputs import ArrayLike, Floats
 from dml_fast.ranking.labels import NO_INTS, Labels
-from dml_fast.ranking.protocol import USUAL_JUNK, JunkPid, SingleShot, make_rules
+from dml_fast.ranking.protocol import USUAL_JUNK, JunkPid, SingleShot, check_whole, make_rules
 from dml_fast.ranking.result import RankingResult
 from dml_fast.ranking.tiles import CHUNK, Screen, Tiling, query_blocks
 
@@ -105,6 +105,8 @@ def make_reranker(
         UserError: as `rerank`.
     """
     count = len(images)
+    for name, number in (("k1", k1), ("k2", k2)):
+        check_whole(name, number)
     if not 1 <= k1 < count:
         raise UserError(f"k1 is {k1}: with {count} images it must be in 1..{count - 1}")
     if not 1 <= k2 <= k1 + 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from torch import nn
 
 from dml_fast.data import DataSet, RetrievalSet, open_dataset
 from dml_fast.errors import UserError
-from dml_fast.foreign import Unfit, reading
+from dml_fast.foreign import Unfit, reading, shown
+from dml_fast.models import check_code
 from dml_fast.runs import checkpoint
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.folder import Run
@@ -39,11 +41,17 @@ class Trained:
     validation: EpochLine | None
 
     @classmethod
-    def load(cls, run: Run, which: str) -> Trained:
+    def load(cls, run: Run, which: str, allow_code: Collection[str] = ()) -> Trained:
         """Read the checkpoint ``best``, ``last`` or ``previous``.
 
+        Args:
+            run: the run.
+            which: the checkpoint.
+            allow_code: the functions, as ``package.module:function``, that may build students.
+
         Raises:
-            UserError: the run has no such checkpoint, or it is damaged or of another run.
+            UserError: the run has no such checkpoint, it is damaged or of another run, or a student
+                would be built by a function that is not allowed.
         """
         path = run.checkpoint(which)
         if not path.exists():
@@ -58,6 +66,7 @@ class Trained:
         with reading(path):
             if archs != run.config.architectures:
                 raise Unfit(f"it has {len(archs)} students")
+        check_code(archs, allow_code, run.folder, "add --allow-code {}")
         return cls(
             path=path,
             archs=archs,
@@ -80,6 +89,27 @@ class Trained:
         """
         with reading(self.path):
             return build_student(self.archs[student], self.facts, self.states[student])
+
+
+def weights_of_run(source: str) -> tuple[dict[str, Any], ...]:
+    """Return the weights of each student of a run, from which others start. No code of it is run.
+
+    Args:
+        source: its folder, for ``best.pt``, or where there is none ``last.pt``; or a checkpoint.
+
+    Raises:
+        UserError: there are none, or as `Trained.load`.
+    """
+    path = Path(source).expanduser()
+    run = Run.open(path)
+    named = [path.stem] if path.suffix == ".pt" else ["best", "last"]
+    for which in named:
+        if run.checkpoint(which).exists():
+            return Trained.load(run, which, allow_code=run.config.architectures).states
+    raise UserError(
+        f"--pretrained {shown(source)} has no checkpoint to start from: give one of its files "
+        "student_K.safetensors"
+    )
 
 
 def open_data(run: Run, spec: str = "") -> DataSet:

@@ -24,6 +24,12 @@ from dml_fast.runs.files import link
 from dml_fast.runs.folder import Run, StudentJson
 from dml_fast.runs.history import EpochLine, best_epoch
 from dml_fast.runs.weights import save_student
+from dml_fast.training.elsewhere import (
+    changed_mesh,
+    changed_surroundings,
+    surroundings,
+    text_of,
+)
 from dml_fast.training.meter import Meter
 
 
@@ -121,6 +127,7 @@ class Saver:
             "config": json.dumps(self._picked_config().to_dict()),
             "fingerprint": self.facts.fingerprint,
             "mesh": str(self.world.mesh),
+            "surroundings": text_of(surroundings(self.cohort, progress.executor)),
             "step": progress.step,
             "seconds": progress.seconds,
             "history": json.dumps(progress.history),
@@ -155,22 +162,20 @@ class Saver:
         """
         state = checkpoint.load(path, self.cohort.numbers, verify=self.world.main)
         self._check(state, path)
-        progress, same_mesh = self.progress, state["mesh"] == str(self.world.mesh)
+        progress = self.progress
+        mesh = changed_mesh(state["mesh"], self.world.mesh, self.config.batch_size, path)
         progress.history = checkpoint.history_of(self.run, state, path)
         progress.step, progress.seconds = state["step"], state["seconds"]
         with reading(path):
             self.cohort.load_state_dict(state["students"])
             progress.meter.load(state["meter"])
-            if same_mesh:
+            if not mesh:
                 rng.set_state(state["rng"][self.world.launch.rank])
         self._mark_saved()
-        if not same_mesh:
-            logger.info(
-                "the run was saved on a mesh of %s and continues on %s: networks that draw random "
-                "numbers (dropout) get other draws from here; all else is as it was",
-                state["mesh"],
-                self.world.mesh,
-            )
+        here = surroundings(self.cohort, progress.executor)
+        for change in (mesh, changed_surroundings(state, here, path)):
+            if change:
+                logger.info("%s", change)
         if not self.world.main:
             return
         if path != self.run.checkpoint("last"):
@@ -183,19 +188,14 @@ class Saver:
             checkpoint.mark_best(self.run)
 
     def write_results(self) -> None:
-        """Write the students' final weights and the curves.
+        """Write the students' final weights.
 
         Raises:
             TrainingError: the folder cannot be written to.
         """
-        from dml_fast.reporting.plots import plot_curves  # matplotlib takes a second to import
-
         with self._writing():
             for place in range(max(map(len, self.world.shares))):
                 self._write_students(place)
-            if self.world.main:
-                folder = self.run.folder
-                plot_curves(folder / "curves.png", {folder.name: self.progress.history})
 
     def _picked_config(self) -> TrainConfig:
         """Return the configuration with the executor in use, which a resumed run keeps."""

@@ -197,7 +197,7 @@ def test_the_runs_precision_is_used_and_a_cpu_goes_without_fp16(
 def test_what_is_missing_is_named(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nowhere is not a run folder" in refusal(capsys, "nowhere")
     assert "--batch-size is 0" in refusal(capsys, copy, "--batch-size", "0")
-    assert "--device is 'tpu'" in refusal(capsys, copy, "--device", "tpu")
+    assert "device is 'tpu'" in refusal(capsys, copy, "--device", "tpu")
     (copy / "best.pt").unlink()
     assert "no checkpoint best.pt: give --checkpoint last" in refusal(capsys, copy)
     for path in copy.glob("*.pt"):
