@@ -24,7 +24,7 @@ from dml_fast.errors import UserError
 
 JUNK, DISTRACTOR = -1, 0
 _TRAIN, _QUERY, _GALLERY = PARTS = ("bounding_box_train", "query", "bounding_box_test")
-_NAME = re.compile(r"(-1|\d+)_c(\d+)\D")
+_NAME = re.compile(r"(-1|\d{1,18})_c(\d{1,18})\D")
 
 Ids = npt.NDArray[np.int64]
 
@@ -135,7 +135,7 @@ def _list_part(folder: Path, passed: PassedOver) -> list[_Image]:
         if (known := identity_and_camera(name)) is None:
             raise UserError(
                 f"the name of {folder / name} has no identity and camera: name it like "
-                "0002_c1s1_000451_03.jpg (identity 2, camera 1), or move it away"
+                "0002_c1s1_000451_03.jpg (identity 2, camera 1; up to 18 digits), or move it away"
             )
         images.append(_Image(folder / name, *known))
     if not images:
