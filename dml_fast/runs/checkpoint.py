@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from dml_fast.config import flag
 from dml_fast.config_files import difference, from_mapping
 from dml_fast.errors import UserError
 from dml_fast.foreign import Unfit, json_value, opened, reading, typed
-from dml_fast.models.torch_files import check_zip
+from dml_fast.models.torch_files import load_file
 from dml_fast.runs.files import atomic_write, link, sync_folder
 from dml_fast.runs.folder import Run
 from dml_fast.runs.history import EpochLine, checked
@@ -195,22 +195,6 @@ def _read(path: Path, students: Sequence[int] | None, verify: bool) -> Any:
     if students is not None and isinstance(state, dict) and "students" in state:
         state["students"] = [state["students"][k] for k in students]
     return state
-
-
-def load_file(file: IO[bytes], *, verify: bool) -> Any:
-    """Read what ``torch.save`` wrote, onto the CPU. No code in it runs.
-
-    Args:
-        file: from its beginning.
-        verify: compare each member with its checksum.
-
-    Raises:
-        Exception: it is damaged, or holds other objects than tensors, texts, numbers, lists and
-            dictionaries; of which kind depends on the damage.
-    """
-    check_zip(file, sums=verify)
-    file.seek(0)
-    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _check_tensors(state: State) -> None:

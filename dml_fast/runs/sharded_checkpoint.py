@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from dml_fast.errors import CheckpointError, reason
 from dml_fast.foreign import Unfit, content, json_value, opened, short, typed
-from dml_fast.runs.checkpoint import load_file
+from dml_fast.models.torch_files import load_file
 from dml_fast.runs.files import atomic_write, point_to
 from dml_fast.runs.folder import Run, is_name_of_parts
 from dml_fast.runs.shard_index import FILE, Stored, read_index
