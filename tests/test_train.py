@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from command_cases import QUICK, train, tree
+from run_cases import facts_of_three_classes
 
 from dml_fast.config import TrainConfig
 from dml_fast.config_files import from_mapping, load_toml
@@ -84,6 +85,39 @@ def test_every_method_runs(tmp_path: Path, method: str) -> None:
 def test_a_cohort_of_one_may_train_independently(tmp_path: Path) -> None:
     options = ["--cohort", "1", "--method", "independent", "--out", str(tmp_path / "run")]
     assert train(*QUICK, *options) == 0
+
+
+PROCESSES = [
+    # the run's own options, processes and --mesh now, and the mesh, shares and fsdp that follow
+    ({"mesh": "1x2"}, 2, "", ("1x2", "", False)),
+    ({"mesh": "1x2", "fsdp": True}, 2, "", ("1x2", "", True)),
+    ({"mesh": "1x2", "fsdp": True}, 2, "1x2", ("1x2", "", True)),
+    ({"mesh": "1x2", "fsdp": True}, 4, "", ("", "", True)),
+    ({"mesh": "1x2", "fsdp": True}, 4, "1x4", ("1x4", "", True)),
+    ({"mesh": "1x2", "fsdp": True}, 2, "2x1", ("2x1", "", False)),
+    ({"mesh": "1x2", "fsdp": True}, 1, "", ("", "", False)),
+    ({"mesh": "2x1", "shares": "1,1"}, 2, "", ("2x1", "1,1", False)),
+    ({"mesh": "2x1", "shares": "1,1"}, 2, "1x2", ("1x2", "", False)),
+    ({"shares": "1,1"}, 2, "", ("", "1,1", False)),
+    ({"shares": "1,1"}, 1, "", ("", "", False)),
+    ({}, 4, "", ("", "", False)),
+]
+
+
+@pytest.mark.parametrize(("own", "processes", "mesh", "expected"), PROCESSES)
+def test_a_run_keeps_its_mesh_where_it_fits(
+    own: dict[str, object],
+    processes: int,
+    mesh: str,
+    expected: tuple[str, str, bool],
+    tmp_path: Path,
+) -> None:
+    run = Run(tmp_path)
+    students = [{"arch": "resnet32", "parameters": 1}] * 2
+    run.describe(replace(TrainConfig(), **own), facts_of_three_classes(), students)
+    options = ["--mesh", mesh] if mesh else []
+    args = arguments(["--resume", str(tmp_path), *options], processes)
+    assert (args.mesh, args.shares, args.fsdp) == expected
 
 
 BAD = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from dml_fast.data.decode import decode_image
-from dml_fast.data.storage import CorruptImageError, Storage, is_image
+from dml_fast.data.storage import CorruptImageError, Storage
 from dml_fast.machine import cores
 
 _AT_ONCE = 512  # files that are queued for the threads
@@ -35,15 +34,6 @@ class Report:
 
     files: int = 0
     bad: dict[Path, str] = field(default_factory=dict)
-
-
-def image_files(root: Path) -> list[Path]:
-    """Return all files below a folder with the suffix of an image, sorted, without hidden ones."""
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(folder, name) for name in sorted(names) if is_image(name)]
-    return found
 
 
 def scan(files: Storage, *, decode: bool) -> Iterator[Report]:

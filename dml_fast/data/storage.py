@@ -73,7 +73,7 @@ class LooseFiles:
         self._names = names
 
     @classmethod
-    def of(cls, paths: Sequence[Path]) -> LooseFiles:
+    def of(cls, paths: Sequence[str | Path]) -> LooseFiles:
         """Make a storage of files, given their paths."""
         return cls(np.array([str(path) for path in paths], dtype=object))
 

@@ -24,6 +24,12 @@ from dml_fast.runs.files import link
 from dml_fast.runs.folder import Run, StudentJson
 from dml_fast.runs.history import EpochLine, best_epoch
 from dml_fast.runs.weights import save_student
+from dml_fast.training.elsewhere import (
+    changed_mesh,
+    changed_surroundings,
+    surroundings,
+    text_of,
+)
 from dml_fast.training.meter import Meter
 
 
@@ -121,6 +127,7 @@ class Saver:
             "config": json.dumps(self._picked_config().to_dict()),
             "fingerprint": self.facts.fingerprint,
             "mesh": str(self.world.mesh),
+            "surroundings": text_of(surroundings(self.cohort, progress.executor)),
             "step": progress.step,
             "seconds": progress.seconds,
             "history": json.dumps(progress.history),
@@ -161,15 +168,13 @@ class Saver:
         progress.history = json.loads(state["history"])
         progress.meter.load(state["meter"])
         self._mark_saved()
-        if state["mesh"] == str(self.world.mesh):
+        mesh = changed_mesh(state["mesh"], self.world.mesh, self.config.batch_size, path)
+        here = surroundings(self.cohort, progress.executor)
+        for change in (mesh, changed_surroundings(state, here, path)):
+            if change:
+                logger.info("%s", change)
+        if not mesh:
             rng.set_state(state["rng"][self.world.launch.rank])
-        else:
-            logger.info(
-                "the run was saved on a mesh of %s and continues on %s: networks that draw random "
-                "numbers (dropout) get other draws from here; all else is as it was",
-                state["mesh"],
-                self.world.mesh,
-            )
         if not self.world.main:
             return
         if path != self.run.checkpoint("last"):

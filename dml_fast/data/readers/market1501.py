@@ -17,10 +17,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dml_fast.data.listing import BESIDE, OTHER, PassedOver, entries, is_folder, take_image
 from dml_fast.data.reading import Loaded, Reading, load
 from dml_fast.data.sets import ImageSet, RawData, RetrievalSet
 from dml_fast.data.splits import split_identities
-from dml_fast.data.storage import LooseFiles, is_image
+from dml_fast.data.storage import LooseFiles
 from dml_fast.errors import UserError
 from dml_fast.foreign import shown
 from dml_fast.ranking.labels import check_search
@@ -49,8 +50,8 @@ def check_market1501(root: Path) -> None:
         UserError: one is missing.
     """
     for part in PARTS:
-        if not (root / part).is_dir():
-            found = f"has no folder {part}" if root.is_dir() else "does not exist"
+        if not os.path.isdir(root / part):
+            found = f"has no folder {part}" if os.path.isdir(root) else "does not exist"
             raise UserError(
                 f"market1501:{root} {found}: put images in {root}/ in the folders "
                 f"{_TRAIN}, {_QUERY} and {_GALLERY}"
@@ -69,7 +70,7 @@ def check_market1501_searches(root: Path, *, val_fraction: float, camera_rule: b
         UserError: a folder is missing, a name is wrong, or no query has a match, for validation or
             in the test set.
     """
-    train, query, gallery = _parts(root)
+    train, query, gallery = _parts(root, PassedOver())
     if val_fraction > 0:
         split_identities(_pids(train), _cams(train) if camera_rule else None, val_fraction)
     q_cams, g_cams = _cams(query), _cams(gallery)
@@ -91,7 +92,7 @@ def read_market1501(root: Path, how: Reading, *, val_fraction: float, camera_rul
     """Read a data set of identities as RGB, or list its files for a decoder.
 
     The classes are the identities to learn, sorted. Files without the suffix of an image (such as
-    Thumbs.db) are ignored.
+    Thumbs.db) and folders below are passed over; one log line counts them.
 
     Args:
         root: the folder.
@@ -104,7 +105,9 @@ def read_market1501(root: Path, how: Reading, *, val_fraction: float, camera_rul
         UserError: a folder is missing, a file name is wrong, a file is corrupt, sizes differ, or
             the images do not fit in memory.
     """
-    parts = _parts(root)
+    passed = PassedOver()
+    parts = _parts(root, passed)
+    passed.report(root)
     if parts[0][0].cam is None:
         _log.warning(
             "market1501:%s: no file's name has a camera (_c1): cameras do not matter to searches",
@@ -153,14 +156,17 @@ def identity_and_camera(name: str) -> tuple[int, int] | None:
     return None if match is None else (int(match[1]), int(match[2]))
 
 
-def _parts(root: Path) -> list[list[_Image]]:
+def _parts(root: Path, passed: PassedOver) -> list[list[_Image]]:
     """Return the images to learn from, the queries and the gallery, by their names.
 
     Raises:
         UserError: a folder is missing or empty, or a name is wrong.
     """
     check_market1501(root)
-    parts = [_list_part(root / part) for part in PARTS]
+    for entry in entries(root, passed):
+        if entry.name not in PARTS:
+            passed.add(BESIDE if is_folder(entry) else OTHER, entry.path)
+    parts = [_list_part(root / part, passed) for part in PARTS]
     for image in parts[0]:
         if image.pid == JUNK:
             raise UserError(
@@ -188,11 +194,16 @@ def _cams(images: list[_Image]) -> Ids | None:
     return np.array(known, np.int64) if len(known) == len(images) else None
 
 
-def _list_part(folder: Path) -> list[_Image]:
+def _list_part(folder: Path, passed: PassedOver) -> list[_Image]:
     """Return the images of a folder, sorted by name."""
     images = []
-    for name in filter(is_image, sorted(os.listdir(folder))):
-        images.append(_image(folder / name))
+    for entry in entries(folder, passed):
+        if is_folder(entry):
+            passed.add("folders below", entry.path)
+            continue
+        if not take_image(entry, passed):
+            continue
+        images.append(_image(folder / entry.name))
     if not images:
         raise UserError(f"{folder} holds no images: fill it")
     return images

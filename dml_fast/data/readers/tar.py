@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 _BLOCK = 512
 _AT_ONCE = 4096  # bytes: the header of a label, the label, and the header of the next image
 _LONGEST_NAME = 1 << 16
 _MOST_PADDING = 1 << 20  # bytes of zeros after the end mark; usually there are under 10 KiB
-_ORDINARY, _WITHOUT_CONTENT = b"07\0", b"123456"  # files; links, devices, folders
+_ORDINARY, _WITHOUT_CONTENT, _FOLDER = b"07\0", b"123456", b"5"  # of links, devices, folders
 _RECORD = re.compile(rb"\d+ (path|size)=([^\n]*)\n")
 
 
@@ -51,8 +51,12 @@ class Reader:
         return self._buffer[begin : begin + count]
 
 
-def walk(read: Reader) -> Iterator[Member]:
+def walk(read: Reader, odd: Callable[[str], None] = lambda _name: None) -> Iterator[Member]:
     """Yield the ordinary files of a tar (ustar, GNU or pax).
+
+    Args:
+        read: reads the tar.
+        odd: called with the name of each link and device.
 
     Raises:
         DamagedTarError: the file is truncated, damaged or not a tar.
@@ -91,6 +95,8 @@ def walk(read: Reader) -> Iterator[Member]:
         else:
             if kind in _ORDINARY:
                 yield Member(_name(block, longer), offset, size)
+            elif kind != _FOLDER:
+                odd(_name(block, longer))
             longer = {}
         position = offset + -(-size // _BLOCK) * _BLOCK
 
