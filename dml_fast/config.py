@@ -55,7 +55,7 @@ class TrainConfig:
     arch: str = "resnet32"
     """One architecture, or one per student (resnet32,mobilenet_v1); docs/engine.md lists all."""
     pretrained: str = ""
-    """Initial weights: timm (those published for timm:NAME), or a file of weights. The classifier is always new."""
+    """Initial weights: timm (those published for timm:NAME), a run, or a file of weights. The classifier is always new."""
     method: Method = "dml"
     """dml: students teach each other. dml_e: their mean teaches (same gradient, different loss shown). independent: no teaching. distill: the first is trained alone, then teaches the others."""
     update: Literal["simultaneous", "alternating"] = "simultaneous"

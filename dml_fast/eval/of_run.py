@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ def evaluate_run(
     data: str = "",
     split: str = "test",
     checkpoint: str = "best",
+    allow_code: Collection[str] = (),
     device: str = "auto",
     batch_size: int = 512,
     protocol: str = "auto",
@@ -49,6 +50,7 @@ def evaluate_run(
         data: a data set in place of the run's own, or "".
         split: train, val or test.
         checkpoint: best, last or previous.
+        allow_code: the functions, as ``package.module:function``, that may build students.
         device: auto, cpu, cuda or cuda:N.
         batch_size: images at a time.
         protocol: whose rules a search follows: market1501, cuhk03, all; auto: as in training.
@@ -71,7 +73,7 @@ def evaluate_run(
         for flag, value in ranked.items():
             if value:
                 raise UserError(f"{flag} ranks, and {run.folder} learned classes: leave it out")
-    trained = Trained.load(run, checkpoint)
+    trained = Trained.load(run, checkpoint, allow_code)
     precision = run_precision(config, pick_device(device))
     images = _part(open_data(run, data, split), split, data or config.data)
     if config.retrieval:

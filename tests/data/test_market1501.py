@@ -199,15 +199,6 @@ def test_one_name_without_a_camera_among_others_is_refused(tmp_path: Path, part:
         opened(tmp_path)
 
 
-@pytest.mark.parametrize("name", [f"{'9' * 20}_c1_0.png", f"7_c{'9' * 30}.png", f"{2**63}_.png"])
-def test_numbers_of_twenty_digits_are_refused(tmp_path: Path, name: str) -> None:
-    make_market(tmp_path)
-    path = save(tmp_path / "query", 101, 1, 999)
-    path.rename(path.with_name(name))
-    with pytest.raises(UserError, match=f"{name} has a number above 2"):
-        opened(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("market", "fraction", "camera_rule", "message"),
     [

@@ -193,7 +193,7 @@ def test_arguments_that_do_not_go_together(
     assert "give the folder of a run, or --features" in refusal(
         capsys, folder, "--features", *paths
     )
-    assert "--ranked-lists needs images" in refusal(
+    assert "--ranked-lists goes with a run" in refusal(
         capsys, "--features", *paths, "--ranked-lists", 2
     )
     assert "--metric goes with --features" in refusal(capsys, folder, "--metric", "euclidean")

@@ -28,9 +28,8 @@ from dml_fast.ranking.labels import check_search
 
 JUNK = -1
 _TRAIN, _QUERY, _GALLERY = PARTS = ("bounding_box_train", "query", "bounding_box_test")
-_NAME = re.compile(r"(-1|\d+)_c(\d+)\D")
-_NAME_ALONE = re.compile(r"(-1|\d+)\D")
-_MOST = 2**63 - 1
+_NAME = re.compile(r"(-1|\d{1,18})_c(\d{1,18})\D")
+_NAME_ALONE = re.compile(r"(-1|\d{1,18})\D")
 
 _log = logging.getLogger("dml_fast")
 
@@ -213,7 +212,7 @@ def _image(path: Path) -> _Image:
     """Return what a name says.
 
     Raises:
-        UserError: it says nothing, or a number of more than 63 bits.
+        UserError: it says nothing.
     """
     pid, cam = identity_and_camera(path.name) or (None, None)
     if pid is None and (alone := _NAME_ALONE.match(path.name)):
@@ -221,12 +220,7 @@ def _image(path: Path) -> _Image:
     if pid is None:
         raise UserError(
             f"the name of {shown(path)} has no identity and camera: name it like "
-            "0002_c1s1_000451_03.jpg (identity 2, camera 1), or move it away"
-        )
-    if max(pid, cam or 0) > _MOST:
-        raise UserError(
-            f"the name of {shown(path)} has a number above 2^63 - 1: number identities and "
-            "cameras from 0 or 1"
+            "0002_c1s1_000451_03.jpg (identity 2, camera 1; up to 18 digits), or move it away"
         )
     return _Image(path, pid, cam)
 
