@@ -112,12 +112,14 @@ def weights_of_run(source: str) -> tuple[dict[str, Any], ...]:
     )
 
 
-def open_data(run: Run, spec: str = "") -> DataSet:
+def open_data(run: Run, spec: str = "", split: str = "") -> DataSet:
     """Open the data of a run, with the same split.
 
     Args:
         run: the run; its options for the data are used.
         spec: other data in place of the run's own.
+        split: the only part that is wanted, or "": so other data to search in need not have
+            identities to set aside for validation.
 
     Raises:
         UserError: it cannot be read, or does not fit the run's students.
@@ -125,6 +127,8 @@ def open_data(run: Run, spec: str = "") -> DataSet:
     config, facts = run.config, run.facts
     download = config.download and not spec
     options = {**config.data_options, "loader": "auto"}  # the run's may not be installed here
+    if spec and split == "test" and config.retrieval and spec.startswith("market1501:"):
+        options["val_fraction"] = 0.0
     data = open_dataset(spec or config.data, download=download, **options)
     if spec:
         _check_fit(data, facts, spec)
