@@ -264,6 +264,11 @@ class Run:
             ) from None
 
 
+def is_name_of_parts(name: str) -> bool:
+    """Whether a name is that of a folder which `Run.new_parts` makes."""
+    return name.startswith(_PARTS) and Path(name).name == name
+
+
 def _is_file(path: Path) -> bool:
     return os.path.isfile(path)  # unlike Path.is_file, it is False for a name that is too long
 
