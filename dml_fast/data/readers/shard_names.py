@@ -22,7 +22,7 @@ from dml_fast.errors import UserError, reason
 PARTS = ("train", "val", "test")
 CLASSES = "classes.txt"
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 _PART = re.compile(rf"(?<![a-zA-Z])({'|'.join(PARTS)})")
 _COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 _MOST = 1_000_000  # names: more would be a mistake
@@ -179,14 +179,17 @@ def _cached(names: list[str]) -> dict[str, Path]:
     """Return where each URL is cached: by host and path, since a query may be a signature."""
     targets: dict[str, Path] = {}
     for name in names:
-        name = quote(name, safe="%/:=&?~#+!$,;'@()*[]")
+        name = quote(name, safe="%/:=&?~#+!$,;'@()*[]", errors="surrogateescape")
         try:
             url = urlsplit(name)
         except ValueError:
             url = urlsplit("")
-        pieces = [p for p in unquote(url.path).split("/") if p not in ("", ".", "..")]
+        path = unquote(url.path, errors="surrogateescape")
+        pieces = [piece for piece in path.split("/") if piece not in ("", ".", "..")]
         file = pieces and not url.path.endswith("/")
-        if url.scheme.lower() not in ("http", "https") or not url.netloc or not file:
+        host = url.netloc.rpartition("@")[2].replace(":", "_")
+        known = url.scheme.lower() in ("http", "https") and host not in ("", ".", "..")
+        if not known or not file or "\0" in path:
             raise UserError(
                 f"shards: {name} is not the URL of a file: write https://HOST/PATH/NAME.tar"
             )
@@ -194,7 +197,6 @@ def _cached(names: list[str]) -> dict[str, Path]:
             raise UserError(
                 f"shards: {name}: a server lists no files, so write {{000..009}} and not *"
             )
-        host = url.netloc.rpartition("@")[2].replace(":", "_")
         target = _cache().joinpath(host, *pieces)
         if target in targets.values():
             raise UserError(f"shards: {name} differs from another URL only after its ?: rename it")
@@ -209,16 +211,16 @@ def _cache() -> Path:
 
 def _fetch(targets: dict[str, Path]) -> None:
     classes = _common(list(targets.values())) / CLASSES
-    if classes.exists() and all(path.exists() for path in targets.values()):
+    if os.path.exists(classes) and all(os.path.exists(path) for path in targets.values()):
         return
     with _alone(_cache()) as cache:
         for stale in cache.rglob("*.part"):  # left by a process that was killed
             stale.unlink()
         for number, (url, path) in enumerate(targets.items(), 1):
-            if not path.exists():
+            if not os.path.exists(path):
                 _log.info("downloading shard %d of %d to %s", number, len(targets), path)
                 download(url, path)
-        if not classes.exists():
+        if not os.path.exists(classes):
             _fetch_classes(list(targets), classes)
 
 
