@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import logging
 import os
 import posixpath
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import HTTPError
@@ -18,6 +17,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from dml_fast.data.listing import BESIDE, OTHER, PassedOver, entries, is_folder
 from dml_fast.data.readers.download import download
 from dml_fast.errors import UserError, reason
+from dml_fast.machine import locked
 
 PARTS = ("train", "val", "test")
 CLASSES = "classes.txt"
@@ -242,22 +242,17 @@ def _fetch_classes(urls: list[str], path: Path) -> None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[Path]:
     """Lock the cache folder: other processes on this machine wait until its files are complete."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(
-            f"the cache folder {folder} cannot be created ({reason(error)}): set XDG_CACHE_HOME to "
-            "a folder with room for the shards"
-        ) from error
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.info("another process downloads to %s: waiting for it", folder)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            pass
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder, lambda: _say_that_it_waits(folder)))
+        except OSError as error:
+            raise UserError(
+                f"the cache folder {folder} cannot be created ({reason(error)}): set "
+                "XDG_CACHE_HOME to a folder with room for the shards"
+            ) from error
         yield folder
-    finally:
-        os.close(descriptor)
+
+
+def _say_that_it_waits(folder: Path) -> None:
+    _log.info("another process downloads to %s: waiting for it", folder)
