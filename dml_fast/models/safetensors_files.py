@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
         Exception: any, if the file is damaged.
     """
     sealed = _check_seal(path)
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         tensors = {
             name: Stored(
@@ -81,6 +82,16 @@ def read_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
     if not sealed and header.keys() - _KEYS_BEFORE_SEALS:
         raise ValueError("its header lacks the checksum")
     return tensors, header
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a file of any name: the library refuses one that is not UTF-8."""
+    with path.open("rb") as file:
+        utf8 = str(path).encode(errors="ignore").decode() == str(path)
+        name = path if utf8 else f"/dev/fd/{file.fileno()}"
+        with safe_open(name, framework="pt") as opened:
+            yield opened
 
 
 def _check_seal(path: Path) -> bool:
@@ -102,7 +113,7 @@ def _check_seal(path: Path) -> bool:
 
 def _reader(path: Path, name: str) -> Callable[[], Tensor]:
     def read() -> Tensor:
-        with safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             tensor: Tensor = file.get_tensor(name)
             return tensor
 

@@ -18,7 +18,7 @@ from typing import Any, TypedDict
 from dml_fast.config import TrainConfig
 from dml_fast.config_files import from_mapping
 from dml_fast.errors import UserError
-from dml_fast.foreign import Unfit, content, json_value, reading, typed
+from dml_fast.foreign import Unfit, content, json_value, reading, shown, typed
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import atomic_write
 from dml_fast.runs.history import EpochLine, History, checked
@@ -167,8 +167,8 @@ class Run:
         """Write ``corrupt_files.tsv``, the files that were skipped and why, if there are any."""
         if reasons:
             with atomic_write(self.folder / "corrupt_files.tsv") as file:
-                lines = [f"{name}\t{why}\n" for name, why in sorted(reasons.items())]
-                file.write("".join(lines).encode(errors="surrogateescape"))
+                lines = [f"{shown(name)}\t{shown(why)}\n" for name, why in sorted(reasons.items())]
+                file.write("".join(lines).encode())
 
     @contextmanager
     def lock(self) -> Iterator[None]:

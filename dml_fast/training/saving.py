@@ -187,19 +187,14 @@ class Saver:
             checkpoint.mark_best(self.run)
 
     def write_results(self) -> None:
-        """Write the students' final weights and the curves.
+        """Write the students' final weights.
 
         Raises:
             TrainingError: the folder cannot be written to.
         """
-        from dml_fast.reporting.plots import plot_curves  # matplotlib takes a second to import
-
         with self._writing():
             for place in range(max(map(len, self.world.shares))):
                 self._write_students(place)
-            if self.world.main:
-                folder = self.run.folder
-                plot_curves(folder / "curves.png", {folder.name: self.progress.history})
 
     def _picked_config(self) -> TrainConfig:
         """Return the configuration with the executor in use, which a resumed run keeps."""

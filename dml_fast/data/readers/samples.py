@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from dml_fast.data.listing import HIDDEN, OTHER, PassedOver
 from dml_fast.data.readers.tar import DamagedTarError, Member, Reader, walk
-from dml_fast.data.storage import SUFFIXES, CorruptImageError, Ids
+from dml_fast.data.storage import SUFFIXES, CorruptImageError, Ids, check_bytes
 from dml_fast.errors import UserError, reason
 
 _OPEN_AT_ONCE = 64  # shards
@@ -178,6 +178,7 @@ class TarMembers:
 
     def read(self, index: int) -> bytes:
         """Return the content of an image file."""
+        check_bytes(self.size(index))
         return self._read(index, 0, self.size(index))
 
     def ends(self, index: int, count: int) -> tuple[bytes, bytes]:
