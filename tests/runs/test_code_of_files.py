@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from dml_fast import cli, evaluate, export, train
+from dml_fast import cli, evaluate, export, predict, train
 from dml_fast.config import TrainConfig
 from dml_fast.engine import Precision
 from dml_fast.errors import UserError
@@ -66,6 +67,7 @@ Command = Callable[[Sequence[str]], int]
     [
         (evaluate.main, ["RUN"], "--allow-code"),
         (export.main, ["RUN", "--out", "OUT.safetensors"], "--allow-code"),
+        (predict.main, ["RUN", "IMAGE", "--out", "OUT.csv"], "--allow-code"),
         (train.main, ["--resume", "RUN"], "--arch"),
     ],
 )
@@ -78,8 +80,9 @@ def test_a_run_gets_its_code_run_only_if_the_user_names_it(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    names = {"RUN": str(run), "OUT.safetensors": str(tmp_path / "out.safetensors")}
-    given = [names.get(argument, argument) for argument in arguments]
+    names = {name: str(tmp_path / name) for name in ("OUT.safetensors", "OUT.csv", "IMAGE")}
+    Image.new("L", (8, 8)).save(names["IMAGE"], format="png")
+    given = [{**names, "RUN": str(run)}.get(argument, argument) for argument in arguments]
     for more in ([], [advice, "notes_of_a_run:other"]):
         assert cli.run(command, [*given, *more]) == 2
         assert not ran()
