@@ -70,7 +70,7 @@ def predict_run(
         student: best, ensemble, or a student's number.
         top: how many classes to write for each image.
         checkpoint: best, last or previous.
-        allow_code: as in `Trained.load`.
+        allow_code: the functions, as ``package.module:function``, that may build students.
         device: auto, cpu, cuda or cuda:N.
         batch_size: images at a time.
         out: the file for classes, .csv or .jsonl; - for CSV on the standard output; "" for none.

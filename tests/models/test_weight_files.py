@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,19 @@ from weights_cases import small, states_equal
 from dml_fast.errors import UserError
 from dml_fast.models.pretrained import load_pretrained
 from dml_fast.runs.weights import save_student
+
+KINDS = ("zip", "legacy", "safetensors", "student")
+
+
+def write(path: Path, kind: str, state: dict[str, Tensor]) -> None:
+    """Write weights as one of the kinds of files."""
+    if kind == "student":
+        save_student(path, state, "small", facts_of_three_classes())
+    elif kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"model": state}, path, _use_new_zipfile_serialization=kind == "zip")
+
 
 ODD: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "sparse": (lambda t: t.to_sparse(), "conv.weight is sparse"),
@@ -62,6 +77,21 @@ def test_other_precisions_are_converted(dtype: torch.dtype, tmp_path: Path) -> N
         assert torch.equal(net.conv.weight, state["conv.weight"].float())  # type: ignore[union-attr]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are UTF-8 elsewhere")
+@pytest.mark.parametrize("kind", [*KINDS])
+def test_names_of_files_are_bytes(kind: str, tmp_path: Path) -> None:
+    state = small(0).state_dict()
+    write(tmp_path / "w", kind, state)
+    path = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"caf\xe9 [x] $y_$\n.safetensors"))
+    (tmp_path / "w").rename(path)
+    net = small(1)
+    load_pretrained(net, path, "small")
+    assert torch.equal(net.conv.weight, state["conv.weight"])
+    Path(path).write_bytes(Path(path).read_bytes()[:100])
+    with pytest.raises(UserError, match=r"caf\\xe9 \[x\] \$y_\$\\n.safetensors is damaged"):
+        load_pretrained(net, path, "small")
+
+
 def test_views_and_shared_storages_are_read(tmp_path: Path) -> None:
     state = dict(small(0).state_dict())
     whole = torch.arange(100.0)
@@ -88,18 +118,13 @@ def test_nesting_does_not_matter(tmp_path: Path) -> None:
     assert torch.equal(net.conv.weight, state["conv.weight"])  # type: ignore[arg-type, union-attr]
 
 
-@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors", "student"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_damaged_files_are_refused_or_load_the_same(kind: str, tmp_path: Path) -> None:
     """Where the format has checksums, no other number is loaded; elsewhere none is NaN."""
     source = small(0)
     state = dict(source.state_dict())
     path = tmp_path / ("w.safetensors" if kind in ("safetensors", "student") else "w.pth")
-    if kind == "student":
-        save_student(path, state, "small", facts_of_three_classes())
-    elif kind == "safetensors":
-        save_file(state, path)
-    else:
-        torch.save({"model": state}, path, _use_new_zipfile_serialization=kind == "zip")
+    write(path, kind, state)
     data = path.read_bytes()
     start = small(1)
     refused = 0

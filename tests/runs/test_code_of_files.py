@@ -67,7 +67,7 @@ Command = Callable[[Sequence[str]], int]
     [
         (evaluate.main, ["RUN"], "--allow-code"),
         (export.main, ["RUN", "--out", "OUT.safetensors"], "--allow-code"),
-        (predict.main, ["RUN", "IMAGE", "--out", "OUT.csv"], "--allow-code"),
+        (predict.main, ["RUN", "IMAGE.png", "--out", "-"], "--allow-code"),
         (train.main, ["--resume", "RUN"], "--arch"),
     ],
 )
@@ -80,9 +80,13 @@ def test_a_run_gets_its_code_run_only_if_the_user_names_it(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    names = {name: str(tmp_path / name) for name in ("OUT.safetensors", "OUT.csv", "IMAGE")}
-    Image.new("L", (8, 8)).save(names["IMAGE"], format="png")
-    given = [{**names, "RUN": str(run)}.get(argument, argument) for argument in arguments]
+    Image.new("L", (8, 8)).save(tmp_path / "image.png")
+    names = {
+        "RUN": str(run),
+        "OUT.safetensors": str(tmp_path / "out.safetensors"),
+        "IMAGE.png": str(tmp_path / "image.png"),
+    }
+    given = [names.get(argument, argument) for argument in arguments]
     for more in ([], [advice, "notes_of_a_run:other"]):
         assert cli.run(command, [*given, *more]) == 2
         assert not ran()

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from dml_fast.machine import read_at
+
 _BLOCK = 512
 _AT_ONCE = 4096  # bytes: the header of a label, the label, and the header of the next image
 _LONGEST_NAME = 1 << 16
@@ -44,7 +46,7 @@ class Reader:
         """Return ``count`` bytes, fewer at the end of the file."""
         begin = offset - self._start
         if begin < 0 or begin + count > len(self._buffer):
-            self._buffer = os.pread(self._descriptor, max(count, _AT_ONCE), offset)
+            self._buffer = read_at(self._descriptor, max(count, _AT_ONCE), offset)
             self._start, begin = offset, 0
         return self._buffer[begin : begin + count]
 
