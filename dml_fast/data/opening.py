@@ -166,6 +166,8 @@ def _read(
 def _parse(spec: str) -> tuple[str, str]:
     """Split ``kind:DIR`` into its two parts; the folder of digits is empty."""
     kind, colon, folder = spec.partition(":")
+    if "\0" in spec:
+        raise UserError(f"data {spec!r} holds a zero byte, which no path has: leave it out")
     if kind not in _KINDS:
         close = difflib.get_close_matches(kind.lower(), _KINDS, n=2) or _KINDS
         hint = f" or folder:{spec}" if os.path.exists(spec) else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import nn
 from dml_fast.config import flag
 from dml_fast.data import DataSet, RetrievalSet, open_dataset
 from dml_fast.errors import UserError
-from dml_fast.foreign import shown
+from dml_fast.foreign import Unfit, reading, shown
 from dml_fast.models import check_code
 from dml_fast.runs import checkpoint
 from dml_fast.runs.facts import DataFacts
@@ -27,6 +26,7 @@ class Trained:
     """The students of one checkpoint.
 
     Attributes:
+        path: of the checkpoint.
         archs: the architecture of each student, length K.
         states: the ``state_dict`` of each student's model.
         facts: of the data that they were trained on.
@@ -34,6 +34,7 @@ class Trained:
         validation: the newest line of metrics at that step; None before the first epoch's end.
     """
 
+    path: Path
     archs: tuple[str, ...]
     states: tuple[dict[str, Any], ...]
     facts: DataFacts
@@ -53,17 +54,22 @@ class Trained:
             UserError: the run has no such checkpoint, it is damaged or of another run, or a student
                 would be built by a function that is not allowed.
         """
-        if not run.checkpoint(which).exists():
+        path = run.checkpoint(which)
+        if not path.exists():
             names = ("best", "last", "previous")
             there = [name for name in names if run.checkpoint(name).exists()]
             remedy = f"give --checkpoint {there[0]}" if there else "train it for an epoch first"
             raise UserError(f"{run.folder} has no checkpoint {which}.pt: {remedy}")
-        state = checkpoint.load(run.checkpoint(which))
-        checkpoint.check_run(run, state, run.checkpoint(which))
-        history = json.loads(state["history"])
+        state = checkpoint.load(path)
+        checkpoint.check_run(run, state, path)
+        history = checkpoint.history_of(run, state, path)
         archs = tuple(student["arch"] for student in state["students"])
+        with reading(path):
+            if archs != run.config.architectures:
+                raise Unfit(f"it has {len(archs)} students")
         check_code(archs, allow_code, run.folder, "add --allow-code {}")
         return cls(
+            path=path,
             archs=archs,
             states=tuple(student["model"] for student in state["students"]),
             facts=run.facts,
@@ -77,8 +83,13 @@ class Trained:
         return None if self.validation is None else best_student(self.validation)
 
     def model(self, student: int) -> nn.Module:
-        """Build one student's network: in evaluation mode, on the CPU."""
-        return build_student(self.archs[student], self.facts, self.states[student])
+        """Build one student's network: in evaluation mode, on the CPU.
+
+        Raises:
+            UserError: its weights do not fit its architecture.
+        """
+        with reading(self.path):
+            return build_student(self.archs[student], self.facts, self.states[student])
 
 
 def weights_of_run(source: str) -> tuple[dict[str, Any], ...]:
