@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dml_fast import _native
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, check_number
 from dml_fast.machine import cores
 from dml_fast.ranking.distances import Part, collect, labels_for, rank_rows
 from dml_fast.ranking.features import ROW_BYTES, feature_pair, make_ranker
@@ -111,8 +111,7 @@ def make_reranker(
         raise UserError(f"k1 is {k1}: with {count} images it must be in 1..{count - 1}")
     if not 1 <= k2 <= k1 + 1:
         raise UserError(f"k2 is {k2}: with k1={k1} it must be in 1..{k1 + 1}")
-    if not 0 <= lambda_value <= 1:
-        raise UserError(f"lambda_value is {lambda_value}: it must be in 0..1")
+    check_number("lambda_value", lambda_value, "a number from 0 to 1", lambda x: 0 <= x <= 1)
     # No image matches another and none is left out: a plain search for neighbours.
     unmatched, zero = np.full(count, -1, np.int64), np.zeros(count, np.int64)
     offsets, members = np.array([0, count]), np.arange(count)
