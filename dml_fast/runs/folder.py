@@ -105,6 +105,20 @@ class Run:
             raise UserError(f"{path} is not a run folder, it has no config.json: check it{hint}")
         return run
 
+    def to_continue(self, resume: Path) -> Path | None:
+        """Return the checkpoint from which ``--resume`` continues.
+
+        Args:
+            resume: the run's folder, or a checkpoint in it.
+
+        Returns:
+            Its path; None for a run that was killed before its first. That run continues from its
+            start, which gives the same.
+        """
+        if resume == self.folder and not any(self.folder.glob("*.pt")):
+            return None
+        return self.checkpoint("last") if resume.suffix != ".pt" and resume.is_dir() else resume
+
     @cached_property
     def description(self) -> Description:
         """What ``config.json`` holds."""
