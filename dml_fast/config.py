@@ -64,7 +64,7 @@ class TrainConfig:
     arch: str = "resnet32"
     """One architecture, or one per student (resnet32,mobilenet_v1); docs/engine.md lists all."""
     pretrained: str = ""
-    """Initial weights: timm (those published for timm:NAME), or a file of weights. The classifier is always new."""
+    """Initial weights: timm (those published for timm:NAME), a run, or a file of weights. The classifier is always new."""
     method: Method = "dml"
     """dml: students teach each other. dml_e: their mean teaches (same gradient, different loss shown). independent: no teaching. distill: the first is trained alone, then teaches the others."""
     update: Literal["simultaneous", "alternating"] = "simultaneous"
@@ -92,6 +92,8 @@ class TrainConfig:
     """Size of the images of folder, shards and market1501. 0: unchanged. 64: shorter side resized, centre cropped. 128x64: resized to this height and width. (Default: 0; market1501: 128x64.)"""
     val_fraction: float = 0.1
     """Share of the training images (market1501: identities) set aside for validation, where there is no val. With market1501, 0 validates on the test images."""
+    val_protocol: Literal["market1501", "cuhk03", "all"] = "market1501"
+    """Whose rules validation of market1501 follows. cuhk03: one gallery image per identity. all: cameras do not matter."""
     train_fraction: ShareAboveZero = 1.0
     """Share of the remaining training images to train on."""
     label_noise: ShareBelowOne = 0.0
@@ -213,10 +215,16 @@ class TrainConfig:
         return self.data.partition(":")[0] == "market1501"
 
     @property
+    def camera_rule(self) -> bool:
+        """Whether validation counts matches by other cameras only."""
+        return self.val_protocol != "all"
+
+    @property
     def data_options(self) -> dict[str, Any]:
         """Arguments of `dml_fast.data.open_dataset`, without ``data`` and ``download``."""
         return {
             "val_fraction": self.val_fraction,
+            "camera_rule": self.camera_rule,
             "train_fraction": self.train_fraction,
             "label_noise": self.label_noise,
             "seed": self.seed,
@@ -253,7 +261,7 @@ class TrainConfig:
         Raises:
             UserError: it names the option, its value and what to do.
         """
-        from dml_fast.data import check_data_spec
+        from dml_fast.data import check_data_spec, check_searches
         from dml_fast.models import check_model_name
         from dml_fast.models.pretrained import check_pretrained
 
@@ -283,6 +291,8 @@ class TrainConfig:
         if self.tensorboard:
             _require("tensorboard", "--tensorboard", "log")
         check_data_spec(self.data, download=self.download)
+        if self.retrieval:
+            check_searches(self.data, val_fraction=self.val_fraction, camera_rule=self.camera_rule)
 
     def check_numbers(self) -> None:
         """Refuse values of another type, numbers out of bounds, and names that do not exist.
@@ -310,7 +320,7 @@ class TrainConfig:
 
     def _check_retrieval(self) -> None:
         if not self.retrieval:
-            for name in ("triplet_weight", "triplet_margin", "num_instances"):
+            for name in ("triplet_weight", "triplet_margin", "num_instances", "val_protocol"):
                 if getattr(self, name) != getattr(TrainConfig, name):
                     raise UserError(
                         f"{flag(name)} means nothing with --data {self.data}, which has no "

@@ -10,6 +10,7 @@ from dml_fast.config import TrainConfig
 from dml_fast.config_files import check_same_run, load_toml
 from dml_fast.distributed.launch import Launch, end, silence
 from dml_fast.errors import UserError
+from dml_fast.models import check_code
 from dml_fast.runs.folder import Run
 from dml_fast.training import job
 from dml_fast.training.shares import place
@@ -46,6 +47,8 @@ def arguments(argv: Sequence[str] | None, processes: int = 1) -> TrainArguments:
     own = _on(processes, Run.open(given.resume).config, given.mesh)
     merged = cli.parse(TrainArguments, argv, "train", default=TrainArguments(**own.to_dict()))
     check_same_run(own, merged, given.resume)
+    if given.arch != own.arch:  # the user does not name it
+        check_code(own.architectures, (), given.resume, f"add --arch {own.arch}")
     return merged
 
 
@@ -79,4 +82,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    end(cli.run(main))
+    end(cli.run(main, prints_results=False))

@@ -17,7 +17,7 @@ from dml_fast.foreign import reading, shown
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from dml_fast.models.torch_pickle import Stored
+    from dml_fast.models.stored import Stored
 
 _LISTED = 3  # names in a message
 _log = logging.getLogger("dml_fast")
@@ -38,18 +38,29 @@ def check_pretrained(source: str, names: Sequence[str]) -> None:
             _timm_name(name)
         return
     path = Path(source).expanduser()
+    if is_run(source):
+        return
     if path.is_dir():
-        if not (path / "config.json").is_file() and not (path.parent / "config.json").is_file():
-            raise UserError(
-                f"--pretrained {shown(source)} is a folder, and not one of a run: give timm, a run "
-                "or a file of weights"
-            )
-    elif not path.is_file():
+        raise UserError(
+            f"--pretrained {shown(source)} is a folder, and not one of a run: give timm, a run or "
+            "a file of weights"
+        )
+    if not path.is_file():
         raise UserError(
             f"--pretrained {shown(source)} does not exist: give timm, a run or a file of weights"
         )
-    else:
-        _kind(path)
+    _kind(path)
+
+
+def is_run(source: str) -> bool:
+    """Return whether ``source`` is the folder of a run, or one of its checkpoints."""
+    if source in ("", "timm"):
+        return False
+    path = Path(source).expanduser()
+    if path.name in ("best.pt", "last.pt", "previous.pt") and (path.is_dir() or path.is_file()):
+        path = path.parent
+    config = path / "config.json"
+    return config.is_file() and b'"dml_fast"' in config.read_bytes()  # others have that name too
 
 
 def load_pretrained(
@@ -172,7 +183,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _stored(state: Mapping[str, Tensor]) -> dict[str, Stored]:
-    from dml_fast.models.torch_pickle import Stored
+    from dml_fast.models.stored import Stored
 
     def reader(tensor: Tensor) -> Any:
         return lambda: tensor

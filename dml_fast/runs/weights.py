@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from dml_fast.errors import UserError
 from dml_fast.foreign import reading, shown
-from dml_fast.models import create_model
+from dml_fast.models import check_code, create_model
 from dml_fast.models.embedding import create_embedding_net
 from dml_fast.models.safetensors_files import HEADER, NO_SEAL, SEAL, read_safetensors, seal
 from dml_fast.runs.facts import DataFacts
@@ -48,19 +49,23 @@ def save_student(path: Path, state: dict[str, Tensor], arch: str, facts: DataFac
         file.write(seal(save(tensors, metadata=metadata)))
 
 
-def load_student(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_student(
+    path: str | Path, allow_code: Collection[str] = ()
+) -> tuple[nn.Module, dict[str, Any]]:
     """Read a student.
 
     Args:
         path: a file that `save_student` wrote.
+        allow_code: the functions, as ``package.module:function``, that may build the network. A
+            file that names another one is refused: to build its network would run its code.
 
     Returns:
         The network in evaluation mode on the CPU, and the file's header: ``arch``, ``version`` and
         the data's facts (see `DataFacts.to_json`).
 
     Raises:
-        UserError: it is not such a file, or lies in the folder of another run under the name of
-            its student.
+        UserError: it is not such a file, names code that is not allowed, or lies in the folder of
+            another run under the name of its student.
     """
     with reading(path, "check the path, or restore it"):
         tensors, header = read_safetensors(Path(path))
@@ -69,6 +74,9 @@ def load_student(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         raise UserError(f"{shown(path)} is not a student of dml_fast: check the path")
     with reading(path):
         arch, facts = header["arch"], DataFacts.from_json(header, "its header")
+        if not isinstance(arch, str):
+            raise TypeError("arch is no name")
+    check_code([arch], allow_code, path, "give load_student allow_code=[{!r}]")
     _check_run(Path(path), arch, facts)
     with reading(path):
         return build_student(arch, facts, state), header
