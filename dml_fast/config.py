@@ -29,7 +29,9 @@ class Bounds(NamedTuple):
 
 
 Count: TypeAlias = Annotated[int, Bounds("a whole number of at least 1", lambda x: x >= 1)]
-CountOrZero: TypeAlias = Annotated[int, Bounds("a number, or 0", lambda x: x >= 0)]
+ThreadsOrZero: TypeAlias = Annotated[
+    int, Bounds("a whole number from 0 to 1024", lambda x: 0 <= x <= 1024)
+]
 Seed: TypeAlias = Annotated[
     int, Bounds("a whole number from 0 to 2^63 - 1", lambda x: 0 <= x < 2**63)
 ]
@@ -109,7 +111,7 @@ class TrainConfig:
     """Skip, count and list images that cannot be decoded, instead of stopping."""
     loader: Literal["auto", "resident", "dali", "fallback"] = "auto"
     """How folder, shards and market1501 are read. resident: all into memory. dali: decoded as needed by NVIDIA DALI, on the GPU if there is one. fallback: decoded as needed by threads. auto: resident if they fit."""
-    data_threads: CountOrZero = 0
+    data_threads: ThreadsOrZero = 0
     """Threads that decode images (0: one per core)."""
 
     epochs: Count = 15

@@ -72,7 +72,8 @@ def build_trainer(
     if device.type == "cpu":
         keep_freed_memory()
     reporter = Reporter(run.folder / "tensorboard" if config.tensorboard and world.main else None)
-    data = _open_data(config, device, world)
+    with stop.at_once():  # downloading and decoding may take hours
+        data = _open_data(config, device, world)
     facts = DataFacts.of(data)
     if config.shares == "measured":
         _measure_shares(config, facts, precision, world)

@@ -7,6 +7,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -31,6 +33,7 @@ class StopRequest:
         self.signal: int = 0
         self._twice, self._at = twice, 0.0
         self._before: dict[int, Any] = {}
+        self._waits = True
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is not threading.main_thread():
@@ -46,6 +49,27 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler or signal.SIG_DFL)  # None: it was not Python's
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While inside, the first signal ends what is done: nothing is trained yet.
+
+        Raises:
+            KeyboardInterrupt: for SIGINT.
+            SystemExit: for SIGTERM.
+        """
+        self._waits = False
+        try:
+            if self.signal:
+                self._end()
+            yield
+        finally:
+            self._waits = True
+
+    def _end(self) -> None:
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(self.exit_code)
+
     @property
     def exit_code(self) -> int:
         """130 after SIGINT, 143 after SIGTERM, else 0."""
@@ -56,3 +80,5 @@ class StopRequest:
             os._exit(128 + number)
         if not self.signal:
             self.signal, self._at = number, time.monotonic()
+            if not self._waits:
+                self._end()

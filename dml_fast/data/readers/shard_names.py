@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from dml_fast.data.listing import BESIDE, OTHER, PassedOver, entries, is_folder
 from dml_fast.data.readers.download import download
+from dml_fast.data.readers.tar import problem_of
 from dml_fast.errors import UserError, reason
 from dml_fast.machine import locked
 
@@ -25,6 +26,7 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 _PART = re.compile(rf"(?<![a-zA-Z])({'|'.join(PARTS)})")
 _COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
+_MISSING = (401, 403, 404, 410)  # what servers answer for a file that they do not have
 _MOST = 1_000_000  # names: more would be a mistake
 _log = logging.getLogger("dml_fast")
 
@@ -219,7 +221,7 @@ def _fetch(targets: dict[str, Path]) -> None:
         for number, (url, path) in enumerate(targets.items(), 1):
             if not os.path.exists(path):
                 _log.info("downloading shard %d of %d to %s", number, len(targets), path)
-                download(url, path)
+                download(url, path, check=problem_of)
         if not os.path.exists(classes):
             _fetch_classes(list(targets), classes)
 
@@ -232,11 +234,20 @@ def _fetch_classes(urls: list[str], path: Path) -> None:
         download(
             urlunsplit((split[0].scheme, split[0].netloc, posixpath.join(folder, CLASSES), "", "")),
             path,
+            check=_no_names,
         )
     except UserError as error:
-        if not isinstance(error.__cause__, HTTPError) or error.__cause__.code >= 500:
+        cause = error.__cause__
+        if not isinstance(cause, HTTPError) or cause.code not in _MISSING:
             raise
+        _log.info("%s has no %s (%s): classes are numbers", split[0].hostname, CLASSES, cause.code)
         path.touch()
+
+
+def _no_names(path: Path) -> str:
+    """Say why a file is no list of names: servers send pages where a file is missing."""
+    start = path.read_bytes()[:1000].lstrip().lower()
+    return "an HTML page" if start.startswith((b"<!doctype", b"<html", b"<?xml")) else ""
 
 
 @contextmanager

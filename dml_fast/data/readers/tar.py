@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from dml_fast.machine import read_at
@@ -107,6 +108,17 @@ def _check_end(read: Reader, position: int) -> None:
         raise DamagedTarError(
             f"an end mark at byte {position} of {read.length} is followed by other bytes"
         )
+
+
+def problem_of(path: Path) -> str:
+    """Say why a file is no whole tar; "" if it is one."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            for _ in walk(Reader(file.fileno())):
+                pass
+    except DamagedTarError as error:
+        return f"no whole tar: {error}"
+    return ""
 
 
 def _records(content: bytes, position: int) -> dict[str, bytes]:
