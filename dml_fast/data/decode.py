@@ -199,9 +199,9 @@ def decode_all(
     """
     if image_size:  # before an image of that size is made
         sides = image_size if isinstance(image_size, tuple) else (image_size, image_size)
-        _check_memory(len(files), *sides)
+        check_memory(len(files), *sides)
     first, height, width = first_size(files, image_size, corrupt.allowed)
-    _check_memory(len(files), height, width)
+    check_memory(len(files), height, width)
     images = np.empty((len(files), 3, height, width), dtype=np.uint8)
     task = partial(_decode_chunk, files, images, first, image_size)
     bad: list[int] = []
@@ -264,7 +264,12 @@ def size_error(
     )
 
 
-def _check_memory(count: int, height: int, width: int) -> None:
+def check_memory(count: int, height: int, width: int) -> None:
+    """Refuse more images than fit in memory twice.
+
+    Raises:
+        UserError: how many bytes they need, and how many are available.
+    """
     # twice: the decoded images, and their copies in the training and validation sets
     needed_gib = 2 * count * 3 * height * width / 2**30
     available_gib = available_bytes() / 2**30
