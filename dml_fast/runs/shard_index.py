@@ -11,7 +11,7 @@ import io
 import pickle
 import re
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -143,7 +143,14 @@ def _stand_in(name: str) -> type[_Record]:
     return type(name, (_Record,), {"__slots__": ()})
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    # The one in C sets aside as much memory as a number in the file says, as does this instruction.
+    dispatch: ClassVar[Any] = {
+        code: load
+        for code, load in pickle._Unpickler.dispatch.items()
+        if code != pickle.BYTEARRAY8[0]
+    }
+
     def find_class(self, module: str, name: str) -> Any:
         """Return what stands for a name. The module is neither imported nor used."""
         if (module, name) not in _NAMES:
