@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
-from numbers import Number, Real
+from numbers import Integral, Number, Real
 from typing import Any
+
+_PASSWORD = re.compile(r"(\w://)[^/?#\s]*@")
+_QUERY = re.compile(r"(https?://[^\s?]*)\?[^\s)]*", re.IGNORECASE)
 
 
 class _Printable(Exception):
@@ -87,6 +91,16 @@ def check_number(name: str, value: object, words: str, allow: Callable[[Any], bo
         raise UserError(f"{name} is {brief(value)}: give {words}")
 
 
+def check_whole(name: str, value: object, least: int) -> None:
+    """Refuse a value that is no whole number, or below ``least``.
+
+    Raises:
+        UserError: the value is refused.
+    """
+    words = f"a whole number of at least {least}"
+    check_number(name, value, words, lambda n: isinstance(n, Integral) and int(n) >= least)
+
+
 def brief(value: object) -> str:
     """Return what a value is, in a few words that a message can quote."""
     if value is None or isinstance(value, Number):
@@ -105,8 +119,16 @@ def brief(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Return a text in one line: bytes that are not UTF-8 become ``\xe9``, a newline ``\n``."""
-    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+    r"""Return a text in one line: bytes that are not UTF-8 become ``\xe9``, a newline ``\n``.
+
+    URLs in it lose their passwords and signatures.
+    """
+    return masked("".join(c if c.isprintable() else _escaped(c) for c in text))
+
+
+def masked(text: str) -> str:
+    """Return a text without the passwords and the queries, which may be signatures, of URLs."""
+    return _QUERY.sub(r"\1?***", _PASSWORD.sub(r"\1***@", text))
 
 
 def _escaped(character: str) -> str:

@@ -14,8 +14,9 @@ from dml_fast.config import flag
 from dml_fast.config_files import difference, from_mapping
 from dml_fast.errors import UserError
 from dml_fast.foreign import Unfit, json_value, opened, reading, typed
+from dml_fast.machine import sync_folder
 from dml_fast.models.torch_files import load_file
-from dml_fast.runs.files import atomic_write, link, sync_folder
+from dml_fast.runs.files import atomic_write, link
 from dml_fast.runs.folder import Run
 from dml_fast.runs.history import EpochLine, checked
 

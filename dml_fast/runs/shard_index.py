@@ -11,11 +11,12 @@ import io
 import pickle
 import re
 from math import prod
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from dml_fast.foreign import Unfit, short, typed
+from dml_fast.models.torch_pickle import OPCODES
 
 FILE = re.compile(r"__\d{1,9}_\d{1,9}\.distcp")  # how the files of tensors are named
 
@@ -144,12 +145,7 @@ def _stand_in(name: str) -> type[_Record]:
 
 
 class _Unpickler(pickle._Unpickler):
-    # The one in C sets aside as much memory as a number in the file says, as does this instruction.
-    dispatch: ClassVar[Any] = {
-        code: load
-        for code, load in pickle._Unpickler.dispatch.items()
-        if code != pickle.BYTEARRAY8[0]
-    }
+    dispatch = OPCODES
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what stands for a name. The module is neither imported nor used."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from dml_fast.config import flag
 from dml_fast.data import DataSet, RetrievalSet, open_dataset
 from dml_fast.errors import UserError
 from dml_fast.foreign import Unfit, reading, shown
@@ -129,7 +130,14 @@ def open_data(run: Run, spec: str = "", split: str = "") -> DataSet:
     options = {**config.data_options, "loader": "auto"}  # the run's may not be installed here
     if spec and split == "test" and config.retrieval and spec.startswith("market1501:"):
         options["val_fraction"] = 0.0
-    data = open_dataset(spec or config.data, download=download, **options)
+    try:
+        data = open_dataset(spec or config.data, download=download, **options)
+    except UserError as error:
+        # the advice is for training; the commands that read a run have no such options
+        theirs = [name for name in map(flag, config.data_options) if name in str(error)]
+        if not theirs:
+            raise
+        raise UserError(f"{error} (here {', '.join(theirs)} is as the run was trained)") from error
     if spec:
         _check_fit(data, facts, spec)
     elif data.fingerprint != facts.fingerprint:

@@ -215,6 +215,8 @@ def test_arguments_that_do_not_go_together(
         ("--triplet-weight 1 --num-instances 0", "needs several images of an identity"),
         ("--image-size 16x", "give pixels (64), or height x width (128x64)"),
         ("--image-size 0x16", "give pixels (64), or height x width (128x64)"),
+        ("--image-size 60000x60000", "choose a smaller --image-size or use fewer images"),
+        ("--data-threads 99999999999999999999", "give a whole number from 0 to 1024"),
         ("--random-erasing 2", "--random-erasing is 2.0: give a number from 0 to 1"),
         ("--batch-size 128", "needs 32 identities to train on"),
         ("--pretrained timm --arch resnet8", "--pretrained timm has no weights for resnet8"),

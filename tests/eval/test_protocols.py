@@ -125,6 +125,8 @@ def test_what_cannot_be_searched_is_refused_before_evaluation(
     few = make_market(tmp_path, learned=2, searched=2, shots=3)
     said = refusal(capsys, folder, "--data", f"market1501:{few}", "--rerank")
     assert "--rerank compares each image with its 20 nearest" in said and "only 8 images" in said
+    said = refusal(capsys, folder, "--data", f"market1501:{few}", "--split", "val")
+    assert said.endswith("(here --val-fraction is as the run was trained)")
     for path in (tmp_path / "query").iterdir():
         path.rename(path.with_name(f"7{path.name}"))
     said = refusal(capsys, folder, "--data", f"market1501:{few}")

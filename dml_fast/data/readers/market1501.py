@@ -149,10 +149,12 @@ def read_market1501(root: Path, how: Reading, *, val_fraction: float, camera_rul
     )
 
 
-def identity_and_camera(name: str) -> tuple[int, int] | None:
-    """Return what an image's name says, None if it has another form."""
-    match = _NAME.match(name)
-    return None if match is None else (int(match[1]), int(match[2]))
+def identity_and_camera(name: str) -> tuple[int, int | None] | None:
+    """Return what an image's name says, the camera None if it has none; None if it says nothing."""
+    if match := _NAME.match(name):
+        return int(match[1]), int(match[2])
+    alone = _NAME_ALONE.match(name)
+    return None if alone is None else (int(alone[1]), None)
 
 
 def _parts(root: Path, passed: PassedOver) -> list[list[_Image]]:
@@ -214,15 +216,12 @@ def _image(path: Path) -> _Image:
     Raises:
         UserError: it says nothing.
     """
-    pid, cam = identity_and_camera(path.name) or (None, None)
-    if pid is None and (alone := _NAME_ALONE.match(path.name)):
-        pid = int(alone[1])
-    if pid is None:
+    if (known := identity_and_camera(path.name)) is None:
         raise UserError(
             f"the name of {shown(path)} has no identity and camera: name it like "
             "0002_c1s1_000451_03.jpg (identity 2, camera 1; up to 18 digits), or move it away"
         )
-    return _Image(path, pid, cam)
+    return _Image(path, *known)
 
 
 def _retrieval_set(
