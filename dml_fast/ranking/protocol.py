@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
-from dml_fast.errors import UserError, brief, check_choice, check_number
+from dml_fast.errors import UserError, brief, check_choice, check_whole
 from dml_fast.machine import available_bytes
 
 TIES = ("stable", "expected", "optimistic", "pessimistic")  # csrc/scores.hpp: enum Ties
@@ -90,17 +90,6 @@ class Rules:
         return TIES.index(self.ties)
 
 
-def check_whole(name: str, value: Any, least: int | None = None) -> int:
-    """Return a number as int.
-
-    Raises:
-        UserError: it is not whole, or below ``least``.
-    """
-    words = "a whole number" if least is None else f"a whole number of at least {least}"
-    check_number(name, value, words, lambda n: _whole(n) and (least is None or n >= least))
-    return int(value)
-
-
 def _whole(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
@@ -120,7 +109,8 @@ def make_rules(
     Raises:
         UserError: one of them is out of range or unknown.
     """
-    max_rank, topk = check_whole("max_rank", max_rank, 1), check_whole("topk", topk, 0)
+    for name, number, least in (("max_rank", max_rank, 1), ("topk", topk, 0)):
+        check_whole(name, number, least)
     check_choice("ties", ties, TIES)
     for name, value in (("camera_rule", camera_rule), ("count_invalid", count_invalid)):
         if not isinstance(value, bool | np.bool_ | int):
@@ -139,4 +129,6 @@ def make_rules(
         name = protocol
         repeats = 0 if protocol == "cuhk03" else -1
     cameras = bool(camera_rule) and name != "all"
-    return Rules(max_rank, name, ties, junk_pid, cameras, bool(count_invalid), topk, repeats, seed)
+    return Rules(
+        int(max_rank), name, ties, junk_pid, cameras, bool(count_invalid), int(topk), repeats, seed
+    )
