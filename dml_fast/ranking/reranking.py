@@ -111,7 +111,7 @@ def make_reranker(
         raise UserError(f"k1 is {k1}: with {count} images it must be in 1..{count - 1}")
     if not 1 <= k2 <= k1 + 1:
         raise UserError(f"k2 is {k2}: with k1={k1} it must be in 1..{k1 + 1}")
-    if not 0 <= lambda_value <= 1:
+    if not isinstance(lambda_value, int | float | np.number) or not 0 <= lambda_value <= 1:
         raise UserError(f"lambda_value is {lambda_value}: it must be in 0..1")
     # No image matches another and none is left out: a plain search for neighbours.
     unmatched, zero = np.full(count, -1, np.int64), np.zeros(count, np.int64)

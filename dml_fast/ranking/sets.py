@@ -117,7 +117,7 @@ def rank_sets(
     if reduction not in (*REDUCTIONS, "centroid"):
         names = ", ".join((*REDUCTIONS, "centroid"))
         raise UserError(f"reduction={reduction!r} is unknown: choose from {names}")
-    if not 0 < temperature < np.inf:
+    if not isinstance(temperature, int | float | np.number) or not 0 < temperature < np.inf:
         raise UserError(f"temperature is {temperature}: it must be above 0 and finite")
     q, g = feature_pair(query, gallery)
     images = labels_for(rules, (len(q), len(g)), q_pids, g_pids, q_cams, g_cams)

@@ -30,7 +30,7 @@ MISSPELT = [
     ({"executor": Threads}, "executor is"),
 ]
 NUMBERS = [
-    ("temperature", (0, -1, NAN, INF, "2", None, True)),
+    ("temperature", (0, -1, NAN, INF, "2", None, [1])),
     ("label_smoothing", (-0.1, 1.5, NAN, "0.1", None)),
     ("kl_weight", (NAN, INF, -INF, "1", None, torch.ones(2), [1.0])),
     ("triplet_weight", (-1, NAN, INF, "1", None)),
