@@ -15,7 +15,7 @@ from dml_fast.data import DataSet, ImageSet, RetrievalSet
 from dml_fast.data.loaders import evaluation_batches
 from dml_fast.data.loaders.assemble import Batch
 from dml_fast.engine.precision import Precision, keep_in_full_precision, pick_device
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, check_choice
 from dml_fast.eval.checks import check_images, check_reranking, known_protocol
 from dml_fast.eval.classification import evaluate
 from dml_fast.eval.retrieval import evaluate_retrieval
@@ -66,6 +66,8 @@ def evaluate_run(
             of a run that learned classes; no queries, no query with a match, or no student with
             finite embeddings; the picture cannot be written.
     """
+    check_choice("split", split, ("train", "val", "test"))
+    check_choice("checkpoint", checkpoint, ("best", "last", "previous"))
     run = Run.open(folder)
     config = run.config
     if not config.retrieval:
