@@ -15,7 +15,7 @@ from dml_fast.data import DataSet, ImageSet, RetrievalSet
 from dml_fast.data.loaders import evaluation_batches
 from dml_fast.data.loaders.assemble import Batch
 from dml_fast.engine.precision import Precision, keep_in_full_precision, pick_device
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, check_choice
 from dml_fast.eval.checks import check_images, check_reranking, known_protocol
 from dml_fast.eval.classification import evaluate
 from dml_fast.eval.retrieval import evaluate_retrieval
@@ -69,6 +69,8 @@ def evaluate_run(
             finite embeddings; there is no place for the picture. One that fails later is named in
             one line, and ``ranked_lists`` is None.
     """
+    check_choice("split", split, ("train", "val", "test"))
+    check_choice("checkpoint", checkpoint, ("best", "last", "previous"))
     if lists and out is not None:
         check_place(out, "--out")
     run = Run.open(folder)

@@ -226,6 +226,7 @@ WILD: dict[str, Callable[[dict[str, Tensor], Any], Any]] = {
 }
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("form", ["zip", "legacy", "protocol 4"])
 @pytest.mark.parametrize("name", WILD)
 def test_checkpoints_of_other_programs_load(

@@ -60,6 +60,7 @@ ODD: dict[str, tuple[Callable[[Tensor], Any], str]] = {
 }
 
 
+@pytest.mark.compat
 @pytest.mark.filterwarnings("ignore:.*[Qq]uantiz")
 @pytest.mark.parametrize("case", ODD)
 @pytest.mark.parametrize("form", ["zip", "legacy"])
