@@ -22,8 +22,9 @@ _said: set[str] = set()
 
 def check(name: str) -> None:
     """Raise a `UserError` unless there is a backend with this name."""
-    if name != "auto" and name not in _NAMES:
-        raise UserError(f"unknown backend {name!r}: use 'auto' or one of {sorted(_NAMES)}")
+    if not isinstance(name, str) or (name != "auto" and name not in _NAMES):
+        shown = repr(name) if isinstance(name, str) else f"of type {type(name).__name__}"
+        raise UserError(f"unknown backend {shown}: use 'auto' or one of {sorted(_NAMES)}")
 
 
 def find(name: str, problem: Problem) -> Backend:

@@ -69,7 +69,7 @@ def peer_divergence(logits: Logits, temperature: float = 1.0) -> Tensor:
             dtype or value.
     """
     students = distributions(logits, "logits")
-    check_temperature(temperature)
+    temperature = check_temperature(temperature)
     if len(students) < 2:
         raise UserError("one student has no peers: pass the logits of at least two")
     dtype = torch.float64 if students[0].dtype == torch.float64 else torch.float32
