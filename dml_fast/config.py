@@ -9,9 +9,18 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from math import inf
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeAlias,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, brief, check_choice, check_number
 
 Method = Literal["dml", "dml_e", "independent", "distill"]
 
@@ -29,7 +38,9 @@ class Bounds(NamedTuple):
 
 
 Count: TypeAlias = Annotated[int, Bounds("a whole number of at least 1", lambda x: x >= 1)]
-CountOrZero: TypeAlias = Annotated[int, Bounds("a number, or 0", lambda x: x >= 0)]
+ThreadsOrZero: TypeAlias = Annotated[
+    int, Bounds("a whole number from 0 to 1024", lambda x: 0 <= x <= 1024)
+]
 Seed: TypeAlias = Annotated[
     int, Bounds("a whole number from 0 to 2^63 - 1", lambda x: 0 <= x < 2**63)
 ]
@@ -55,7 +66,7 @@ class TrainConfig:
     arch: str = "resnet32"
     """One architecture, or one per student (resnet32,mobilenet_v1); docs/engine.md lists all."""
     pretrained: str = ""
-    """Initial weights: timm (those published for timm:NAME), or a .safetensors, .pth or .pt file. The classifier is always new."""
+    """Initial weights: timm (those published for timm:NAME), a run, or a file of weights. The classifier is always new."""
     method: Method = "dml"
     """dml: students teach each other. dml_e: their mean teaches (same gradient, different loss shown). independent: no teaching. distill: the first is trained alone, then teaches the others."""
     update: Literal["simultaneous", "alternating"] = "simultaneous"
@@ -83,6 +94,8 @@ class TrainConfig:
     """Size of the images of folder, shards and market1501. 0: unchanged. 64: shorter side resized, centre cropped. 128x64: resized to this height and width. (Default: 0; market1501: 128x64.)"""
     val_fraction: float = 0.1
     """Share of the training images (market1501: identities) set aside for validation, where there is no val. With market1501, 0 validates on the test images."""
+    val_protocol: Literal["market1501", "cuhk03", "all"] = "market1501"
+    """Whose rules validation of market1501 follows. cuhk03: one gallery image per identity. all: cameras do not matter."""
     train_fraction: ShareAboveZero = 1.0
     """Share of the remaining training images to train on."""
     label_noise: ShareBelowOne = 0.0
@@ -107,7 +120,7 @@ class TrainConfig:
     """Skip, count and list images that cannot be decoded, instead of stopping."""
     loader: Literal["auto", "resident", "dali", "fallback"] = "auto"
     """How folder, shards and market1501 are read. resident: all into memory. dali: decoded as needed by NVIDIA DALI, on the GPU if there is one. fallback: decoded as needed by threads. auto: resident if they fit."""
-    data_threads: CountOrZero = 0
+    data_threads: ThreadsOrZero = 0
     """Threads that decode images (0: one per core)."""
 
     epochs: Count = 15
@@ -204,10 +217,16 @@ class TrainConfig:
         return self.data.partition(":")[0] == "market1501"
 
     @property
+    def camera_rule(self) -> bool:
+        """Whether validation counts matches by other cameras only."""
+        return self.val_protocol != "all"
+
+    @property
     def data_options(self) -> dict[str, Any]:
         """Arguments of `dml_fast.data.open_dataset`, without ``data`` and ``download``."""
         return {
             "val_fraction": self.val_fraction,
+            "camera_rule": self.camera_rule,
             "train_fraction": self.train_fraction,
             "label_noise": self.label_noise,
             "seed": self.seed,
@@ -244,13 +263,14 @@ class TrainConfig:
         Raises:
             UserError: it names the option, its value and what to do.
         """
-        from dml_fast.data import check_data_spec
+        from dml_fast.data import check_data_spec, check_searches
         from dml_fast.models import check_model_name
         from dml_fast.models.pretrained import check_pretrained
 
-        names = self.architectures
-        if self.cohort < 0:
+        self.check_numbers()
+        if not 0 <= self.cohort < 10_000:
             raise UserError(f"--cohort is {self.cohort}: give a number of students, such as 2")
+        names = self.architectures
         if self.cohort not in (0, len(names)):
             raise UserError(
                 f"--cohort is {self.cohort} but --arch names {len(names)} ({self.arch}): "
@@ -265,7 +285,6 @@ class TrainConfig:
             check_model_name(name)
         if self.pretrained:
             check_pretrained(self.pretrained, names)
-        self._check_numbers()
         self._check_retrieval()
         if self.update == "alternating" and self.method not in ("dml", "dml_e"):
             raise UserError(
@@ -274,12 +293,28 @@ class TrainConfig:
         if self.tensorboard:
             _require("tensorboard", "--tensorboard", "log")
         check_data_spec(self.data, download=self.download)
+        if self.retrieval:
+            check_searches(self.data, val_fraction=self.val_fraction, camera_rule=self.camera_rule)
 
-    def _check_numbers(self) -> None:
+    def check_numbers(self) -> None:
+        """Refuse values of another type, numbers out of bounds, and names that do not exist.
+
+        Raises:
+            UserError: it names the option, its value and what may be given.
+        """
         for name, hint in get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
+            if get_origin(hint) is Literal:
+                check_choice(flag(name), value, get_args(hint))
+                continue
             for bounds in getattr(hint, "__metadata__", ()):
-                if not bounds.allow(value := getattr(self, name)):
-                    raise UserError(f"{flag(name)} is {value}: give {bounds.words}")
+                check_number(flag(name), value, bounds.words, bounds.allow)
+            kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+            fits = isinstance(value, int | float) if kind is float else type(value) is kind
+            if not fits:
+                raise UserError(
+                    f"{flag(name)} is {brief(value)}: give a value of type {kind.__name__}"
+                )
         validates_on_test = self.retrieval and self.val_fraction == 0
         if not (0 < self.val_fraction < 1 or validates_on_test):
             raise UserError(f"--val-fraction is {self.val_fraction}: give a number between 0 and 1")
@@ -287,7 +322,7 @@ class TrainConfig:
 
     def _check_retrieval(self) -> None:
         if not self.retrieval:
-            for name in ("triplet_weight", "triplet_margin", "num_instances"):
+            for name in ("triplet_weight", "triplet_margin", "num_instances", "val_protocol"):
                 if getattr(self, name) != getattr(TrainConfig, name):
                     raise UserError(
                         f"{flag(name)} means nothing with --data {self.data}, which has no "

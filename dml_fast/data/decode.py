@@ -6,8 +6,10 @@ EXIF orientation is ignored, as in the usual training pipelines.
 from __future__ import annotations
 
 import io
+import zlib
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dml_fast.data.corrupt import BadImage, CorruptFiles
-from dml_fast.data.storage import CorruptImageError, Storage
+from dml_fast.data.storage import MOST_PIXELS, CorruptImageError, Storage, check_sides
 from dml_fast.errors import UserError
 from dml_fast.machine import available_bytes, cores
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _CHUNK = 256  # files per task: enough to outweigh the overhead of a task
+
+PNG = b"\x89PNG\r\n\x1a\n"
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -36,7 +40,8 @@ centre S x S is kept. (H, W): images are resized to height H and width W, whatev
 def decode_image(raw: bytes, image_size: Size = 0) -> Pixels:
     """Decode one image.
 
-    Gray, palette, CMYK and 16-bit images become 8-bit RGB. Transparency is dropped.
+    Gray, palette, CMYK and 16-bit images become 8-bit RGB. Transparency is dropped. The size in the
+    header is checked first (`MOST_PIXELS`).
 
     Args:
         raw: the content of its file.
@@ -55,15 +60,50 @@ def decode_image(raw: bytes, image_size: Size = 0) -> Pixels:
     try:
         if simplejpeg.is_jpeg(raw):
             try:
+                check_sides(*simplejpeg.decode_jpeg_header(raw)[:2])
                 pixels = simplejpeg.decode_jpeg(raw, fastdct=False, fastupsample=False)
                 return fit(pixels, image_size)
             except ValueError:
                 pass  # Pillow decodes unusual JPEGs and says what is wrong with damaged ones
-        with Image.open(file) as image:
+        check_png(raw)
+        with Image.open(file, formats=_formats()) as image:
+            check_sides(image.height, image.width)
             return fit(np.asarray(_to_rgb(image)), image_size)
+    except CorruptImageError:
+        raise
+    except Image.DecompressionBombError as error:  # Pillow has the same limit
+        raise CorruptImageError(str(error)) from error
     except Exception as error:  # decoders raise errors of many types for damaged files
         reason = str(error).replace(repr(file), "").replace("\n", " ").strip()
         raise CorruptImageError(reason or type(error).__name__) from error
+
+
+def check_png(raw: bytes) -> None:
+    """Compare the checksums of a PNG's pixels, which Pillow does not; ignore other files.
+
+    Raises:
+        CorruptImageError: one is wrong.
+    """
+    if not raw.startswith(PNG):
+        return
+    start, kind = len(PNG), b""
+    while kind != b"IEND":
+        kind, size = raw[start + 4 : start + 8], int.from_bytes(raw[start : start + 4], "big")
+        end = start + 8 + size
+        if end + 4 > len(raw):
+            return  # Pillow says whether pixels are missing
+        if kind == b"IDAT" and zlib.crc32(raw[start + 4 : end]) != int.from_bytes(
+            raw[end : end + 4], "big"
+        ):
+            raise CorruptImageError("a checksum of the PNG file is wrong")
+        start = end + 4
+
+
+@lru_cache
+def _formats() -> tuple[str, ...]:
+    """Return the formats that Pillow may open; for EPS it would start another program."""
+    newer = ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()
+    return ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "WEBP", "TIFF", "JPEG2000", *newer)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -91,6 +131,9 @@ def fit(pixels: Pixels, size: Size, margin: bool = False) -> Pixels:
 
     Returns:
         (H, W, 3) uint8.
+
+    Raises:
+        CorruptImageError: a long, narrow image would be resized to more than `MOST_PIXELS`.
     """
     if size == 0:
         return pixels
@@ -112,11 +155,18 @@ def fitted(height: int, width: int, size: Size, margin: bool) -> tuple[int, int,
     Returns:
         Height and width that the image is resized to, then top and left of the part that is kept,
         all in pixels.
+
+    Raises:
+        CorruptImageError: a long, narrow image would be resized to more than `MOST_PIXELS`.
     """
     if isinstance(size, tuple):
         return (*size, 0, 0)
     shorter = round(size * 8 / 7) if margin else size
     tall, wide = (round(side * shorter / min(height, width)) for side in (height, width))
+    if tall * wide > MOST_PIXELS:
+        raise CorruptImageError(
+            f"{height}x{width} pixels, too long and narrow to resize its shorter side to {shorter}"
+        )
     return tall, wide, (tall - size) // 2, (wide - size) // 2
 
 
@@ -149,9 +199,9 @@ def decode_all(
     """
     if image_size:  # before an image of that size is made
         sides = image_size if isinstance(image_size, tuple) else (image_size, image_size)
-        _check_memory(len(files), *sides)
+        check_memory(len(files), *sides)
     first, height, width = first_size(files, image_size, corrupt.allowed)
-    _check_memory(len(files), height, width)
+    check_memory(len(files), height, width)
     images = np.empty((len(files), 3, height, width), dtype=np.uint8)
     task = partial(_decode_chunk, files, images, first, image_size)
     bad: list[int] = []
@@ -214,7 +264,12 @@ def size_error(
     )
 
 
-def _check_memory(count: int, height: int, width: int) -> None:
+def check_memory(count: int, height: int, width: int) -> None:
+    """Refuse more images than fit in memory twice.
+
+    Raises:
+        UserError: how many bytes they need, and how many are available.
+    """
     # twice: the decoded images, and their copies in the training and validation sets
     needed_gib = 2 * count * 3 * height * width / 2**30
     available_gib = available_bytes() / 2**30

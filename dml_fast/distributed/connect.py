@@ -136,9 +136,9 @@ def remembered(launch: Launch, key: str, value: str | None = None) -> str | None
         return None
     store = PrefixStore("dml_fast/job", _client(launch, _START_S))
     if value is not None:
-        store.set(key, value)
+        store.set(key, os.fsencode(value))  # type: ignore[arg-type]
         return value
-    return store.get(key).decode() if store.check([key]) else None
+    return os.fsdecode(store.get(key)) if store.check([key]) else None
 
 
 def _backend(name: str, device: torch.device) -> str:
@@ -238,8 +238,11 @@ def _compare(world: World, facts: Mapping[str, object]) -> None:
 @contextmanager
 def _ends_at_a_signal() -> Iterator[None]:
     """Inside, SIGTERM ends the process: a wait in C++ does not run handlers of Python."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        yield
+        return
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

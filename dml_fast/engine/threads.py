@@ -12,6 +12,7 @@ import torch
 
 from dml_fast.engine.executor import Executor
 from dml_fast.engine.student import Student
+from dml_fast.errors import check_whole
 from dml_fast.rng import cpu_position
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,9 @@ class Threads(Executor):
         cohort: how many students this process has: more workers would be idle.
         workers: how many students run at a time; by default as many as there are intra-op threads.
         threads_each: intra-op threads of each worker; by default an equal share.
+
+    Raises:
+        UserError: a number is below 1.
     """
 
     name = "threads"
@@ -37,6 +41,12 @@ class Threads(Executor):
     def __init__(
         self, cohort: int, workers: int | None = None, threads_each: int | None = None
     ) -> None:
+        for what, count in (
+            ("cohort", cohort),
+            ("workers", 1 if workers is None else workers),
+            ("threads_each", 1 if threads_each is None else threads_each),
+        ):
+            check_whole(what, count, 1)
         total = torch.get_num_threads()
         self.workers = workers or min(cohort, total)
         self.threads_each = threads_each or max(1, total // self.workers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +15,13 @@ from dml_fast.data import DataSet, ImageSet, RetrievalSet
 from dml_fast.data.loaders import evaluation_batches
 from dml_fast.data.loaders.assemble import Batch
 from dml_fast.engine.precision import Precision, keep_in_full_precision, pick_device
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, check_choice
+from dml_fast.eval.checks import check_images, check_reranking, known_protocol
 from dml_fast.eval.classification import evaluate
 from dml_fast.eval.retrieval import evaluate_retrieval
 from dml_fast.ranking.result import RankingResult
+from dml_fast.reporting.console import at_the_end
+from dml_fast.runs.files import check_place
 from dml_fast.runs.folder import Run
 from dml_fast.runs.history import ACCURACY, MAP
 from dml_fast.runs.trained import Trained, open_data
@@ -34,8 +37,10 @@ def evaluate_run(
     data: str = "",
     split: str = "test",
     checkpoint: str = "best",
+    allow_code: Collection[str] = (),
     device: str = "auto",
     batch_size: int = 512,
+    protocol: str = "auto",
     reranked: bool = False,
     lists: int = 0,
     out: Path | None = None,
@@ -47,8 +52,10 @@ def evaluate_run(
         data: a data set in place of the run's own, or "".
         split: train, val or test.
         checkpoint: best, last or previous.
+        allow_code: the functions, as ``package.module:function``, that may build students.
         device: auto, cpu, cuda or cuda:N.
         batch_size: images at a time.
+        protocol: whose rules a search follows: market1501, cuhk03, all; auto: as in training.
         reranked: whether to correct the distances with mutual neighbours (`dml_fast.eval.rerank`).
         lists: how many queries' ranked lists to draw, of the ensemble.
         out: where to draw them.
@@ -59,17 +66,30 @@ def evaluate_run(
     Raises:
         UserError: no such run, checkpoint, split or device; data that does not fit; retrieval asked
             of a run that learned classes; no queries, no query with a match, or no student with
-            finite embeddings; the picture cannot be written.
+            finite embeddings; there is no place for the picture. One that fails later is named in
+            one line, and ``ranked_lists`` is None.
     """
+    check_choice("split", split, ("train", "val", "test"))
+    check_choice("checkpoint", checkpoint, ("best", "last", "previous"))
+    if lists and out is not None:
+        check_place(out, "--out")
     run = Run.open(folder)
     config = run.config
     if not config.retrieval:
-        for flag, value in (("--rerank", reranked), ("--ranked-lists", lists)):
+        ranked = {"--protocol": protocol != "auto", "--rerank": reranked, "--ranked-lists": lists}
+        for flag, value in ranked.items():
             if value:
                 raise UserError(f"{flag} ranks, and {run.folder} learned classes: leave it out")
-    trained = Trained.load(run, checkpoint)
+    trained = Trained.load(run, checkpoint, allow_code)
     precision = run_precision(config, pick_device(device))
-    images = _part(open_data(run, data), split, data or config.data)
+    images = _part(open_data(run, data, split), split, data or config.data)
+    if config.retrieval:
+        if not isinstance(images, RetrievalSet):
+            raise UserError("the train split has no queries: give --split test or val")
+        protocol = known_protocol(images, config.val_protocol if protocol == "auto" else protocol)
+        check_images(images, protocol)
+        if reranked:
+            check_reranking(len(images))
     models = run_students(trained, config, precision)
     batches = evaluation_batches(
         images,
@@ -80,7 +100,8 @@ def evaluate_run(
         channels_last=config.channels_last,
     )
     if config.retrieval:
-        found = _search(models, batches, images, precision, run.folder, reranked, lists, out)
+        how = {"protocol": protocol, "reranked": reranked}
+        found = _search(models, batches, images, precision, run.folder, how, lists, out)
     else:
         found = _classify(models, batches, precision)
     line = trained.validation
@@ -138,30 +159,32 @@ def _search(
     images: ImageSet,
     precision: Precision,
     folder: Path,
-    reranked: bool,
+    how: dict[str, Any],
     lists: int,
     out: Path | None,
 ) -> _Found:
-    if not isinstance(images, RetrievalSet):
-        raise UserError("the train split has no queries: give --split test or val")
+    assert isinstance(images, RetrievalSet)
     topk = LIST_LENGTH if lists else 0
-    found = evaluate_retrieval(models, batches, images, precision, reranked=reranked, topk=topk)
+    found = evaluate_retrieval(models, batches, images, precision, **how, topk=topk)
     if found.ensemble is None:
         raise UserError(
             f"no student of {folder} gives embeddings that are numbers, so there is nothing to "
             "rank: evaluate an earlier checkpoint with --checkpoint"
         )
+    drawn = False
     if lists and out is not None:
-        # matplotlib takes a second to import
-        from dml_fast.reporting.ranked_lists import draw_ranked_lists
+        with at_the_end(str(out), "the scores are whole"):
+            # matplotlib takes a second to import
+            from dml_fast.reporting.ranked_lists import draw_ranked_lists
 
-        draw_ranked_lists(out, images, found.ensemble, lists)
+            draw_ranked_lists(out, images, found.ensemble, lists)
+            drawn = True
     facts = {
         "queries": images.queries,
         "gallery": len(images) - images.queries,
         "n_valid": found.ensemble.n_valid,
-        "reranked": reranked,
-        "ranked_lists": str(out) if lists else None,
+        **how,
+        "ranked_lists": str(out) if drawn else None,
     }
     students = [_shares(result) for result in found.students]
     return _Found(facts, students, {"ensemble": _shares(found.ensemble)})

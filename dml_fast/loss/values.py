@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from dml_fast.errors import UserError, first_line
+from dml_fast.errors import UserError, brief, check_choice, first_line
 
 
 def number(value: Any, name: str, remedy: str = "pass a number") -> float:
@@ -19,6 +19,8 @@ def number(value: Any, name: str, remedy: str = "pass a number") -> float:
     Raises:
         UserError: if it is none of these, or a tensor that requires a gradient.
     """
+    if isinstance(value, bool):
+        fail(f"{name} is {value}", remedy)
     if isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
         try:
             return float(value)
@@ -88,25 +90,14 @@ def constant(value: Tensor, name: str) -> None:
 def choice(value: Any, name: str, choices: tuple[str, ...]) -> None:
     """Raise a `UserError` unless the value is one of the choices."""
     if not isinstance(value, str) or value not in choices:
-        known = f"{', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}"
-        fail(f"{name} is {described(value)}", f"use {known}")
+        check_choice(name, value, choices)  # which torch.compile cannot trace
 
 
 def described(value: Any) -> str:
     """Return what a value is, in few words: never its whole content."""
-    if isinstance(value, Tensor):
-        return f"a tensor of {dtype_name(value.dtype)} and shape {tuple(value.shape)}"
-    if value is None or isinstance(value, (bool, int, float, complex, str)):
-        return _short(repr(value))
-    kind = type(value).__name__
-    shape = getattr(value, "shape", None)
-    if isinstance(shape, tuple):
-        return f"a {kind} of shape {shape}"
-    return f"a {kind}"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 40 else f"{text[:36]} ..."
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    return brief(value)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -82,6 +82,27 @@ def last_linear(net: nn.Module) -> str | None:
     return names[-1] if names else None
 
 
+def classifier_of(model: nn.Module) -> nn.Module:
+    """Return a trained network's classifier, whose input is its embedding of an image.
+
+    That is the classifier of an `EmbeddingNet`, what timm's ``get_classifier()`` returns, or the
+    last linear layer in the order of registration.
+
+    Raises:
+        UserError: there is none.
+    """
+    if isinstance(model, EmbeddingNet):
+        return model.classifier
+    get = getattr(model, "get_classifier", None)
+    found = get() if callable(get) else model.get_submodule(last_linear(model) or "")
+    if not isinstance(found, nn.Linear):
+        raise UserError(
+            f"{type(model).__name__} gives no embeddings: its last layer is not linear; leave out "
+            "--features, or give another --student"
+        )
+    return found
+
+
 def _remove_classifier(net: nn.Module, num_classes: int, name: str) -> None:
     reset = getattr(net, "reset_classifier", None)
     if callable(reset):
@@ -92,7 +113,7 @@ def _remove_classifier(net: nn.Module, num_classes: int, name: str) -> None:
     if not found or not isinstance(layer, nn.Linear) or layer.out_features != num_classes:
         raise UserError(
             f"{name} cannot embed: its last linear layer is not a classifier of {num_classes} "
-            "classes; give another --arch"
+            "classes; choose another architecture"
         )
     parent, _, last = found.rpartition(".")
     setattr(net.get_submodule(parent), last, nn.Identity())
@@ -109,13 +130,13 @@ def _feature_width(net: nn.Module, shape: tuple[int, ...], name: str) -> int:
     except Exception as error:
         raise UserError(
             f"{name} cannot embed: without its classifier it fails ({first_line(error)}); "
-            "give another --arch"
+            "choose another architecture"
         ) from error
     for module, training in modes.items():
         module.training = training
     if not isinstance(features, Tensor) or features.ndim != 2:
         raise UserError(
             f"{name} cannot embed: without its classifier it does not give one vector per image; "
-            "give another --arch"
+            "choose another architecture"
         )
     return features.shape[1]

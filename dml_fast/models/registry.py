@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, check_whole
+from dml_fast.foreign import shown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,6 +68,31 @@ def check_model_name(name: str) -> None:
     _find_recipe(name)
 
 
+def names_code(name: str) -> bool:
+    """Return whether ``name`` is a ``package.module:function``, which is imported and called."""
+    return ":" in name and name.partition(":")[0] not in _ZOOS
+
+
+def check_code(names: Iterable[str], allowed: Iterable[str], where: object, advice: str) -> None:
+    """Refuse ``package.module:function`` that only a file names: to build it is to run code.
+
+    Args:
+        names: the architectures that a file names.
+        allowed: those that the user names.
+        where: the file or folder.
+        advice: how the user allows one, with ``{}`` for its name.
+
+    Raises:
+        UserError: a function is not allowed.
+    """
+    for name in names:
+        if names_code(name) and name not in allowed:
+            raise UserError(
+                f"{shown(where)} names code to run, {shown(name)}: if you trust it, "
+                f"{advice.format(shown(name))}"
+            )
+
+
 def create_model(
     name: str,
     *,
@@ -94,15 +120,15 @@ def create_model(
             for such images.
     """
     recipe = _find_recipe(name)
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    pair = isinstance(image_size, tuple | list) and len(image_size) == 2
+    height, width = image_size if pair else (image_size, image_size)  # type: ignore[misc]
     for label, value in (
         ("num_classes", num_classes),
         ("in_channels", in_channels),
-        ("image height", height),
-        ("image width", width),
+        ("image_size (height)", height),
+        ("image_size (width)", width),
     ):
-        if value < 1:
-            raise UserError(f"{name}: {label} is {value}, and must be at least 1")
+        check_whole(f"{name}: {label}", value, 1)
     module, function = recipe.target.split(":")
     build: Callable[..., nn.Module] = getattr(import_module(module), function)
     return build(

@@ -11,7 +11,7 @@ from dml_fast.machine import cores
 from dml_fast.ranking.distances import collect, labels_for
 from dml_fast.ranking.inputs import ArrayLike, as_numpy
 from dml_fast.ranking.labels import NO_INTS, Labels
-from dml_fast.ranking.protocol import SingleShot, make_rules
+from dml_fast.ranking.protocol import USUAL_JUNK, JunkPid, SingleShot, make_rules
 from dml_fast.ranking.result import RankingResult
 
 MOST_BYTES = 8 * 1023  # distances are counted in 16 bits
@@ -28,7 +28,7 @@ def rank_hamming(
     max_rank: int = 50,
     protocol: str | SingleShot = "market1501",
     ties: str = "stable",
-    junk_pid: int | None = -1,
+    junk_pid: JunkPid = USUAL_JUNK,
     camera_rule: bool = True,
     count_invalid: bool = False,
     topk: int = 0,
@@ -68,16 +68,18 @@ def rank_hamming(
         topk=topk,
     )
     q, g = _words(query, "query", "(Q, B)"), _words(gallery, "gallery", "(G, B)")
-    if as_numpy(query).shape[1] != as_numpy(gallery).shape[1]:
+    lengths = [as_numpy(*codes).shape[1] for codes in ((query, "query"), (gallery, "gallery"))]
+    if lengths[0] != lengths[1]:
         raise UserError(
-            f"query has codes of {as_numpy(query).shape[1]} bytes and gallery of "
-            f"{as_numpy(gallery).shape[1]}: pass the same kind for both"
+            f"query has codes of {lengths[0]} bytes and gallery of {lengths[1]}: pass the same "
+            "kind for both"
         )
     labels = labels_for(rules, (len(q), len(g)), q_pids, g_pids, q_cams, g_cams)
     kept = np.flatnonzero(labels.item_identity >= 0)
     if len(kept) < len(g):
         g, labels = g[kept], _without_junk(labels, kept)
-    rest = (rules.max_rank, rules.topk, rules.repeats, rules.seed, cores(shared=False))
+    length = rules.curve_length(len(g))
+    rest = (length, rules.topk, rules.repeats, rules.seed, cores(shared=False))
     part = _native.rank_codes(q, g, *labels, rules.ties_number, *rest)
     nearest = np.where(part[3] >= 0, kept[part[3]], -1)
     return collect([(*part[:3], nearest, 0)], rules)
@@ -85,7 +87,7 @@ def rank_hamming(
 
 def _words(codes: ArrayLike, name: str, shape: str) -> NDArray[np.uint64]:
     """Return the codes as (N, ceil(B / 8)) words, padded with zero bits."""
-    array = as_numpy(codes)
+    array = as_numpy(codes, name)
     if array.ndim != 2 or 0 in array.shape:
         raise UserError(f"{name} has shape {array.shape}: pass {shape} codes, at least one")
     if array.dtype != np.uint8:

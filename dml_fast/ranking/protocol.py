@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
+from typing import TypeAlias
 
-from dml_fast.errors import UserError
+import numpy as np
+
+from dml_fast.errors import UserError, brief, check_choice, check_whole
+from dml_fast.machine import available_bytes
 
 TIES = ("stable", "expected", "optimistic", "pessimistic")  # csrc/scores.hpp: enum Ties
 PROTOCOLS = ("market1501", "cuhk03", "all")
+_LITTLE = 1 << 26  # bytes that are not worth asking how much is free
+
+
+class UsualJunk(int):
+    """A ``junk_pid`` that the caller did not choose: a warning counts what it leaves out."""
+
+
+USUAL_JUNK = UsualJunk(-1)
+JunkPid: TypeAlias = int | str | bytes | None
 
 
 @dataclass(frozen=True)
@@ -44,12 +58,31 @@ class Rules:
     max_rank: int
     protocol: str
     ties: str
-    junk_pid: int | None
+    junk_pid: JunkPid
     camera_rule: bool
     count_invalid: bool
     topk: int
     repeats: int
     seed: int
+
+    def curve_length(self, items: int) -> int:
+        """Return how many ranks of G = ``items`` are counted; beyond them curves are constant."""
+        return min(self.max_rank, max(items, 1))
+
+    def check_memory(self, queries: int, items: int) -> None:
+        """Refuse results that do not fit in memory.
+
+        Raises:
+            UserError: ``max_rank`` or ``topk`` is too large for Q = ``queries``, G = ``items``.
+        """
+        chunks = -(-queries // 16)  # the C++ code counts for 16 queries at a time
+        curves = 6 * self.max_rank + 4 * chunks * self.curve_length(items)
+        needed = 8 * (curves + 3 * queries * self.topk)
+        if needed > _LITTLE and needed > (free := available_bytes()):
+            raise UserError(
+                f"max_rank is {self.max_rank} and topk {self.topk}: the result would take "
+                f"{needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: give less"
+            )
 
     @property
     def ties_number(self) -> int:
@@ -57,12 +90,16 @@ class Rules:
         return TIES.index(self.ties)
 
 
+def _whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def make_rules(
     *,
     max_rank: int,
     protocol: str | SingleShot,
     ties: str,
-    junk_pid: int | None,
+    junk_pid: JunkPid,
     camera_rule: bool,
     count_invalid: bool,
     topk: int,
@@ -72,23 +109,26 @@ def make_rules(
     Raises:
         UserError: one of them is out of range or unknown.
     """
-    if max_rank < 1:
-        raise UserError(f"max_rank is {max_rank}: it must be at least 1")
-    if topk < 0:
-        raise UserError(f"topk is {topk}: it must be at least 0")
-    if ties not in TIES:
-        raise UserError(f"ties={ties!r} is unknown: choose from {', '.join(TIES)}")
+    for name, number, least in (("max_rank", max_rank, 1), ("topk", topk, 0)):
+        check_whole(name, number, least)
+    check_choice("ties", ties, TIES)
+    for name, value in (("camera_rule", camera_rule), ("count_invalid", count_invalid)):
+        if not isinstance(value, bool | np.bool_ | int):
+            raise UserError(f"{name} is {brief(value)}: give True or False")
     repeats, seed = -1, 0
     if isinstance(protocol, SingleShot):
-        if protocol.repeats < 1 or not 0 <= protocol.seed < 2**64:
-            raise UserError(f"{protocol} is impossible: repeats >= 1 and 0 <= seed < 2**64")
+        n, start = protocol.repeats, protocol.seed
+        if not (_whole(n) and _whole(start) and 1 <= n < 2**63 and 0 <= start < 2**64):
+            raise UserError(
+                f"SingleShot(repeats={brief(n)}, seed={brief(start)}) is impossible: give whole "
+                "numbers, 1 <= repeats < 2**63 and 0 <= seed < 2**64"
+            )
         name, repeats, seed = "cuhk03", protocol.repeats, protocol.seed
-    elif protocol in PROTOCOLS:
+    else:
+        check_choice("protocol", protocol, PROTOCOLS)
         name = protocol
         repeats = 0 if protocol == "cuhk03" else -1
-    else:
-        raise UserError(
-            f"protocol={protocol!r} is unknown: choose from {', '.join(PROTOCOLS)}, or SingleShot"
-        )
-    cameras = camera_rule and name != "all"
-    return Rules(max_rank, name, ties, junk_pid, cameras, count_invalid, topk, repeats, seed)
+    cameras = bool(camera_rule) and name != "all"
+    return Rules(
+        int(max_rank), name, ties, junk_pid, cameras, bool(count_invalid), int(topk), repeats, seed
+    )

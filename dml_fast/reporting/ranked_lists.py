@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from dml_fast.data import RetrievalSet
-from dml_fast.errors import UserError
 from dml_fast.ranking.result import RankingResult
+from dml_fast.reporting.plots import without_latex
 from dml_fast.runs.files import atomic_write
 
 _HIT, _MISS, _QUERY = "#008837", "#d7191c", "black"
@@ -33,17 +33,12 @@ def draw_ranked_lists(path: Path, images: RetrievalSet, result: RankingResult, c
         count: how many lists; fewer if fewer queries have a valid match.
 
     Raises:
-        UserError: the file cannot be written.
+        OSError: the file cannot be written.
     """
     figure = lists_figure(images, result, count)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            figure.savefig(file, format="png", dpi=100)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): give another file with --out"
-        ) from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=100)
 
 
 def lists_figure(images: RetrievalSet, result: RankingResult, count: int) -> Figure:
@@ -73,7 +68,7 @@ def lists_figure(images: RetrievalSet, result: RankingResult, count: int) -> Fig
             hit = images.labels[row] == images.labels[query]
             text = f"{place}: {'hit' if hit else 'miss'}\n{_who(images, row)}"
             _picture(axes[place + 1], images.picture(row), text, _HIT if hit else _MISS)
-    return figure
+    return without_latex(figure)
 
 
 def spaced_queries(ap: NDArray[np.float64], count: int) -> list[int]:
@@ -89,7 +84,8 @@ def spaced_queries(ap: NDArray[np.float64], count: int) -> list[int]:
 
 
 def _who(images: RetrievalSet, row: int) -> str:
-    return f"id {images.labels[row]}, cam {images.cams[row]}"
+    camera = "" if images.cams is None else f", cam {images.cams[row]}"
+    return f"id {images.labels[row]}{camera}"
 
 
 def _picture(axis: Axes, pixels: NDArray[np.uint8], text: str, colour: str) -> None:

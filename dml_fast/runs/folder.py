@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from dml_fast.config import TrainConfig
 from dml_fast.config_files import from_mapping
 from dml_fast.errors import UserError
+from dml_fast.foreign import Unfit, content, json_value, reading, shown, typed
+from dml_fast.machine import locked
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import atomic_write
-from dml_fast.runs.history import EpochLine, History
+from dml_fast.runs.history import EpochLine, History, checked
 from dml_fast.version import __version__
 
+
+class StudentJson(TypedDict):
+    """What ``config.json`` holds of a student."""
+
+    arch: str
+    parameters: int
+
+
+class Description(TypedDict):
+    """What ``config.json`` holds: the package's version, the configuration, the data's facts."""
+
+    dml_fast: str
+    config: dict[str, Any]
+    data: dict[str, Any]
+    students: list[StudentJson]
+
+
 _PARTS = "checkpoint_"  # how the names of folders of checkpoints begin
+_LONG_NAME = "." + 80 * "x"  # as long as that of any file of a run, TensorBoard's included
 _SMALL_FILES = 2**22  # bytes: all that a run writes besides weights
 
 
@@ -79,38 +98,58 @@ class Run:
             UserError: there is none.
         """
         folder = Path(path)
-        run = cls(folder.parent if folder.is_file() or folder.suffix == ".pt" else folder)
-        if not run.config_file.is_file():
+        run = cls(folder.parent if _is_file(folder) or folder.suffix == ".pt" else folder)
+        if not _is_file(run.config_file):
             known = sorted(p.parent.name for p in Path("runs").glob("*/config.json"))[-3:]
             hint = f"; the newest under runs/ are {', '.join(known)}" if known else ""
             raise UserError(f"{path} is not a run folder, it has no config.json: check it{hint}")
         return run
 
+    def to_continue(self, resume: Path) -> Path | None:
+        """Return the checkpoint from which ``--resume`` continues.
+
+        Args:
+            resume: the run's folder, or a checkpoint in it.
+
+        Returns:
+            Its path; None for a run that was killed before its first. That run continues from its
+            start, which gives the same.
+        """
+        if resume == self.folder and not any(self.folder.glob("*.pt")):
+            return None
+        return self.checkpoint("last") if resume.suffix != ".pt" and resume.is_dir() else resume
+
     @cached_property
-    def description(self) -> dict[str, Any]:
-        """What ``config.json`` holds: ``dml_fast``, ``config``, ``data`` and ``students``."""
-        try:
-            description = json.loads(self.config_file.read_text(encoding="utf-8"))
-            return {key: description[key] for key in ("dml_fast", "config", "data", "students")}
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._damaged(error) from None
+    def description(self) -> Description:
+        """What ``config.json`` holds."""
+        found = json_value(content(self.config_file), self.config_file)
+        with reading(self.config_file):
+            description: Description = typed(found, Description, "it")
+            return description
 
     @cached_property
     def config(self) -> TrainConfig:
         """The configuration with which the run was started."""
-        return from_mapping(self.description["config"], str(self.config_file))
+        where, students = str(self.config_file), self.description["students"]
+        config = from_mapping(self.description["config"], where)
+        with reading(where):
+            if config.cohort not in (0, len(students)):  # before it is a list of that many
+                raise Unfit(f"it has {len(students)} students and --cohort {config.cohort}")
+            if tuple(student["arch"] for student in students) != config.architectures:
+                raise Unfit(f"its students are not of --arch {config.arch}")
+        try:
+            config.check_numbers()
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        return config
 
     @cached_property
     def facts(self) -> DataFacts:
         """What the run records about its data."""
-        try:
-            return DataFacts.from_json(self.description["data"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._damaged(error) from None
+        with reading(self.config_file):
+            return DataFacts.from_json(self.description["data"], "its data")
 
-    def describe(
-        self, config: TrainConfig, facts: DataFacts, students: list[dict[str, Any]]
-    ) -> None:
+    def describe(self, config: TrainConfig, facts: DataFacts, students: list[StudentJson]) -> None:
         """Write ``config.json``."""
         description = {
             "dml_fast": __version__,
@@ -121,20 +160,18 @@ class Run:
         with atomic_write(self.config_file) as file:
             file.write((json.dumps(description, indent=2) + "\n").encode())
 
-    def _damaged(self, error: Exception) -> UserError:
-        return UserError(
-            f"{self.config_file} is damaged ({type(error).__name__}: {error}): restore it"
-        )
-
     def metrics(self) -> list[EpochLine]:
-        """Read ``metrics.jsonl``: one line for each epoch, the oldest first."""
-        if not self.metrics_file.is_file():
+        """Read ``metrics.jsonl``: one line for each epoch, the oldest first.
+
+        Raises:
+            UserError: it is damaged, or of a run of other students.
+        """
+        if not os.path.lexists(self.metrics_file):
             return []
-        text = self.metrics_file.read_text(encoding="utf-8")
-        try:
-            return [json.loads(line) for line in text.splitlines()]
-        except ValueError as error:
-            raise UserError(f"{self.metrics_file} is damaged ({error}): restore it") from None
+        text = content(self.metrics_file)
+        lines = [json_value(line, self.metrics_file) for line in text.splitlines()]
+        with reading(self.metrics_file):
+            return checked(lines, self.config.architectures)
 
     def write_metrics(self, lines: History) -> None:
         """Rewrite ``metrics.jsonl``, so that after a crash each line is complete and there once."""
@@ -145,8 +182,8 @@ class Run:
         """Write ``corrupt_files.tsv``, the files that were skipped and why, if there are any."""
         if reasons:
             with atomic_write(self.folder / "corrupt_files.tsv") as file:
-                lines = [f"{name}\t{why}\n" for name, why in sorted(reasons.items())]
-                file.write("".join(lines).encode(errors="surrogateescape"))
+                lines = [f"{shown(name)}\t{shown(why)}\n" for name, why in sorted(reasons.items())]
+                file.write("".join(lines).encode())
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -157,22 +194,17 @@ class Run:
         Raises:
             UserError: it cannot be made, or another process is training in it.
         """
-        with self._writing():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is training in {self.folder}: wait for it or stop it, "
-                "or give another folder with --out"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        try:
+        with ExitStack() as stack:
+            with self._writing():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(self.folder, self._refuse_a_second_process))
             yield
-        finally:
-            os.close(descriptor)
+
+    def _refuse_a_second_process(self) -> None:
+        raise UserError(
+            f"another process is training in {self.folder}: wait for it or stop it, "
+            "or give another folder with --out"
+        )
 
     @contextmanager
     def taken(self, *, new: bool) -> Iterator[None]:
@@ -219,10 +251,15 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             for stale in self.folder.glob(".*.tmp"):
                 stale.unlink()
-            with tempfile.TemporaryFile(dir=self.folder) as probe:
+            with tempfile.NamedTemporaryFile(
+                prefix=_LONG_NAME, suffix=".tmp", dir=self.folder
+            ) as probe:
                 probe.write(b"\0" * 4096)
+                probe.flush()
         # by inode, as best.pt and previous.pt may be other names of last.pt
-        sizes = {file.stat().st_ino: file.stat().st_size for file in self.folder.glob("*.pt")}
+        files = (path for pattern in ("*.pt", f"{_PARTS}*/*") for path in self.folder.glob(pattern))
+        found = [os.stat(path) for path in files if os.path.isfile(path)]
+        sizes = {file.st_ino: file.st_size for file in found}
         free = shutil.disk_usage(self.folder).free + sum(sizes.values())
         if free < needed_bytes:
             raise UserError(
@@ -239,6 +276,15 @@ class Run:
                 f"the run folder {self.folder} cannot be written to ({error.strerror}): "
                 "give another one with --out"
             ) from None
+
+
+def is_name_of_parts(name: str) -> bool:
+    """Whether a name is that of a folder which `Run.new_parts` makes."""
+    return name.startswith(_PARTS) and Path(name).name == name
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # unlike Path.is_file, it is False for a name that is too long
 
 
 def new_folder(config: TrainConfig) -> Path:

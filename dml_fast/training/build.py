@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dml_fast.config import TrainConfig, flag
-from dml_fast.data import DataSet, open_dataset
+from dml_fast.data import DataSet, RetrievalSet, open_dataset
 from dml_fast.data.loaders import train_loader
 from dml_fast.data.loaders.assemble import Loader
 from dml_fast.data.plan import Augmentation
@@ -24,14 +24,17 @@ from dml_fast.engine.choice import check_executor, make_executor
 from dml_fast.engine.optim import make_optimizer
 from dml_fast.engine.precision import pick_device
 from dml_fast.errors import UserError, reason
+from dml_fast.eval.checks import check_images
+from dml_fast.foreign import shown
 from dml_fast.machine import keep_freed_memory
 from dml_fast.models import create_model
 from dml_fast.models.embedding import create_embedding_net
-from dml_fast.models.pretrained import load_pretrained
+from dml_fast.models.pretrained import is_run, load_pretrained
 from dml_fast.reporting.console import Reporter
 from dml_fast.rng import derive_seed, seed_everything
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.folder import Run
+from dml_fast.runs.trained import weights_of_run
 from dml_fast.training.meter import Meter
 from dml_fast.training.saving import Progress, Saver
 from dml_fast.training.shares import share_out_by_cost
@@ -70,13 +73,15 @@ def build_trainer(
     if device.type == "cpu":
         keep_freed_memory()
     reporter = Reporter(run.folder / "tensorboard" if config.tensorboard and world.main else None)
-    data = _open_data(config, device, world)
+    with stop.at_once():  # downloading and decoding may take hours
+        data = _open_data(config, device, world)
     facts = DataFacts.of(data)
     if config.shares == "measured":
         _measure_shares(config, facts, precision, world)
     loader = _build_loader(config, data, device, world)
+    checkpoint = run.to_continue(resume) if resume else None
     cohort = build_cohort(
-        config,
+        replace(config, pretrained="") if checkpoint else config,
         precision,
         num_classes=len(facts.classes),
         in_channels=facts.in_channels,
@@ -86,13 +91,13 @@ def build_trainer(
     engine = _build_engine(config, cohort, device)
     progress = Progress(Meter(len(cohort), device, world), config.executor)
     saver = Saver(config, run, facts, data.corrupt, cohort, progress)
-    checkpoint = _checkpoint_of(run, resume)
     needed = saver.bytes_needed()
     with world.all_or_none():
         if world.main:
             run.check_writable(needed)
         if checkpoint:
             saver.resume(checkpoint)
+    reporter.open_events()
     reporter.start(config, data, saver.describe(), precision, world)
     if checkpoint:
         logger.info("continuing %s at step %d", checkpoint, progress.step)
@@ -144,6 +149,7 @@ def build_cohort(
     groups = world.row_groups()
     students = []
     with world.all_or_none():
+        weights = weights_to_start(config)
         for k in world.students:
             arch = config.architectures[k]
             seed_everything(derive_seed(config.seed, "student", k))
@@ -152,7 +158,7 @@ def build_cohort(
                 arch, num_classes=num_classes, in_channels=in_channels, image_size=image_size
             )
             if config.pretrained:
-                load_pretrained(model, config.pretrained, arch)
+                load_pretrained(model, config.pretrained, arch, weights[k] if weights else None)
             model = model.to(precision.device)
             if config.channels_last:
                 model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -172,6 +178,19 @@ def build_cohort(
     rank = (world.launch.rank,) if world.launch.rank else ()
     seed_everything(derive_seed(config.seed, "training", *rank))
     return Cohort(students, world)
+
+
+def weights_to_start(config: TrainConfig) -> tuple[dict[str, torch.Tensor], ...]:
+    """Return the weights of each student if ``--pretrained`` names a run, else nothing."""
+    if not is_run(config.pretrained):
+        return ()
+    weights = weights_of_run(config.pretrained)
+    if len(weights) < len(config.architectures):
+        raise UserError(
+            f"--pretrained {shown(config.pretrained)} has {len(weights)} students, and here are "
+            f"{len(config.architectures)}: give the file of one of them, student_K.safetensors"
+        )
+    return weights
 
 
 def _optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
@@ -236,16 +255,6 @@ def _try(student: Student, images: torch.Tensor, num_classes: int) -> None:
         raise UserError(f"{student.arch} keeps state that is no tensor, which cannot be saved")
 
 
-def _checkpoint_of(run: Run, resume: Path | None) -> Path | None:
-    """Return the checkpoint to continue from; None for a run that was killed before its first.
-
-    That run continues from its start, which gives the same.
-    """
-    if resume is None or (resume == run.folder and not any(run.folder.glob("*.pt"))):
-        return None
-    return run.checkpoint("last") if resume.suffix != ".pt" and resume.is_dir() else resume
-
-
 def _open_data(config: TrainConfig, device: torch.device, world: World) -> DataSet:
     """Open the data on every rank, after rank 0 has fetched what is not there.
 
@@ -257,6 +266,8 @@ def _open_data(config: TrainConfig, device: torch.device, world: World) -> DataS
         world.from_main(lambda: open_dataset(config.data, download=True, **options).fingerprint)
     with world.all_or_none():
         data = open_dataset(config.data, download=config.download and world.main, **options)
+        if isinstance(data.val, RetrievalSet):  # some of its files may have been skipped
+            check_images(data.val, config.val_protocol, "--val-protocol")
     found = world.all_gather(data.fingerprint)
     for rank, fingerprint in enumerate(found):
         if fingerprint != found[0]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dml_fast.config import TrainConfig
 from dml_fast.distributed.launch import Launch
 from dml_fast.distributed.mesh import Mesh, Shares
+from dml_fast.foreign import shown
+from dml_fast.models import names_code
 from dml_fast.runs.folder import Run, new_folder
 from dml_fast.training.shares import place
 from dml_fast.training.signals import StopRequest
@@ -34,7 +37,8 @@ def train(config: TrainConfig, resume: str, launch: Launch) -> int:
         UserError: an option, the folder, the data or the checkpoint does not allow the run.
         TrainingError: the run cannot continue.
     """
-    config.check()
+    begun = bool(resume) and Run.open(resume).to_continue(Path(resume)) is not None
+    (replace(config, pretrained="") if begun else config).check()  # its weights are needed once
     processes = _connected(config, launch, *place(config, launch.size))
     by_torchrun = launch.size > 1 or launch.agent_store
     job = _job_of_torchrun if by_torchrun else _job_alone
@@ -56,7 +60,9 @@ def train(config: TrainConfig, resume: str, launch: Launch) -> int:
     if complete:
         return 0
     step = trainer.progress.step
-    print(f"stopped at step {step}; continue with --resume {run.folder}", file=sys.stderr)
+    code = f" --arch {config.arch}" if any(map(names_code, config.architectures)) else ""
+    again = f"--resume {shown(run.folder)}{code}"
+    print(f"stopped at step {step}; continue with {again}", file=sys.stderr)
     return stop.exit_code
 
 

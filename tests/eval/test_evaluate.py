@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from run_cases import reconfigure
 
 from dml_fast import cli
 from dml_fast.data import DataSet, ImageSet, open_dataset
+from dml_fast.errors import UserError
+from dml_fast.eval.of_run import evaluate_run
 from dml_fast.evaluate import main
 from dml_fast.runs import trained
 from dml_fast.runs.weights import load_student
@@ -185,22 +188,18 @@ def test_changed_data_is_refused_unless_it_is_meant(
 def test_the_runs_precision_is_used_and_a_cpu_goes_without_fp16(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = copy / "config.json"
-    original = path.read_text()
     full = as_json(capsys, copy)
     assert full["precision"] == "fp32" and full["device"] == "cpu"
-    path.write_text(original.replace('"amp": false', '"amp": true'))
+    reconfigure(copy, amp=True)
     assert as_json(capsys, copy)["precision"] == "bf16"
-    fp16 = original.replace('"amp_dtype": "auto"', '"amp_dtype": "fp16"')
-    path.write_text(fp16.replace('"amp": false', '"amp": true'))
-    assert json.loads(path.read_text())["config"]["amp_dtype"] == "fp16"
+    reconfigure(copy, amp_dtype="fp16")
     assert as_json(capsys, copy) == full
 
 
 def test_what_is_missing_is_named(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nowhere is not a run folder" in refusal(capsys, "nowhere")
     assert "--batch-size is 0" in refusal(capsys, copy, "--batch-size", "0")
-    assert "--device is 'tpu'" in refusal(capsys, copy, "--device", "tpu")
+    assert "device is 'tpu'" in refusal(capsys, copy, "--device", "tpu")
     (copy / "best.pt").unlink()
     assert "no checkpoint best.pt: give --checkpoint last" in refusal(capsys, copy)
     for path in copy.glob("*.pt"):
@@ -214,3 +213,9 @@ def test_a_damaged_checkpoint_is_refused(copy: Path, capsys: pytest.CaptureFixtu
     (copy / "best.pt").unlink()  # it may be the same file as last.pt
     (copy / "best.pt").write_bytes(content)
     assert "best.pt is damaged" in refusal(capsys, copy)
+
+
+@pytest.mark.parametrize(("option", "value"), [("split", "tset"), ("checkpoint", "lasst")])
+def test_a_program_may_not_misspell_options_either(option: str, value: str) -> None:
+    with pytest.raises(UserError, match=rf"{option} is '{value}', .* did you mean (test|last)"):
+        evaluate_run(Path("no/run"), **{option: value})  # type: ignore[arg-type]

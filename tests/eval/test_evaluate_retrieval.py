@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ import pytest
 import torch
 from market_cases import make_market
 from PIL import Image
+from retrieval_cases import as_json, embeddings, oracle, refusal
 
 from dml_fast import cli, report
 from dml_fast.data import RetrievalSet, open_dataset
 from dml_fast.evaluate import main
 from dml_fast.export import main as export
-from dml_fast.ranking.oracle import rank_query, valid_items
 from dml_fast.runs.weights import load_student
 from dml_fast.train import main as train
 
@@ -37,50 +38,6 @@ def folder(market: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = [*OPTIONS.split(), "--data", f"market1501:{market}", "--out", str(path)]
     assert train(arguments) == 0
     return path
-
-
-def as_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    capsys.readouterr()
-    assert main([*map(str, arguments), "--json"]) == 0
-    result: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return result
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    capsys.readouterr()
-    assert cli.run(main, [str(a) for a in arguments]) == 2
-    printed = capsys.readouterr()
-    last = printed.err.splitlines()[-1]  # a logger of an earlier test's may complain before
-    assert printed.out == "" and last.startswith("error: ")
-    return last
-
-
-def embeddings(folder: Path, images: RetrievalSet) -> list[np.ndarray]:
-    """Of both students at the end of the run, at length 1, and of both side by side."""
-    found = []
-    for path in sorted(folder.glob("student_?.safetensors")):
-        model, facts = load_student(path)
-        mean, std = (np.reshape(facts[key], (1, -1, 1, 1)) for key in ("mean", "std"))
-        x = torch.from_numpy(((images.images / 255 - mean) / std).astype(np.float32))
-        with torch.no_grad():
-            f = model.neck(model.backbone(x)).double().numpy()  # type: ignore[operator]
-        found.append(f / np.linalg.norm(f, axis=1, keepdims=True))
-    return [*found, np.concatenate(found, axis=1)]
-
-
-def oracle(f: np.ndarray, images: RetrievalSet) -> dict[str, float]:
-    """Mean scores of the queries, one query after the other."""
-    q, scores = images.queries, []
-    pids, cams = images.labels[q:], images.cams[q:]
-    for row, pid, cam in zip(f[:q], images.labels[:q], images.cams[:q], strict=True):
-        keep = valid_items(pids, cams, pid, cam, junk_pid=-1, camera_rule=True)
-        match = pids[keep] == pid
-        distances = 1 - f[q:][keep] @ row
-        scores.append(rank_query(distances, match, pids[keep], ties="stable", max_rank=20))
-    means = {key: np.mean([s[key] for s in scores]) for key in ("ap", "ap_trapezoid", "inp")}
-    first = np.array([s["first_rank"] for s in scores])
-    named = {"mAP": means["ap"], "mAP_trapezoid": means["ap_trapezoid"], "mINP": means["inp"]}
-    return named | {f"rank{k}": np.mean(first <= k) for k in (1, 5, 10)}
 
 
 @pytest.mark.slow
@@ -156,6 +113,41 @@ def test_the_table_and_the_ranked_lists(
     assert min(Image.open(picture).size) > 200
 
 
+def test_a_place_for_the_picture_that_cannot_be_is_known_before(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dml_fast.eval.of_run.evaluate_retrieval", None)
+    (tmp_path / "file").touch()
+    for out in (tmp_path, tmp_path / "file" / "new" / "a.png", Path("/proc/nowhere/a.png")):
+        said = refusal(capsys, folder, "--ranked-lists", 2, "--out", out)
+        assert f"{out} cannot be written" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("glyph")])
+def test_a_picture_that_fails_does_not_lose_the_scores(
+    error: Exception,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("dml_fast.reporting.ranked_lists.lists_figure", fail)
+    monkeypatch.setattr(logging.getLogger("dml_fast"), "propagate", True)
+    out = tmp_path / "lists.png"
+    result = as_json(capsys, folder, "--ranked-lists", 2, "--out", out)
+    assert result["ranked_lists"] is None and result["ensemble"]["mAP"] > 0
+    assert f"{out}: not written" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_markets_identities_are_searched_for_too(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,83 +221,15 @@ def test_a_diverged_student_is_left_out_and_the_others_still_search(
     assert none.students == (None,) and none.ensemble is None
 
 
-def feature_files(folder: Path, **changes: Any) -> tuple[Path, Path]:
-    """Queries and a gallery of Gaussian features, and of their signs as codes."""
-    rng = np.random.default_rng(0)
-    paths = []
-    for name, count in (("q", 12), ("g", 40)):
-        pids = rng.integers(0, 5, count)
-        centres = np.random.default_rng(1).standard_normal((5, 16))
-        features = (centres[pids] + 1.5 * rng.standard_normal((count, 16))).astype(np.float32)
-        arrays = {"features": features, "pids": pids, "cams": rng.integers(0, 3, count)}
-        arrays |= {key: change(arrays) for key, change in changes.items()}
-        paths.append(folder / f"{name}.npz")
-        np.savez(paths[-1], **{k: v for k, v in arrays.items() if v is not None})
-    return paths[0], paths[1]
-
-
-def test_anybodys_features_are_ranked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from dml_fast.eval import rank_features, rank_hamming, rerank
-
-    paths = feature_files(tmp_path)
-    q, g = (np.load(path) for path in paths)
-    labels = (q["pids"], g["pids"], q["cams"], g["cams"])
-    for metric in ("cosine", "euclidean"):
-        for rank, flag in ((rank_features, ()), (rerank, ("--rerank",))):
-            expected = rank(q["features"], g["features"], *labels, metric=metric)
-            result = as_json(capsys, "--features", *paths, "--metric", metric, *flag)
-            assert result == json.loads(expected.to_json())
-    expected = rank_features(q["features"], g["features"], *labels, protocol="cuhk03")
-    result = as_json(capsys, "--features", *paths, "--protocol", "cuhk03")
-    assert result["cmc"] == expected.cmc.tolist()
-    assert main(["--features", *map(str, paths)]) == 0
-    assert "mAP (trapezoid)" in capsys.readouterr().out
-    codes = feature_files(
-        tmp_path, features=lambda a: np.packbits(a["features"] > 0, axis=1), cams=lambda a: None
-    )
-    q, g = (np.load(path) for path in codes)
-    options = ["--metric", "hamming", "--protocol", "all"]
-    expected = rank_hamming(q["features"], g["features"], q["pids"], g["pids"], protocol="all")
-    assert as_json(capsys, "--features", *codes, *options)["mAP"] == expected.mAP
-
-
-def test_feature_files_that_do_not_fit_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    q, g = feature_files(tmp_path)
-    bad = tmp_path / "bad.npz"
-
-    def refused(*more: object) -> str:
-        return refusal(capsys, "--features", q, bad, *more)
-
-    assert "bad.npz does not exist: give two .npz files" in refused()
-    bad.write_bytes(g.read_bytes()[:100])
-    assert "bad.npz cannot be read" in refused()
-    np.save(tmp_path / "bad.npy", np.zeros(3))
-    (tmp_path / "bad.npy").rename(bad)
-    assert "is one array" in refused()
-    np.savez(bad, feats=np.zeros((3, 16)))
-    assert "has feats and no features and no pids" in refused()
-    np.savez(bad, features=np.array([{}], dtype=object), pids=np.zeros(1, int))
-    assert "cannot be read" in refused()
-    np.savez(bad, features=np.zeros((3, 15), np.float32), pids=np.zeros(3, int))
-    assert "16 features and gallery 15" in refused("--protocol", "all")
-    g.replace(bad)
-    q2 = dict(np.load(q))
-    q2["features"][4] = np.nan
-    np.savez(q, **q2)
-    assert "NaN in 1 of its 12 rows, first in row 4" in refused()
-
-
 def test_arguments_that_do_not_go_together(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paths = feature_files(tmp_path)
+    paths = (tmp_path / "q.npz", tmp_path / "g.npz")
     assert "give the folder of a run, or --features" in refusal(capsys)
     assert "give the folder of a run, or --features" in refusal(
         capsys, folder, "--features", *paths
     )
-    assert "--ranked-lists needs images" in refusal(
+    assert "--ranked-lists goes with a run" in refusal(
         capsys, "--features", *paths, "--ranked-lists", 2
     )
     assert "--metric goes with --features" in refusal(capsys, folder, "--metric", "euclidean")
@@ -327,6 +251,8 @@ def test_arguments_that_do_not_go_together(
         ("--triplet-weight 1 --num-instances 0", "needs several images of an identity"),
         ("--image-size 16x", "give pixels (64), or height x width (128x64)"),
         ("--image-size 0x16", "give pixels (64), or height x width (128x64)"),
+        ("--image-size 60000x60000", "choose a smaller --image-size or use fewer images"),
+        ("--data-threads 99999999999999999999", "give a whole number from 0 to 1024"),
         ("--random-erasing 2", "--random-erasing is 2.0: give a number from 0 to 1"),
         ("--batch-size 128", "needs 32 identities to train on"),
         ("--pretrained timm --arch resnet8", "--pretrained timm has no weights for resnet8"),

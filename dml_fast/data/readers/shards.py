@@ -7,6 +7,7 @@ tar files are not unpacked.
 from __future__ import annotations
 
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from dml_fast.data.readers.shard_names import CLASSES, ShardNames, find_shards
 from dml_fast.data.reading import Reading, load
 from dml_fast.data.sets import ImageSet, RawData
 from dml_fast.data.storage import Ids
-from dml_fast.errors import UserError, reason
+from dml_fast.errors import UserError
+from dml_fast.foreign import content, reading
 from dml_fast.machine import cores
 
 _MOST_CLASSES = 1 << 20  # without a file of names: one wrong label must not take all memory
@@ -40,6 +42,7 @@ def read_shards(spec: str, how: Reading) -> RawData:
     corrupt = CorruptFiles(names.root, allowed=how.skip_corrupt)
     members = index_shards(names, corrupt)
     corrupt.report()
+    names.passed.report(names.root)
     labels = members.labels
     shards = np.cumsum([0, *map(len, names.parts.values())])
     ends = np.searchsorted(members.tar, shards).tolist()
@@ -81,7 +84,7 @@ def index_shards(names: ShardNames, corrupt: CorruptFiles) -> TarMembers:
     """Read the headers of all shards and find their samples, in the order of ``names``.
 
     Args:
-        names: the shards.
+        names: the shards; ``passed`` also counts members that are no part of a sample.
         corrupt: records damaged shards, of which the samples before the damage are kept.
 
     Raises:
@@ -91,6 +94,7 @@ def index_shards(names: ShardNames, corrupt: CorruptFiles) -> TarMembers:
     with ThreadPoolExecutor(cores()) as pool:
         indices = list(pool.map(read_index, tars))
     for path, index in zip(tars, indices, strict=True):
+        names.passed.merge(index.passed)
         if not index.damage:
             continue
         if not corrupt.allowed:
@@ -106,10 +110,10 @@ def index_shards(names: ShardNames, corrupt: CorruptFiles) -> TarMembers:
 
 def _classes(path: Path, train: Ids) -> tuple[str, ...]:
     """Return the class names: the lines of ``path`` or, without that file, all labels as text."""
-    try:
-        text = path.read_text(encoding="utf-8").strip() if path.exists() else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({reason(error)}): replace it") from error
+    text = ""
+    if os.path.exists(path):
+        with reading(path, "replace it"):
+            text = content(path, "replace it").decode("utf-8").strip()
     if not text:
         count = int(train.max()) + 1
         if count > _MOST_CLASSES:
@@ -131,7 +135,7 @@ def _check_labels(root: Path, members: TarMembers, classes: tuple[str, ...]) -> 
         return
     known = (
         f"{root / CLASSES} names {len(classes)}"
-        if (root / CLASSES).exists()
+        if os.path.exists(root / CLASSES)
         else f"the training shards have {len(classes)}"
     )
     raise UserError(
