@@ -98,8 +98,9 @@ class Run:
             UserError: there is none.
         """
         folder = Path(path)
-        run = cls(folder.parent if _is_file(folder) or folder.suffix == ".pt" else folder)
-        if not _is_file(run.config_file):
+        # unlike Path.is_file, os.path.isfile is False for a name that is too long
+        run = cls(folder.parent if os.path.isfile(folder) or folder.suffix == ".pt" else folder)
+        if not os.path.isfile(run.config_file):
             known = sorted(p.parent.name for p in Path("runs").glob("*/config.json"))[-3:]
             hint = f"; the newest under runs/ are {', '.join(known)}" if known else ""
             raise UserError(f"{path} is not a run folder, it has no config.json: check it{hint}")
@@ -281,10 +282,6 @@ class Run:
 def is_name_of_parts(name: str) -> bool:
     """Whether a name is that of a folder which `Run.new_parts` makes."""
     return name.startswith(_PARTS) and Path(name).name == name
-
-
-def _is_file(path: Path) -> bool:
-    return os.path.isfile(path)  # unlike Path.is_file, it is False for a name that is too long
 
 
 def new_folder(config: TrainConfig) -> Path:
