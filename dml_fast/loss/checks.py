@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from dml_fast.errors import brief
 from dml_fast.loss.problem import Problem
 from dml_fast.loss.values import (
     choice,
     constant,
     dense,
-    described,
     dtype_name,
     fail,
     finite,
@@ -206,7 +206,7 @@ def distributions(logits: Logits, name: str, class_dim: int | None = None) -> tu
         fail(f"{name} is empty", "pass the logits of at least one student")
     for k, z in enumerate(tensors):
         if not isinstance(z, Tensor):
-            fail(f"{name}[{k}] is {described(z)}", _tensor_of(z))
+            fail(f"{name}[{k}] is {brief(z)}", _tensor_of(z))
         dense(z, f"{name}[{k}]")
         if not z.is_floating_point() or z.dim() < 1:
             kind = f"{dtype_name(z.dtype)} of shape {tuple(z.shape)}"
@@ -225,13 +225,13 @@ def distributions(logits: Logits, name: str, class_dim: int | None = None) -> tu
 def several(logits: Any, name: str) -> tuple[Any, ...]:
     """Return the entries of a stack, list, tuple or generator: one for each student."""
     if isinstance(logits, Tensor) and (logits.dim() == 0 or dense(logits, name) is not logits):
-        fail(f"{name} is {described(logits)}", "pass one tensor for each student")
+        fail(f"{name} is {brief(logits)}", "pass one tensor for each student")
     if isinstance(logits, Mapping):
-        fail(f"{name} is {described(logits)}", f"pass a list of K tensors, {_FROM_OUTPUTS}")
+        fail(f"{name} is {brief(logits)}", f"pass a list of K tensors, {_FROM_OUTPUTS}")
     try:
         return tuple(logits)
     except TypeError:
-        fail(f"{name} is {described(logits)}", "pass a list of K tensors (..., C)")
+        fail(f"{name} is {brief(logits)}", "pass a list of K tensors (..., C)")
 
 
 _FROM_OUTPUTS = "such as [output.logits for output in outputs]"

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dml_fast.errors import brief
 from dml_fast.loss.checks import several
-from dml_fast.loss.values import dense, described, fail
+from dml_fast.loss.values import dense, fail
 
 Tensors = Iterable[Tensor] | Tensor  # one tensor is a stack along its first dimension
 Biases = Iterable[Tensor | None] | Tensor | None
@@ -62,7 +63,7 @@ def read(
     for name, given in zip(names, (inputs, weights, biases), strict=True):
         for k, one in enumerate(given):
             if not (isinstance(one, Tensor) or (one is None and given is biases)):
-                fail(f"{name}[{k}] is {described(one)}", "pass tensors")
+                fail(f"{name}[{k}] is {brief(one)}", "pass tensors")
             if isinstance(one, Tensor):
                 dense(one, f"{name}[{k}]")
     heads, logits = [], []

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dml_fast.loss.values import dense, described, fail, finite, number, tensor
+from dml_fast.errors import brief
+from dml_fast.loss.values import dense, fail, finite, number, tensor
 
 _TINY = 1e-12  # squares are at least this, as the root has an infinite slope at 0
 
@@ -32,12 +33,12 @@ def triplet_loss(features: Tensor, target: Any, margin: float) -> Tensor:
         UserError: if an argument has a wrong shape, device, dtype or value.
     """
     if not isinstance(features, Tensor) or not features.is_floating_point():
-        fail(f"features is {described(features)}", "pass a floating-point tensor (N, D)")
+        fail(f"features is {brief(features)}", "pass a floating-point tensor (N, D)")
     if dense(features, "features").dim() != 2:
         fail(f"features has shape {tuple(features.shape)}", "it must be (N, D)")
     target = tensor(target, "target", features.device)
     if target.is_floating_point() or target.is_complex() or target.shape != features.shape[:1]:
-        fail(f"target is {described(target)}", f"pass {len(features)} integer identities")
+        fail(f"target is {brief(target)}", f"pass {len(features)} integer identities")
     if target.device != features.device:
         fail(f"target is on {target.device} and features on {features.device}", "move it there")
     if not len(features):

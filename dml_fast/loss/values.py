@@ -33,7 +33,7 @@ def number(value: Any, name: str, remedy: str = "pass a number") -> float:
     if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a 0-d array or tensor
         value = value.item()
     if not isinstance(value, numbers.Real):
-        fail(f"{name} is {described(value)}", remedy)
+        fail(f"{name} is {brief(value)}", remedy)
     return float(value)
 
 
@@ -48,7 +48,7 @@ def integer(value: Any, name: str) -> int:
     try:
         whole = operator.index(value)
     except (TypeError, RuntimeError, ValueError):
-        fail(f"{name} is {described(value)}", "pass an integer")
+        fail(f"{name} is {brief(value)}", "pass an integer")
     if not -(2**63) <= whole < 2**63:
         fail(f"{name} does not fit in 64 bits", "pass a smaller integer")
     return whole
@@ -66,9 +66,7 @@ def tensor(value: Any, name: str, device: torch.device) -> Tensor:
         return torch.tensor(value, device=device)
     except Exception as error:  # of a dozen types, by what stands in a list
         why = first_line(error)[:100]
-        fail(
-            f"{name} is {described(value)} ({why})", "pass a tensor, or numbers in an array or list"
-        )
+        fail(f"{name} is {brief(value)} ({why})", "pass a tensor, or numbers in an array or list")
 
 
 def dense(value: Tensor, name: str) -> Tensor:
@@ -91,13 +89,6 @@ def choice(value: Any, name: str, choices: tuple[str, ...]) -> None:
     """Raise a `UserError` unless the value is one of the choices."""
     if not isinstance(value, str) or value not in choices:
         check_choice(name, value, choices)  # which torch.compile cannot trace
-
-
-def described(value: Any) -> str:
-    """Return what a value is, in few words: never its whole content."""
-    if isinstance(value, int) and value.bit_length() > 128:
-        return f"a number of {value.bit_length()} bits"
-    return brief(value)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
