@@ -105,9 +105,10 @@ def brief(value: object) -> str:
     """Return what a value is, in a few words that a message can quote."""
     if value is None or isinstance(value, Number):
         try:
-            return str(value)
+            text = str(value)
         except ValueError:  # it has over 4,300 digits
             return "a number of thousands of digits"
+        return text if len(text) <= 80 else f"{text[:77]}..."
     if isinstance(value, str | bytes):
         end: Any = "..." if isinstance(value, str) else b"..."
         return repr(value if len(value) <= 80 else value[:77] + end)
