@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from dml_fast.errors import UserError
 from dml_fast.foreign import Unfit, content, json_value, reading, shown, typed
 from dml_fast.machine import locked
 from dml_fast.runs.facts import DataFacts
-from dml_fast.runs.files import atomic_write
+from dml_fast.runs.files import atomic_write, writing
 from dml_fast.runs.history import EpochLine, History, checked
 from dml_fast.version import __version__
 
@@ -268,15 +268,8 @@ class Run:
                 f"has {free / 2**20:.0f} MiB free: make room, or give another folder with --out"
             )
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"the run folder {self.folder} cannot be written to ({error.strerror}): "
-                "give another one with --out"
-            ) from None
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing(f"the run folder {self.folder}", "give another one with --out")
 
 
 def is_name_of_parts(name: str) -> bool:
