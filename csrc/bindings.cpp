@@ -127,4 +127,5 @@ PYBIND11_MODULE(_native, module) {
                py::arg("reduction"), py::arg("temperature"), py::arg("threads"));
     define_feature_classes(module);
     define_augment(module);
+    define_mutual_loss(module);
 }
