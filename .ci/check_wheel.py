@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ assert version("dml_fast") == dml_fast.__version__
 for name in ("py.typed", "_native.pyi", "kernels/availability.py"):
     assert (package / name).is_file(), f"the wheel lacks {name}"
 assert not (package / "kernels").is_symlink()
+for command in ("train", "evaluate", "predict", "report", "export", "data"):
+    assert find_spec(f"dml_fast.{command}"), f"the wheel lacks the command {command}"
 
 assert _native.average_precision(np.array([1, 2])) == (1.0, 1.0, 1.0)
 assert unavailable_reason(torch.device("meta"))

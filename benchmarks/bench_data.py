@@ -243,7 +243,7 @@ def wait(root: Path) -> Iterator[dict[str, Pass]]:
                 asked = time.perf_counter()
                 batch = next(batches)
                 lost += time.perf_counter() - asked
-                engine.step(batch.inputs, batch.target)
+                engine.step(batch.inputs, batch.target, views=isinstance(batch.inputs, tuple))
             if DEVICE.type == "cuda":
                 torch.cuda.synchronize()
             waited.append(lost / (time.perf_counter() - begun))

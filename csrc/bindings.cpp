@@ -5,6 +5,8 @@
 #include "isa.hpp"
 #include "sets.hpp"
 
+#include <cstring>
+
 using namespace dml_fast;
 
 namespace {
@@ -111,6 +113,17 @@ Array<double> reduce_rows_of(const Array<double>& dist, const Ints& query_identi
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
+    py::register_local_exception_translator([](std::exception_ptr thrown) {
+        try {
+            std::rethrow_exception(thrown);
+        } catch (const BadEnvironment& error) {
+            const py::object type = py::module_::import("dml_fast.errors").attr("UserError");
+            const char* const text = error.what();  // which may hold any bytes
+            const auto message = py::reinterpret_steal<py::object>(PyUnicode_DecodeUTF8(
+                text, static_cast<py::ssize_t>(std::strlen(text)), "backslashreplace"));
+            PyErr_SetObject(type.ptr(), message.ptr());
+        }
+    });
     module.doc() = "Rank a gallery and augment images, in C++ without the GIL.";
     module.def("average_precision", &average_precision, py::arg("ranks").noconvert());
     module.def("instruction_set", [] { return std::string(isa_name(active_isa())); });

@@ -8,6 +8,11 @@
 
 namespace dml_fast {
 
+// A value in the environment that cannot be: in Python a UserError.
+struct BadEnvironment : std::invalid_argument {
+    using std::invalid_argument::invalid_argument;
+};
+
 // Each level includes those before it.
 enum class Isa { baseline, avx2, avx512 };
 
@@ -46,19 +51,19 @@ inline bool has_fast_bf16() {
 }
 
 // The level to use: `requested` by name, or `highest` where `requested` is null or empty.
-// Throws std::invalid_argument on a name that is unknown or above `highest`.
+// Throws BadEnvironment on a name that is unknown or above `highest`.
 inline Isa choose_isa(const char* requested, Isa highest) {
     if (requested == nullptr || *requested == '\0') return highest;
     const std::string name(requested);
     for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
         if (name != isa_name(isa)) continue;
         if (isa <= highest) return isa;
-        throw std::invalid_argument("DML_FAST_ISA=" + name +
-                                    " is not supported here: unset it, or choose at most " +
-                                    isa_name(highest));
+        throw BadEnvironment("DML_FAST_ISA=" + name +
+                             " is not supported here: unset it, or choose at most " +
+                             isa_name(highest));
     }
-    throw std::invalid_argument("DML_FAST_ISA=" + name +
-                                " is not an instruction set: choose baseline, avx2 or avx512");
+    throw BadEnvironment("DML_FAST_ISA=" + name +
+                         " is not an instruction set: choose baseline, avx2 or avx512");
 }
 
 // What this process uses. Read at each call, since tests change the variable.

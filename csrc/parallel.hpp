@@ -24,6 +24,20 @@ struct Interrupted : std::runtime_error {
     Interrupted() : std::runtime_error("interrupted") {}
 };
 
+// Thrown in a worker that has to leave; parallel_for catches it.
+struct Stopped {};
+
+// Whether this thread's parallel_for wants its workers to leave; null outside of one.
+inline thread_local const std::atomic<bool>* stop_of_this_thread = nullptr;
+
+// To be called now and then where one item of a worker may take longer than a user waits after
+// Ctrl-C.
+inline void leave_if_stopped() {
+    if (stop_of_this_thread != nullptr && stop_of_this_thread->load(std::memory_order_relaxed)) {
+        throw Stopped{};
+    }
+}
+
 // While it lives, this thread rounds to nearest and computes with denormals, whatever the caller
 // set: thresholds one step apart may both be denormal.
 class DefaultFloats {
@@ -58,6 +72,7 @@ void parallel_for(std::int64_t items, int threads, const Poll& interrupted,
 
     const auto run = [&] {
         const DefaultFloats guard;
+        stop_of_this_thread = &stop;
         try {
             auto worker = make_worker();
             while (!stop.load(std::memory_order_relaxed)) {
@@ -65,6 +80,7 @@ void parallel_for(std::int64_t items, int threads, const Poll& interrupted,
                 if (item >= items) break;
                 worker(item);
             }
+        } catch (const Stopped&) {
         } catch (...) {
             const std::lock_guard<std::mutex> lock(mutex);
             if (!error) error = std::current_exception();

@@ -57,6 +57,7 @@ void reduce_rows(const double* dist, const Labels& labels, const Sets& query_set
             for (std::int64_t s = 0; s < gallery_sets.count; ++s) {
                 Reducer reducer(reduction, temperature);
                 for (std::int64_t q = query_sets.offsets[i]; q < query_sets.offsets[i + 1]; ++q) {
+                    leave_if_stopped();
                     const std::int64_t query = query_sets.members[q];
                     const double* row = dist + query * labels.items;
                     for (std::int64_t m = gallery_sets.offsets[s]; m < gallery_sets.offsets[s + 1];

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "parallel.hpp"
 #include "rows.hpp"
 
 namespace dml_fast {
@@ -28,6 +29,7 @@ void gauss_legendre(int n, std::vector<double>& nodes, std::vector<double>& weig
     nodes.resize(static_cast<std::size_t>(n));
     weights.resize(static_cast<std::size_t>(n));
     for (int i = 0; i < n; ++i) {
+        leave_if_stopped();
         double x = std::cos(3.14159265358979323846 * (i + 0.75) / (n + 0.5));
         double slope = 1.0;
         for (int iteration = 0; iteration < 100; ++iteration) {
@@ -89,6 +91,7 @@ void SingleShotRanker<T>::add_chances(double tied_before, double weight, double*
                                static_cast<double>(rival.tied) * tied_before) /
                               static_cast<double>(rival.images);
         if (before == 0.0) continue;
+        leave_if_stopped();
         for (std::size_t m = chances_.size() - 1; m > 0; --m) {
             chances_[m] += before * (chances_[m - 1] - chances_[m]);
         }
@@ -102,6 +105,7 @@ void SingleShotRanker<T>::exact(const T* row, double* first_at) {
     const double weight = 1.0 / static_cast<double>(positives_.size());
     std::vector<double> nodes, weights;
     for (std::int64_t positive : positives_) {
+        leave_if_stopped();
         int tied_rivals = 0;
         for (Rival& rival : rivals_) {
             rival.nearer = rival.tied = 0;
@@ -133,6 +137,7 @@ void SingleShotRanker<T>::exact(const T* row, double* first_at) {
 template <class T>
 void SingleShotRanker<T>::drawn(const T* row, std::int64_t query, double* first_at) {
     for (std::int64_t repeat = 0; repeat < how_.repeats; ++repeat) {
+        leave_if_stopped();
         const std::uint64_t key = mix(mix(how_.seed) ^ mix(static_cast<std::uint64_t>(query))) ^
                                   mix(static_cast<std::uint64_t>(repeat));
         const auto count = static_cast<std::int64_t>(positives_.size());

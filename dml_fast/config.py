@@ -55,7 +55,7 @@ class TrainConfig:
     arch: str = "resnet32"
     """One architecture, or one per student (resnet32,mobilenet_v1); docs/engine.md lists all."""
     pretrained: str = ""
-    """Initial weights: timm (those published for timm:NAME), or a .safetensors, .pth or .pt file. The classifier is always new."""
+    """Initial weights: timm (those published for timm:NAME), a run, or a file of weights. The classifier is always new."""
     method: Method = "dml"
     """dml: students teach each other. dml_e: their mean teaches (same gradient, different loss shown). independent: no teaching. distill: the first is trained alone, then teaches the others."""
     update: Literal["simultaneous", "alternating"] = "simultaneous"
@@ -248,9 +248,9 @@ class TrainConfig:
         from dml_fast.models import check_model_name
         from dml_fast.models.pretrained import check_pretrained
 
-        names = self.architectures
-        if self.cohort < 0:
+        if not 0 <= self.cohort < 10_000:
             raise UserError(f"--cohort is {self.cohort}: give a number of students, such as 2")
+        names = self.architectures
         if self.cohort not in (0, len(names)):
             raise UserError(
                 f"--cohort is {self.cohort} but --arch names {len(names)} ({self.arch}): "
@@ -265,7 +265,7 @@ class TrainConfig:
             check_model_name(name)
         if self.pretrained:
             check_pretrained(self.pretrained, names)
-        self._check_numbers()
+        self.check_numbers()
         self._check_retrieval()
         if self.update == "alternating" and self.method not in ("dml", "dml_e"):
             raise UserError(
@@ -275,7 +275,12 @@ class TrainConfig:
             _require("tensorboard", "--tensorboard", "log")
         check_data_spec(self.data, download=self.download)
 
-    def _check_numbers(self) -> None:
+    def check_numbers(self) -> None:
+        """Refuse numbers that are out of their bounds.
+
+        Raises:
+            UserError: it names the option, its value and the bounds.
+        """
         for name, hint in get_type_hints(type(self), include_extras=True).items():
             for bounds in getattr(hint, "__metadata__", ()):
                 if not bounds.allow(value := getattr(self, name)):

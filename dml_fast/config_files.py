@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dml_fast.config import TrainConfig, flag
 from dml_fast.errors import UserError
+from dml_fast.foreign import Unfit, reading, short, typed
 
 MAY_CHANGE_ON_RESUME = frozenset({
     "backend", "data", "data_threads", "device", "executor", "fsdp", "loader", "log_every",
@@ -29,7 +29,7 @@ NOT_A_SETTING = frozenset({
 """Options in which two runs of one setting may differ: the seed, and what changes no result."""
 
 
-def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
+def from_mapping(values: Any, where: str) -> TrainConfig:
     """Build a configuration from names and values, as TOML and JSON give them.
 
     Args:
@@ -37,17 +37,22 @@ def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
         where: the source, as an error message calls it.
 
     Raises:
-        UserError: unknown name, or a value of the wrong type.
+        UserError: no names and values, an unknown name, one that is there twice, or a value of the
+            wrong type.
     """
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: the configuration is {short(values)}: give names and values")
     hints = get_type_hints(TrainConfig)
     names = [field.name for field in fields(TrainConfig)]
     kwargs: dict[str, Any] = {}
     for key, value in values.items():
         name = key.replace("-", "_")
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=2)
+            near = difflib.get_close_matches(name[:99], names, n=2)
             hint = f"did you mean {' or '.join(near)}?" if near else "see --help for the names"
-            raise UserError(f"{where}: unknown key {key!r}; {hint}")
+            raise UserError(f"{where}: unknown key {short(key)}; {hint}")
+        if name in kwargs:
+            raise UserError(f"{where}: {key} is there twice: leave one out")
         kwargs[name] = _typed(value, hints[name], f"{where}: {key}")
     return TrainConfig(**kwargs)
 
@@ -62,12 +67,9 @@ def load_toml(path: str) -> TrainConfig:
         import tomllib
     else:
         import tomli as tomllib
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--config {path} cannot be read ({error.strerror}): check it") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not valid TOML: {error}") from None
+    with reading(f"--config {path}", "give a file of TOML in UTF-8"):
+        text = Path(path).read_bytes()  # it may be a pipe
+        values = tomllib.loads(text.decode("utf-8-sig").replace("\r\n", "\n"))
     return from_mapping(values, path)
 
 
@@ -82,25 +84,30 @@ def check_same_run(own: TrainConfig, wanted: TrainConfig, run: object) -> None:
     Raises:
         UserError: it names the first such option and both values.
     """
+    if name := difference(own, wanted):
+        raise UserError(
+            f"{flag(name)} is {getattr(wanted, name)} and the run {run} has {getattr(own, name)}: "
+            f"leave {flag(name)} out to continue that run, or start a new one without --resume"
+        )
+
+
+def difference(first: TrainConfig, second: TrainConfig) -> str:
+    """Return the first field in which two configurations are not of one run, or ""."""
     for field in fields(TrainConfig):
-        old, new = getattr(own, field.name), getattr(wanted, field.name)
-        if old != new and field.name not in MAY_CHANGE_ON_RESUME:
-            option = flag(field.name)
-            raise UserError(
-                f"{option} is {new} and the run {run} has {old}: leave {option} out to "
-                "continue that run, or start a new one without --resume"
-            )
+        name = field.name
+        if name not in MAY_CHANGE_ON_RESUME and getattr(first, name) != getattr(second, name):
+            return name
+    return ""
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise UserError(f"{where} is {value!r}: give one of {', '.join(get_args(hint))}")
-        return value
-    if hint is float and type(value) is int:
-        return float(value)
     if hint is str and type(value) is int:  # image_size = 64
-        return str(value)
-    if type(value) is not hint:
-        raise UserError(f"{where} is {value!r}: give a value of type {hint.__name__}")
-    return value
+        return str(_typed(value, int, where))
+    try:
+        return typed(value, hint, where)
+    except Unfit:
+        if get_origin(hint) is Literal:
+            wanted = f"one of {', '.join(get_args(hint))}"
+        else:
+            wanted = f"a value of type {hint.__name__}"
+        raise UserError(f"{where} is {short(value)}: give {wanted}") from None

@@ -35,6 +35,9 @@ class EvaluateArguments:
     """Which images. train: without augmentation, with the labels that the students were taught."""
     checkpoint: Literal["best", "last", "previous"] = "best"
     """Which students. best: those of the epoch with the highest mean validation score."""
+    allow_code: str = ""
+    """The function package.module:function (or several, with commas) that the run may call to build
+    its students; others that it names are refused."""
     rerank: bool = False
     """Correct the distances with mutual neighbours (Zhong et al., CVPR 2017)."""
     ranked_lists: int = 0
@@ -64,10 +67,10 @@ class EvaluateArguments:
         if (self.run is None) == (self.features is None):
             raise UserError("give the folder of a run, or --features QUERY.npz GALLERY.npz")
         if self.features is not None:
-            for name in ("data", "ranked_lists"):
+            for name in ("data", "ranked_lists", "allow_code"):
                 if getattr(self, name):
                     raise UserError(
-                        f"{flag(name)} needs images and --features has none: give a run"
+                        f"{flag(name)} goes with a run, and --features has none: leave it out"
                     )
             return
         for name in ("metric", "protocol"):
@@ -95,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             data=args.data,
             split=args.split,
             checkpoint=args.checkpoint,
+            allow_code=args.allow_code.split(","),
             device=args.device,
             batch_size=args.batch_size,
             reranked=args.rerank,

@@ -34,6 +34,9 @@ class ExportArguments:
     images."""
     checkpoint: Literal["best", "last"] = "best"
     """best: of the epoch with the highest mean validation score."""
+    allow_code: str = ""
+    """The function package.module:function (or several, with commas) that the run may call to build
+    its students; others that it names are refused."""
     out: str = ""
     """File to write (default: student_K-CHECKPOINT.FORMAT in the run folder)."""
 
@@ -53,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from dml_fast.runs.exporting import export_student
 
-    return 0 if export_student(run, args.student, args.format, args.checkpoint, args.out) else 1
+    allowed = args.allow_code.split(",")
+    kept = export_student(run, args.student, args.format, args.checkpoint, args.out, allowed)
+    return 0 if kept else 1
 
 
 if __name__ == "__main__":

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import stat
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import lru_cache
+from math import isfinite
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from dml_fast.errors import UserError, reason
+from dml_fast.errors import UserError, printable, reason
 
 _LONGEST = 200  # characters of an error's message
+_LONGEST_VALUE = 40  # characters of a value in it
+_LARGEST = 2**63  # whole numbers of files are smaller, as they are those of torch and numpy
+
+
+class Unfit(ValueError):
+    """A value that is not what the place wants, in words for `reading`."""
 
 
 @contextmanager
@@ -33,9 +43,27 @@ def reading(what: str | os.PathLike[str], advice: str = "restore it") -> Iterato
         raise
     except Exception as error:  # RecursionError and MemoryError too
         words = "cannot be read" if isinstance(error, OSError) else "is damaged"
-        name = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+        name = "" if isinstance(error, OSError | Unfit) else f"{type(error).__name__}: "
         why = shown(f"{name}{reason(error)}"[:_LONGEST])
         raise UserError(f"{shown(what)} {words} ({why}): {advice}") from None
+
+
+def content(path: str | os.PathLike[str], advice: str = "restore it") -> bytes:
+    """Return what a file holds.
+
+    Args:
+        path: the file, or a link to it.
+        advice: what the user can do.
+
+    Raises:
+        UserError: it cannot be read, or is no file: a pipe could keep the reader waiting for ever.
+    """
+    with reading(path, advice):
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise Unfit("it is not a file")
+            return file.read()
 
 
 def json_value(text: str | bytes, what: str | os.PathLike[str], advice: str = "restore it") -> Any:
@@ -47,19 +75,131 @@ def json_value(text: str | bytes, what: str | os.PathLike[str], advice: str = "r
         advice: what the user can do.
 
     Raises:
-        UserError: the text is no JSON, or an object has one key twice.
+        UserError: the text is no JSON (NaN and Infinity are none), or an object has one key twice.
     """
     with reading(what, advice):
         if isinstance(text, bytes):
             text = text.decode("utf-8")
-        return json.loads(text, object_pairs_hook=_with_keys_once)
+        return json.loads(
+            text, object_pairs_hook=_with_keys_once, parse_constant=_no_number_of_json
+        )
 
 
 def _with_keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise ValueError("a key occurs twice")
+        raise Unfit("a key occurs twice")
     return values
+
+
+def _no_number_of_json(text: str) -> None:
+    raise Unfit(f"{text} is no number of JSON")
+
+
+def typed(value: Any, hint: Any, where: str) -> Any:
+    """Return a value of a foreign file, if it is of the type that the place wants.
+
+    Args:
+        value: of JSON, TOML or a pickle.
+        hint: None, a class, a union, a Literal, list[X], tuple[X, Y], dict[X, Y], or a TypedDict,
+            which may have more keys. An int is no bool, a float may be an int.
+        where: the place, for the message.
+
+    Returns:
+        The value; a tuple where the hint is one, a float where it is one.
+
+    Raises:
+        Unfit: it is of another type, a whole number of more than 64 bits, or not finite.
+    """
+    origin, parts = get_origin(hint), get_args(hint)
+    if is_typeddict(hint):
+        return _typed_dict(value, hint, where)
+    if origin in (Union, types.UnionType):
+        for part in parts:
+            try:
+                return typed(value, part, where)
+            except Unfit:
+                continue
+    elif origin is Literal:
+        if value in parts and type(value) is type(parts[parts.index(value)]):
+            return value
+    elif origin is list and type(value) is list:
+        return [typed(item, parts[0], f"{where}[{i}]") for i, item in enumerate(value)]
+    elif origin is dict and type(value) is dict:
+        key, item = parts
+        return {
+            typed(k, key, f"a key of {where}"): typed(v, item, f"{where}.{k}")
+            for k, v in value.items()
+        }
+    elif origin is tuple and type(value) in (list, tuple):
+        wanted = [parts[0]] * len(value) if parts[-1] is ... else parts
+        if len(wanted) == len(value):
+            return tuple(
+                typed(item, part, f"{where}[{i}]")
+                for i, (item, part) in enumerate(zip(value, wanted, strict=True))
+            )
+    elif hint is float and type(value) in (int, float):
+        if abs(value) < _LARGEST and isfinite(value):
+            return float(value)
+    elif hint is int and type(value) is int:
+        if abs(value) < _LARGEST:
+            return value
+    elif hint is None or hint is type(None):
+        if value is None:
+            return None
+    elif (
+        hint is Any
+        or type(value) is hint
+        or (origin is None and hint not in (int, float) and isinstance(value, hint))
+    ):
+        return value
+    raise Unfit(f"{where} is {short(value)} and not {_words(hint)}")
+
+
+def _typed_dict(value: Any, hint: Any, where: str) -> dict[str, Any]:
+    if type(value) is not dict:
+        raise Unfit(f"{where} is {short(value)} and not an object")
+    for name in sorted(hint.__required_keys__ - value.keys()):
+        raise Unfit(f"{where} has no {name}")
+    hints = _hints(hint)
+    return {
+        key: typed(item, hints[key], f"{where}.{key}") if key in hints else item
+        for key, item in value.items()
+    }
+
+
+@lru_cache
+def _hints(hint: Any) -> dict[str, Any]:
+    return get_type_hints(hint)
+
+
+def _words(hint: Any) -> str:
+    """Return what a type is called in a message."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(_words, parts))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    if hint in names:
+        return names[hint]
+    if hint is None or hint is type(None):
+        return "null"
+    if origin in (list, tuple):
+        return "such a list"
+    return "an object" if origin is dict else f"a {hint.__name__}"
+
+
+def short(value: object) -> str:
+    """Return a value of a foreign file for a message, with an end."""
+    if isinstance(value, list | tuple | dict | set):  # as deep as its text was
+        return f"a {type(value).__name__} of {len(value)}"
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of over 4,300 digits
+        return "a number of thousands of digits"
+    text = shown(text)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
 def shown(name: object) -> str:
@@ -69,11 +209,4 @@ def shown(name: object) -> str:
     characters, which would move the cursor or break a table.
     """
     text = os.fsdecode(name) if isinstance(name, bytes | os.PathLike) else str(name)
-    return "".join(c if c.isprintable() else _escaped(c) for c in text)
-
-
-def _escaped(character: str) -> str:
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # os.fsdecode's stand-in for a byte
-        return f"\\x{code - 0xDC00:02x}"
-    return character.encode("unicode_escape").decode("ascii")
+    return printable(text)

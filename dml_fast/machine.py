@@ -8,10 +8,14 @@ import sys
 from pathlib import Path
 
 from dml_fast.errors import UserError
+from dml_fast.foreign import shown
 
 # of malloc.h
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _NEVER = 2**31 - 1
+
+_MOST_THREADS = 1024  # csrc/parallel.hpp starts no more
+_MOST_RANKS = 10**6
 
 
 def cores(*, shared: bool = True) -> int:
@@ -26,10 +30,14 @@ def cores(*, shared: bool = True) -> int:
             load data. False where they wait: rank 0 alone ranks a gallery, with all CPUs.
 
     Raises:
-        UserError: ``DML_FAST_THREADS``, or the number of ranks, is not a positive number.
+        UserError: ``DML_FAST_THREADS`` is not in 1..1024, or there is no number of ranks.
     """
     if os.environ.get("DML_FAST_THREADS"):
-        return _positive("DML_FAST_THREADS", "is not a number of threads: give 1 or more")
+        return _positive(
+            "DML_FAST_THREADS",
+            _MOST_THREADS,
+            f"is not a number of threads: give 1 to {_MOST_THREADS}",
+        )
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
     else:
@@ -52,13 +60,14 @@ def local_ranks() -> int:
     if "WORLD_SIZE" not in os.environ:
         return 1
     name = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in os.environ else "WORLD_SIZE"
-    return _positive(name, "is not a number of processes: start them with torchrun, which sets it")
+    problem = "is not a number of processes: start them with torchrun, which sets it"
+    return _positive(name, _MOST_RANKS, problem)
 
 
-def _positive(name: str, problem: str) -> int:
+def _positive(name: str, most: int, problem: str) -> int:
     text = os.environ[name]
-    if not text.isdecimal() or int(text) == 0:
-        raise UserError(f"{name}={text} {problem}")
+    if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= most:
+        raise UserError(f"{name}={shown(text[:40])} {problem}")
     return int(text)
 
 

@@ -10,8 +10,10 @@ from dml_fast.config import TrainConfig
 from dml_fast.config_files import check_same_run, load_toml
 from dml_fast.distributed.launch import Launch, end, silence
 from dml_fast.errors import UserError
+from dml_fast.models import check_code
 from dml_fast.runs.folder import Run
 from dml_fast.training import job
+from dml_fast.training.shares import place
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,12 @@ class TrainArguments(TrainConfig):
     """Continue this run folder, with its own configuration, from where it stopped."""
 
 
-def arguments(argv: Sequence[str] | None) -> TrainArguments:
+def arguments(argv: Sequence[str] | None, processes: int = 1) -> TrainArguments:
     """Read flags on top of ``--config`` or of the run that ``--resume`` continues.
+
+    Args:
+        argv: the command line; by default that of this process.
+        processes: how many train together.
 
     Raises:
         UserError: a bad file, or a flag that would change a run that is being continued.
@@ -38,10 +44,31 @@ def arguments(argv: Sequence[str] | None) -> TrainArguments:
         return cli.parse(TrainArguments, argv, "train", default=recipe)
     if not given.resume:
         return given
-    own = replace(Run.open(given.resume).config, mesh="", shares="", fsdp=False)
+    own = _on(processes, Run.open(given.resume).config, given.mesh)
     merged = cli.parse(TrainArguments, argv, "train", default=TrainArguments(**own.to_dict()))
     check_same_run(own, merged, given.resume)
+    if given.arch != own.arch:  # the user does not name it
+        check_code(own.architectures, (), given.resume, f"add --arch {own.arch}")
     return merged
+
+
+def _on(processes: int, own: TrainConfig, mesh: str) -> TrainConfig:
+    """Return a run's configuration with as many of its options of processes as fit.
+
+    Args:
+        processes: how many there are now.
+        own: the run's configuration.
+        mesh: that is asked for, or "".
+    """
+    usual = replace(own, mesh=mesh, shares="")
+    choices = [own] if mesh in ("", own.mesh) else []
+    for choice in (*choices, usual):
+        try:
+            place(choice, processes)
+        except UserError:
+            continue
+        return choice
+    return replace(usual, fsdp=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,10 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     launch = Launch.from_environment()
     if not launch.main:
         silence()
-    args = arguments(argv)
+    args = arguments(argv, launch.size)
     config = TrainConfig(**{f.name: getattr(args, f.name) for f in fields(TrainConfig)})
     return job.train(config, args.resume, launch)
 
 
 if __name__ == "__main__":
-    end(cli.run(main))
+    end(cli.run(main, prints_results=False))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from command_cases import QUICK, train, tree
+from run_cases import facts_of_three_classes
 
 from dml_fast.config import TrainConfig
 from dml_fast.config_files import from_mapping, load_toml
@@ -86,6 +87,39 @@ def test_a_cohort_of_one_may_train_independently(tmp_path: Path) -> None:
     assert train(*QUICK, *options) == 0
 
 
+PROCESSES = [
+    # the run's own options, processes and --mesh now, and the mesh, shares and fsdp that follow
+    ({"mesh": "1x2"}, 2, "", ("1x2", "", False)),
+    ({"mesh": "1x2", "fsdp": True}, 2, "", ("1x2", "", True)),
+    ({"mesh": "1x2", "fsdp": True}, 2, "1x2", ("1x2", "", True)),
+    ({"mesh": "1x2", "fsdp": True}, 4, "", ("", "", True)),
+    ({"mesh": "1x2", "fsdp": True}, 4, "1x4", ("1x4", "", True)),
+    ({"mesh": "1x2", "fsdp": True}, 2, "2x1", ("2x1", "", False)),
+    ({"mesh": "1x2", "fsdp": True}, 1, "", ("", "", False)),
+    ({"mesh": "2x1", "shares": "1,1"}, 2, "", ("2x1", "1,1", False)),
+    ({"mesh": "2x1", "shares": "1,1"}, 2, "1x2", ("1x2", "", False)),
+    ({"shares": "1,1"}, 2, "", ("", "1,1", False)),
+    ({"shares": "1,1"}, 1, "", ("", "", False)),
+    ({}, 4, "", ("", "", False)),
+]
+
+
+@pytest.mark.parametrize(("own", "processes", "mesh", "expected"), PROCESSES)
+def test_a_run_keeps_its_mesh_where_it_fits(
+    own: dict[str, object],
+    processes: int,
+    mesh: str,
+    expected: tuple[str, str, bool],
+    tmp_path: Path,
+) -> None:
+    run = Run(tmp_path)
+    students = [{"arch": "resnet32", "parameters": 1}] * 2
+    run.describe(replace(TrainConfig(), **own), facts_of_three_classes(), students)
+    options = ["--mesh", mesh] if mesh else []
+    args = arguments(["--resume", str(tmp_path), *options], processes)
+    assert (args.mesh, args.shares, args.fsdp) == expected
+
+
 BAD = [
     ("--cohort 1", "--cohort is 1 but --method dml needs at least 2 students: give --cohort 2"),
     ("--cohort -2", "--cohort is -2"),
@@ -106,10 +140,13 @@ BAD = [
     ("--seed -1", "--seed is -1"),
     ("--update alternating --method independent", "--update alternating means nothing"),
     ("--batch-size 100000", "100000"),
-    ("--device cuda:77", "--device is 'cuda:77'"),
-    ("--device teapot", "--device is 'teapot': give auto, cpu"),
-    ("--amp --amp-dtype fp16 --device cpu", "--amp-dtype is fp16"),
-    ("--config /no/such.toml", "--config /no/such.toml cannot be read"),
+    ("--device cuda:77", "error: device is 'cuda:77'"),
+    ("--device teapot", "error: device is 'teapot': give auto, cpu"),
+    ("--amp --amp-dtype fp16 --device cpu", "error: amp_dtype is fp16"),
+    (
+        "--config /no/such.toml",
+        "--config /no/such.toml cannot be read (No such file or directory): give",
+    ),
     ("--resume /no/such", "/no/such is not a run folder"),
 ]
 
@@ -200,7 +237,7 @@ def test_a_hand_edited_config_is_refused(tmp_path: Path, capfd: pytest.CaptureFi
     text = (folder / "config.json").read_text()
     (folder / "config.json").write_text(text.replace('"epochs": 1', '"epochs": 2'))
     assert train("--resume", str(folder)) == 2
-    assert "--epochs is 2 and the run" in capfd.readouterr().err
+    assert "(it has --epochs 1 and not 2): restore the one that was" in capfd.readouterr().err
 
 
 def test_a_student_that_stays_bad_stops_the_run(
@@ -247,7 +284,14 @@ def test_a_config_file_and_flags_say_the_same(tmp_path: Path) -> None:
         ("epochs = 1.5", "epochs is 1.5: give a value of type int"),
         ('method = "dlm"', "method is 'dlm': give one of dml, dml_e, independent, distill"),
         ("amp = 1", "amp is 1: give a value of type bool"),
-        ("epochs = ", "is not valid TOML"),
+        ("lr = nan", "lr is nan: give a value of type float"),
+        ("epochs = 0x" + "f" * 5_000, "epochs is a number of thousands of digits: give a value of"),
+        ("epochs = " + "9" * 5_000, "is damaged (ValueError: "),
+        ("epochs = " + "[" * 5_000, "is damaged (RecursionError: "),
+        ("epochs = 1\nepochs = 2", "is damaged (TOMLDecodeError: Cannot overwrite a value"),
+        ("log-every = 1\nlog_every = 2", "log_every is there twice: leave one out"),
+        ("seed = []", "seed is a list of 0: give a value of type int"),
+        ("epochs = ", "is damaged (TOMLDecodeError: Invalid value (at end of document))"),
         ('resume = "runs/x"', "unknown key 'resume'"),
     ],
 )

@@ -27,7 +27,7 @@ LAYERS = (
     ("reporting",),
     ("eval",),
     ("training",),
-    ("train", "evaluate", "report", "export"),
+    ("train", "evaluate", "predict", "report", "export"),
 )
 """Packages and modules of the root, the lowest first. A layer imports from lower ones alone."""
 EXCEPTIONS = {("loss.backends", "kernels")}  # by name, when a device needs them

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from tyro.conf import Positional
 
 from dml_fast import cli
 from dml_fast.errors import UserError
+from dml_fast.foreign import shown
 
 if TYPE_CHECKING:
+    from dml_fast.data.listing import PassedOver
     from dml_fast.data.storage import Storage
 
 
@@ -43,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from dml_fast.data.scan import Report, scan
 
-    root, files, damaged = _files(args.dir)
+    root, files, damaged, passed = _files(args.dir)
     report = Report()
     columns = (
         TextColumn("scanning"),
@@ -55,39 +58,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         task = bar.add_task("", total=len(files))
         for report in scan(files, decode=args.decode):
             bar.update(task, completed=report.files, description=f"{len(report.bad)} bad")
-    found = damaged | report.bad
-    bad = {path.relative_to(root).as_posix(): why for path, why in found.items()}
+    bad = {path.relative_to(root).as_posix(): why for path, why in (damaged | report.bad).items()}
     if args.json:
-        print(json.dumps({"files": report.files, "bad": bad}, indent=2))
+        found = {"files": report.files, "bad": bad, "passed_over": passed.counts}
+        print(json.dumps(found, indent=2))
     else:
         for name, why in bad.items():
-            print(f"{name}\t{why}")
+            print(f"{shown(name)}\t{shown(why)}")
         how = "decoded" if args.decode else "looked at"
-        print(f"{report.files} files {how}, {len(bad)} bad", file=sys.stderr if bad else sys.stdout)
+        rest = f"; passed over: {text}" if (text := passed.text(root)) else ""
+        out = sys.stderr if bad else sys.stdout
+        print(f"{report.files} files {how}, {len(bad)} bad{rest}", file=out)
     return 1 if bad else 0
 
 
-def _files(where: str) -> tuple[Path, Storage, dict[Path, str]]:
-    """Return the folder, the images in it, and its damaged shards with a reason for each."""
+def _files(where: str) -> tuple[Path, Storage, dict[Path, str], PassedOver]:
+    """Return the folder, its images, its damaged shards with reasons, and what else is there."""
     from dml_fast.data.corrupt import CorruptFiles
+    from dml_fast.data.listing import PassedOver, images_below
     from dml_fast.data.readers.shard_names import find_shards
     from dml_fast.data.readers.shards import index_shards
-    from dml_fast.data.scan import image_files
     from dml_fast.data.storage import LooseFiles
 
     kind, _, spec = where.partition(":")
     if kind == "shards" and spec:
         names = find_shards(spec)
         corrupt = CorruptFiles(names.root, allowed=True)
-        return names.root, index_shards(names, corrupt), corrupt.reasons
-    root = Path(where)
-    if not root.is_dir():
+        return names.root, index_shards(names, corrupt), corrupt.reasons, names.passed
+    root, passed = Path(where), PassedOver()
+    if not os.path.isdir(root):
         raise UserError(f"{root} is not a folder: give the one that holds the images")
-    if not (paths := image_files(root)):
+    if not (paths := images_below(root, passed)):
         if any(root.rglob("*.tar")):
             raise UserError(f"{root} holds tar files: give shards:{root} to look into them")
         raise UserError(f"{root} holds no image files: give the folder that holds them")
-    return root, LooseFiles.of(paths), {}
+    return root, LooseFiles.of(paths), {}, passed
 
 
 if __name__ == "__main__":

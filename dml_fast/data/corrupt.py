@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dml_fast.errors import UserError
+from dml_fast.foreign import shown
 
 _log = logging.getLogger("dml_fast")
 
@@ -65,8 +66,8 @@ class CorruptFiles:
         """Log in one line the files that were found since the last report."""
         new = list(zip(self.names, self.reasons.values(), strict=True))[self._reported :]
         if new:
-            shown = "; ".join(f"{name} ({reason})" for name, reason in new[:5])
+            first = shown("; ".join(f"{name} ({reason})" for name, reason in new[:5]))
             _log.warning(
-                "skipped %d corrupt files: %s%s", len(new), shown, "; ..." if len(new) > 5 else ""
+                "skipped %d corrupt files: %s%s", len(new), first, "; ..." if len(new) > 5 else ""
             )
         self._reported += len(new)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dml_fast.data.corrupt import BadImage, CorruptFiles
-from dml_fast.data.storage import CorruptImageError, Storage
+from dml_fast.data.storage import MOST_PIXELS, CorruptImageError, Storage, check_sides
 from dml_fast.errors import UserError
 from dml_fast.machine import available_bytes, cores
 
@@ -36,7 +37,8 @@ centre S x S is kept. (H, W): images are resized to height H and width W, whatev
 def decode_image(raw: bytes, image_size: Size = 0) -> Pixels:
     """Decode one image.
 
-    Gray, palette, CMYK and 16-bit images become 8-bit RGB. Transparency is dropped.
+    Gray, palette, CMYK and 16-bit images become 8-bit RGB. Transparency is dropped. The size in the
+    header is checked first (`MOST_PIXELS`).
 
     Args:
         raw: the content of its file.
@@ -55,15 +57,28 @@ def decode_image(raw: bytes, image_size: Size = 0) -> Pixels:
     try:
         if simplejpeg.is_jpeg(raw):
             try:
+                check_sides(*simplejpeg.decode_jpeg_header(raw)[:2])
                 pixels = simplejpeg.decode_jpeg(raw, fastdct=False, fastupsample=False)
                 return fit(pixels, image_size)
             except ValueError:
                 pass  # Pillow decodes unusual JPEGs and says what is wrong with damaged ones
-        with Image.open(file) as image:
+        with Image.open(file, formats=_formats()) as image:
+            check_sides(image.height, image.width)
             return fit(np.asarray(_to_rgb(image)), image_size)
+    except CorruptImageError:
+        raise
+    except Image.DecompressionBombError as error:  # Pillow has the same limit
+        raise CorruptImageError(str(error)) from error
     except Exception as error:  # decoders raise errors of many types for damaged files
         reason = str(error).replace(repr(file), "").replace("\n", " ").strip()
         raise CorruptImageError(reason or type(error).__name__) from error
+
+
+@lru_cache
+def _formats() -> tuple[str, ...]:
+    """Return the formats that Pillow may open; for EPS it would start another program."""
+    newer = ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()
+    return ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "WEBP", "TIFF", "JPEG2000", *newer)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -91,6 +106,9 @@ def fit(pixels: Pixels, size: Size, margin: bool = False) -> Pixels:
 
     Returns:
         (H, W, 3) uint8.
+
+    Raises:
+        CorruptImageError: a long, narrow image would be resized to more than `MOST_PIXELS`.
     """
     if size == 0:
         return pixels
@@ -112,11 +130,18 @@ def fitted(height: int, width: int, size: Size, margin: bool) -> tuple[int, int,
     Returns:
         Height and width that the image is resized to, then top and left of the part that is kept,
         all in pixels.
+
+    Raises:
+        CorruptImageError: a long, narrow image would be resized to more than `MOST_PIXELS`.
     """
     if isinstance(size, tuple):
         return (*size, 0, 0)
     shorter = round(size * 8 / 7) if margin else size
     tall, wide = (round(side * shorter / min(height, width)) for side in (height, width))
+    if tall * wide > MOST_PIXELS:
+        raise CorruptImageError(
+            f"{height}x{width} pixels, too long and narrow to resize its shorter side to {shorter}"
+        )
     return tall, wide, (tall - size) // 2, (wide - size) // 2
 
 

@@ -134,5 +134,6 @@ def manifest_of(root: Path, files: Storage) -> npt.NDArray[np.uint64]:
     out = np.empty(len(files), np.uint64)
     for row in range(len(files)):
         key = f"{files.path(row).relative_to(root).as_posix()}\0{files.size(row)}"
-        out[row] = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+        name = key.encode("utf-8", "surrogateescape")  # a file's name is bytes
+        out[row] = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
     return out

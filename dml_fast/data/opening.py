@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,7 +144,7 @@ def _parse(spec: str) -> tuple[str, str]:
     kind, colon, folder = spec.partition(":")
     if kind not in _KINDS:
         close = difflib.get_close_matches(kind.lower(), _KINDS, n=2) or _KINDS
-        hint = f" or folder:{spec}" if Path(spec).exists() else ""
+        hint = f" or folder:{spec}" if os.path.exists(spec) else ""
         raise UserError(f"unknown data {spec!r}: did you mean {' or '.join(close)}{hint}?")
     if kind == "digits" and colon:
         raise UserError(f"data {spec!r} should be 'digits' alone: they need no folder")
@@ -153,4 +154,4 @@ def _parse(spec: str) -> tuple[str, str]:
 
 
 def _path(folder: str) -> Path:
-    return Path(folder).expanduser()
+    return Path(os.path.expanduser(folder))

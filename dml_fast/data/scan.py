@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,11 +9,12 @@ from functools import partial
 from pathlib import Path
 
 from dml_fast.data.decode import decode_image
-from dml_fast.data.storage import CorruptImageError, Storage, is_image
+from dml_fast.data.storage import CorruptImageError, Storage, check_sides
 from dml_fast.machine import cores
 
 _AT_ONCE = 512  # files that are queued for the threads
-_ENDS = 64  # bytes that are read at the beginning and the end of a file
+_ENDS = 1 << 12  # bytes that are read at the beginning and the end of a file
+_LONG = 1 << 18  # at the beginning of a JPEG with a preview or a colour profile
 
 # how whole files of the usual formats begin and end
 _KINDS = {
@@ -35,15 +35,6 @@ class Report:
 
     files: int = 0
     bad: dict[Path, str] = field(default_factory=dict)
-
-
-def image_files(root: Path) -> list[Path]:
-    """Return all files below a folder with the suffix of an image, sorted, without hidden ones."""
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(folder, name) for name in sorted(names) if is_image(name)]
-    return found
 
 
 def scan(files: Storage, *, decode: bool) -> Iterator[Report]:
@@ -77,15 +68,33 @@ def glanced_at(files: Storage, index: int) -> str:
     """Check a file by its first and last bytes and say what is wrong; "" if nothing is."""
     try:
         start, end = files.ends(index, _ENDS)
+        if not start:
+            return "empty"
+        for first, last in _KINDS.items():
+            if start.startswith(first) and end.endswith(last):
+                sides = _sides(start) or _sides(files.ends(index, _LONG)[0])
+                if sides:
+                    check_sides(*sides)
+                    return ""
     except CorruptImageError as error:
         return str(error)
-    if not start:
-        return "empty"
-    for first, last in _KINDS.items():
-        if start.startswith(first) and end.endswith(last):
-            return ""
     # truncated, not an image, in another format, or followed by other bytes
     return decoded(files, index)
+
+
+def _sides(start: bytes) -> tuple[int, int] | None:
+    """Return height and width from the beginning of a file, None if they are not in it."""
+    if start.startswith(b"GIF8"):
+        return int.from_bytes(start[8:10], "little"), int.from_bytes(start[6:8], "little")
+    if not start.startswith(b"\xff"):
+        return int.from_bytes(start[20:24], "big"), int.from_bytes(start[16:20], "big")
+    import simplejpeg
+
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(start)
+    except ValueError:
+        return None
+    return height, width
 
 
 def decoded(files: Storage, index: int) -> str:

@@ -28,6 +28,37 @@ class CorruptImageError(Exception):
     """An image file cannot be read or decoded."""
 
 
+MOST_PIXELS = 178_956_970
+"""The most pixels that an image may have, for every decoder. It is Pillow's limit; at that size the
+decoded image takes half a GiB."""
+
+_MOST_BYTES = 2 << 30  # of a file: an uncompressed TIFF of that many pixels has less
+
+
+def check_sides(height: int, width: int) -> None:
+    """Check an image's size, from its header, before memory is taken for its pixels.
+
+    Raises:
+        CorruptImageError: it has more than `MOST_PIXELS`, or none.
+    """
+    if min(height, width) < 1:
+        raise CorruptImageError(f"{height}x{width} pixels")
+    if height * width > MOST_PIXELS:
+        raise CorruptImageError(
+            f"{height}x{width} pixels, and at most {MOST_PIXELS:,} are allowed: make it smaller"
+        )
+
+
+def check_bytes(size: int) -> None:
+    """Check the size of an image file in bytes before it is read.
+
+    Raises:
+        CorruptImageError: it has more bytes than an image can have.
+    """
+    if size > _MOST_BYTES:
+        raise CorruptImageError(f"{size} bytes, and at most {_MOST_BYTES} are allowed")
+
+
 class Storage(Protocol):
     """N image files, by index 0..N-1."""
 
@@ -73,7 +104,7 @@ class LooseFiles:
         self._names = names
 
     @classmethod
-    def of(cls, paths: Sequence[Path]) -> LooseFiles:
+    def of(cls, paths: Sequence[str | Path]) -> LooseFiles:
         """Make a storage of files, given their paths."""
         return cls(np.array([str(path) for path in paths], dtype=object))
 
@@ -99,6 +130,7 @@ class LooseFiles:
         """Return the content of a file."""
         try:
             with open(self._names[index], "rb", buffering=0) as file:
+                check_bytes(os.fstat(file.fileno()).st_size)
                 return file.read()
         except OSError as error:
             raise CorruptImageError(reason(error)) from error

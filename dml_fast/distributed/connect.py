@@ -136,9 +136,9 @@ def remembered(launch: Launch, key: str, value: str | None = None) -> str | None
         return None
     store = PrefixStore("dml_fast/job", _client(launch, _START_S))
     if value is not None:
-        store.set(key, value)
+        store.set(key, os.fsencode(value))  # type: ignore[arg-type]
         return value
-    return store.get(key).decode() if store.check([key]) else None
+    return os.fsdecode(store.get(key)) if store.check([key]) else None
 
 
 def _backend(name: str, device: torch.device) -> str:

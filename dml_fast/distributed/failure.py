@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from dml_fast.distributed.launch import Launch, end_at_once
 from dml_fast.errors import TrainingError, UserError, reason
+from dml_fast.foreign import shown
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -60,9 +61,10 @@ class Watch:
         self._leaving.acquire()
         if is_lost(error):
             self._leave_after_loss()
-        text = f"rank {self._launch.rank}: {reason(error)}"
+        text = f"rank {self._launch.rank}: {shown(reason(error))}"
         if not isinstance(error, UserError | TrainingError):
-            text = f"rank {self._launch.rank} failed ({type(error).__name__}: {reason(error)})"
+            why = shown(reason(error))
+            text = f"rank {self._launch.rank} failed ({type(error).__name__}: {why})"
         if self._store.add("failures", 1) == 1:
             self._say(f"error: {text}{self.where()}")
         self._store.set("failed", text)
@@ -119,7 +121,8 @@ class Watch:
                 time.sleep(_PERIOD_S / 3)
 
     def _say(self, line: str) -> None:
-        print(line, file=sys.__stderr__, flush=True)
+        with suppress(OSError):  # its reader is gone
+            print(line, file=sys.__stderr__, flush=True)
 
 
 def is_lost(error: BaseException) -> bool:

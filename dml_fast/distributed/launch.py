@@ -59,7 +59,7 @@ class Launch:
 
 def silence() -> None:
     """Discard all output of this process; rank 0 prints for all."""
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    sys.stdout = sys.stderr = open(os.devnull, "w", errors="replace")  # noqa: SIM115
 
 
 def end(code: int) -> NoReturn:

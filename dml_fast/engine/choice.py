@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from dml_fast.engine.snapshot import Snapshot
 from dml_fast.engine.step import Engine
 from dml_fast.engine.streams import Streams
 from dml_fast.engine.threads import Threads
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -27,15 +28,16 @@ GAIN = 1.05
 
 
 def check_executor(name: str, device: torch.device) -> None:
-    """Refuse an executor that the device cannot run.
+    """Refuse an executor that does not exist, or that the device cannot run.
 
     Raises:
-        UserError: naming both.
+        UserError: it names the executor, and those that can be used.
     """
+    check_choice("executor", name, ("auto", "sequential", "threads", "streams", "graph"))
     needs = {"threads": "cpu", "streams": "cuda", "graph": "cuda"}.get(name, device.type)
     if needs != device.type:
         mine = "sequential or threads" if device.type == "cpu" else "sequential, streams or graph"
-        raise UserError(f"--executor is {name} and the device is {device}: give auto, {mine}")
+        raise UserError(f"executor is {name} and the device is {device}: give auto, {mine}")
 
 
 def make_executor(name: str, cohort: int, device: torch.device) -> Executor:
@@ -81,10 +83,11 @@ def candidates(engine: Engine, learners: int, device: torch.device) -> list[Exec
 
 def pick(
     engine: Engine,
-    inputs: Tensor | Sequence[Tensor],
+    inputs: Any,
     target: Tensor,
     *,
     learners: Sequence[int],
+    views: bool = False,
     teacher: int | None = None,
     options: Sequence[Executor] | None = None,
 ) -> Executor:
@@ -97,6 +100,7 @@ def pick(
         inputs: as in `Engine.step`.
         target: as in `Engine.step`.
         learners: as in `Engine.step`.
+        views: as in `Engine.step`.
         teacher: as in `Engine.step`.
         options: what to choose from, the preferred one first; by default `candidates`.
     """
@@ -105,7 +109,11 @@ def pick(
     best = options[0]
     if len(options) > 1:
         snapshot = Snapshot(engine.cohort)
-        times = _try(engine, inputs, target, learners, teacher, options)
+
+        def step() -> None:
+            engine.step(inputs, target, views=views, learners=learners, teacher=teacher)
+
+        times = _try(engine, step, target.device, options)
         snapshot.restore()
         fastest = min(options, key=lambda option: times[option])
         if times[best] > GAIN * times[fastest]:
@@ -123,12 +131,7 @@ def pick(
 
 
 def _try(
-    engine: Engine,
-    inputs: Tensor | Sequence[Tensor],
-    target: Tensor,
-    learners: Sequence[int],
-    teacher: int | None,
-    options: Sequence[Executor],
+    engine: Engine, step: Callable[[], None], device: torch.device, options: Sequence[Executor]
 ) -> dict[Executor, float]:
     """Return each one's median seconds per step, without its first, which imports and compiles.
 
@@ -140,9 +143,9 @@ def _try(
         for option in options:
             engine.executor = option
             begun = time.perf_counter()
-            engine.step(inputs, target, learners=learners, teacher=teacher)
-            if target.device.type == "cuda":
-                torch.cuda.synchronize(target.device)
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             samples[option].append(time.perf_counter() - begun)
         rounds = len(samples[options[0]])
         (spent,) = engine.cohort.world.slowest([time.perf_counter() - start])

@@ -13,7 +13,7 @@ from torch import nn
 from dml_fast.distributed.exchange import Exchange
 from dml_fast.distributed.world import World, agreed
 from dml_fast.engine.student import Student
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, brief
 
 
 class Cohort:
@@ -22,10 +22,23 @@ class Cohort:
     Args:
         students: at least one.
         world: whose ``students`` these are; by default the only process.
+
+    Raises:
+        UserError: there is no student, one is something else, or two have one model.
     """
 
     def __init__(self, students: Sequence[Student], world: World | None = None) -> None:
         self.students = list(students)
+        for k, student in enumerate(self.students):
+            if not isinstance(student, Student):
+                raise UserError(
+                    f"student {k} of a cohort is {brief(student)}: give "
+                    "Student(model, optimizer, precision)"
+                )
+        if not self.students:
+            raise UserError("a cohort got no students: give at least one")
+        if len({id(student.model) for student in self.students}) < len(self.students):
+            raise UserError("two students of a cohort have one model: give each its own")
         self.world = world or World.alone(len(self.students))
 
     def __len__(self) -> int:
@@ -84,7 +97,7 @@ class Cohort:
                     UserError(
                         f"students {j} and {k} ({arch}) start with the same weights "
                         "and would stay the same: initialise each differently, "
-                        "or give --method independent"
+                        "or choose the method independent"
                     )
                 )
 
@@ -111,7 +124,7 @@ class Cohort:
         if saved != mine:
             raise UserError(
                 f"the checkpoint holds {', '.join(saved)} and the cohort is {', '.join(mine)}: "
-                "give the checkpoint's --arch and --cohort"
+                "build the cohort of the checkpoint's architectures"
             )
         for student, state in zip(self.students, states, strict=True):
             student.load_state_dict(state)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,15 +27,15 @@ class Lesson:
     """What a step works on.
 
     Attributes:
-        inputs: K of (N, ...), one for each student, whether or not it learns; often the same
-            tensor K times.
+        inputs: K of them, one for each student, whether or not it learns: tensors (N, ...), or
+            what else the models take; often the same object K times.
         target: (N,) classes or (N, C) probabilities.
         kl_weight: of the mutual term in this step.
         learners: the numbers of the A students that learn.
         teacher: the number of the only student that teaches; None where all learners do.
     """
 
-    inputs: tuple[Tensor, ...]
+    inputs: tuple[Any, ...]
     target: Tensor
     kl_weight: float | Tensor
     learners: tuple[int, ...]
@@ -90,7 +90,7 @@ class Executor(ABC):
     """Runs the work of students. A subclass must define ``fork``.
 
     Attributes:
-        name: as ``--executor`` knows it.
+        name: as `dml_fast.engine.choice.make_executor` takes it.
     """
 
     name: str

@@ -9,17 +9,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from types import NoneType
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.executor import Executor, Lesson, Step, StepResult
 from dml_fast.engine.snapshot import Snapshot
 from dml_fast.engine.streams import StreamLayer, Streams
 from dml_fast.engine.student import Student
-from dml_fast.errors import reason
+from dml_fast.errors import brief, reason
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,9 @@ T = TypeVar("T")
 
 WARM_UP = 3
 """Steps before the capture, in which libraries initialise and Triton compiles."""
+
+
+_LEAVES = (Tensor, int, float, str, NoneType)  # what inputs may hold, in tuples, lists and dicts
 
 
 @dataclass
@@ -66,7 +71,7 @@ class Graph(Executor):
 
     def run(self, step: Step, lesson: Lesson, cohort: Cohort) -> StepResult:
         """Replay, after a capture where one is needed; or run eagerly and log why."""
-        if why := self._never or _refusal(cohort):
+        if why := self._never or _refusal(cohort, lesson):
             return self._fall_back(why, step, lesson)
         roles = lesson.learners, lesson.teacher, tuple(student.generation for student in cohort)
         if self._captured is None or self._captured.roles != roles:
@@ -105,8 +110,11 @@ class Graph(Executor):
         return step(lesson, self)
 
 
-def _refusal(cohort: Cohort) -> str:
-    """Return why this cohort cannot be captured, or ""."""
+def _refusal(cohort: Cohort, lesson: Lesson) -> str:
+    """Return why this cohort's step on such inputs cannot be captured, or ""."""
+    for leaf in tree_leaves(lesson.inputs):
+        if not isinstance(leaf, _LEAVES):
+            return f"the inputs hold {brief(leaf)}, which a graph cannot copy"
     for k, student in enumerate(cohort):
         if any(norm.momentum is None for norm in student.norms):
             return f"student {k} has a BatchNorm with momentum=None, which waits for the device"
@@ -114,24 +122,31 @@ def _refusal(cohort: Cohort) -> str:
 
 
 def _own(lesson: Lesson) -> Lesson:
-    """Return a lesson with copies for the graph to read; views that share a tensor still do."""
-    copies = {id(view): view.clone() for view in lesson.inputs}
+    """Return a lesson with copies for the graph to read; views that share an object still do."""
+    copies = {id(x): tree_map_only(Tensor, Tensor.clone, x) for x in lesson.inputs}
     weight = torch.as_tensor(lesson.kl_weight, dtype=torch.float32, device=lesson.target.device)
     return replace(
         lesson,
-        inputs=tuple(copies[id(view)] for view in lesson.inputs),
+        inputs=tuple(copies[id(x)] for x in lesson.inputs),
         target=lesson.target.clone(),
         kl_weight=weight.clone(),
     )
 
 
 def _fits(own: Lesson, lesson: Lesson) -> bool:
-    """Return whether a lesson's tensors have the layout of the graph's own."""
+    """Return whether a lesson's tensors have the layout of the graph's own, and all else is equal.
+
+    What is no tensor is in the graph as a constant.
+    """
 
     def layout(one: Lesson) -> list[object]:
-        tensors = [*one.inputs, one.target]
+        leaves, structure = tree_flatten([one.inputs, one.target])
         first_use = [[id(x) for x in one.inputs].index(id(x)) for x in one.inputs]
-        return [first_use, *((t.shape, t.dtype, t.stride()) for t in tensors)]
+        return [
+            first_use,
+            structure,
+            *((x.shape, x.dtype, x.stride()) if isinstance(x, Tensor) else x for x in leaves),
+        ]
 
     return layout(own) == layout(lesson)
 
@@ -140,7 +155,9 @@ def _fill(own: Lesson, lesson: Lesson) -> None:
     """Copy a batch into the graph's own lesson."""
     pairs = {id(x): (x, y) for x, y in zip(own.inputs, lesson.inputs, strict=True)}
     for mine, new in pairs.values():
-        mine.copy_(new, non_blocking=True)
+        for x, y in zip(tree_leaves(mine), tree_leaves(new), strict=True):
+            if isinstance(x, Tensor):
+                x.copy_(y, non_blocking=True)
     own.target.copy_(lesson.target, non_blocking=True)
     weight = own.kl_weight
     assert isinstance(weight, Tensor)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from dml_fast.errors import UserError, check_choice, check_number
+
 
 def make_optimizer(
     parameters: Sequence[nn.Parameter],
@@ -28,7 +30,15 @@ def make_optimizer(
         lr: the learning rate.
         momentum: of SGD.
         weight_decay: on all parameters.
+
+    Raises:
+        UserError: there is no parameter, or an option is out of range.
     """
+    check_choice("algorithm", algorithm, ("sgd", "adamw"))
+    for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+        check_number(name, value, "a finite number, 0 or more", lambda x: 0 <= x < math.inf)
+    if not parameters:
+        raise UserError("an optimizer got no parameters: give those of a model that can be trained")
     rate = torch.tensor(lr, device=parameters[0].device)
     if algorithm == "adamw":
         return torch.optim.AdamW(
@@ -71,7 +81,11 @@ def lr_factor(schedule: str, epoch: float, epochs: int, warmup: float) -> float:
         epoch: epochs done so far, with fractions.
         epochs: number of epochs in all.
         warmup: epochs of linear growth at the start.
+
+    Raises:
+        UserError: there is no such schedule.
     """
+    check_choice("schedule", schedule, ("cosine", "paper", "constant"))
     if epoch < warmup:
         return epoch / warmup
     if schedule == "cosine":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, brief, check_choice
 
 
 def pick_device(name: str) -> torch.device:
@@ -22,13 +22,13 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device is {name!r}: give auto, cpu, cuda or cuda:N") from None
+        raise UserError(f"device is {name!r}: give auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device is {name!r}: dml_fast trains on cpu and cuda")
+        raise UserError(f"device is {name!r}: dml_fast trains on cpu and cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
-            f"--device is {name!r} and torch sees {torch.cuda.device_count()} CUDA devices: "
-            "give --device cpu, or install a CUDA build of torch"
+            f"device is {name!r} and torch sees {torch.cuda.device_count()} CUDA devices: "
+            "give cpu, or install a CUDA build of torch"
         )
     return device
 
@@ -39,11 +39,26 @@ class Precision:
 
     Attributes:
         device: where.
-        dtype: the type of autocast; None for full precision.
+        dtype: the type of autocast, bfloat16 or float16; None for full precision.
+
+    Raises:
+        UserError: one of these is something else.
     """
 
     device: torch.device
     dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        """Check the attributes."""
+        if not isinstance(self.device, torch.device):
+            raise UserError(
+                f"the device of a Precision is {brief(self.device)}: give torch.device(...)"
+            )
+        if self.dtype not in (None, torch.bfloat16, torch.float16):
+            raise UserError(
+                f"the dtype of a Precision is {self.dtype}: give torch.bfloat16, torch.float16, "
+                "or None for full precision"
+            )
 
     @classmethod
     def choose(cls, amp: bool, dtype: str, device: torch.device) -> Precision:
@@ -55,12 +70,13 @@ class Precision:
             device: where the students are.
 
         Raises:
-            UserError: fp16 on a CPU.
+            UserError: an unknown type, or fp16 on a CPU.
         """
+        check_choice("amp_dtype", dtype, ("auto", "bf16", "fp16"))
         if not amp:
             return cls(device)
         if dtype == "fp16" and device.type == "cpu":
-            raise UserError("--amp-dtype is fp16 and the device is a CPU: give bf16, or a GPU")
+            raise UserError("amp_dtype is fp16 and the device is a CPU: give bf16, or a GPU")
         bf16 = dtype == "bf16" or (
             dtype == "auto"
             and (device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False))

@@ -11,8 +11,10 @@ logits.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,9 +22,12 @@ from torch import Tensor
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.executor import Executor, Lesson, Sequential, StepResult
 from dml_fast.engine.student import Student
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, brief, check_choice, check_number
 from dml_fast.loss import mutual_loss_and_grad, peer_divergence
+from dml_fast.loss.checks import check_options
 from dml_fast.loss.triplet import triplet_loss
+
+logger = logging.getLogger(__name__)
 
 
 class _Mutual(NamedTuple):
@@ -43,7 +48,7 @@ class Engine:
         method: ``dml`` (Zhang et al. 2018, eq. 3 to 6), ``dml_e`` (its gradient with constant
             targets and simultaneous updates is dml's; only the reported KL differs),
             ``independent`` (no KL) or ``distill`` (a teacher's KL only).
-        kl_weight: weight of the mutual term.
+        kl_weight: weight of the mutual term, a number or a 0-d tensor.
         temperature: T of the mutual term.
         label_smoothing: of the cross-entropy.
         peer_reduction: ``mean`` (the paper) or ``sum`` over the peers.
@@ -54,6 +59,10 @@ class Engine:
         triplet_margin: margin of that loss, in units of the features' Euclidean distance.
         executor: runs the students, by default one after the other; ``alternating`` updates have
             nothing to overlap and do not use it.
+
+    Raises:
+        UserError: an option has an unknown name, a value out of range or another type, or the
+            students are identical.
     """
 
     def __init__(
@@ -61,7 +70,7 @@ class Engine:
         cohort: Cohort,
         *,
         method: str = "dml",
-        kl_weight: float = 1.0,
+        kl_weight: float | Tensor = 1.0,
         temperature: float = 1.0,
         label_smoothing: float = 0.0,
         peer_reduction: str = "mean",
@@ -70,6 +79,36 @@ class Engine:
         triplet_margin: float = 0.3,
         executor: Executor | None = None,
     ) -> None:
+        if not isinstance(cohort, Cohort):
+            raise UserError(f"the cohort of an engine is {brief(cohort)}: give Cohort(students)")
+        check_choice("method", method, ("dml", "dml_e", "independent", "distill"))
+        check_choice("update", update, ("simultaneous", "alternating"))
+        numbers = {"temperature": temperature, "label_smoothing": label_smoothing}
+        if not isinstance(kl_weight, Tensor):
+            numbers["kl_weight"] = kl_weight
+        for name, value in numbers.items():
+            check_number(name, value, "a finite number", lambda x: -math.inf < x < math.inf)
+        check_options(kl_weight, temperature, label_smoothing, peer_reduction, "mean")
+        for name, value in (("triplet_weight", triplet_weight), ("triplet_margin", triplet_margin)):
+            check_number(name, value, "a finite number, 0 or more", lambda x: 0 <= x < math.inf)
+        if executor is not None and not isinstance(executor, Executor):
+            raise UserError(
+                f"executor is {brief(executor)}: give an object, such as Threads({len(cohort)}) "
+                "of dml_fast.engine"
+            )
+        for student in cohort if triplet_weight else ():
+            if not student.gives_features:
+                raise UserError(
+                    f"triplet_weight is {triplet_weight} and a student ({student.arch}) gives no "
+                    "features: leave it out, or take an EmbeddingNet of dml_fast.models.embedding"
+                )
+        if update == "alternating" and cohort.exchange is not None:
+            raise UserError(
+                "update is alternating, for which one process must hold all students, and they "
+                "are shared out: choose simultaneous"
+            )
+        if update == "alternating" and executor is not None and executor.name != Sequential.name:
+            logger.info("updates are alternating: the executor %s is not used", executor)
         if method in ("dml", "dml_e"):
             cohort.check_distinct()
         self.cohort = cohort
@@ -85,9 +124,10 @@ class Engine:
 
     def step(
         self,
-        inputs: Tensor | Sequence[Tensor],
+        inputs: Any,
         target: Tensor,
         *,
+        views: bool = False,
         kl_scale: float = 1.0,
         learners: Sequence[int] | None = None,
         teacher: int | None = None,
@@ -95,32 +135,58 @@ class Engine:
         """Update every learner once on one batch.
 
         Args:
-            inputs: (N, ...) on the students' device, or K of these, one view for each student.
+            inputs: what each model is called with: (N, ...) on the students' device, or anything
+                else that all of them take, such as a tuple of tensors.
             target: (N,) classes or (N, C) probabilities.
+            views: whether ``inputs`` are a sequence of K such, one for each student.
             kl_scale: multiplies the weight of the mutual term (a ramp).
             learners: the numbers of the students that learn; by default all K.
             teacher: the number of a student that does not learn and alone teaches the learners.
 
         Raises:
-            UserError: the number of views is not K.
+            UserError: the number of views is not K, a learner or the teacher is no student, a
+                model returned no logits, or the loss refuses them (`dml_fast.loss.mutual_loss`).
         """
         count = self.cohort.total
-        views = (inputs,) * count if isinstance(inputs, Tensor) else tuple(inputs)
-        if len(views) != count:
-            raise UserError(
-                f"a step got {len(views)} views of its images and the cohort has {count} students: "
-                "give one tensor, or one for each student"
-            )
-        lesson = Lesson(
-            views,
-            target,
-            self.kl_weight * kl_scale,
-            tuple(range(count) if learners is None else learners),
-            teacher,
-        )
+        given = self._views(inputs) if views else (inputs,) * count
+        chosen = tuple(range(count) if learners is None else learners)
+        self._check_roles(chosen, teacher)
+        lesson = Lesson(given, target, self.kl_weight * kl_scale, chosen, teacher)
         if self.update == "alternating":
             return self._alternating_step(lesson)
         return self.executor.run(self._step, lesson, self.cohort)
+
+    def _views(self, inputs: Any) -> tuple[Any, ...]:
+        """Return the inputs of each of the K students."""
+        if not isinstance(inputs, list | tuple):
+            raise UserError(
+                f"a step with views=True got {brief(inputs)}: give a list of the inputs of each "
+                "student"
+            )
+        if len(inputs) != self.cohort.total:
+            raise UserError(
+                f"a step with views=True got {len(inputs)} views and the cohort has "
+                f"{self.cohort.total} students: give one for each"
+            )
+        return tuple(inputs)
+
+    def _check_roles(self, learners: tuple[int, ...], teacher: int | None) -> None:
+        """Refuse learners and a teacher that a step cannot have."""
+        count = self.cohort.total
+        if len({*learners}) < len(learners) or not {*learners} <= {*range(count)}:
+            raise UserError(
+                f"the learners are {learners}: give different numbers from 0 to {count - 1}"
+            )
+        if teacher is not None and (teacher in learners or teacher not in range(count)):
+            raise UserError(
+                f"the teacher is {teacher}: give a number from 0 to {count - 1} of a student that "
+                "does not learn"
+            )
+        if self.method == "distill" and teacher is None and len(learners) > 1:
+            raise UserError(
+                "method is distill and several students learn without a teacher: give teacher=0 "
+                "and the others as learners"
+            )
 
     def _step(self, lesson: Lesson, executor: Executor) -> StepResult:
         """Let all learn from one snapshot of predictions."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
@@ -11,25 +12,28 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dml_fast.engine.precision import Precision, keep_in_full_precision
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, brief
 
-Pass: TypeAlias = Callable[[Tensor], Any]
+Pass: TypeAlias = Callable[[Any], Any]
 
 
 class Student:
     """A network that learns, with all that belongs to it alone.
 
     Args:
-        model: on its device; ``forward(inputs (N, ...)) -> logits (N, C)``. An `EmbeddingNet` also
-            gives its features. For bf16 on a CPU its depthwise convolutions are put into fp32.
-        optimizer: over the model's parameters, built with ``fused=True``.
+        model: on its device; ``forward(inputs) -> logits (N, C)``, of a tensor (N, ...) or of what
+            else `dml_fast.engine.Engine.step` is given. An `EmbeddingNet` also gives its features.
+            For bf16 on a CPU its depthwise convolutions are put into fp32.
+        optimizer: over the model's parameters, built with ``fused=True``: SGD, Adam, AdamW or
+            Adagrad of `torch.optim`.
         precision: how to run the forward pass.
         arch: the architecture's name, for tables and files.
         logits: runs the passes of training that give logits, in place of the model itself.
         features_and_logits: likewise those that give features and logits.
 
     Raises:
-        UserError: the optimizer is not fused.
+        UserError: the optimizer is not fused, the model has a layer of sparse gradients, or an
+            argument is of another kind or on another device.
     """
 
     shared_out = False
@@ -45,11 +49,7 @@ class Student:
         logits: Pass | None = None,
         features_and_logits: Pass | None = None,
     ) -> None:
-        if not getattr(optimizer, "_step_supports_amp_scaling", False):
-            raise UserError(
-                f"the optimizer {type(optimizer).__name__} of a student is not fused, so it cannot "
-                "skip a bad step on the device: build it with fused=True"
-            )
+        _check(model, optimizer, precision)
         self.depthwise = keep_in_full_precision(model, precision)  # how many
         self.model = model
         self.optimizer = optimizer
@@ -67,18 +67,35 @@ class Student:
         self._both: Pass | None = features_and_logits or getattr(model, "features_and_logits", None)
         self._one = torch.ones((), device=self.parameters[0].device)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return logits (N, C) of inputs (N, ...), in the precision's type, with their graph."""
-        logits: Tensor = self._run(self._logits, inputs)
-        return logits
+    @property
+    def gives_features(self) -> bool:
+        """Whether `features_and_logits` can be called."""
+        return self._both is not None
 
-    def features_and_logits(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Any) -> Tensor:
+        """Return logits (N, C) of inputs (N, ...), in the precision's type, with their graph.
+
+        Raises:
+            UserError: the model returned something else.
+        """
+        return self._checked(self._run(self._logits, inputs))
+
+    def features_and_logits(self, inputs: Any) -> tuple[Tensor, Tensor]:
         """Return an `EmbeddingNet`'s features (N, D) and logits (N, C) of one pass, with graph."""
         assert self._both is not None
         found: tuple[Tensor, Tensor] = self._run(self._both, inputs)
         return found
 
-    def _run(self, work: Pass, inputs: Tensor) -> Any:
+    def _checked(self, logits: Any) -> Tensor:
+        """Return what a model gave for logits, if it is a tensor."""
+        if isinstance(logits, Tensor):
+            return logits
+        raise UserError(
+            f"the model of a student ({self.arch}) returned {brief(logits)} in place of logits "
+            "(N, C): wrap it in a module whose forward returns the logits alone"
+        )
+
+    def _run(self, work: Pass, inputs: Any) -> Any:
         """Keep the statistics of before, for an update that may be skipped, and run a pass."""
         if self.norms and not self._shares_storage():
             self._statistics = _share_storage(self.norms)
@@ -117,6 +134,9 @@ class Student:
 
         Returns:
             0-d bool tensor: whether the step was skipped.
+
+        Raises:
+            UserError: a gradient is sparse.
         """
         ends, grads = [logits], [grad]
         if extra is not None:
@@ -135,24 +155,28 @@ class Student:
 
     def _collect_gradients(self) -> Tensor:
         """Return the norm of all gradients, 0-d."""
-        return torch.nn.utils.get_total_norm(
-            [p.grad for p in self.parameters if p.grad is not None]
-        )
+        found = [p.grad for p in self.parameters if p.grad is not None]
+        try:
+            return torch.nn.utils.get_total_norm(found)
+        except RuntimeError:
+            if all(grad.layout is torch.strided for grad in found):
+                raise
+            raise _sparse(f"a parameter of a student ({self.arch})") from None
 
     @torch.no_grad()
-    def predict(self, inputs: Tensor, *, training: bool = False) -> Tensor:
+    def predict(self, inputs: Any, *, training: bool = False) -> Tensor:
         """Return logits (N, C) without a graph; running statistics and the mode stay the same.
 
         Args:
-            inputs: (N, ...).
+            inputs: as of `forward`.
             training: whether to compute as in training (batch statistics, dropout).
         """
         was_training = self.model.training
         self.model.train(training)
         with _frozen(self.norms, training), self.precision.autocast():
-            logits: Tensor = self.model(inputs)
+            logits = self.model(inputs)
         self.model.train(was_training)
-        return logits
+        return self._checked(logits)
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate, in place where it is a tensor."""
@@ -208,6 +232,50 @@ class Student:
         first = self.norms[0].running_mean
         assert first is not None
         return bool(self._statistics) and first.data_ptr() == self._statistics[0].data_ptr()
+
+
+def _check(model: object, optimizer: object, precision: object) -> None:
+    """Refuse what cannot be a student's."""
+    for name, value, kind in (
+        ("model", model, nn.Module),
+        ("optimizer", optimizer, torch.optim.Optimizer),
+        ("precision", precision, Precision),
+    ):
+        if not isinstance(value, kind):
+            raise UserError(
+                f"the {name} of a student is {brief(value)}: give a {kind.__name__}, in the order "
+                "Student(model, optimizer, precision)"
+            )
+    assert isinstance(model, nn.Module)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    assert isinstance(precision, Precision)
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        kind = type(optimizer)
+        advice = "build it with fused=True"
+        if "fused" not in inspect.signature(kind).parameters:
+            advice = (
+                "it has no fused form: take SGD, Adam, AdamW or Adagrad with fused=True, or the "
+                f"loss alone (dml_fast.FusedMutualLoss) in a loop of your own with {kind.__name__}"
+            )
+        raise UserError(
+            f"the optimizer {kind.__name__} of a student is not fused, so it cannot skip a bad "
+            f"step on the device: {advice}"
+        )
+    device = optimizer.param_groups[0]["params"][0].device
+    if device.type != precision.device.type:
+        raise UserError(
+            f"the parameters of a student are on {device} and its precision is for "
+            f"{precision.device}: move the model there before its optimizer is made"
+        )
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.sparse:
+            raise _sparse(f"layer {name or type(layer).__name__!r} of a student")
+
+
+def _sparse(what: str) -> UserError:
+    return UserError(
+        f"{what} has sparse gradients, which no fused optimizer takes: build it with sparse=False"
+    )
 
 
 def _laid_out(value: Any, parameter: Tensor) -> Any:

@@ -6,12 +6,14 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from numbers import Integral
 from typing import TypeVar
 
 import torch
 
 from dml_fast.engine.executor import Executor
 from dml_fast.engine.student import Student
+from dml_fast.errors import check_number
 from dml_fast.rng import cpu_position
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,9 @@ class Threads(Executor):
         cohort: how many students this process has: more workers would be idle.
         workers: how many students run at a time; by default as many as there are intra-op threads.
         threads_each: intra-op threads of each worker; by default an equal share.
+
+    Raises:
+        UserError: a number is below 1.
     """
 
     name = "threads"
@@ -37,6 +42,12 @@ class Threads(Executor):
     def __init__(
         self, cohort: int, workers: int | None = None, threads_each: int | None = None
     ) -> None:
+        for what, count in (
+            ("cohort", cohort),
+            ("workers", 1 if workers is None else workers),
+            ("threads_each", 1 if threads_each is None else threads_each),
+        ):
+            check_number(what, count, "a whole number of at least 1", _is_count)
         total = torch.get_num_threads()
         self.workers = workers or min(cohort, total)
         self.threads_each = threads_each or max(1, total // self.workers)
@@ -113,6 +124,10 @@ class Threads(Executor):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.workers} x {self.threads_each})"
+
+
+def _is_count(number: object) -> bool:
+    return isinstance(number, Integral) and int(number) >= 1
 
 
 @contextmanager

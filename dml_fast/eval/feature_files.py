@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import logging
 import zipfile
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dml_fast.errors import UserError, reason
+from dml_fast.errors import UserError
 from dml_fast.eval import RankingResult, rank_features, rank_hamming, rerank
+from dml_fast.eval.checks import check_reranking
+from dml_fast.foreign import reading, shown
+from dml_fast.machine import available_bytes
+from dml_fast.ranking.inputs import as_ids
+from dml_fast.ranking.labels import junk_mask, make_labels
 
-_NEEDED = ("features", "pids")
+JUNK = -1
+
+_log = logging.getLogger("dml_fast")
+_SAVE = "save with numpy.savez(PATH, features=..., pids=..., cams=...)"
 
 
 class FeatureFile(NamedTuple):
     """What one file holds.
 
     Attributes:
+        path: of the file.
         features: (N, D) floats, or (N, B) uint8 codes of 8 B bits.
         pids: (N,) identities.
         cams: (N,) cameras, or None.
     """
 
+    path: Path
     features: NDArray[Any]
     pids: NDArray[Any]
     cams: NDArray[Any] | None
@@ -32,35 +44,65 @@ class FeatureFile(NamedTuple):
     def read(cls, path: Path) -> FeatureFile:
         """Read ``numpy.savez(path, features=..., pids=..., cams=...)``; pickles are not opened.
 
+        Other arrays are not read. The archive's checksums are tested.
+
         Raises:
-            UserError: the file is missing, damaged or no .npz file, or lacks an array.
+            UserError: the file is missing, damaged or no .npz file, lacks an array, or its arrays
+                do not belong together.
         """
+        name = f"--features {shown(path)}"
         if not path.is_file():
-            raise UserError(f"--features {path} does not exist: give two .npz files")
-        how = "np.savez(PATH, features=..., pids=..., cams=...)"
-        try:
-            file = np.load(path, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise UserError(f"--features {path} is one array: save several with {how}")
-            with file:
-                if missing := [name for name in _NEEDED if name not in file]:
-                    raise UserError(
-                        f"--features {path} has {', '.join(file) or 'nothing'} and no "
-                        f"{' and no '.join(missing)}: save with {how}"
-                    )
-                return cls(file["features"], file["pids"], file.get("cams"))
-        except UserError:
-            raise
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{name} does not exist: give two .npz files")
+        with reading(name, _SAVE), path.open("rb") as file:
+            if file.read(6) == np.lib.format.MAGIC_PREFIX:
+                raise UserError(f"{name} is one array: {_SAVE}")
+            with zipfile.ZipFile(file) as archive:
+                found = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
+                _check_names(name, found)
+                features, pids = (_array(archive, key, name) for key in ("features", "pids"))
+                cams = _array(archive, "cams", name) if "cams" in found else None
+        if features.ndim != 2 or features.dtype.kind not in "fiu":
             raise UserError(
-                f"--features {path} cannot be read ({reason(error)}): save with {how}"
-            ) from None
+                f"{name} has features of shape {features.shape} and type {features.dtype}: save "
+                "numbers, (N, D)"
+            )
+        as_ids(pids, f"pids in {name}", len(features))
+        if cams is not None:
+            as_ids(cams, f"cams in {name}", len(features))
+        return cls(path, features, pids, cams)
+
+
+def _check_names(name: str, found: list[str]) -> None:
+    missing = [key for key in ("features", "pids") if key not in found]
+    if missing == ["pids"]:
+        raise UserError(
+            f"{name} has no pids: without identities nothing can be scored, so add the array pids, "
+            "one for each row of features"
+        )
+    if missing:
+        there = shown(", ".join(found)) or "no array"
+        raise UserError(f"{name} has {there} and no {' and no '.join(missing)}: {_SAVE}")
+
+
+def _array(archive: zipfile.ZipFile, key: str, name: str) -> NDArray[Any]:
+    """Read one array. Its whole entry is read first, which tests its checksum."""
+    entry = archive.getinfo(f"{key}.npy")
+    if entry.file_size > available_bytes() // 2:
+        raise UserError(
+            f"{name} has {key} of {entry.file_size / 1e9:.1f} GB, more than half of the free memory"
+            ": give smaller files"
+        )
+    content = BytesIO(archive.read(entry))
+    array: NDArray[Any] = np.lib.format.read_array(content, allow_pickle=False)
+    if content.read(1):
+        raise ValueError(f"{key} has another shape than its data")
+    return array
 
 
 def rank_files(
     query: Path, gallery: Path, *, metric: str, protocol: str, reranked: bool
 ) -> RankingResult:
-    """Rank the features of one file among those of another.
+    """Rank the features of one file among those of another; identity -1 is junk.
 
     Args:
         query: a file with Q features or codes.
@@ -72,11 +114,33 @@ def rank_files(
     Raises:
         UserError: a file is not as `FeatureFile.read` needs it, or its arrays cannot be ranked.
     """
+    if reranked and metric == "hamming":
+        raise UserError("--rerank goes with features and not with --metric hamming")
     q, g = FeatureFile.read(query), FeatureFile.read(gallery)
-    rule: Any = {"protocol": protocol}
+    for file in (q, g):
+        if file.cams is None and protocol != "all":
+            raise UserError(
+                f"--features {shown(file.path)} has no cams: add the array cams, one for each row "
+                "of features, or give --protocol all, which ranks without cameras"
+            )
+    make_labels(
+        q.pids,
+        g.pids,
+        q.cams,
+        g.cams,
+        queries=len(q.pids),
+        items=len(g.pids),
+        junk_pid=JUNK,
+        camera_rule=protocol != "all",
+        without_cameras="--protocol all",
+    )
+    if reranked:
+        check_reranking(len(q.pids) + len(g.pids))
+    junk = int(junk_mask(g.pids, JUNK).sum())
+    if junk:
+        _log.warning("%d of %d gallery items are junk (identity -1): left out", junk, len(g.pids))
+    rule: Any = {"protocol": protocol, "junk_pid": JUNK}
     if metric == "hamming":
-        if reranked:
-            raise UserError("--rerank goes with features and not with --metric hamming")
         return rank_hamming(q.features, g.features, q.pids, g.pids, q.cams, g.cams, **rule)
     rank_gallery = rerank if reranked else rank_features
     return rank_gallery(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ def evaluate_run(
     data: str = "",
     split: str = "test",
     checkpoint: str = "best",
+    allow_code: Collection[str] = (),
     device: str = "auto",
     batch_size: int = 512,
     reranked: bool = False,
@@ -47,6 +48,7 @@ def evaluate_run(
         data: a data set in place of the run's own, or "".
         split: train, val or test.
         checkpoint: best, last or previous.
+        allow_code: the functions, as ``package.module:function``, that may build students.
         device: auto, cpu, cuda or cuda:N.
         batch_size: images at a time.
         reranked: whether to correct the distances with mutual neighbours (`dml_fast.eval.rerank`).
@@ -67,10 +69,10 @@ def evaluate_run(
         for flag, value in (("--rerank", reranked), ("--ranked-lists", lists)):
             if value:
                 raise UserError(f"{flag} ranks, and {run.folder} learned classes: leave it out")
-    trained = Trained.load(run, checkpoint)
-    precision = _precision(config, pick_device(device))
+    trained = Trained.load(run, checkpoint, allow_code)
+    precision = run_precision(config, pick_device(device))
     images = _part(open_data(run, data), split, data or config.data)
-    models = _models(trained, config, precision)
+    models = run_students(trained, config, precision)
     batches = evaluation_batches(
         images,
         batch_size=batch_size,
@@ -175,18 +177,28 @@ def _shares(result: RankingResult | None) -> dict[str, float | None]:
     return means | {f"rank{k}": float(result.cmc[k - 1]) for k in (1, 5, 10)}
 
 
-def _models(trained: Trained, config: TrainConfig, precision: Precision) -> list[nn.Module]:
-    """Build the students on their device, in evaluation mode and in training's precision."""
+def run_students(
+    trained: Trained, config: TrainConfig, precision: Precision, chosen: Sequence[int] | None = None
+) -> list[nn.Module]:
+    """Build students on their device, in evaluation mode and in training's precision.
+
+    Args:
+        trained: of the run.
+        config: of the run.
+        precision: of `run_precision`.
+        chosen: the numbers of the students; by default all.
+    """
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     models = []
-    for k in range(len(trained.archs)):
+    for k in range(len(trained.archs)) if chosen is None else chosen:
         model = trained.model(k).to(precision.device)
-        models.append(model.to(memory_format=layout))  # type: ignore[call-overload]
-        keep_in_full_precision(models[k], precision)
+        model = model.to(memory_format=layout)  # type: ignore[call-overload]
+        keep_in_full_precision(model, precision)
+        models.append(model)
     return models
 
 
-def _precision(config: TrainConfig, device: torch.device) -> Precision:
+def run_precision(config: TrainConfig, device: torch.device) -> Precision:
     """Return the run's own precision, but fp32, which loses nothing, for fp16 on a CPU."""
     amp = config.amp
     if amp and config.amp_dtype == "fp16" and device.type == "cpu":

@@ -96,7 +96,8 @@ def search(
     g = slice(images.queries, None)
     pids, cams = images.labels, images.cams
     rank_gallery = rerank if reranked else rank_features
-    return rank_gallery(features[q], features[g], pids[q], pids[g], cams[q], cams[g], topk=topk)
+    labels = (pids[q], pids[g], cams[q], cams[g])
+    return rank_gallery(features[q], features[g], *labels, junk_pid=-1, topk=topk)
 
 
 def evaluate_retrieval(

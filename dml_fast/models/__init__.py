@@ -5,6 +5,12 @@ Importing this package does not import torch: names are checked first, networks 
 
 from __future__ import annotations
 
-from dml_fast.models.registry import check_model_name, create_model, model_names
+from dml_fast.models.registry import (
+    check_code,
+    check_model_name,
+    create_model,
+    model_names,
+    names_code,
+)
 
-__all__ = ["check_model_name", "create_model", "model_names"]
+__all__ = ["check_code", "check_model_name", "create_model", "model_names", "names_code"]

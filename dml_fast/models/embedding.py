@@ -82,6 +82,27 @@ def last_linear(net: nn.Module) -> str | None:
     return names[-1] if names else None
 
 
+def classifier_of(model: nn.Module) -> nn.Module:
+    """Return a trained network's classifier, whose input is its embedding of an image.
+
+    That is the classifier of an `EmbeddingNet`, what timm's ``get_classifier()`` returns, or the
+    last linear layer in the order of registration.
+
+    Raises:
+        UserError: there is none.
+    """
+    if isinstance(model, EmbeddingNet):
+        return model.classifier
+    get = getattr(model, "get_classifier", None)
+    found = get() if callable(get) else model.get_submodule(last_linear(model) or "")
+    if not isinstance(found, nn.Linear):
+        raise UserError(
+            f"{type(model).__name__} gives no embeddings: its last layer is not linear; leave out "
+            "--features, or give another --student"
+        )
+    return found
+
+
 def _remove_classifier(net: nn.Module, num_classes: int, name: str) -> None:
     reset = getattr(net, "reset_classifier", None)
     if callable(reset):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from dml_fast.errors import UserError
+from dml_fast.foreign import shown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,6 +66,31 @@ def check_model_name(name: str) -> None:
         UserError: the name is unknown or malformed, or its package is not installed.
     """
     _find_recipe(name)
+
+
+def names_code(name: str) -> bool:
+    """Return whether ``name`` is a ``package.module:function``, which is imported and called."""
+    return ":" in name and name.partition(":")[0] not in _ZOOS
+
+
+def check_code(names: Iterable[str], allowed: Iterable[str], where: object, advice: str) -> None:
+    """Refuse ``package.module:function`` that only a file names: to build it is to run code.
+
+    Args:
+        names: the architectures that a file names.
+        allowed: those that the user names.
+        where: the file or folder.
+        advice: how the user allows one, with ``{}`` for its name.
+
+    Raises:
+        UserError: a function is not allowed.
+    """
+    for name in names:
+        if names_code(name) and name not in allowed:
+            raise UserError(
+                f"{shown(where)} names code to run, {shown(name)}: if you trust it, "
+                f"{advice.format(shown(name))}"
+            )
 
 
 def create_model(

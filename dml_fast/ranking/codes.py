@@ -11,7 +11,7 @@ from dml_fast.machine import cores
 from dml_fast.ranking.distances import collect, labels_for
 from dml_fast.ranking.inputs import ArrayLike, as_numpy
 from dml_fast.ranking.labels import NO_INTS, Labels
-from dml_fast.ranking.protocol import SingleShot, make_rules
+from dml_fast.ranking.protocol import USUAL_JUNK, JunkPid, SingleShot, make_rules
 from dml_fast.ranking.result import RankingResult
 
 MOST_BYTES = 8 * 1023  # distances are counted in 16 bits
@@ -28,7 +28,7 @@ def rank_hamming(
     max_rank: int = 50,
     protocol: str | SingleShot = "market1501",
     ties: str = "stable",
-    junk_pid: int | None = -1,
+    junk_pid: JunkPid = USUAL_JUNK,
     camera_rule: bool = True,
     count_invalid: bool = False,
     topk: int = 0,
@@ -77,7 +77,8 @@ def rank_hamming(
     kept = np.flatnonzero(labels.item_identity >= 0)
     if len(kept) < len(g):
         g, labels = g[kept], _without_junk(labels, kept)
-    rest = (rules.max_rank, rules.topk, rules.repeats, rules.seed, cores(shared=False))
+    length = rules.curve_length(len(g))
+    rest = (length, rules.topk, rules.repeats, rules.seed, cores(shared=False))
     part = _native.rank_codes(q, g, *labels, rules.ties_number, *rest)
     nearest = np.where(part[3] >= 0, kept[part[3]], -1)
     return collect([(*part[:3], nearest, 0)], rules)

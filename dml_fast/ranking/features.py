@@ -14,7 +14,7 @@ from dml_fast.machine import cores
 from dml_fast.ranking.distances import Part, collect, labels_for, rank_rows
 from dml_fast.ranking.inputs import ArrayLike, Floats, as_floats
 from dml_fast.ranking.labels import Labels
-from dml_fast.ranking.protocol import Rules, SingleShot, make_rules
+from dml_fast.ranking.protocol import USUAL_JUNK, JunkPid, Rules, SingleShot, make_rules
 from dml_fast.ranking.result import RankingResult
 from dml_fast.ranking.tiles import CHUNK, Ranker, Screen, Tiling, query_blocks
 
@@ -34,7 +34,7 @@ def rank_features(
     max_rank: int = 50,
     protocol: str | SingleShot = "market1501",
     ties: str = "stable",
-    junk_pid: int | None = -1,
+    junk_pid: JunkPid = USUAL_JUNK,
     camera_rule: bool = True,
     count_invalid: bool = False,
     topk: int = 0,
@@ -140,7 +140,7 @@ def _screened_parts(screen: Screen, labels: Labels, rules: Rules) -> Iterator[Pa
     positives = sizes[labels.query_identity]
     for begin, end in query_blocks(positives, screen.dims, screen.tiling):
         screen.run(begin, end)
-        yield screen.ranker.finish(rules.ties_number, rules.max_rank)
+        yield screen.ranker.finish(rules.ties_number, rules.curve_length(screen.items))
 
 
 def _row_parts(ranker: Ranker, labels: Labels, rules: Rules) -> Iterator[Part]:

@@ -16,6 +16,8 @@ ArrayLike: TypeAlias = "NDArray[Any] | Tensor | list[Any] | tuple[Any, ...]"
 Floats: TypeAlias = "NDArray[np.float32] | NDArray[np.float64]"
 Ints: TypeAlias = NDArray[np.int64]
 
+_MOST_INT64 = 2**63 - 1
+
 
 def as_numpy(value: ArrayLike) -> NDArray[Any]:
     """Return the same numbers as an array: a CPU tensor's memory, or a CUDA tensor's copy."""
@@ -51,7 +53,7 @@ def as_floats(value: ArrayLike, name: str, shape: str) -> Floats:
 
 
 def as_ids(value: ArrayLike, name: str, length: int) -> NDArray[Any]:
-    """Return identities or cameras as (length,) int64 or strings.
+    """Return identities or cameras as (length,) int64, strings or bytes; uint64 beyond int64.
 
     Raises:
         UserError: length, shape or type do not fit.
@@ -59,8 +61,33 @@ def as_ids(value: ArrayLike, name: str, length: int) -> NDArray[Any]:
     array = as_numpy(value)
     if array.ndim != 1 or len(array) != length:
         raise UserError(f"{name} has shape {array.shape}: pass one for each row, ({length},)")
-    if array.dtype.kind == "U":
+    if array.dtype.kind == "T":  # numpy's strings of any length
+        array = array.astype(np.str_)
+    if array.dtype.kind not in "iuUS":
+        raise UserError(
+            f"{name} has type {array.dtype}: pass integers up to 64 bits, strings or bytes"
+        )
+    if array.dtype.kind in "US":
         return array
-    if array.dtype.kind not in "iu" or (array.dtype == np.uint64 and array.max() > 2**63 - 1):
-        raise UserError(f"{name} has type {array.dtype}: pass integers up to 64 bits, or strings")
+    if array.dtype.kind == "u" and array.size and int(array.max()) > _MOST_INT64:
+        return array.astype(np.uint64)
     return array.astype(np.int64)
+
+
+def comparable(
+    q: NDArray[Any], g: NDArray[Any], q_name: str, g_name: str
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return two arrays of `as_ids` so that numpy compares them without rounding.
+
+    Raises:
+        UserError: one holds integers, strings or bytes, and the other does not.
+    """
+    kinds = {q.dtype.kind, g.dtype.kind}
+    if len(kinds) == 1:
+        return q, g
+    if kinds == {"i", "u"}:  # numpy would compare them in float64
+        return q.astype(object), g.astype(object)
+    raise UserError(
+        f"{q_name} has type {q.dtype} and {g_name} {g.dtype}: pass integers, strings or bytes "
+        "for both"
+    )

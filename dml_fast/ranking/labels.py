@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dml_fast.errors import UserError
-from dml_fast.ranking.inputs import ArrayLike, Ints, as_ids
+from dml_fast.ranking.inputs import ArrayLike, Ints, as_ids, as_numpy, comparable
+from dml_fast.ranking.protocol import JunkPid
 
 NO_INTS = np.zeros(0, np.int64)
 
@@ -50,19 +51,32 @@ def make_labels(
     *,
     queries: int,
     items: int,
-    junk_pid: int | None,
+    junk_pid: JunkPid,
     camera_rule: bool,
+    count_invalid: bool = False,
+    without_cameras: str = "camera_rule=False",
 ) -> Labels:
     """Number the identities and sort the gallery by them.
 
+    Args:
+        q_pids: (Q,) as in `rank_distances`, with all that follows.
+        g_pids: (G,).
+        q_cams: (Q,).
+        g_cams: (G,).
+        queries: Q.
+        items: G.
+        junk_pid: see there.
+        camera_rule: see there.
+        count_invalid: see there.
+        without_cameras: what an error tells the caller to give for a search without cameras.
+
     Raises:
-        UserError: lengths or types do not fit, cameras are missing, or no query has a match.
+        UserError: lengths or types do not fit, cameras are missing, or no query has a match and
+            ``count_invalid`` is not set.
     """
     q, g = as_ids(q_pids, "q_pids", queries), as_ids(g_pids, "g_pids", items)
-    _same_kind(q, g, "q_pids", "g_pids")
-    is_junk = np.zeros(items, bool)
-    if junk_pid is not None and g.dtype.kind != "U":
-        is_junk = g == junk_pid
+    q, g = comparable(q, g, "q_pids", "g_pids")
+    is_junk = junk_mask(as_numpy(g_pids), junk_pid)
     kept = np.flatnonzero(~is_junk)
     by_identity = _stable_order(g[kept])
     members, ids = kept[by_identity], g[kept][by_identity]
@@ -76,6 +90,11 @@ def make_labels(
         query_identity = np.where(names[place] == q, place, -1).astype(np.int64)
     query_camera = item_camera = NO_INTS
     if camera_rule:
+        if q_cams is None or g_cams is None:
+            missing = "q_cams" if q_cams is None else "g_cams"
+            raise UserError(
+                f"{missing} is missing: pass cameras, or {without_cameras} to rank without them"
+            )
         query_camera, item_camera = _cameras(q_cams, g_cams, queries, items)
     labels = Labels(
         query_identity,
@@ -86,48 +105,66 @@ def make_labels(
         members.astype(np.int64),
         np.flatnonzero(is_junk).astype(np.int64),
     )
-    _check_matches(labels)
+    if not count_invalid:
+        _check_matches(labels, without_cameras)
     return labels
 
 
+def junk_mask(g_pids: NDArray[Any], junk_pid: JunkPid) -> NDArray[np.bool_]:
+    """Return (G,) which gallery items are junk, compared in the type of ``g_pids`` (G,).
+
+    A number is its decimal digits among strings and bytes. Among unsigned integers a negative one
+    is what ``astype`` makes of it: -1 is the largest.
+
+    Raises:
+        UserError: a string among integers, bytes among strings, or another type.
+    """
+    if junk_pid is None:
+        return np.zeros(len(g_pids), bool)
+    dtype = g_pids.dtype
+    whole = isinstance(junk_pid, int | np.integer)
+    if dtype.kind == "S" and (whole or isinstance(junk_pid, str | bytes)):
+        text = junk_pid if isinstance(junk_pid, bytes) else str(junk_pid).encode()
+        return np.asarray(g_pids == text)
+    if dtype.kind in "UT" and (whole or isinstance(junk_pid, str)):
+        return np.asarray(g_pids == str(junk_pid))
+    if dtype.kind not in "iu" or not whole:
+        asked = {"S": "bytes", "U": "a string", "T": "a string"}.get(dtype.kind, "an integer")
+        raise UserError(f"junk_pid is {junk_pid!r} and g_pids has type {dtype}: pass {asked}")
+    number, bits = int(junk_pid), 8 * dtype.itemsize
+    if dtype.kind == "u" and -(2 ** (bits - 1)) <= number < 0:
+        number += 2**bits
+    if not np.iinfo(dtype).min <= number <= np.iinfo(dtype).max:
+        return np.zeros(len(g_pids), bool)
+    return np.asarray(g_pids == dtype.type(number))
+
+
 def _stable_order(values: NDArray[Any]) -> NDArray[np.intp]:
-    if values.dtype.kind != "U" and len(values):
+    if values.dtype.kind in "iu" and len(values):
         low, high = values.min(), values.max()
         if int(high) - int(low) < 2**16:
             values = (values - low).astype(np.uint16)  # numpy sorts these by radix, 6 times as fast
     return np.argsort(values, kind="stable")
 
 
-def _cameras(
-    q_cams: ArrayLike | None, g_cams: ArrayLike | None, queries: int, items: int
-) -> tuple[Ints, Ints]:
-    if q_cams is None or g_cams is None:
-        missing = "q_cams" if q_cams is None else "g_cams"
-        raise UserError(
-            f"{missing} is missing: pass cameras, or camera_rule=False to rank without them"
-        )
+def _cameras(q_cams: ArrayLike, g_cams: ArrayLike, queries: int, items: int) -> tuple[Ints, Ints]:
     q, g = as_ids(q_cams, "q_cams", queries), as_ids(g_cams, "g_cams", items)
-    _same_kind(q, g, "q_cams", "g_cams")
-    if q.dtype.kind == "U":
+    q, g = comparable(q, g, "q_cams", "g_cams")
+    if q.dtype != np.int64:
         numbers = np.unique(np.concatenate([q, g]), return_inverse=True)[1].astype(np.int64)
         return numbers[:queries], numbers[queries:]
     return q, g
 
 
-def _same_kind(q: Ints, g: Ints, q_name: str, g_name: str) -> None:
-    if (q.dtype.kind == "U") != (g.dtype.kind == "U"):
-        raise UserError(
-            f"{q_name} has type {q.dtype} and {g_name} {g.dtype}: pass integers or strings for both"
-        )
-
-
-def _check_matches(labels: Labels) -> None:
+def _check_matches(labels: Labels, without_cameras: str) -> None:
     """Refuse an evaluation without a single match, and say why there is none."""
     known = np.flatnonzero(labels.query_identity >= 0)
     if not len(known):
+        junk, items = len(labels.junk), len(labels.item_identity)
+        left_out = f" ({junk} of {items} gallery items are junk)" if junk else ""
         raise UserError(
-            "no query has a match: none of the queries' identities is in the gallery; check that "
-            "q_pids and g_pids number the same people alike"
+            "no query has a match: none of the queries' identities is in the gallery"
+            f"{left_out}; check that both number the same people alike"
         )
     if not len(labels.query_camera):
         return
@@ -138,5 +175,5 @@ def _check_matches(labels: Labels) -> None:
             return
     raise UserError(
         "no query has a valid match: each has the same camera as all gallery images of its "
-        "identity; give query and gallery their true cameras, or camera_rule=False"
+        f"identity; give query and gallery their true cameras, or {without_cameras}"
     )

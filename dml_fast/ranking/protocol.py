@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
+from typing import TypeAlias
 
 from dml_fast.errors import UserError
+from dml_fast.machine import available_bytes
 
 TIES = ("stable", "expected", "optimistic", "pessimistic")  # csrc/scores.hpp: enum Ties
 PROTOCOLS = ("market1501", "cuhk03", "all")
+_LITTLE = 1 << 26  # bytes that are not worth asking how much is free
+
+
+class UsualJunk(int):
+    """A ``junk_pid`` that the caller did not choose: a warning counts what it leaves out."""
+
+
+USUAL_JUNK = UsualJunk(-1)
+JunkPid: TypeAlias = int | str | bytes | None
 
 
 @dataclass(frozen=True)
@@ -44,12 +56,31 @@ class Rules:
     max_rank: int
     protocol: str
     ties: str
-    junk_pid: int | None
+    junk_pid: JunkPid
     camera_rule: bool
     count_invalid: bool
     topk: int
     repeats: int
     seed: int
+
+    def curve_length(self, items: int) -> int:
+        """Return how many ranks of G = ``items`` are counted; beyond them curves are constant."""
+        return min(self.max_rank, max(items, 1))
+
+    def check_memory(self, queries: int, items: int) -> None:
+        """Refuse results that do not fit in memory.
+
+        Raises:
+            UserError: ``max_rank`` or ``topk`` is too large for Q = ``queries``, G = ``items``.
+        """
+        chunks = -(-queries // 16)  # the C++ code counts for 16 queries at a time
+        curves = 6 * self.max_rank + 4 * chunks * self.curve_length(items)
+        needed = 8 * (curves + 3 * queries * self.topk)
+        if needed > _LITTLE and needed > (free := available_bytes()):
+            raise UserError(
+                f"max_rank is {self.max_rank} and topk {self.topk}: the result would take "
+                f"{needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: give less"
+            )
 
     @property
     def ties_number(self) -> int:
@@ -57,12 +88,24 @@ class Rules:
         return TIES.index(self.ties)
 
 
+def check_whole(name: str, value: int, least: int | None = None) -> int:
+    """Return a number as int.
+
+    Raises:
+        UserError: it is not whole, or below ``least``.
+    """
+    if not isinstance(value, Integral) or (least is not None and value < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise UserError(f"{name} is {value!r}: give a whole number{bound}")
+    return int(value)
+
+
 def make_rules(
     *,
     max_rank: int,
     protocol: str | SingleShot,
     ties: str,
-    junk_pid: int | None,
+    junk_pid: JunkPid,
     camera_rule: bool,
     count_invalid: bool,
     topk: int,
@@ -72,16 +115,17 @@ def make_rules(
     Raises:
         UserError: one of them is out of range or unknown.
     """
-    if max_rank < 1:
-        raise UserError(f"max_rank is {max_rank}: it must be at least 1")
-    if topk < 0:
-        raise UserError(f"topk is {topk}: it must be at least 0")
+    max_rank, topk = check_whole("max_rank", max_rank, 1), check_whole("topk", topk, 0)
     if ties not in TIES:
         raise UserError(f"ties={ties!r} is unknown: choose from {', '.join(TIES)}")
     repeats, seed = -1, 0
     if isinstance(protocol, SingleShot):
-        if protocol.repeats < 1 or not 0 <= protocol.seed < 2**64:
-            raise UserError(f"{protocol} is impossible: repeats >= 1 and 0 <= seed < 2**64")
+        whole = all(isinstance(n, Integral) for n in (protocol.repeats, protocol.seed))
+        if not (whole and 1 <= protocol.repeats < 2**63 and 0 <= protocol.seed < 2**64):
+            raise UserError(
+                f"{protocol} is impossible: whole numbers, 1 <= repeats < 2**63 and "
+                "0 <= seed < 2**64"
+            )
         name, repeats, seed = "cuhk03", protocol.repeats, protocol.seed
     elif protocol in PROTOCOLS:
         name = protocol

@@ -15,9 +15,11 @@ from dml_fast.ranking.distances import Part, collect, labels_for, rank_rows
 from dml_fast.ranking.features import ROW_BYTES, feature_pair, make_ranker
 from dml_fast.ranking.inputs import ArrayLike, Floats
 from dml_fast.ranking.labels import NO_INTS, Labels
-from dml_fast.ranking.protocol import SingleShot, make_rules
+from dml_fast.ranking.protocol import USUAL_JUNK, JunkPid, SingleShot, check_whole, make_rules
 from dml_fast.ranking.result import RankingResult
 from dml_fast.ranking.tiles import CHUNK, Screen, Tiling, query_blocks
+
+K1 = 20  # the paper's size of a neighbourhood
 
 Reranker: TypeAlias = "_native.RerankF32 | _native.RerankF64"
 
@@ -30,14 +32,14 @@ def rerank(
     q_cams: ArrayLike | None = None,
     g_cams: ArrayLike | None = None,
     *,
-    k1: int = 20,
+    k1: int = K1,
     k2: int = 6,
     lambda_value: float = 0.3,
     metric: str = "cosine",
     max_rank: int = 50,
     protocol: str | SingleShot = "market1501",
     ties: str = "stable",
-    junk_pid: int | None = -1,
+    junk_pid: JunkPid = USUAL_JUNK,
     camera_rule: bool = True,
     count_invalid: bool = False,
     topk: int = 0,
@@ -103,6 +105,8 @@ def make_reranker(
         UserError: as `rerank`.
     """
     count = len(images)
+    for name, number in (("k1", k1), ("k2", k2)):
+        check_whole(name, number)
     if not 1 <= k1 < count:
         raise UserError(f"k1 is {k1}: with {count} images it must be in 1..{count - 1}")
     if not 1 <= k2 <= k1 + 1:

@@ -97,6 +97,7 @@ def make_result(
     hits_at: NDArray[np.float64],
     topk: Ints,
     *,
+    max_rank: int,
     ties: str,
     protocol: str,
     count_invalid: bool,
@@ -105,9 +106,11 @@ def make_result(
 
     Args:
         scores: (Q, 8), NaN in the rows of queries without a valid match.
-        first_at: (chunks, max_rank) queries whose first match has that rank, summed by chunk.
-        hits_at: (chunks, max_rank) matches at that rank.
+        first_at: (chunks, ranks) queries whose first match has that rank, summed by chunk; at most
+            ``max_rank`` ranks, and none beyond the gallery's end.
+        hits_at: (chunks, ranks) matches at that rank.
         topk: (Q, topk).
+        max_rank: length of the curves.
         ties: the rule.
         protocol: its name.
         count_invalid: whether queries without a valid match score 0.
@@ -120,13 +123,16 @@ def make_result(
     if count_invalid:
         scores = np.where(valid[:, None], scores, 0.0)
     means = np.sum(scores[valid], axis=0) / counted
-    max_rank = first_at.shape[1]
+    first, hits = (
+        np.concatenate([of_chunks.sum(0), np.zeros(max_rank - of_chunks.shape[1])])
+        for of_chunks in (first_at, hits_at)
+    )
     return RankingResult(
         mAP=float(means[AP]),
         mAP_trapezoid=float(means[AP_TRAPEZOID]),
         mINP=float(means[INP]),
-        cmc=np.cumsum(first_at.sum(0)) / counted,
-        precision=np.cumsum(hits_at.sum(0)) / np.arange(1, max_rank + 1) / counted,
+        cmc=np.cumsum(first) / counted,
+        precision=np.cumsum(hits) / np.arange(1, max_rank + 1) / counted,
         r_precision=float(means[R_PRECISION]),
         map_at_r=float(means[MAP_AT_R]),
         mrr=float(means[RECIPROCAL_RANK]),

@@ -15,7 +15,7 @@ from dml_fast.ranking.distances import Part, collect, labels_for, rank_rows
 from dml_fast.ranking.features import ROW_BYTES, feature_pair, make_ranker
 from dml_fast.ranking.inputs import ArrayLike, Floats, Ints, as_floats, as_ids
 from dml_fast.ranking.labels import Labels, make_labels
-from dml_fast.ranking.protocol import SingleShot, make_rules
+from dml_fast.ranking.protocol import USUAL_JUNK, JunkPid, SingleShot, make_rules
 from dml_fast.ranking.result import RankingResult
 from dml_fast.ranking.tiles import CHUNK, Ranker
 
@@ -68,7 +68,7 @@ def rank_sets(
     max_rank: int = 50,
     protocol: str | SingleShot = "market1501",
     ties: str = "stable",
-    junk_pid: int | None = -1,
+    junk_pid: JunkPid = USUAL_JUNK,
     camera_rule: bool = True,
     count_invalid: bool = False,
     topk: int = 0,
@@ -85,7 +85,8 @@ def rank_sets(
         g_pids: (G,) identities.
         q_cams: (Q,) cameras.
         g_cams: (G,) cameras.
-        q_sets: (Q,) which set an image belongs to, integers or strings; None: each is its own.
+        q_sets: (Q,) which set an image belongs to, of the types of identities; None: each is its
+            own.
         g_sets: (G,); None: each is its own. Results number the sets by these labels, sorted.
         reduction: ``min``, ``mean`` or ``log_sum_exp`` of the distances of all pairs of images, or
             ``centroid``: the distance of the mean features (of a set with the query's identity,
@@ -116,8 +117,8 @@ def rank_sets(
     if reduction not in (*REDUCTIONS, "centroid"):
         names = ", ".join((*REDUCTIONS, "centroid"))
         raise UserError(f"reduction={reduction!r} is unknown: choose from {names}")
-    if not temperature > 0:
-        raise UserError(f"temperature is {temperature}: it must be above 0")
+    if not 0 < temperature < np.inf:
+        raise UserError(f"temperature is {temperature}: it must be above 0 and finite")
     q, g = feature_pair(query, gallery)
     images = labels_for(rules, (len(q), len(g)), q_pids, g_pids, q_cams, g_cams)
     ranker = make_ranker(q, g, images, metric, 0)
@@ -131,6 +132,7 @@ def rank_sets(
         items=len(items),
         junk_pid=-1,
         camera_rule=rules.camera_rule,
+        count_invalid=rules.count_invalid,
     )
 
     def parts() -> Iterator[Part]:

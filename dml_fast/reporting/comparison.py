@@ -12,7 +12,7 @@ from typing import Any
 
 from dml_fast.config_files import NOT_A_SETTING
 from dml_fast.errors import UserError
-from dml_fast.reporting.markdown import table
+from dml_fast.reporting.markdown import plain, table
 from dml_fast.reporting.plots import plot_curves, plot_groups
 from dml_fast.runs.files import atomic_write
 from dml_fast.runs.folder import Run
@@ -120,7 +120,7 @@ def to_markdown(entries: Sequence[Entry]) -> str:
     header = ["run", "method", "students", "epochs", "seed"]
     rows = [
         [
-            entry.label,
+            plain(entry.label),
             *_what(entry),
             str(entry.run.config.seed),
             *_options(entry, differing),
@@ -133,7 +133,7 @@ def to_markdown(entries: Sequence[Entry]) -> str:
         for entry in entries
     ]
     measured = ["best epoch", "best student, %", "mean student, %", "ensemble, %", "images/s"]
-    parts = ["# Comparison of runs" if len(entries) > 1 else f"# {entries[0].label}"]
+    parts = ["# Comparison of runs" if len(entries) > 1 else f"# {plain(entries[0].label)}"]
     parts.append(table([*header, *_column(differing), *measured], rows))
     parts.append(
         f"Shares are the {score_of(entries[0].best).name} on the validation split, in the epoch "
@@ -147,7 +147,7 @@ def to_markdown(entries: Sequence[Entry]) -> str:
     if any(len(members) > 1 for members in finished.values()):
         parts += ["## Over seeds", _seeds(finished, differing)]
         note = "Mean ± standard error over n runs that differ only by seed."
-        if unfinished := [entry.label for entry in entries if not entry.complete]:
+        if unfinished := [plain(entry.label) for entry in entries if not entry.complete]:
             note += f" Left out because they are not finished: {', '.join(unfinished)}."
         parts.append(note)
     return "\n\n".join(parts) + "\n"
@@ -206,7 +206,7 @@ def _seeds(groups: Mapping[str, Sequence[Entry]], differing: set[str]) -> str:
 def _what(entry: Entry) -> list[str]:
     config, done = entry.run.config, len(entry.history)
     epochs = str(done) if entry.complete else f"{done} of {config.total_epochs}"
-    return [config.method, _cohort(config.architectures), epochs]
+    return [config.method, plain(_cohort(config.architectures)), epochs]
 
 
 def _cohort(names: Sequence[str]) -> str:
@@ -222,7 +222,8 @@ def _option(name: str, options: Mapping[str, Any]) -> str:
 def _options(entry: Entry, differing: set[str]) -> list[str]:
     """Return a cell with the options that differ among runs and have no column, if any do."""
     options = dict(entry.setting)
-    return [" ".join(_option(name, options) for name in sorted(differing))] if differing else []
+    words = (plain(_option(name, options)) for name in sorted(differing))
+    return [" ".join(words)] if differing else []
 
 
 def _column(differing: set[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dml_fast.errors import reason
+from dml_fast.foreign import shown
 from dml_fast.runs.history import MAP, EpochLine, percent, score_of
 
 if TYPE_CHECKING:
@@ -24,17 +26,77 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dml_fast")
 
 
+class PlainConsole(Console):
+    """A console that prints text as it is: names are no markup, no emoji and nothing to colour."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        """Let the caller see the error; rich would end the process with exit code 1."""
+        raise
+
+
+class _OneLine(logging.Formatter):
+    """Formats a message as one line that can be printed, whatever names are in it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = shown(record.message)
+        return super().formatMessage(record)
+
+
 def set_up_logging(console: Console) -> None:
     """Send the package's messages to stderr, above the progress bar on a terminal."""
     handler: logging.Handler
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, log_time_format="%X")
+        handler.setFormatter(_OneLine())
     else:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(_OneLine("%(asctime)s %(message)s", "%H:%M:%S"))
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+@contextmanager
+def at_the_end(what: str, again: str) -> Iterator[None]:
+    """Let the work inside fail without failing the run, which is finished: say so in one line.
+
+    Args:
+        what: what the work makes.
+        again: what the user can do to get it.
+    """
+    try:
+        yield
+    except Exception as error:
+        logger.warning("%s: not written (%s); %s", what, reason(error), again)
+
+
+@contextmanager
+def progress(what: str, total: int, *, hidden: bool) -> Iterator[Callable[[int], None]]:
+    """Show a bar on stderr while inside, if it is a terminal and the bar is not ``hidden``.
+
+    Yields:
+        A function to call with how many of ``total`` are done.
+    """
+    console = PlainConsole(stderr=True)
+    if hidden or not console.is_terminal:
+        yield lambda done: None
+        return
+    with _bar(console) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _bar(console: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, transient=True)
 
 
 class Reporter:
@@ -45,7 +107,7 @@ class Reporter:
     """
 
     def __init__(self, tensorboard: Path | None = None) -> None:
-        self.console = Console(stderr=True)
+        self.console = PlainConsole(stderr=True)
         set_up_logging(self.console)
         self._bar: tuple[Progress, Any] | None = None
         self._events = tensorboard
@@ -55,7 +117,7 @@ class Reporter:
         self,
         config: TrainConfig,
         data: DataSet,
-        students: Sequence[dict[str, Any]],
+        students: Sequence[Mapping[str, Any]],
         precision: Precision,
         world: World,
     ) -> None:
@@ -86,13 +148,7 @@ class Reporter:
         if not self.console.is_terminal:
             yield
             return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self.console, transient=True) as bar:
+        with _bar(self.console) as bar:
             self._bar = bar, bar.add_task("training", total=total, completed=done)
             yield
         self._bar = None
@@ -122,15 +178,30 @@ class Reporter:
                     k,
                     student["skipped"],
                 )
-        if self._writer is not None:
+        with self._writing():
             self._write_events(line)
 
     def close(self) -> None:
         """Flush what is still to be written."""
-        if self._writer is not None:
-            self._writer.close()
+        with self._writing():
+            if self._writer is not None:
+                self._writer.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Give TensorBoard up in one line where its events cannot be written: they are a copy."""
+        try:
+            yield
+        except Exception as error:
+            self._writer = None
+            logger.warning(
+                "TensorBoard's events cannot be written from here on (%s): metrics.jsonl has all",
+                reason(error),
+            )
 
     def _write_events(self, line: EpochLine) -> None:
+        if self._writer is None:
+            return
         for k, student in enumerate(line["students"]):
             for name, value in student.items():
                 if name not in ("arch", "skipped") and value is not None:

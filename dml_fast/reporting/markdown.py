@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+from dml_fast.foreign import shown
+
+# an underscore inside a word is none
+_MARKUP = re.compile(r"[\\`*\[\]<>&$~]|(?<![^\W_])_|_(?![^\W_])")
+
+
+def plain(name: str) -> str:
+    """Return a name so that Markdown shows it as it is; most names need no change."""
+    return _MARKUP.sub(r"\\\g<0>", shown(name))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -14,8 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from dml_fast.foreign import shown
 from dml_fast.runs.files import atomic_write
 from dml_fast.runs.history import (
     EpochLine,
@@ -117,7 +119,7 @@ def run_figure(label: str, history: History) -> Figure:
     ]
     entries.append((f"{_percent(ensemble_score(best))}  ensemble", "black", "-"))
     _legend(axes[5], f"{val.title}, best epoch: {best['epoch']} (dotted)", entries)
-    return figure
+    return without_latex(figure)
 
 
 def groups_figure(groups: Mapping[str, Sequence[History]]) -> Figure:
@@ -145,6 +147,16 @@ def groups_figure(groups: Mapping[str, Sequence[History]]) -> Figure:
         f"{val.title}, best epoch\nLines: mean over students and runs; bands: range",
         entries,
     )
+    return without_latex(figure)
+
+
+def without_latex(figure: Figure) -> Figure:
+    """Return the figure, which a caller's ``text.usetex`` does not send through LaTeX."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.get_ticklabels(which="both")  # makes them
+    for text in figure.findobj(Text):
+        text.set_usetex(False)
     return figure
 
 
@@ -152,7 +164,7 @@ def _figure(title: str) -> tuple[Figure, list[Axes]]:
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
     figure = Figure(figsize=(13, 7.5), layout=layout)
     FigureCanvasAgg(figure)
-    figure.suptitle(_short(title, 100), fontsize=13, fontweight="bold")
+    figure.suptitle(_short(title, 100), fontsize=13, fontweight="bold", parse_math=False)
     return figure, list(figure.subplots(2, 3).flat)
 
 
@@ -228,7 +240,7 @@ def _legend(axis: Axes, title: str, entries: Sequence[tuple[str, str, Any]]) -> 
         Line2D([], [], color=colour, linestyle=dash, linewidth=2, label=_short(text, length))
         for text, colour, dash in entries
     ]
-    axis.legend(
+    legend = axis.legend(
         handles=handles,
         title=title,
         title_fontsize=10,
@@ -240,6 +252,8 @@ def _legend(axis: Axes, title: str, entries: Sequence[tuple[str, str, Any]]) -> 
         fontsize=7 if crowded else 9.5,
         ncols=columns,
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -280,7 +294,8 @@ def _percent(share: float | None) -> str:
 
 
 def _short(text: str, length: int) -> str:
-    """Return the text, without its middle where it is too long."""
+    """Return the text in one line, without its middle where it is too long."""
+    text = shown(text)
     if len(text) <= length:
         return text
     tail = length // 3

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dml_fast.data import RetrievalSet
 from dml_fast.errors import UserError
 from dml_fast.ranking.result import RankingResult
+from dml_fast.reporting.plots import without_latex
 from dml_fast.runs.files import atomic_write
 
 _HIT, _MISS, _QUERY = "#008837", "#d7191c", "black"
@@ -73,7 +74,7 @@ def lists_figure(images: RetrievalSet, result: RankingResult, count: int) -> Fig
             hit = images.labels[row] == images.labels[query]
             text = f"{place}: {'hit' if hit else 'miss'}\n{_who(images, row)}"
             _picture(axes[place + 1], images.picture(row), text, _HIT if hit else _MISS)
-    return figure
+    return without_latex(figure)
 
 
 def spaced_queries(ap: NDArray[np.float64], count: int) -> list[int]:

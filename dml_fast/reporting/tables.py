@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from dml_fast.foreign import shown
+from dml_fast.reporting.console import PlainConsole
 from dml_fast.runs.history import (
     ACCURACY,
     MAP,
@@ -39,13 +40,14 @@ def show_run(history: History, best: int, folder: Path) -> None:
         title=f"Validation {score.name}, % (best: epoch {best})",
     )
     for k, (now, then) in enumerate(zip(last["students"], top["students"], strict=True)):
-        table.add_row(str(k), now["arch"], percent(now[score.key], 1), percent(then[score.key], 1))
+        arch = shown(now["arch"])
+        table.add_row(str(k), arch, percent(now[score.key], 1), percent(then[score.key], 1))
     ensembles = (percent(ensemble_score(line), 1) for line in (last, top))
     table.add_row("ensemble", score.ensemble, *ensembles)
     _print(table, width=72)
     _say(
         f"{images_per_s(history):,.0f} images/s (median epoch; every student sees each image)\n"
-        f"written to {folder}"
+        f"written to {shown(folder)}"
     )
 
 
@@ -75,9 +77,9 @@ def _show_retrieval(result: Mapping[str, Any]) -> None:
         result, f"images ({result['queries']:,} queries, {how}{result['gallery']:,} gallery)"
     )
     if missing := result["queries"] - result["n_valid"]:
-        print(f"{missing:,} queries without a valid match are left out of the means")
+        _say(f"{missing:,} queries without a valid match are left out of the means")
     if result["ranked_lists"]:
-        print(f"ranked lists of the ensemble: {result['ranked_lists']}")
+        _say(f"ranked lists of the ensemble: {shown(result['ranked_lists'])}")
 
 
 def _show_students(
@@ -99,7 +101,7 @@ def _show_students(
     table = _table(("student", "architecture", "parameters", *columns), title)
     for k, (student, row) in enumerate(zip(result["students"], shares, strict=True)):
         mark = "* " if k == result["best_student"] else ""
-        name, size = student["arch"], f"{student['parameters']:,}"
+        name, size = shown(student["arch"]), f"{student['parameters']:,}"
         table.add_row(f"{mark}{k}", name, size, *(percent(share) for share in row))
     table.add_row("ensemble", *ensemble)
     _print(table, width=110)
@@ -108,8 +110,8 @@ def _show_students(
 def _show_facts(result: Mapping[str, Any], images: str) -> None:
     """Print what was evaluated on what; ``images`` says what the images are."""
     _say(
-        f"{result['images']:,} {images} of the {result['split']} split of {result['data']}; "
-        f"{result['checkpoint']}.pt of {result['run']}, epoch {result['epoch']}; "
+        f"{result['images']:,} {images} of the {result['split']} split of {shown(result['data'])}; "
+        f"{result['checkpoint']}.pt of {shown(result['run'])}, epoch {result['epoch']}; "
         f"{result['precision']} on {result['device']}\n"
         "* best on the validation split in that epoch"
     )
@@ -125,10 +127,10 @@ def _table(columns: Sequence[str], title: str | None) -> Table:
 
 def _print(table: Table, width: int) -> None:
     """Print at the terminal's width, or ``width`` where a narrower table would lose its figures."""
-    console = Console()
+    console = PlainConsole()
     console.width = max(console.width, width)
     console.print(table)
 
 
 def _say(text: str) -> None:
-    Console().print(text, highlight=False, soft_wrap=True)
+    PlainConsole().print(text, soft_wrap=True)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import pickle
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dml_fast.config import flag
+from dml_fast.config_files import difference, from_mapping
 from dml_fast.errors import UserError, first_line
+from dml_fast.foreign import json_value
+from dml_fast.models.torch_files import check_zip
 from dml_fast.runs.files import atomic_write, link, sync_folder
 from dml_fast.runs.folder import Run
 
@@ -95,15 +98,42 @@ def load(
     return state
 
 
+def check_run(run: Run, state: dict[str, Any], path: Path) -> None:
+    """Refuse a checkpoint of another run: it would be evaluated, or continued, as this one.
+
+    The folder's name is no part of a run, which may be copied or renamed.
+
+    Args:
+        run: the run.
+        state: what `load` returned.
+        path: what it was read from.
+
+    Raises:
+        UserError: it was saved with another configuration, other students, or other data than
+            ``config.json`` names.
+    """
+    saved = from_mapping(json_value(state["config"], path), str(path))
+    if name := difference(run.config, saved):
+        theirs, mine = getattr(saved, name), getattr(run.config, name)
+        why = f"it has {flag(name)} {theirs} and not {mine}"
+    elif any(student["arch"] not in run.config.architectures for student in state["students"]):
+        why = "it has other students"
+    elif state["fingerprint"] != run.facts.fingerprint:
+        why = "it learned other images or labels"
+    else:
+        return
+    raise UserError(
+        f"{path} is of another run than {run.config_file} ({why}): restore the one that was changed"
+    )
+
+
 def _read(path: Path, students: Sequence[int] | None, verify: bool) -> Any:
     if path.is_dir():
         from dml_fast.runs import sharded_checkpoint
 
         return sharded_checkpoint.load(path, students, verify=verify)
     if verify:
-        with zipfile.ZipFile(path) as archive:  # torch verifies only some
-            if broken := archive.testzip():
-                raise zipfile.BadZipFile(f"bad checksum in {broken}")
+        check_zip(path)  # torch verifies only some
     state = torch.load(path, map_location="cpu", weights_only=True)
     if students is not None and isinstance(state, dict) and "students" in state:
         state["students"] = [state["students"][k] for k in students]

@@ -6,7 +6,7 @@ import io
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from dml_fast.data.loaders import evaluation_batches
 from dml_fast.errors import UserError, first_line
+from dml_fast.foreign import shown
 from dml_fast.models.embedding import EmbeddingNet
+from dml_fast.models.safetensors_files import HEADER
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import sync_folder
 from dml_fast.runs.folder import Run
 from dml_fast.runs.trained import Trained, open_data
-from dml_fast.runs.weights import HEADER, header_of, load_student, save_student
+from dml_fast.runs.weights import header_of, load_student, save_student
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +80,9 @@ class Check(NamedTuple):
 Apply = Callable[[Tensor], Tensor]
 
 
-def export_student(run: Run, name: str, kind: str, which: str, out: str) -> bool:
+def export_student(
+    run: Run, name: str, kind: str, which: str, out: str, allow_code: Collection[str] = ()
+) -> bool:
     """Export a student of a run, and print by how much the file's output differs.
 
     Args:
@@ -87,11 +91,12 @@ def export_student(run: Run, name: str, kind: str, which: str, out: str) -> bool
         kind: the format: safetensors, pt2 or onnx.
         which: the checkpoint: best or last.
         out: the file; "" for a name in the run folder.
+        allow_code: the functions, as ``package.module:function``, that may build students.
 
     Returns:
         Whether the file computes what the student does; if not, it is not kept.
     """
-    trained = Trained.load(run, which)
+    trained = Trained.load(run, which, allow_code)
     best = trained.best
     if name == "best" and best is None:
         raise UserError(
@@ -109,7 +114,9 @@ def export_student(run: Run, name: str, kind: str, which: str, out: str) -> bool
         f"on {len(inputs)} {source}, in batches of 1 and {len(inputs) + 1}"
     )
     if check.passed:
-        print(f"wrote {path}: student {k} ({student.arch}) of {which}.pt; {comparison}")
+        print(
+            f"wrote {shown(path)}: student {k} ({shown(student.arch)}) of {which}.pt; {comparison}"
+        )
     else:
         logger.error("%s was not kept, student %d differs: %s", path, k, comparison)
     return check.passed
@@ -157,7 +164,7 @@ def export(student: TrainedStudent, kind: str, out: Path, inputs: Tensor) -> Che
         with tempfile.TemporaryDirectory(prefix=".export.", dir=out.parent) as folder:
             draft = Path(folder) / out.name
             write(student, inputs, draft)
-            check = _compare(student.network, read(draft), inputs, exact)
+            check = _compare(student.network, read(student, draft), inputs, exact)
             if check.passed:
                 with draft.open("rb") as file:
                     os.fsync(file.fileno())
@@ -188,9 +195,9 @@ def _write_safetensors(student: TrainedStudent, _: Tensor, path: Path) -> None:
     save_student(path, student.model.state_dict(), student.arch, student.facts)
 
 
-def _read_safetensors(path: Path) -> Apply:
-    model, header = load_student(path)
-    return TrainedStudent(model, header["arch"], DataFacts.from_json(header)).network
+def _read_safetensors(student: TrainedStudent, path: Path) -> Apply:
+    model, header = load_student(path, allow_code=[student.arch])
+    return TrainedStudent(model, header["arch"], DataFacts.from_json(header, "its header")).network
 
 
 def _trace(student: TrainedStudent, inputs: Tensor) -> torch.export.ExportedProgram:
@@ -214,8 +221,9 @@ def _write_pt2(student: TrainedStudent, inputs: Tensor, path: Path) -> None:
     path.write_bytes(content.getvalue())
 
 
-def _read_pt2(path: Path) -> Apply:
-    return torch.export.load(path).module()
+# Both readers get the content: torch and ONNX Runtime refuse a path that is not UTF-8.
+def _read_pt2(_: TrainedStudent, path: Path) -> Apply:
+    return torch.export.load(io.BytesIO(path.read_bytes())).module()
 
 
 def _write_onnx(student: TrainedStudent, inputs: Tensor, path: Path) -> None:
@@ -232,10 +240,10 @@ def _write_onnx(student: TrainedStudent, inputs: Tensor, path: Path) -> None:
     program.save(path, external_data=False)
 
 
-def _read_onnx(path: Path) -> Apply:
+def _read_onnx(_: TrainedStudent, path: Path) -> Apply:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
 
     def apply(inputs: Tensor) -> Tensor:
         [output] = session.run(None, {"images": inputs.contiguous().numpy()})

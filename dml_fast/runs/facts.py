@@ -4,10 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from dml_fast.foreign import Unfit, typed
 
 if TYPE_CHECKING:
     from dml_fast.data import DataSet
+
+
+_LARGEST_SIDE = 100_000  # pixels, as for --image-size
+
+
+class _Task(TypedDict, total=False):
+    task: Literal["retrieval"]
+
+
+class FactsJson(_Task):
+    """The facts as they are in files."""
+
+    name: str
+    num_classes: int
+    classes: list[str]
+    in_channels: int
+    image_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -51,22 +73,33 @@ class DataFacts:
         )
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> DataFacts:
+    def from_json(cls, found: Mapping[str, Any], where: str) -> DataFacts:
         """Take the facts from what `to_json` returned; other keys are left out.
 
         Raises:
-            KeyError: one is missing.
+            Unfit: one is missing, of another type, or contradicts another.
         """
-        height, width = found["image_size"]
+        facts: FactsJson = typed(dict(found), FactsJson, where)
+        sizes = (facts["in_channels"], *facts["image_size"])
+        if not all(0 < size < _LARGEST_SIDE for size in sizes):
+            raise Unfit(f"{where} has images of {' x '.join(map(str, sizes))}")
+        if len(facts["classes"]) != facts["num_classes"] or not facts["classes"]:
+            raise Unfit(
+                f"{where} has {len(facts['classes'])} classes and not {facts['num_classes']}"
+            )
+        if not len(facts["mean"]) == len(facts["std"]) == facts["in_channels"]:
+            raise Unfit(f"{where} has {facts['in_channels']} channels, not as many mean and std")
+        if not all(std > 0 for std in facts["std"]):
+            raise Unfit(f"{where}.std is not above 0")
         return cls(
-            name=found["name"],
-            classes=tuple(found["classes"]),
-            in_channels=found["in_channels"],
-            image_size=(height, width),
-            mean=tuple(found["mean"]),
-            std=tuple(found["std"]),
-            fingerprint=found["fingerprint"],
-            retrieval=found.get("task") == "retrieval",
+            name=facts["name"],
+            classes=tuple(facts["classes"]),
+            in_channels=facts["in_channels"],
+            image_size=facts["image_size"],
+            mean=facts["mean"],
+            std=facts["std"],
+            fingerprint=facts["fingerprint"],
+            retrieval=facts.get("task") == "retrieval",
         )
 
     def to_json(self) -> dict[str, Any]:

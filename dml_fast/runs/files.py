@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+_BEGINNING = 48  # characters of a name that its temporary file begins with, as a name has 255 bytes
+
 
 @contextmanager
 def atomic_write(path: Path, keep_old_as: Path | None = None) -> Iterator[IO[bytes]]:
@@ -23,7 +25,7 @@ def atomic_write(path: Path, keep_old_as: Path | None = None) -> Iterator[IO[byt
             the new file is on the disk.
     """
     descriptor, temporary = tempfile.mkstemp(
-        prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
+        prefix=f".{path.name[:_BEGINNING]}.", suffix=".tmp", dir=path.parent
     )
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -49,15 +51,16 @@ def link(source: Path, target: Path) -> None:
     if source.is_symlink():  # a checkpoint in several files
         point_to(target, os.readlink(source))
         return
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-    os.replace(temporary, target)
+    if target.is_file() and not target.is_symlink() and target.samefile(source):
+        return  # os.replace would leave the temporary name beside it
+    with _temporary_for(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, target)
 
 
 def point_to(path: Path, name: str, keep_old_as: Path | None = None) -> None:
@@ -68,13 +71,23 @@ def point_to(path: Path, name: str, keep_old_as: Path | None = None) -> None:
         name: of a file or folder in the folder of ``path``.
         keep_old_as: a second name for the old ``path``, if there is one.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(name)
-    if keep_old_as is not None and path.exists():
-        link(path, keep_old_as)
-    os.replace(temporary, path)
+    with _temporary_for(path) as temporary:
+        temporary.symlink_to(name)
+        if keep_old_as is not None and path.exists():
+            link(path, keep_old_as)
+        os.replace(temporary, path)
     sync_folder(path.parent)
+
+
+@contextmanager
+def _temporary_for(path: Path) -> Iterator[Path]:
+    """Yield a free name beside ``path``; what is under it at the end is removed."""
+    temporary = path.with_name(f".{path.name[:_BEGINNING]}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

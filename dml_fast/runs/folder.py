@@ -13,15 +13,33 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from dml_fast.config import TrainConfig
 from dml_fast.config_files import from_mapping
 from dml_fast.errors import UserError
+from dml_fast.foreign import Unfit, content, json_value, reading, shown, typed
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import atomic_write
-from dml_fast.runs.history import EpochLine, History
+from dml_fast.runs.history import EpochLine, History, checked
 from dml_fast.version import __version__
+
+
+class StudentJson(TypedDict):
+    """What ``config.json`` holds of a student."""
+
+    arch: str
+    parameters: int
+
+
+class Description(TypedDict):
+    """What ``config.json`` holds: the package's version, the configuration, the data's facts."""
+
+    dml_fast: str
+    config: dict[str, Any]
+    data: dict[str, Any]
+    students: list[StudentJson]
+
 
 _PARTS = "checkpoint_"  # how the names of folders of checkpoints begin
 _SMALL_FILES = 2**22  # bytes: all that a run writes besides weights
@@ -79,38 +97,44 @@ class Run:
             UserError: there is none.
         """
         folder = Path(path)
-        run = cls(folder.parent if folder.is_file() or folder.suffix == ".pt" else folder)
-        if not run.config_file.is_file():
+        run = cls(folder.parent if _is_file(folder) or folder.suffix == ".pt" else folder)
+        if not _is_file(run.config_file):
             known = sorted(p.parent.name for p in Path("runs").glob("*/config.json"))[-3:]
             hint = f"; the newest under runs/ are {', '.join(known)}" if known else ""
             raise UserError(f"{path} is not a run folder, it has no config.json: check it{hint}")
         return run
 
     @cached_property
-    def description(self) -> dict[str, Any]:
-        """What ``config.json`` holds: ``dml_fast``, ``config``, ``data`` and ``students``."""
-        try:
-            description = json.loads(self.config_file.read_text(encoding="utf-8"))
-            return {key: description[key] for key in ("dml_fast", "config", "data", "students")}
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._damaged(error) from None
+    def description(self) -> Description:
+        """What ``config.json`` holds."""
+        found = json_value(content(self.config_file), self.config_file)
+        with reading(self.config_file):
+            description: Description = typed(found, Description, "it")
+            return description
 
     @cached_property
     def config(self) -> TrainConfig:
         """The configuration with which the run was started."""
-        return from_mapping(self.description["config"], str(self.config_file))
+        where, students = str(self.config_file), self.description["students"]
+        config = from_mapping(self.description["config"], where)
+        with reading(where):
+            if config.cohort not in (0, len(students)):  # before it is a list of that many
+                raise Unfit(f"it has {len(students)} students and --cohort {config.cohort}")
+            if tuple(student["arch"] for student in students) != config.architectures:
+                raise Unfit(f"its students are not of --arch {config.arch}")
+        try:
+            config.check_numbers()
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        return config
 
     @cached_property
     def facts(self) -> DataFacts:
         """What the run records about its data."""
-        try:
-            return DataFacts.from_json(self.description["data"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._damaged(error) from None
+        with reading(self.config_file):
+            return DataFacts.from_json(self.description["data"], "its data")
 
-    def describe(
-        self, config: TrainConfig, facts: DataFacts, students: list[dict[str, Any]]
-    ) -> None:
+    def describe(self, config: TrainConfig, facts: DataFacts, students: list[StudentJson]) -> None:
         """Write ``config.json``."""
         description = {
             "dml_fast": __version__,
@@ -121,20 +145,18 @@ class Run:
         with atomic_write(self.config_file) as file:
             file.write((json.dumps(description, indent=2) + "\n").encode())
 
-    def _damaged(self, error: Exception) -> UserError:
-        return UserError(
-            f"{self.config_file} is damaged ({type(error).__name__}: {error}): restore it"
-        )
-
     def metrics(self) -> list[EpochLine]:
-        """Read ``metrics.jsonl``: one line for each epoch, the oldest first."""
-        if not self.metrics_file.is_file():
+        """Read ``metrics.jsonl``: one line for each epoch, the oldest first.
+
+        Raises:
+            UserError: it is damaged, or of a run of other students.
+        """
+        if not os.path.lexists(self.metrics_file):
             return []
-        text = self.metrics_file.read_text(encoding="utf-8")
-        try:
-            return [json.loads(line) for line in text.splitlines()]
-        except ValueError as error:
-            raise UserError(f"{self.metrics_file} is damaged ({error}): restore it") from None
+        text = content(self.metrics_file)
+        lines = [json_value(line, self.metrics_file) for line in text.splitlines()]
+        with reading(self.metrics_file):
+            return checked(lines, self.config.architectures)
 
     def write_metrics(self, lines: History) -> None:
         """Rewrite ``metrics.jsonl``, so that after a crash each line is complete and there once."""
@@ -145,8 +167,8 @@ class Run:
         """Write ``corrupt_files.tsv``, the files that were skipped and why, if there are any."""
         if reasons:
             with atomic_write(self.folder / "corrupt_files.tsv") as file:
-                lines = [f"{name}\t{why}\n" for name, why in sorted(reasons.items())]
-                file.write("".join(lines).encode(errors="surrogateescape"))
+                lines = [f"{shown(name)}\t{shown(why)}\n" for name, why in sorted(reasons.items())]
+                file.write("".join(lines).encode())
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -222,7 +244,8 @@ class Run:
             with tempfile.TemporaryFile(dir=self.folder) as probe:
                 probe.write(b"\0" * 4096)
         # by inode, as best.pt and previous.pt may be other names of last.pt
-        sizes = {file.stat().st_ino: file.stat().st_size for file in self.folder.glob("*.pt")}
+        found = [os.stat(path) for path in self.folder.glob("*.pt") if os.path.exists(path)]
+        sizes = {file.st_ino: file.st_size for file in found}
         free = shutil.disk_usage(self.folder).free + sum(sizes.values())
         if free < needed_bytes:
             raise UserError(
@@ -239,6 +262,10 @@ class Run:
                 f"the run folder {self.folder} cannot be written to ({error.strerror}): "
                 "give another one with --out"
             ) from None
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # unlike Path.is_file, it is False for a name that is too long
 
 
 def new_folder(config: TrainConfig) -> Path:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean, median
-from typing import Literal, NamedTuple, TypeAlias, TypedDict
+from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
+
+from dml_fast.foreign import Unfit, short, typed
 
 
 class StudentScores(TypedDict, total=False):
@@ -47,6 +49,37 @@ class EpochLine(EnsembleScores):
 
 
 History: TypeAlias = Sequence[EpochLine]
+
+
+def checked(lines: Any, archs: Sequence[str]) -> list[EpochLine]:
+    """Return the lines of a run, if they are complete and of its students.
+
+    Args:
+        lines: values of JSON: those of ``metrics.jsonl``, or the history in a checkpoint.
+        archs: the students' architectures.
+
+    Raises:
+        Unfit: what is wrong with which line.
+    """
+    history: list[EpochLine] = typed(lines, list[EpochLine], "history")
+    for number, line in enumerate(history, start=1):
+        where = f"line {number}"
+        if line["epoch"] != number:
+            raise Unfit(f"{where} is of epoch {line['epoch']}")
+        found = [student["arch"] for student in line["students"]]
+        if found != list(archs):
+            raise Unfit(
+                f"it is of another run: {where} has students {short(', '.join(found))} "
+                f"and the run {short(', '.join(archs))}"
+            )
+        score = score_of(history[0])
+        shares = [
+            line.get(score.ensemble_key, -1),
+            *(s.get(score.key, -1) for s in line["students"]),
+        ]
+        if not all(share is None or 0 <= share <= 1 for share in shares):
+            raise Unfit(f"{where} lacks {score.key} in 0..1")
+    return history
 
 
 class Score(NamedTuple):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from dml_fast.data import DataSet, RetrievalSet, open_dataset
 from dml_fast.errors import UserError
+from dml_fast.foreign import shown
+from dml_fast.models import check_code
 from dml_fast.runs import checkpoint
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.folder import Run
@@ -36,11 +40,17 @@ class Trained:
     validation: EpochLine | None
 
     @classmethod
-    def load(cls, run: Run, which: str) -> Trained:
+    def load(cls, run: Run, which: str, allow_code: Collection[str] = ()) -> Trained:
         """Read the checkpoint ``best``, ``last`` or ``previous``.
 
+        Args:
+            run: the run.
+            which: the checkpoint.
+            allow_code: the functions, as ``package.module:function``, that may build students.
+
         Raises:
-            UserError: the run has no such checkpoint, or it is damaged.
+            UserError: the run has no such checkpoint, it is damaged or of another run, or a student
+                would be built by a function that is not allowed.
         """
         if not run.checkpoint(which).exists():
             names = ("best", "last", "previous")
@@ -48,9 +58,12 @@ class Trained:
             remedy = f"give --checkpoint {there[0]}" if there else "train it for an epoch first"
             raise UserError(f"{run.folder} has no checkpoint {which}.pt: {remedy}")
         state = checkpoint.load(run.checkpoint(which))
+        checkpoint.check_run(run, state, run.checkpoint(which))
         history = json.loads(state["history"])
+        archs = tuple(student["arch"] for student in state["students"])
+        check_code(archs, allow_code, run.folder, "add --allow-code {}")
         return cls(
-            archs=tuple(student["arch"] for student in state["students"]),
+            archs=archs,
             states=tuple(student["model"] for student in state["students"]),
             facts=run.facts,
             step=state["step"],
@@ -65,6 +78,27 @@ class Trained:
     def model(self, student: int) -> nn.Module:
         """Build one student's network: in evaluation mode, on the CPU."""
         return build_student(self.archs[student], self.facts, self.states[student])
+
+
+def weights_of_run(source: str) -> tuple[dict[str, Any], ...]:
+    """Return the weights of each student of a run, from which others start. No code of it is run.
+
+    Args:
+        source: its folder, for ``best.pt``, or where there is none ``last.pt``; or a checkpoint.
+
+    Raises:
+        UserError: there are none, or as `Trained.load`.
+    """
+    path = Path(source).expanduser()
+    run = Run.open(path)
+    named = [path.stem] if path.suffix == ".pt" else ["best", "last"]
+    for which in named:
+        if run.checkpoint(which).exists():
+            return Trained.load(run, which, allow_code=run.config.architectures).states
+    raise UserError(
+        f"--pretrained {shown(source)} has no checkpoint to start from: give one of its files "
+        "student_K.safetensors"
+    )
 
 
 def open_data(run: Run, spec: str = "") -> DataSet:

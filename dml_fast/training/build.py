@@ -24,14 +24,16 @@ from dml_fast.engine.choice import check_executor, make_executor
 from dml_fast.engine.optim import make_optimizer
 from dml_fast.engine.precision import pick_device
 from dml_fast.errors import UserError, reason
+from dml_fast.foreign import shown
 from dml_fast.machine import keep_freed_memory
 from dml_fast.models import create_model
 from dml_fast.models.embedding import create_embedding_net
-from dml_fast.models.pretrained import load_pretrained
+from dml_fast.models.pretrained import is_run, load_pretrained
 from dml_fast.reporting.console import Reporter
 from dml_fast.rng import derive_seed, seed_everything
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.folder import Run
+from dml_fast.runs.trained import weights_of_run
 from dml_fast.training.meter import Meter
 from dml_fast.training.saving import Progress, Saver
 from dml_fast.training.shares import share_out_by_cost
@@ -144,6 +146,7 @@ def build_cohort(
     groups = world.row_groups()
     students = []
     with world.all_or_none():
+        weights = weights_to_start(config)
         for k in world.students:
             arch = config.architectures[k]
             seed_everything(derive_seed(config.seed, "student", k))
@@ -152,7 +155,7 @@ def build_cohort(
                 arch, num_classes=num_classes, in_channels=in_channels, image_size=image_size
             )
             if config.pretrained:
-                load_pretrained(model, config.pretrained, arch)
+                load_pretrained(model, config.pretrained, arch, weights[k] if weights else None)
             model = model.to(precision.device)
             if config.channels_last:
                 model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -172,6 +175,19 @@ def build_cohort(
     rank = (world.launch.rank,) if world.launch.rank else ()
     seed_everything(derive_seed(config.seed, "training", *rank))
     return Cohort(students, world)
+
+
+def weights_to_start(config: TrainConfig) -> tuple[dict[str, torch.Tensor], ...]:
+    """Return the weights of each student if ``--pretrained`` names a run, else nothing."""
+    if not is_run(config.pretrained):
+        return ()
+    weights = weights_of_run(config.pretrained)
+    if len(weights) < len(config.architectures):
+        raise UserError(
+            f"--pretrained {shown(config.pretrained)} has {len(weights)} students, and here are "
+            f"{len(config.architectures)}: give the file of one of them, student_K.safetensors"
+        )
+    return weights
 
 
 def _optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from dml_fast.config import TrainConfig
 from dml_fast.distributed.launch import Launch
 from dml_fast.distributed.mesh import Mesh, Shares
+from dml_fast.foreign import shown
+from dml_fast.models import names_code
 from dml_fast.runs.folder import Run, new_folder
 from dml_fast.training.shares import place
 from dml_fast.training.signals import StopRequest
@@ -56,7 +58,9 @@ def train(config: TrainConfig, resume: str, launch: Launch) -> int:
     if complete:
         return 0
     step = trainer.progress.step
-    print(f"stopped at step {step}; continue with --resume {run.folder}", file=sys.stderr)
+    code = f" --arch {config.arch}" if any(map(names_code, config.architectures)) else ""
+    again = f"--resume {shown(run.folder)}{code}"
+    print(f"stopped at step {step}; continue with {again}", file=sys.stderr)
     return stop.exit_code
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from dml_fast import rng
 from dml_fast.config import TrainConfig
-from dml_fast.config_files import check_same_run, from_mapping
 from dml_fast.data.corrupt import CorruptFiles
 from dml_fast.distributed.failure import is_lost
 from dml_fast.distributed.world import agreed
@@ -22,9 +21,15 @@ from dml_fast.reporting.console import logger
 from dml_fast.runs import checkpoint
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import link
-from dml_fast.runs.folder import Run
+from dml_fast.runs.folder import Run, StudentJson
 from dml_fast.runs.history import EpochLine, best_epoch
 from dml_fast.runs.weights import save_student
+from dml_fast.training.elsewhere import (
+    changed_mesh,
+    changed_surroundings,
+    surroundings,
+    text_of,
+)
 from dml_fast.training.meter import Meter
 
 
@@ -79,9 +84,9 @@ class Saver:
         self._every_steps, self._every_seconds = config.save_interval
         self._saved_step, self._saved_at = 0, time.monotonic()  # of the newest checkpoint
 
-    def describe(self) -> list[dict[str, Any]]:
+    def describe(self) -> list[StudentJson]:
         """Write ``config.json``; return the architecture and parameters of each student."""
-        mine = {
+        mine: dict[int, StudentJson] = {
             k: {"arch": s.arch, "parameters": sum(p.numel() for p in s.model.parameters())}
             for k, s in zip(self.cohort.numbers, self.cohort, strict=True)
         }
@@ -122,6 +127,7 @@ class Saver:
             "config": json.dumps(self._picked_config().to_dict()),
             "fingerprint": self.facts.fingerprint,
             "mesh": str(self.world.mesh),
+            "surroundings": text_of(surroundings(self.cohort, progress.executor)),
             "step": progress.step,
             "seconds": progress.seconds,
             "history": json.dumps(progress.history),
@@ -162,15 +168,13 @@ class Saver:
         progress.history = json.loads(state["history"])
         progress.meter.load(state["meter"])
         self._mark_saved()
-        if state["mesh"] == str(self.world.mesh):
+        mesh = changed_mesh(state["mesh"], self.world.mesh, self.config.batch_size, path)
+        here = surroundings(self.cohort, progress.executor)
+        for change in (mesh, changed_surroundings(state, here, path)):
+            if change:
+                logger.info("%s", change)
+        if not mesh:
             rng.set_state(state["rng"][self.world.launch.rank])
-        else:
-            logger.info(
-                "the run was saved on a mesh of %s and continues on %s: networks that draw random "
-                "numbers (dropout) get other draws from here; all else is as it was",
-                state["mesh"],
-                self.world.mesh,
-            )
         if not self.world.main:
             return
         if path != self.run.checkpoint("last"):
@@ -183,19 +187,14 @@ class Saver:
             checkpoint.mark_best(self.run)
 
     def write_results(self) -> None:
-        """Write the students' final weights and the curves.
+        """Write the students' final weights.
 
         Raises:
             TrainingError: the folder cannot be written to.
         """
-        from dml_fast.reporting.plots import plot_curves  # matplotlib takes a second to import
-
         with self._writing():
             for place in range(max(map(len, self.world.shares))):
                 self._write_students(place)
-            if self.world.main:
-                folder = self.run.folder
-                plot_curves(folder / "curves.png", {folder.name: self.progress.history})
 
     def _picked_config(self) -> TrainConfig:
         """Return the configuration with the executor in use, which a resumed run keeps."""
@@ -203,8 +202,7 @@ class Saver:
 
     def _check(self, state: dict[str, Any], path: Path) -> None:
         """Refuse a checkpoint of another run, or of other data."""
-        saved = from_mapping(json.loads(state["config"]), str(path))
-        check_same_run(saved, self.config, self.run.folder)
+        checkpoint.check_run(self.run, state, path)
         if state["fingerprint"] != self.facts.fingerprint:
             raise UserError(
                 f"{self.run.folder} was trained on other images or labels than "

@@ -15,7 +15,8 @@ from dml_fast.engine.choice import pick
 from dml_fast.engine.optim import lr_factor, ramp
 from dml_fast.errors import TrainingError
 from dml_fast.eval.validation import validate
-from dml_fast.reporting.console import Reporter
+from dml_fast.foreign import shown
+from dml_fast.reporting.console import Reporter, at_the_end
 from dml_fast.reporting.tables import show_run
 from dml_fast.runs.history import EpochLine, best_epoch
 from dml_fast.training.saving import Progress, Saver
@@ -76,13 +77,23 @@ class Trainer:
     def finish(self) -> None:
         """Write the students' weights and curves, and show the last table.
 
+        Curves or a table that fail are named in one line each.
+
         Raises:
-            TrainingError: the disk is full.
+            TrainingError: the weights cannot be written.
         """
         self.saver.write_results()
-        if self.saver.world.main:
-            history = self.progress.history
-            show_run(history, best_epoch(history), self.saver.run.folder)
+        if not self.saver.world.main:
+            return
+        history, folder = self.progress.history, self.saver.run.folder
+        later = f"python -m dml_fast.report {folder} gives it"
+        curves = folder / "curves.png"
+        with at_the_end(str(curves), later):
+            from dml_fast.reporting.plots import plot_curves  # takes a second to import
+
+            plot_curves(curves, {folder.name: history})
+        with at_the_end("the table of results", later):
+            show_run(history, best_epoch(history), folder)
 
     def close(self) -> None:
         """Stop the loader's threads and flush what is still to be written."""
@@ -93,7 +104,7 @@ class Trainer:
         """Say how far the run is and how to continue it, to be appended to an error."""
         return (
             f", at step {self.progress.step}; continue from the newest checkpoint with "
-            f"--resume {self.saver.run.folder}"
+            f"--resume {shown(self.saver.run.folder)}"
         )
 
     def _train_epoch(self) -> bool:
@@ -110,7 +121,12 @@ class Trainer:
             if progress.executor == "auto" and self._worth_a_trial(learners):
                 begun = time.monotonic()
                 chosen = pick(
-                    self.engine, batch.inputs, batch.target, learners=learners, teacher=teacher
+                    self.engine,
+                    batch.inputs,
+                    batch.target,
+                    views=isinstance(batch.inputs, tuple),
+                    learners=learners,
+                    teacher=teacher,
                 )
                 # for good, as executors may differ in roundings, like numbers of threads
                 progress.executor = chosen.name
@@ -121,6 +137,7 @@ class Trainer:
             result = self.engine.step(
                 batch.inputs,
                 batch.target,
+                views=isinstance(batch.inputs, tuple),
                 kl_scale=ramp(self._local_epoch(progress.step), self.config.kl_warmup),
                 learners=learners,
                 teacher=teacher,

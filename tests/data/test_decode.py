@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import re
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
+from bad_image_cases import claiming, jpeg
 from data_cases import picture, save
 from PIL import Image
 
 from dml_fast.data import decode
+from dml_fast.data.loaders.encoded import encoded
+from dml_fast.data.scan import decoded, glanced_at
+from dml_fast.data.storage import LooseFiles
 
 FORMATS = {
     "rgb.png": (picture(1), {}),
@@ -53,6 +60,68 @@ def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path: Path) -
         warnings.simplefilter("error")
         pixels = decode.decode_image(path.read_bytes())
     np.testing.assert_array_equal(pixels, np.asarray(palette.convert("RGB")))
+
+
+def saved(kind: str, pixels: np.ndarray, **options: object) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, kind, **options)
+    return out.getvalue()
+
+
+TOO_LARGE = {
+    "x.jpg": claiming(26_000, 26_000, jpeg()),
+    "x.png": claiming(26_000, 26_000, saved("PNG", picture(1))),
+    "x.ppm": b"P6 26000 26000 255\n" + bytes(99),
+    "profile.jpg": claiming(26_000, 26_000, saved("JPEG", picture(1), icc_profile=bytes(9000))),
+}
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_one_limit_on_the_size_of_images_holds_for_all_decoders(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is checked before decoding. To fail here would take 2 GB."""
+    from PIL import ImageFile
+
+    for decoder in ((simplejpeg, "decode_jpeg"), (ImageFile.ImageFile, "load")):
+        monkeypatch.setattr(*decoder, lambda *_args, **_options: pytest.fail("it was decoded"))
+    path = tmp_path / name
+    path.write_bytes(TOO_LARGE[name])
+    message = r"26000x26000 pixels, and at most 178,956,970 are allowed|676000000 pixels\) exceeds"
+    for read in (decode.decode_image, encoded):
+        with pytest.raises(decode.CorruptImageError, match=message):
+            read(TOO_LARGE[name])
+    for look in (glanced_at, decoded):
+        assert re.search(message, look(LooseFiles.of([path]), 0))
+
+
+def test_an_image_of_no_height_or_of_few_bytes_is_corrupt() -> None:
+    png = saved("PNG", picture(1))
+    for raw in (claiming(0, 16, png), b"\x89PNG\r\n\x1a\nIEND1234"):
+        with pytest.raises(decode.CorruptImageError):
+            encoded(raw)
+
+
+def test_a_narrow_image_is_not_resized_to_gigabytes(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.png", picture(1, 1, 20_000))
+    with pytest.raises(decode.CorruptImageError, match="1x20000 pixels, too long and narrow"):
+        decode.decode_image(path.read_bytes(), 224)
+    assert decode.decode_image(path.read_bytes(), (128, 64)).shape == (128, 64, 3)
+
+
+def test_a_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "x.png").open("wb") as file:
+        file.truncate(100 << 30)
+    with pytest.raises(decode.CorruptImageError, match="107374182400 bytes, and at most"):
+        LooseFiles.of([tmp_path / "x.png"]).read(0)
+
+
+def test_no_other_program_is_started() -> None:
+    """For EPS, Pillow calls Ghostscript; the suffix of the file does not matter."""
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n"
+    assert Image.open(io.BytesIO(eps)).format == "EPS"
+    with pytest.raises(decode.CorruptImageError, match="cannot identify image file"):
+        decode.decode_image(eps)
 
 
 def test_pixels_of_more_than_sixteen_bits_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -69,12 +70,63 @@ def test_the_fingerprint_does_not_depend_on_the_place(tmp_path: Path) -> None:
     assert opened(tmp_path / "b" / "c").fingerprint != plain
 
 
-def test_other_files_are_passed_over(tmp_path: Path) -> None:
+def test_other_files_are_passed_over_and_counted_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "dml_fast")
     plain = opened(make_folder(tmp_path)).fingerprint
+    assert not caplog.records
     for name in ("train/ant/Thumbs.db", "train/ant/._0.png", "train/README", "notes.txt"):
         (tmp_path / name).write_text("not an image")
-    (tmp_path / "train" / ".cache").mkdir()
+    for name in ("train/.cache", "valid/ant", "train/ant/none"):
+        (tmp_path / name).mkdir(parents=True)
+    save(tmp_path / "train" / "lost.png", picture(1))
+    (tmp_path / "train" / "dog").symlink_to("nowhere")
+    (tmp_path / "train" / "self").symlink_to("self")
+    (tmp_path / "train" / "ant" / "up").symlink_to(tmp_path / "train" / "ant")
     assert opened(tmp_path).fingerprint == plain
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"in {tmp_path} was passed over: 3 of another kind (notes.txt, train/README, "
+        "train/ant/Thumbs.db); 1 beside the parts (valid); 2 hidden (train/.cache, "
+        "train/ant/._0.png); 2 links to nothing (train/dog, train/self); 1 beside the classes "
+        "(train/lost.png); 1 links to a folder above (train/ant/up)"
+    )
+
+
+def test_a_pipe_is_no_image(tmp_path: Path) -> None:
+    """To read it would wait for ever."""
+    plain = opened(make_folder(tmp_path)).fingerprint
+    os.mkfifo(tmp_path / "train" / "ant" / "pipe.png")
+    assert opened(tmp_path).fingerprint == plain
+
+
+def test_images_below_a_class_are_those_of_torchvision(tmp_path: Path) -> None:
+    """In its order: its `ImageFolder` sorts what os.walk yields."""
+    names = ("b", "a/2", "a/1/x", "a-b/3", "c/deep/er/4", "z")
+    for part in ("train", "test"):
+        for name in ("ant", "bee"):
+            for number, place in enumerate(names * 2):
+                save(tmp_path / part / name / f"{place}{number // 6}.png", picture(number))
+    save(tmp_path / "train" / "fox" / "linked.png", picture(99))
+    (tmp_path / "train" / "bee" / "m").symlink_to(tmp_path / "train" / "fox")
+    (tmp_path / "train" / "bee" / "twice").symlink_to("a")  # as often as it is linked
+    (tmp_path / "train" / "cat").symlink_to("bee")
+    expected = [
+        Path(folder, file)
+        for name in ("ant", "bee", "cat", "fox")
+        for folder, _, files in sorted(os.walk(tmp_path / "train" / name, followlinks=True))
+        for file in sorted(files)
+    ]
+    assert len(expected) == 12 + 2 * (12 + 1 + 4) + 1
+    data = opened(tmp_path, loader="fallback", val_fraction=0.02)
+    files = data.train.images.files  # type: ignore[union-attr]
+    found = [files.path(i) for i in range(len(files))]
+    left_out = [path for path in expected if path not in found]
+    assert len(left_out) == 1 and found == [path for path in expected if path not in left_out]
+    classes = [path.relative_to(tmp_path / "train").parts[0] for path in found]
+    assert [data.classes[label] for label in data.train.labels] == classes
+    assert data.test is not None and len(data.test) == 24
 
 
 def test_images_of_other_sizes_need_image_size(tmp_path: Path) -> None:

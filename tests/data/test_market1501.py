@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,26 @@ def test_names_say_who_and_where(tmp_path: Path) -> None:
     assert test.cams.tolist() == [int(path.name.split("_c")[1][0]) for path in files]
     for pixels, path in zip(test.images, files, strict=True):
         np.testing.assert_array_equal(pixels, np.asarray(Image.open(path)).transpose(2, 0, 1))
+
+
+def test_what_is_passed_over_is_counted_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_market(tmp_path)
+    caplog.set_level(logging.INFO, "dml_fast")
+    before = opened(tmp_path).fingerprint
+    assert not caplog.records
+    (tmp_path / "query" / "Thumbs.db").write_bytes(b"not an image")
+    for name in ("gt_bbox", "gt_query", "query/0001", "bounding_box_train/.cache"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "readme.txt").write_text("")
+    assert opened(tmp_path).fingerprint == before
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"in {tmp_path} was passed over: 2 beside the parts (gt_bbox, gt_query); 2 of another kind "
+        "(readme.txt, query/Thumbs.db); 1 hidden (bounding_box_train/.cache); 1 folders below "
+        "(query/0001)"
+    )
 
 
 def test_whole_identities_validate_and_the_others_are_learned(tmp_path: Path) -> None:

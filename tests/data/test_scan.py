@@ -41,6 +41,21 @@ def test_bad_files_are_listed_with_reasons(tmp_path: Path, capsys: pytest.Captur
     assert all(name in shown for name in BAD) and "text.jpg\tcannot identify image file" in shown
 
 
+def test_what_a_folder_reads_is_scanned_and_the_rest_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Links to folders are followed, as training does."""
+    pieces(tmp_path / "data", 4, [(24, 24)])
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "bad.jpg").write_bytes(b"this is no image")
+    (tmp_path / "data" / "train" / "linked").symlink_to(tmp_path / "more")
+    (tmp_path / "data" / "train" / "lost").symlink_to("nowhere")
+    assert main(["scan", str(tmp_path / "data")]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("train/linked/bad.jpg\t")
+    assert "9 files looked at, 1 bad; passed over: 1 links to nothing (train/lost)" in err
+
+
 def test_nothing_to_scan_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no image files"):
         main(["scan", str(tmp_path)])

@@ -225,7 +225,7 @@ def test_nothing_there_is_refused_before_anything_is_read(tmp_path: Path) -> Non
     for spec, message in [
         (tmp_path / "no", "does not exist"),
         (tmp_path / "empty", "holds no tar files: put train-000.tar"),
-        (tmp_path / "text", "holds no tar files"),
+        (tmp_path / "text", r"holds no tar files \(but 1 compressed \(a\.tar\.gz\)\): put"),
         ("s3://bucket/train-0.tar", "is at s3://, which is not supported"),
         ("https://host/*.tar", "a server lists no files"),
         ("https:///x.tar", "is not the URL of a file"),

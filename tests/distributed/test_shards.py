@@ -61,6 +61,6 @@ def test_two_data_ranks_see_each_sample_once_an_epoch_also_when_resumed(
     stop_at(start(2, *arguments, "--out", str(folder)), folder, 4)  # 9 steps per epoch
     middle = len(recorded(records["resumed"])[0])
     assert middle % each > 0 or middle < 3 * each
-    finish(start(2, "--resume", str(folder), "--mesh", "1x2"))
+    finish(start(2, "--resume", str(folder), "--arch", "recording_net:build", "--mesh", "1x2"))
     assert recorded(records["resumed"]) == [first, second]
     assert not differences(content(folder), content(tmp_path / "straight"))

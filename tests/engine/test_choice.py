@@ -47,7 +47,7 @@ def audible(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -
 
 @pytest.mark.parametrize("name", ["streams", "graph"])
 def test_an_executor_for_a_gpu_is_refused_on_a_cpu(name: str) -> None:
-    with pytest.raises(UserError, match=f"--executor is {name} and the device is cpu: give auto"):
+    with pytest.raises(UserError, match=f"^executor is {name} and the device is cpu: give auto"):
         make_executor(name, 2, CPU)
     with pytest.raises(UserError, match="threads and the device is cuda:0"):
         check_executor("threads", torch.device("cuda:0"))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from engine_cases import Trap, assert_same, batch, engine_of, networks, student
 from torch import Tensor, nn
 from training_cases import IMAGES, cohort_of, train
@@ -82,13 +83,46 @@ def test_views_differ_and_each_student_gets_its_own() -> None:
     alone = copy.deepcopy(models)
     x0, y = batch(0)
     x1, _ = batch(1)
-    engine_of(models, method="independent").step([x0, x1], y)
+    engine_of(models, method="independent").step([x0, x1], y, views=True)
     for model, x in zip(alone, (x0, x1), strict=True):
         engine_of([model], method="independent").step(x, y)
     for a, b in zip(models, alone, strict=True):
         assert_same(a, b)
     with pytest.raises(UserError, match=r"3 views .* 2 students"):
-        engine_of(models).step([x0, x1, x1], y)
+        engine_of(models).step([x0, x1, x1], y, views=True)
+    with pytest.raises(UserError, match=r"views=True got a Tensor of shape \(6, 1, 8, 8\)"):
+        engine_of(models).step(x0, y, views=True)
+
+
+class Bag(nn.Module):
+    """Words of each text, and where the texts begin: a model of two inputs in one object."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.EmbeddingBag(20, 5)
+
+    def forward(self, inputs: tuple[Tensor, Tensor] | dict[str, Tensor]) -> Tensor:
+        ids, starts = inputs.values() if isinstance(inputs, dict) else inputs
+        out: Tensor = self.words(ids, starts)
+        return out
+
+
+@pytest.mark.parametrize("kind", [tuple, list, lambda x: {"ids": x[0], "starts": x[1]}])
+@pytest.mark.parametrize("update", ["simultaneous", "alternating"])
+def test_structured_inputs_are_passed_whole(kind: Any, update: str) -> None:
+    """Two tensors and two students: the tensors are not two views."""
+    torch.manual_seed(0)
+    models = [Bag(), Bag()]
+    theirs = copy.deepcopy(models)
+    ids, starts = torch.arange(12) % 20, torch.tensor([0, 2, 5, 9])
+    y = torch.tensor([0, 1, 4, 2])
+    expected = torch.stack([F.cross_entropy(m.words(ids, starts), y) for m in theirs])
+    result = engine_of(models, update=update).step(kind((ids, starts)), y)
+    torch.testing.assert_close(result.ce, expected.detach())
+    engine = engine_of(theirs, update=update)
+    result = engine.step([kind((ids, starts)), kind((ids, starts))], y, views=True)
+    for a, b in zip(models, theirs, strict=True):
+        assert_same(a, b)
 
 
 def test_students_do_run_side_by_side() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from engine_cases import CPU, assert_same, batch, engine_of, networks, student
@@ -178,7 +180,8 @@ def test_views_of_their_own_and_results_that_stay() -> None:
     for step in range(3):
         views = [batch(2 * step + k, torch.float32)[0] for k in range(2)]
         y = batch(step)[1]
-        kept.append((engine.step(views, y).losses, plain.step(views, y).losses.clone()))
+        mine, theirs = engine.step(views, y, views=True), plain.step(views, y, views=True)
+        kept.append((mine.losses, theirs.losses.clone()))
     for mine, theirs in kept:
         torch.testing.assert_close(mine, theirs)
 
@@ -188,9 +191,45 @@ def test_one_view_and_then_two_is_another_shape(caplog: pytest.LogCaptureFixture
     engine, _ = graph_engine(cohort(2))
     x, y = batch(0, torch.float32)
     engine.step(x, y)
-    engine.step([x, x.clone()], y)
-    engine.step([x, x.clone()], y)
+    engine.step([x, x.clone()], y, views=True)
+    engine.step([x, x.clone()], y, views=True)
     assert caplog.text.count("differs in shape from the first: such steps run eagerly") == 1
+
+
+class Pair(nn.Module):
+    """A network of images and what to add to their logits, in one object."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, inputs: dict[str, Any]) -> Tensor:
+        out: Tensor = self.body(inputs["pair"][0]) + inputs["pair"][1] * inputs["factor"]
+        return out
+
+
+def test_structured_inputs_are_captured(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    models = [Pair(model) for model in networks(2, torch.float32)]
+    plain = engine_of(copy.deepcopy(models))
+    engine, layer = graph_engine(Cohort([student(model) for model in models]))
+
+    def step(seed: int, factor: Any) -> None:
+        x, y = batch(seed, torch.float32)
+        shift = torch.randn(6, 5, generator=torch.Generator().manual_seed(seed))
+        inputs = {"pair": (x, shift), "factor": factor}
+        mine, theirs = engine.step(inputs, y), plain.step(inputs, y)
+        torch.testing.assert_close(mine.losses, theirs.losses)
+
+    for seed in range(3):
+        step(seed, 2.0)
+    assert [e[0] for e in layer.events].count("replay") == 3
+    assert "eagerly" not in caplog.text
+    step(3, 3.0)  # a constant of the graph
+    assert caplog.text.count("differs in shape from the first: such steps run eagerly") == 1
+    step(4, np.float32(3.0))
+    assert "the inputs hold 3.0, which a graph cannot copy" in caplog.text
+    assert [e[0] for e in layer.events].count("replay") == 3
 
 
 def test_new_roles_and_loaded_states_are_captured_anew() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from run_cases import reconfigure
 
 from dml_fast import cli
 from dml_fast.data import DataSet, ImageSet, open_dataset
@@ -185,22 +186,18 @@ def test_changed_data_is_refused_unless_it_is_meant(
 def test_the_runs_precision_is_used_and_a_cpu_goes_without_fp16(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = copy / "config.json"
-    original = path.read_text()
     full = as_json(capsys, copy)
     assert full["precision"] == "fp32" and full["device"] == "cpu"
-    path.write_text(original.replace('"amp": false', '"amp": true'))
+    reconfigure(copy, amp=True)
     assert as_json(capsys, copy)["precision"] == "bf16"
-    fp16 = original.replace('"amp_dtype": "auto"', '"amp_dtype": "fp16"')
-    path.write_text(fp16.replace('"amp": false', '"amp": true'))
-    assert json.loads(path.read_text())["config"]["amp_dtype"] == "fp16"
+    reconfigure(copy, amp_dtype="fp16")
     assert as_json(capsys, copy) == full
 
 
 def test_what_is_missing_is_named(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nowhere is not a run folder" in refusal(capsys, "nowhere")
     assert "--batch-size is 0" in refusal(capsys, copy, "--batch-size", "0")
-    assert "--device is 'tpu'" in refusal(capsys, copy, "--device", "tpu")
+    assert "device is 'tpu'" in refusal(capsys, copy, "--device", "tpu")
     (copy / "best.pt").unlink()
     assert "no checkpoint best.pt: give --checkpoint last" in refusal(capsys, copy)
     for path in copy.glob("*.pt"):

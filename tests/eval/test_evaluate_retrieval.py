@@ -229,78 +229,10 @@ def test_a_diverged_student_is_left_out_and_the_others_still_search(
     assert none.students == (None,) and none.ensemble is None
 
 
-def feature_files(folder: Path, **changes: Any) -> tuple[Path, Path]:
-    """Queries and a gallery of Gaussian features, and of their signs as codes."""
-    rng = np.random.default_rng(0)
-    paths = []
-    for name, count in (("q", 12), ("g", 40)):
-        pids = rng.integers(0, 5, count)
-        centres = np.random.default_rng(1).standard_normal((5, 16))
-        features = (centres[pids] + 1.5 * rng.standard_normal((count, 16))).astype(np.float32)
-        arrays = {"features": features, "pids": pids, "cams": rng.integers(0, 3, count)}
-        arrays |= {key: change(arrays) for key, change in changes.items()}
-        paths.append(folder / f"{name}.npz")
-        np.savez(paths[-1], **{k: v for k, v in arrays.items() if v is not None})
-    return paths[0], paths[1]
-
-
-def test_anybodys_features_are_ranked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from dml_fast.eval import rank_features, rank_hamming, rerank
-
-    paths = feature_files(tmp_path)
-    q, g = (np.load(path) for path in paths)
-    labels = (q["pids"], g["pids"], q["cams"], g["cams"])
-    for metric in ("cosine", "euclidean"):
-        for rank, flag in ((rank_features, ()), (rerank, ("--rerank",))):
-            expected = rank(q["features"], g["features"], *labels, metric=metric)
-            result = as_json(capsys, "--features", *paths, "--metric", metric, *flag)
-            assert result == json.loads(expected.to_json())
-    expected = rank_features(q["features"], g["features"], *labels, protocol="cuhk03")
-    result = as_json(capsys, "--features", *paths, "--protocol", "cuhk03")
-    assert result["cmc"] == expected.cmc.tolist()
-    assert main(["--features", *map(str, paths)]) == 0
-    assert "mAP (trapezoid)" in capsys.readouterr().out
-    codes = feature_files(
-        tmp_path, features=lambda a: np.packbits(a["features"] > 0, axis=1), cams=lambda a: None
-    )
-    q, g = (np.load(path) for path in codes)
-    options = ["--metric", "hamming", "--protocol", "all"]
-    expected = rank_hamming(q["features"], g["features"], q["pids"], g["pids"], protocol="all")
-    assert as_json(capsys, "--features", *codes, *options)["mAP"] == expected.mAP
-
-
-def test_feature_files_that_do_not_fit_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    q, g = feature_files(tmp_path)
-    bad = tmp_path / "bad.npz"
-
-    def refused(*more: object) -> str:
-        return refusal(capsys, "--features", q, bad, *more)
-
-    assert "bad.npz does not exist: give two .npz files" in refused()
-    bad.write_bytes(g.read_bytes()[:100])
-    assert "bad.npz cannot be read" in refused()
-    np.save(tmp_path / "bad.npy", np.zeros(3))
-    (tmp_path / "bad.npy").rename(bad)
-    assert "is one array" in refused()
-    np.savez(bad, feats=np.zeros((3, 16)))
-    assert "has feats and no features and no pids" in refused()
-    np.savez(bad, features=np.array([{}], dtype=object), pids=np.zeros(1, int))
-    assert "cannot be read" in refused()
-    np.savez(bad, features=np.zeros((3, 15), np.float32), pids=np.zeros(3, int))
-    assert "16 features and gallery 15" in refused("--protocol", "all")
-    g.replace(bad)
-    q2 = dict(np.load(q))
-    q2["features"][4] = np.nan
-    np.savez(q, **q2)
-    assert "NaN in 1 of its 12 rows, first in row 4" in refused()
-
-
 def test_arguments_that_do_not_go_together(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paths = feature_files(tmp_path)
+    paths = (tmp_path / "q.npz", tmp_path / "g.npz")
     assert "give the folder of a run, or --features" in refusal(capsys)
     assert "give the folder of a run, or --features" in refusal(
         capsys, folder, "--features", *paths

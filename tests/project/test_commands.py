@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.compat]
 
@@ -43,6 +45,13 @@ def test_train_leaves_a_file_per_student(trained: Path) -> None:
 
 def test_evaluate_prints_json(trained: Path) -> None:
     assert json.loads(command("dml_fast.evaluate", trained, "--json"))["images"] > 0
+
+
+def test_predict_writes_classes(trained: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "black.png")
+    printed = command("dml_fast.predict", trained, tmp_path, "--out", tmp_path / "classes.csv")
+    assert "classes of 1 images" in printed
+    assert (tmp_path / "classes.csv").read_text().startswith("path,class_1,probability_1,")
 
 
 def test_report_writes_curves(trained: Path) -> None:

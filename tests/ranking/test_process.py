@@ -28,6 +28,14 @@ def labels(queries, items, people=50):
 def distances():
     rank_distances(rng.random((2_000, 5_000)), *labels(2_000, 5_000), protocol=SingleShot(50_000))
 
+def draws():  # each query takes hours
+    rank_distances(rng.random((2, 4_000)), *labels(2, 4_000, 4_000), protocol=SingleShot(10**9))
+
+def all_draws():  # each of a query's thousand matches takes seconds
+    pids, ones = np.minimum(np.arange(6_000), 5_000), np.ones(6_000, int)
+    rank_distances(np.ones((2, 6_000)), [5_000] * 2, pids, [0] * 2, ones, protocol="cuhk03",
+                   ties="expected", max_rank=5_000)
+
 def features():
     q, g = (rng.standard_normal((n, 256)).astype(np.float32) for n in (20_000, 40_000))
     rank_features(q, g, *labels(20_000, 40_000))
@@ -60,7 +68,9 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-@pytest.mark.parametrize("work", ["distances", "features", "hamming", "reranking"])
+@pytest.mark.parametrize(
+    "work", ["distances", "draws", "all_draws", "features", "hamming", "reranking"]
+)
 def test_ctrl_c_ends_the_work_at_once(work: str) -> None:
     """It would last minutes. The limit is generous, since the machine may be busy."""
     process = subprocess.Popen(

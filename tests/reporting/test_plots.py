@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from dml_fast.foreign import shown
 from dml_fast.reporting.plots import groups_figure, plot_curves, plot_groups, run_figure
 
 KEYS = ("val_acc", "train_acc", "loss", "ce", "kl")
@@ -98,6 +100,40 @@ def test_legend_lies_within_its_own_cell(students: int, epochs: int) -> None:
     panels = [axis.get_window_extent() for axis in figure.axes]
     assert not any(legend.overlaps(panel) for panel in panels[:5])
     assert max(p.width for p in panels) < 1.01 * min(p.width for p in panels)
+
+
+ODD_NAMES = [
+    "out $b_$",
+    "$x^$",
+    r"\frac",
+    "caf\udce9",
+    "a\nb\tc",
+    "[x] :smile:",
+    "\x1b[31m",
+    "\x00",
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_names_are_drawn_as_they_are(name: str) -> None:
+    history = a_history()
+    for line in history:
+        line["students"][0]["arch"] = name
+    single = run_figure(name, history)
+    several = groups_figure({name: [history], "b": [a_history()]})
+    for figure in (single, several):
+        figure.canvas.draw()
+        texts = [*figure.texts, *figure.axes[5].get_legend().get_texts()]
+        assert not any(text.get_parse_math() for text in texts)
+    [title] = single.texts
+    labels = [text.get_text() for text in several.axes[5].get_legend().get_texts()]
+    assert title.get_text() == shown(name)
+    assert any(label.endswith(f"  {shown(name)}") for label in labels)
+
+
+def test_the_callers_settings_of_matplotlib_do_not_enter() -> None:
+    with matplotlib.rc_context({"text.usetex": True, "axes.formatter.use_mathtext": True}):
+        run_figure("a_run", a_history()).canvas.draw()  # there may be no LaTeX
 
 
 shares = st.none() | st.floats(0, 1)

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from dml_fast import cli
+from dml_fast.config_files import from_mapping
 from dml_fast.report import main
 from dml_fast.reporting.comparison import group, read_entries
 from dml_fast.reporting.markdown import table
@@ -33,14 +34,21 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 def vary(run: Path, name: str, add: float = 0.0, **options: Any) -> Path:
-    """Another run: its options changed, and ``add`` on top of its validation accuracies."""
+    """Another run: its options changed, and ``add`` on top of its validation accuracies.
+
+    Where the options ask for other students, it has those, all with the first one's scores.
+    """
     path = run.parent / name
     shutil.copytree(run, path)
     description = json.loads((path / "config.json").read_text())
     assert options.keys() <= description["config"].keys()
     description["config"] |= options
-    (path / "config.json").write_text(json.dumps(description))
+    archs = from_mapping(description["config"], "").architectures
     lines = history(path)
+    for parent in (description, *lines):
+        if [student["arch"] for student in parent["students"]] != list(archs):
+            parent["students"] = [parent["students"][0] | {"arch": arch} for arch in archs]
+    (path / "config.json").write_text(json.dumps(description))
     for line in lines:
         line["ensemble_val_acc"] += add
         for student in line["students"]:

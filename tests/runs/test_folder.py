@@ -21,7 +21,6 @@ from dml_fast.errors import UserError
 from dml_fast.runs import checkpoint
 from dml_fast.runs.files import atomic_write
 from dml_fast.runs.folder import Run, new_folder
-from dml_fast.runs.weights import load_student, save_student
 
 
 @pytest.fixture
@@ -207,23 +206,3 @@ def test_new_folders_do_not_collide(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     second = new_folder(TrainConfig())
     assert second != first
     assert new_folder(TrainConfig(out="x/y")) == Path("x/y")
-
-
-def test_a_student_comes_back_from_its_file(tmp_path: Path) -> None:
-    from dml_fast.models import create_model
-
-    model = create_model("resnet8", num_classes=3, in_channels=1, image_size=8)
-    model = model.to(memory_format=torch.channels_last)
-    path = tmp_path / "student.safetensors"
-    save_student(path, model.state_dict(), "resnet8", facts_of_three_classes())
-    again, facts = load_student(path)
-    x = torch.randn(2, 1, 8, 8)
-    assert torch.equal(again.to(memory_format=torch.channels_last)(x), model.eval()(x))
-    assert facts["arch"] == "resnet8"
-    assert facts["classes"] == ["a", "b", "c"]
-    first = path.read_bytes()
-    save_student(path, model.state_dict(), "resnet8", facts_of_three_classes())
-    assert path.read_bytes() == first
-    path.write_bytes(first[:100])
-    with pytest.raises(UserError, match="is not a student of dml_fast"):
-        load_student(path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,18 @@ def rotten() -> bytes:
     half = len(whole) // 2
     whole[half : half + 200] = b"\xff\xd8" * 100
     return bytes(whole)
+
+
+def claiming(height: int, width: int, image: bytes) -> bytes:
+    """Return a JPEG or PNG whose header states another size; the rest is as before."""
+    changed = bytearray(image)
+    if image.startswith(b"\x89PNG"):
+        changed[16:24] = struct.pack(">II", width, height)
+        changed[29:33] = struct.pack(">I", zlib.crc32(changed[12:29]))
+    else:
+        at = image.index(b"\xff\xc0") + 5  # the frame of a baseline JPEG
+        changed[at : at + 4] = struct.pack(">HH", height, width)
+    return bytes(changed)
 
 
 BAD = {

@@ -43,6 +43,6 @@ def train(engine: Engine, steps: int, **options: Any) -> list[Tensor]:
         target = torch.randint(5, (8,), generator=g)
         for one in engine.cohort:
             one.set_lr(0.05 * (step + 1))
-        result = engine.step(views, target, kl_scale=step / steps, **options)
+        result = engine.step(views, target, views=True, kl_scale=step / steps, **options)
         found.append(torch.stack([result.losses, result.ce, result.kl, result.triplet]))
     return [*found, torch.rand(3), torch.from_numpy(np.random.rand(3))]

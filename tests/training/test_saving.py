@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,3 +94,53 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_sentence(
     assert "(No space left on device): make room, then continue from step 3" in err
     monkeypatch.undo()
     assert train("--resume", str(folder)) == 0
+
+
+FAILURES = [OSError(28, "No space left on device"), ValueError("b_"), MemoryError(), ImportError()]
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    ("place", "what"),
+    [
+        ("dml_fast.reporting.plots.plot_curves", "curves.png"),
+        ("dml_fast.training.trainer.show_run", "the table of results"),
+    ],
+)
+def test_what_fails_at_the_end_is_named_and_the_run_is_finished(
+    tmp_path: Path,
+    place: str,
+    what: str,
+    error: Exception,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise error
+
+    folder = tmp_path / "run"
+    monkeypatch.setattr(place, fail)
+    assert train(*QUICK, "--out", str(folder)) == 0
+    [line] = [line for line in capfd.readouterr().err.splitlines() if "not written" in line]
+    assert what in line
+    assert line.endswith(f"python -m dml_fast.report {folder} gives it")
+    assert (folder / "student_1.safetensors").is_file()
+
+
+def test_events_of_tensorboard_that_cannot_be_written_are_named_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        def __init__(self, folder: str) -> None:
+            pass
+
+        def add_scalar(self, *values: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        close = add_scalar
+
+    module = SimpleNamespace(SummaryWriter=Full)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    monkeypatch.setattr("dml_fast.config._require", lambda *names: None)
+    assert train(*THREE_EPOCHS, "--tensorboard", "--out", str(tmp_path / "run")) == 0
+    assert capfd.readouterr().err.count("(No space left on device): metrics.jsonl has all") == 1

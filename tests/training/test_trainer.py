@@ -80,7 +80,10 @@ def test_every_step_gets_its_rate_ramp_and_roles(
     trainer = build(tmp_path / "run", method=method, **options)
     seen: list[tuple[float, float, tuple[int, ...], int | None]] = []
 
-    def step(inputs: Any, target: Any, *, kl_scale: float, learners: Any, teacher: Any) -> Any:
+    def step(
+        inputs: Any, target: Any, *, views: bool, kl_scale: float, learners: Any, teacher: Any
+    ) -> Any:
+        assert not views
         rates = {float(s.optimizer.param_groups[0]["lr"]) for s in trainer.engine.cohort}
         assert len(rates) == 1
         seen.append((rates.pop(), kl_scale, learners, teacher))

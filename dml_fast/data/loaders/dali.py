@@ -131,7 +131,11 @@ class DaliDecoder:
         return _Fed(request, ids, inputs)
 
     def _encoded(self, index: int, *, by_pillow: bool) -> Encoded:
-        return encoded(self._source.images.files.read(index), by_pillow=by_pillow)
+        images = self._source.images
+        file = encoded(images.files.read(index), by_pillow=by_pillow)
+        if images.size and not self._parts:
+            fitted(file.height, file.width, images.size, images.margin)  # a corrupt file is named
+        return file
 
     def _feed(self, fed: _Fed) -> None:
         if self._pipe is None:

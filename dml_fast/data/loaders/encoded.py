@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dml_fast.data.decode import Pixels, decode_image
+from dml_fast.data.storage import check_sides
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_EIGHT_BITS = (b"\x08\x00", b"\x08\x02")  # gray, RGB
 
 
 class Encoded(NamedTuple):
@@ -32,11 +34,12 @@ def encoded(raw: bytes, *, by_pillow: bool = False) -> Encoded:
         by_pillow: whether to decode it here in any case.
 
     Raises:
-        CorruptImageError: the file is decoded here and damaged.
+        CorruptImageError: the image is too large, or the file is decoded here and damaged.
     """
     if not by_pillow:
         size = _size_of_ordinary(raw)
         if size is not None:
+            check_sides(*size)
             return Encoded(np.frombuffer(raw, np.uint8), *size)
     return as_ppm(decode_image(raw))
 
@@ -60,6 +63,6 @@ def _size_of_ordinary(raw: bytes) -> tuple[int, int] | None:
         except ValueError:
             return None
         return (height, width) if colours in ("YCbCr", "Gray") else None
-    if raw[:8] == _PNG and raw[-8:-4] == b"IEND" and raw[24] == 8 and raw[25] in (0, 2):
+    if raw[:8] == _PNG and raw[-8:-4] == b"IEND" and raw[24:26] in _EIGHT_BITS:
         return int.from_bytes(raw[20:24], "big"), int.from_bytes(raw[16:20], "big")
     return None

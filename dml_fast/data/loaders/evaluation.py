@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ def evaluation_batches(
     channels_last: bool = True,
     rank: int = 0,
     ranks: int = 1,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Yield every image once, in order, normalised and not augmented.
 
     The last batch is short if N is not a multiple of ``batch_size``. Corrupt files, if they are
@@ -75,6 +75,8 @@ def _pixels(
                 else:
                     whole = np.flatnonzero(ids >= 0)
                     ids, pixels = ids[whole], pixels[torch.from_numpy(whole).to(device)]
+            if pixels.shape[3] == 1:  # with the strides of images in memory, which torch looks at
+                pixels = pixels.view(len(pixels), 1, *pixels.shape[1:3]).permute(0, 2, 3, 1)
             yield ids, pixels
     finally:
         decoder.close()

@@ -69,13 +69,13 @@ def decode_rows(source: Source, request: Request, rows: Ids) -> tuple[Ids, Pixel
         rows: (b,) int64, which of the B images to decode.
 
     Returns:
-        (b,) int64 indices of the images that were decoded, and their pixels, (V, b, H, W, 3) uint8;
+        (b,) int64 indices of the images that were decoded, and their pixels, (V, b, H, W, C) uint8;
         V is 1 if no parts are wanted.
     """
     images = source.images
-    height, width = images.shape[2:]
+    channels, height, width = images.shape[1:]
     if not request.cut:
-        out = np.zeros((1, len(rows), height, width, 3), np.uint8)
+        out = np.zeros((1, len(rows), height, width, channels), np.uint8)
         ids = np.empty(len(rows), np.int64)
         for place, index in enumerate(request.ids[rows].tolist()):
             ids[place], pixels = source.find(index, images.decoded)

@@ -5,6 +5,7 @@ Archives are read in place, only the files with known names. Nothing is unpacked
 
 from __future__ import annotations
 
+import os
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -119,10 +120,10 @@ def find_cifar(kind: str, root: Path) -> tuple[Distribution, Path] | None:
     forms = (CIFAR[kind].python, CIFAR[kind].binary)
     for form in forms:
         for place in (root, root / form.folder):
-            if any((place / name).is_file() for name in form.files):
+            if any(os.path.isfile(place / name) for name in form.files):
                 return form, place
     for form in forms:
-        if (root / form.archive).is_file():
+        if os.path.isfile(root / form.archive):
             return form, root / form.archive
     return None
 
@@ -136,7 +137,7 @@ def locate_cifar(kind: str, root: Path) -> tuple[Distribution, Path]:
     found = find_cifar(kind, root)
     if found is None:
         python, binary, *_ = CIFAR[kind]
-        state = "has no CIFAR files" if root.is_dir() else "does not exist"
+        state = "has no CIFAR files" if os.path.isdir(root) else "does not exist"
         raise UserError(
             f"{kind}:{root} {state}: add --download, or put {python.archive}, {binary.archive} "
             f"or the folder {python.folder} or {binary.folder} there"
@@ -182,9 +183,9 @@ def read_cifar(kind: str, root: Path, *, download: bool) -> RawData:
 
 
 def _read_files(form: Distribution, place: Path) -> dict[str, bytes]:
-    if place.is_dir():
+    if os.path.isdir(place):
         contents = {
-            name: (place / name).read_bytes() for name in form.files if (place / name).is_file()
+            name: (place / name).read_bytes() for name in form.files if os.path.isfile(place / name)
         }
     else:
         contents = _read_archive(form, place)

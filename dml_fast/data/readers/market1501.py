@@ -15,15 +15,16 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dml_fast.data.listing import BESIDE, OTHER, PassedOver, entries, is_folder, take_image
 from dml_fast.data.reading import Loaded, Reading, load
 from dml_fast.data.sets import ImageSet, RawData, RetrievalSet
 from dml_fast.data.splits import split_identities
-from dml_fast.data.storage import LooseFiles, is_image
+from dml_fast.data.storage import LooseFiles
 from dml_fast.errors import UserError
 
 JUNK, DISTRACTOR = -1, 0
 _TRAIN, _QUERY, _GALLERY = PARTS = ("bounding_box_train", "query", "bounding_box_test")
-_NAME = re.compile(r"(-1|\d+)_c(\d+)\D")
+_NAME = re.compile(r"(-1|\d{1,18})_c(\d{1,18})\D")
 
 Ids = npt.NDArray[np.int64]
 
@@ -41,8 +42,8 @@ def check_market1501(root: Path) -> None:
         UserError: one is missing.
     """
     for part in PARTS:
-        if not (root / part).is_dir():
-            found = f"has no folder {part}" if root.is_dir() else "does not exist"
+        if not os.path.isdir(root / part):
+            found = f"has no folder {part}" if os.path.isdir(root) else "does not exist"
             raise UserError(
                 f"market1501:{root} {found}: put images in {root}/ in the folders "
                 f"{_TRAIN}, {_QUERY} and {_GALLERY}"
@@ -53,7 +54,7 @@ def read_market1501(root: Path, how: Reading, *, val_fraction: float) -> RawData
     """Read a data set of identities as RGB, or list its files for a decoder.
 
     The classes are the identities to learn, sorted. Files without the suffix of an image (such as
-    Thumbs.db) are ignored.
+    Thumbs.db) and folders below are passed over; one log line counts them.
 
     Args:
         root: the folder.
@@ -66,7 +67,12 @@ def read_market1501(root: Path, how: Reading, *, val_fraction: float) -> RawData
             the images do not fit in memory.
     """
     check_market1501(root)
-    parts = [_list_part(root / part) for part in PARTS]
+    passed = PassedOver()
+    for entry in entries(root, passed):
+        if entry.name not in PARTS:
+            passed.add(BESIDE if is_folder(entry) else OTHER, entry.path)
+    parts = [_list_part(root / part, passed) for part in PARTS]
+    passed.report(root)
     flat = [image for part in parts for image in part]
     loaded = load(root, LooseFiles.of([image.path for image in flat]), how)
     whole = set(loaded.kept.tolist())
@@ -110,17 +116,28 @@ def read_market1501(root: Path, how: Reading, *, val_fraction: float) -> RawData
     )
 
 
-def _list_part(folder: Path) -> list[_Image]:
+def identity_and_camera(name: str) -> tuple[int, int] | None:
+    """Return what an image's name says, None if it has another form."""
+    match = _NAME.match(name)
+    return None if match is None else (int(match[1]), int(match[2]))
+
+
+def _list_part(folder: Path, passed: PassedOver) -> list[_Image]:
     """Return the images of a folder, sorted by name."""
     images = []
-    for name in filter(is_image, sorted(os.listdir(folder))):
-        match = _NAME.match(name)
-        if match is None:
+    for entry in entries(folder, passed):
+        if is_folder(entry):
+            passed.add("folders below", entry.path)
+            continue
+        if not take_image(entry, passed):
+            continue
+        name = entry.name
+        if (known := identity_and_camera(name)) is None:
             raise UserError(
                 f"the name of {folder / name} has no identity and camera: name it like "
-                "0002_c1s1_000451_03.jpg (identity 2, camera 1), or move it away"
+                "0002_c1s1_000451_03.jpg (identity 2, camera 1; up to 18 digits), or move it away"
             )
-        images.append(_Image(folder / name, int(match[1]), int(match[2])))
+        images.append(_Image(folder / name, *known))
     if not images:
         raise UserError(f"{folder} holds no images: fill it")
     return images

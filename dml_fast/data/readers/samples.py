@@ -7,6 +7,7 @@ each image, so that any of them can be read at any time.
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dml_fast.data.listing import HIDDEN, OTHER, PassedOver
 from dml_fast.data.readers.tar import DamagedTarError, Member, Reader, walk
-from dml_fast.data.storage import SUFFIXES, CorruptImageError, Ids
+from dml_fast.data.storage import SUFFIXES, CorruptImageError, Ids, check_bytes
 from dml_fast.errors import UserError, reason
 
 _OPEN_AT_ONCE = 64  # shards
@@ -33,11 +35,13 @@ class Index(NamedTuple):
         images: n images, in the order of the tar.
         labels: their n labels.
         damage: what is wrong with the tar after these samples; "" if nothing is.
+        passed: the members that are no part of a sample.
     """
 
     images: list[Member]
     labels: list[int]
     damage: str
+    passed: PassedOver
 
 
 def read_index(path: Path) -> Index:
@@ -49,17 +53,21 @@ def read_index(path: Path) -> Index:
     """
     images: dict[str, Member] = {}
     labels: dict[str, int] = {}
-    damage = ""
+    damage, passed = "", PassedOver()
     try:
+        if not (os.path.isfile(path) or os.path.isdir(path)):
+            os.stat(path)
+            raise DamagedTarError("not a file")  # to open a pipe would wait for ever
         with path.open("rb", buffering=0) as file:
             read = Reader(file.fileno())
-            for member in walk(read):
+            for member in walk(read, lambda name: passed.add("links or devices", str(path / name))):
                 match = _KEY.fullmatch(member.name)
-                if match is None:
+                suffix = match[2].lower() if match else ""
+                if not match or (suffix != _LABEL and suffix not in SUFFIXES):
+                    hidden = posixpath.basename(member.name).startswith(".")
+                    passed.add(HIDDEN if hidden else OTHER, str(path / member.name))
                     continue
-                key, suffix = match[1], match[2].lower()
-                if suffix != _LABEL and suffix not in SUFFIXES:
-                    continue
+                key = match[1]
                 if key in (labels if suffix == _LABEL else images):
                     what = "label" if suffix == _LABEL else "image"
                     raise UserError(
@@ -84,7 +92,7 @@ def read_index(path: Path) -> Index:
     if not damage and not whole:
         damage = "it holds no sample: an image and its label, such as 0001.jpg and 0001.cls"
     kept = [key for key in images if key in whole]
-    return Index([images[key] for key in kept], [labels[key] for key in kept], damage)
+    return Index([images[key] for key in kept], [labels[key] for key in kept], damage, passed)
 
 
 def _label(content: bytes, path: Path) -> int:
@@ -170,6 +178,7 @@ class TarMembers:
 
     def read(self, index: int) -> bytes:
         """Return the content of an image file."""
+        check_bytes(self.size(index))
         return self._read(index, 0, self.size(index))
 
     def ends(self, index: int, count: int) -> tuple[bytes, bytes]:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
+from dml_fast.data.listing import BESIDE, OTHER, PassedOver, entries, is_folder
 from dml_fast.data.readers.download import download
 from dml_fast.errors import UserError, reason
 
@@ -23,6 +24,7 @@ CLASSES = "classes.txt"
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _PART = re.compile(rf"(?<![a-zA-Z])({'|'.join(PARTS)})")
+_COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 _MOST = 1_000_000  # names: more would be a mistake
 _log = logging.getLogger("dml_fast")
 
@@ -33,10 +35,12 @@ class ShardNames(NamedTuple):
     Attributes:
         root: a folder that holds all of them, directly or in folders below it.
         parts: the sorted shards of train, val and test; a part without shards is left out.
+        passed: what else is there.
     """
 
     root: Path
     parts: dict[str, list[Path]]
+    passed: PassedOver
 
 
 def check_shards(spec: str) -> None:
@@ -48,7 +52,7 @@ def check_shards(spec: str) -> None:
     if (names := _expand(spec)) and _are_urls(spec, names):
         _cached(names)
     else:
-        _sorted_out(spec, *_local(spec, names))
+        _sorted_out(spec, *_local(spec, names, PassedOver()), PassedOver())
 
 
 def find_shards(spec: str) -> ShardNames:
@@ -60,18 +64,18 @@ def find_shards(spec: str) -> ShardNames:
     Raises:
         UserError: there are none, or one cannot be downloaded.
     """
-    names = _expand(spec)
+    names, passed = _expand(spec), PassedOver()
     if not _are_urls(spec, names):
-        return _sorted_out(spec, *_local(spec, names))
+        return _sorted_out(spec, *_local(spec, names, passed), passed)
     targets = _cached(names)
     found = list(targets.values())
     _fetch(targets)
-    return _sorted_out(spec, _common(found), found)
+    return _sorted_out(spec, _common(found), found, passed)
 
 
 def _expand(spec: str) -> list[str]:
     """Expand braces, innermost first, as a shell and WebDataset do; return the names, sorted."""
-    names, whole = {spec}, os.path.exists(Path(spec).expanduser())
+    names, whole = {spec}, os.path.exists(os.path.expanduser(spec))
     while not whole and any(_BRACES.search(name) for name in names):
         wider: set[str] = set()
         for name in names:
@@ -108,21 +112,24 @@ def _are_urls(spec: str, names: list[str]) -> bool:
     return bool(schemes)
 
 
-def _local(spec: str, names: list[str]) -> tuple[Path, list[Path]]:
+def _local(spec: str, names: list[str], passed: PassedOver) -> tuple[Path, list[Path]]:
     """Return a folder and the shards in it."""
-    root = Path(spec).expanduser()
+    root = Path(os.path.expanduser(spec))
     if os.path.isdir(root):
-        folders = [root, *(root / part for part in PARTS)]
-        found = [path for folder in folders for path in sorted(folder.glob("[!.]*.tar"))]
+        found = _tars(root, passed)
+        for part in PARTS:
+            if os.path.isdir(root / part):
+                found += _tars(root / part, passed)
         if not found:
+            there = f" (but {text})" if (text := passed.text(root)) else ""
             raise UserError(
-                f"shards:{spec} holds no tar files: put train-000.tar and so on there, or in "
-                f"{root / 'train'}"
+                f"shards:{spec} holds no tar files{there}: put train-000.tar and so on there, or "
+                f"in {root / 'train'}"
             )
         return root, found
     found = []
     for name in names:
-        path = os.path.abspath(Path(name).expanduser())
+        path = os.path.abspath(os.path.expanduser(name))
         matches = [path] if os.path.exists(path) else glob.glob(path)
         if not matches:
             raise UserError(f"shards:{spec} does not exist: there is no {path}")
@@ -130,11 +137,26 @@ def _local(spec: str, names: list[str]) -> tuple[Path, list[Path]]:
     return _common(found), sorted(set(found))
 
 
+def _tars(folder: Path, passed: PassedOver) -> list[Path]:
+    found = []
+    for entry in entries(folder, passed):
+        if entry.name.endswith(".tar"):
+            found.append(Path(entry.path))
+        elif _COMPRESSED.search(entry.name):
+            passed.add("compressed", entry.path)
+        elif is_folder(entry):
+            if entry.name not in PARTS:
+                passed.add(BESIDE, entry.path)
+        elif entry.name != CLASSES:
+            passed.add(OTHER, entry.path)
+    return found
+
+
 def _common(files: list[Path]) -> Path:
     return Path(os.path.commonpath([file.parent for file in files]))
 
 
-def _sorted_out(spec: str, root: Path, files: list[Path]) -> ShardNames:
+def _sorted_out(spec: str, root: Path, files: list[Path], passed: PassedOver) -> ShardNames:
     """Sort shards into training, validation and test shards by their names below ``root``."""
     parts: dict[str, list[Path]] = {"": [], **{part: [] for part in PARTS}}
     for file in files:
@@ -149,7 +171,8 @@ def _sorted_out(spec: str, root: Path, files: list[Path]) -> ShardNames:
     parts["train"] += unnamed
     if not parts["train"]:
         raise UserError(f"shards:{spec} has no training shards: add some, such as train-000.tar")
-    return ShardNames(root, {part: sorted(found) for part, found in parts.items() if found})
+    whole = {part: sorted(found) for part, found in parts.items() if found}
+    return ShardNames(root, whole, passed)
 
 
 def _cached(names: list[str]) -> dict[str, Path]:
@@ -180,8 +203,8 @@ def _cached(names: list[str]) -> dict[str, Path]:
 
 
 def _cache() -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return home / "dml_fast" / "shards"
+    home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return Path(home) / "dml_fast" / "shards"
 
 
 def _fetch(targets: dict[str, Path]) -> None:

@@ -40,6 +40,7 @@ def read_shards(spec: str, how: Reading) -> RawData:
     corrupt = CorruptFiles(names.root, allowed=how.skip_corrupt)
     members = index_shards(names, corrupt)
     corrupt.report()
+    names.passed.report(names.root)
     labels = members.labels
     shards = np.cumsum([0, *map(len, names.parts.values())])
     ends = np.searchsorted(members.tar, shards).tolist()
@@ -81,7 +82,7 @@ def index_shards(names: ShardNames, corrupt: CorruptFiles) -> TarMembers:
     """Read the headers of all shards and find their samples, in the order of ``names``.
 
     Args:
-        names: the shards.
+        names: the shards; ``passed`` also counts members that are no part of a sample.
         corrupt: records damaged shards, of which the samples before the damage are kept.
 
     Raises:
@@ -91,6 +92,7 @@ def index_shards(names: ShardNames, corrupt: CorruptFiles) -> TarMembers:
     with ThreadPoolExecutor(cores()) as pool:
         indices = list(pool.map(read_index, tars))
     for path, index in zip(tars, indices, strict=True):
+        names.passed.merge(index.passed)
         if not index.damage:
             continue
         if not corrupt.allowed:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 _BLOCK = 512
 _AT_ONCE = 4096  # bytes: the header of a label, the label, and the header of the next image
 _LONGEST_NAME = 1 << 16
 _MOST_PADDING = 1 << 20  # bytes of zeros after the end mark; usually there are under 10 KiB
-_ORDINARY, _WITHOUT_CONTENT = b"07\0", b"123456"  # files; links, devices, folders
-_RECORD = re.compile(rb"\d+ (path|size)=([^\n]*)\n")
+_ORDINARY, _WITHOUT_CONTENT, _FOLDER = b"07\0", b"123456", b"5"  # of links, devices, folders
 
 
 class Member(NamedTuple):
@@ -51,8 +49,12 @@ class Reader:
         return self._buffer[begin : begin + count]
 
 
-def walk(read: Reader) -> Iterator[Member]:
+def walk(read: Reader, odd: Callable[[str], None] = lambda _name: None) -> Iterator[Member]:
     """Yield the ordinary files of a tar (ustar, GNU or pax).
+
+    Args:
+        read: reads the tar.
+        odd: called with the name of each link and device.
 
     Raises:
         DamagedTarError: the file is truncated, damaged or not a tar.
@@ -69,8 +71,7 @@ def walk(read: Reader) -> Iterator[Member]:
         if sum(block) - sum(block[148:156]) + 8 * 32 != _octal(block[148:156]):
             raise DamagedTarError(_foreign(position, block))
         kind, offset = block[156:157], position + _BLOCK
-        stated = longer.get("size", b"")
-        size = int(stated) if stated.isdigit() else _octal(block[124:136])
+        size = _decimal(longer["size"]) if "size" in longer else _octal(block[124:136])
         if kind in _WITHOUT_CONTENT:
             size = 0
         if size < 0:
@@ -87,10 +88,12 @@ def walk(read: Reader) -> Iterator[Member]:
             if kind == b"L":
                 longer["path"] = content.rstrip(b"\0")
             elif kind == b"x":
-                longer |= {key.decode(): value for key, value in _RECORD.findall(content)}
+                longer |= _records(content, position)
         else:
             if kind in _ORDINARY:
                 yield Member(_name(block, longer), offset, size)
+            elif kind != _FOLDER:
+                odd(_name(block, longer))
             longer = {}
         position = offset + -(-size // _BLOCK) * _BLOCK
 
@@ -102,6 +105,26 @@ def _check_end(read: Reader, position: int) -> None:
         raise DamagedTarError(
             f"an end mark at byte {position} of {read.length} is followed by other bytes"
         )
+
+
+def _records(content: bytes, position: int) -> dict[str, bytes]:
+    """Return path and size from a pax header; a value may hold any byte, newlines too."""
+    found, start = {}, 0
+    while start < len(content):
+        space = content.find(b" ", start)
+        end = start + _decimal(content[start:space])
+        key, equals, value = content[space + 1 : end - 1].partition(b"=")
+        if space < start or end <= space or not equals or content[end - 1 : end] != b"\n":
+            raise DamagedTarError(f"the header at byte {position} is damaged")
+        if key in (b"path", b"size"):
+            found[key.decode()] = value
+        start = end
+    return found
+
+
+def _decimal(digits: bytes) -> int:
+    """Return a number, -1 if it is none or no size of a file."""
+    return int(digits) if digits.isdigit() and len(digits) < 20 else -1
 
 
 def _octal(field: bytes) -> int:
@@ -120,7 +143,7 @@ def _name(block: bytes, longer: dict[str, bytes]) -> str:
         name = block[:100].rstrip(b"\0").partition(b"\0")[0]
         if block[257:263] == b"ustar\0" and (prefix := block[345:500].partition(b"\0")[0]):
             name = prefix + b"/" + name
-    parts = os.fsdecode(name).split("/")
+    parts = name.decode("utf-8", "surrogateescape").split("/")
     return "/".join(part for part in parts if part not in ("", "."))
 
 

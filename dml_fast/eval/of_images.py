@@ -1,0 +1,249 @@
+"""A finished run applied to images without labels: classes and probabilities, or embeddings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dml_fast.data.loaders import evaluation_batches
+from dml_fast.data.loaders.assemble import Batch
+from dml_fast.engine.precision import Precision, pick_device
+from dml_fast.errors import UserError
+from dml_fast.eval.classification import evaluating
+from dml_fast.eval.given_images import GivenImages, find_images, known_identities
+from dml_fast.eval.of_run import run_precision, run_students
+from dml_fast.eval.prediction_files import STDOUT, Row, new_file, prediction_file
+from dml_fast.eval.retrieval import Features, concatenate
+from dml_fast.models.embedding import classifier_of
+from dml_fast.reporting.console import progress
+from dml_fast.runs.folder import Run
+from dml_fast.runs.trained import Trained
+
+_log = logging.getLogger("dml_fast")
+
+
+class Predicted(NamedTuple):
+    """What was done.
+
+    Attributes:
+        images: how many images were predicted.
+        left_out: the files that could not be decoded, each with the reason.
+        by: the students, the checkpoint, the precision and the device, in words.
+        arrays: the shape of each array in the file of features, by its name.
+    """
+
+    images: int
+    left_out: dict[Path, str]
+    by: str
+    arrays: dict[str, tuple[int, ...]]
+
+
+def predict_run(
+    folder: Path,
+    given: Sequence[Path],
+    *,
+    student: str = "best",
+    top: int = 5,
+    checkpoint: str = "best",
+    device: str = "auto",
+    batch_size: int = 512,
+    out: str = "",
+    features: Path | None = None,
+) -> Predicted:
+    """Predict the classes of images, or embed them, with a run's students.
+
+    Pixels are prepared and students run as in `dml_fast.eval.of_run.evaluate_run`: the images of a
+    split get the predictions that were counted there.
+
+    Args:
+        folder: the run's.
+        given: files and folders.
+        student: best, ensemble, or a student's number.
+        top: how many classes to write for each image.
+        checkpoint: best, last or previous.
+        device: auto, cpu, cuda or cuda:N.
+        batch_size: images at a time.
+        out: the file for classes, .csv or .jsonl; - for CSV on the standard output; "" for none.
+        features: the .npz file for embeddings, or None.
+
+    Raises:
+        UserError: no such run, checkpoint, student, device or image; no image can be decoded; a
+            student gives no numbers or no embeddings; a file cannot be written.
+    """
+    paths = find_images(given)
+    run = Run.open(folder)
+    trained = Trained.load(run, checkpoint)
+    config, facts = run.config, trained.facts
+    chosen = _chosen(student, trained, run)
+    precision = run_precision(config, pick_device(device))
+    models = run_students(trained, config, precision, chosen)
+    images = GivenImages.for_run(paths, config, facts)
+    batches = evaluation_batches(
+        images.as_set(),
+        batch_size=batch_size,
+        mean=facts.mean,
+        std=facts.std,
+        device=precision.device,
+        channels_last=config.channels_last,
+    )
+    top, together = min(top, len(facts.classes)), student == "ensemble"
+    kept: list[Path] = []
+    embedded: list[list[Features]] = []
+    arrays: dict[str, NDArray[Any]] = {}
+    with ExitStack() as stack:
+        array_file = features and stack.enter_context(new_file("--features", features))
+        write = stack.enter_context(prediction_file(out, top)) if out else None
+        done = stack.enter_context(progress("predicting", len(paths), hidden=out == STDOUT))
+        parts = stack.enter_context(closing(_parts(models, batches, precision, bool(features))))
+        for part in parts:
+            here = [paths[index] for index in part.ids]
+            if write is not None:
+                write(_rows(here, part.logits, facts.classes, top, together))
+            kept += here
+            embedded.append(part.features)
+            done(part.ids[-1] + 1)
+        _check_some(kept, images)
+        if array_file:
+            arrays = {
+                "features": _features(embedded, chosen, together),
+                "names": np.array([str(path) for path in kept]),
+                **known_identities(kept, config, facts),
+            }
+            np.savez(array_file, **arrays)  # type: ignore[arg-type]
+    images.report_sizes(config)
+    names = ", ".join(f"{k} ({trained.archs[k]})" for k in chosen)
+    whose = f"ensemble of students {names}" if together else f"student {names}"
+    return Predicted(
+        images=len(kept),
+        left_out=images.corrupt.reasons,
+        by=f"{whose}; {checkpoint}.pt of {run.folder}; {precision} on {precision.device}",
+        arrays={name: array.shape for name, array in arrays.items()},
+    )
+
+
+def _chosen(student: str, trained: Trained, run: Run) -> list[int]:
+    """Return the numbers of the students that ``--student`` means."""
+    numbers = list(range(len(trained.archs)))
+    if student == "ensemble":
+        return numbers
+    if student == "best":
+        if trained.best is None:
+            raise UserError(
+                f"the checkpoint of {run.folder} is from before the first validation, so no "
+                "student is best yet: give --student with a number, or ensemble"
+            )
+        return [trained.best]
+    if student not in map(str, numbers):
+        raise UserError(
+            f"--student is {student[:20]!r} and {run.folder} has {len(numbers)} students: give "
+            f"best, ensemble, or a number from 0 to {numbers[-1]}"
+        )
+    return [int(student)]
+
+
+class _Part(NamedTuple):
+    """What K students say about B images.
+
+    Attributes:
+        ids: (B,) the indices of the images; B is at least 1.
+        logits: K tensors (B, C) float32.
+        features: K arrays (B, D) float32; none unless they are asked for.
+    """
+
+    ids: list[int]
+    logits: list[Tensor]
+    features: list[Features]
+
+
+@torch.inference_mode()
+def _parts(
+    models: Sequence[nn.Module], batches: Generator[Batch], precision: Precision, embed: bool
+) -> Generator[_Part]:
+    """Run students as `dml_fast.eval.classification.evaluate` does."""
+    seen: dict[int, Tensor] = {}
+    with ExitStack() as stack:
+        stack.enter_context(closing(batches))
+        stack.enter_context(evaluating(models))
+        for k, model in enumerate(models if embed else ()):
+            layer = classifier_of(model)
+            hook = layer.register_forward_pre_hook(lambda _, args, k=k: seen.update({k: args[0]}))
+            stack.callback(hook.remove)
+        for batch in batches:
+            if not len(batch.ids):  # none of its files can be decoded
+                continue
+            with precision.autocast():
+                logits = [model(batch.inputs).float() for model in models]
+            features = [seen[k].float().cpu().numpy() for k in range(len(models)) if embed]
+            yield _Part(batch.ids.tolist(), logits, features)
+
+
+def _rows(
+    paths: Sequence[Path],
+    logits: Sequence[Tensor],
+    classes: Sequence[str],
+    top: int,
+    together: bool,
+) -> list[Row]:
+    """Return the ``top`` likeliest classes of each image.
+
+    The first is the one that `dml_fast.eval.classification.evaluate` counts, also among equals: by
+    the logits of one student, by the mean probabilities of students ``together``.
+
+    Raises:
+        UserError: a student's logits are not finite.
+    """
+    probabilities = torch.stack([z.softmax(1) for z in logits]).mean(0)  # (B, C)
+    if len(wrong := (~probabilities.isfinite()).any(1).nonzero()):
+        raise UserError(
+            f"the logits for {paths[int(wrong[0])]} are not finite, so it has no class: give "
+            "another --student or --checkpoint"
+        )
+    scores = probabilities if together else logits[0]
+    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :top]
+    shares = probabilities.gather(1, order).cpu().numpy()
+    return [
+        # the shortest decimal of each float32
+        Row(str(path), [classes[c] for c in found], [float(str(p)) for p in row])
+        for path, found, row in zip(paths, order.tolist(), shares, strict=True)
+    ]
+
+
+def _features(
+    embedded: Sequence[Sequence[Features]], chosen: Sequence[int], together: bool
+) -> Features:
+    """Return the embeddings of N images: of one student, or of all at length 1, side by side.
+
+    Args:
+        embedded: for each batch, the features of K students.
+        chosen: the students' numbers.
+        together: whether the ensemble's are wanted.
+
+    Raises:
+        UserError: no student's embeddings are finite.
+    """
+    students = [np.concatenate(parts) for parts in zip(*embedded, strict=True)]
+    good = []
+    for k, features in zip(chosen, students, strict=True):
+        if np.isfinite(features).all():
+            good.append(features)
+        else:
+            _log.warning("student %d's embeddings are not finite: it is left out", k)
+    if not good:
+        raise UserError("no embeddings are finite: give another --student or --checkpoint")
+    return concatenate(good) if together else good[0]
+
+
+def _check_some(kept: Sequence[Path], images: GivenImages) -> None:
+    if not kept:
+        path, why = next(iter(images.corrupt.reasons.items()))
+        raise UserError(
+            f"none of {len(images)} files can be decoded, such as {path} ({why}): give image files"
+        )

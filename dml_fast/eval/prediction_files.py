@@ -1,0 +1,117 @@
+"""Predictions as lines of CSV or JSON, and files that appear only when they are whole."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from dml_fast.errors import UserError
+from dml_fast.runs.files import atomic_write
+
+STDOUT = "-"
+
+
+class Row(NamedTuple):
+    """The prediction for one image.
+
+    Attributes:
+        name: of its file.
+        classes: the names of the likeliest ones, the first is the prediction.
+        probabilities: of these classes.
+    """
+
+    name: str
+    classes: Sequence[str]
+    probabilities: Sequence[float]
+
+
+@contextmanager
+def new_file(flag: str, path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that gets its name at the end; after an error an old one is as it was.
+
+    Args:
+        flag: the option that named it.
+        path: its name; its folder is made.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    if path.is_dir():
+        raise UserError(f"{flag} {path} is a folder: give a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            yield file
+    except BrokenPipeError:  # of the standard output
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{flag} {path} cannot be written ({error.strerror}): give another file"
+        ) from None
+
+
+@contextmanager
+def prediction_file(out: str, top: int) -> Iterator[Callable[[Sequence[Row]], object]]:
+    """Open a file for predictions: CSV with a header, or one JSON object per line for ``.jsonl``.
+
+    Args:
+        out: the new file, or - for CSV on the standard output.
+        top: how many classes each image has.
+
+    Yields:
+        A function that writes rows.
+
+    Raises:
+        UserError: as `new_file`.
+    """
+    if Path(out).suffix == ".jsonl":
+        with new_file("--out", Path(out)) as file:
+            yield lambda rows: file.write(json_lines(rows))
+    elif out == STDOUT:
+        sys.stdout.buffer.write(csv_header(top))
+        yield lambda rows: sys.stdout.buffer.write(csv_lines(rows))
+        sys.stdout.buffer.flush()
+    else:
+        with new_file("--out", Path(out)) as file:
+            file.write(csv_header(top))
+            yield lambda rows: file.write(csv_lines(rows))
+
+
+def csv_header(top: int) -> bytes:
+    """Return the first line of a CSV file with ``top`` classes for each image."""
+    pairs = ([f"class_{place}", f"probability_{place}"] for place in range(1, top + 1))
+    return (",".join(["path", *chain(*pairs)]) + "\n").encode()
+
+
+def csv_lines(rows: Sequence[Row]) -> bytes:
+    """Return one line for each image, in UTF-8; bytes of a name that are not stay as they are."""
+    lines = []
+    for row in rows:
+        pairs = zip(map(_cell, row.classes), map(str, row.probabilities), strict=True)
+        lines.append(",".join([_cell(row.name), *chain(*pairs)]) + "\n")
+    return _encoded("".join(lines))
+
+
+def json_lines(rows: Sequence[Row]) -> bytes:
+    r"""Return one object for each image, in ASCII; a byte that is not UTF-8 becomes ``\udcXX``."""
+    found = ({"path": n, "classes": [*c], "probabilities": [*p]} for n, c, p in rows)
+    return "".join(json.dumps(row) + "\n" for row in found).encode()
+
+
+def _cell(text: str) -> str:
+    """Quote what needs it; Python's own writer leaves out a carriage return, which ends a line."""
+    if any(character in text for character in ',"\r\n'):
+        return '"' + text.replace('"', '""') + '"'
+    return text
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character in the name of a class, which no file's name has
+        return text.encode("utf-8", "backslashreplace")

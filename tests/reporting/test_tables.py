@@ -1,0 +1,58 @@
+"""The tables on stdout: names in them are bytes and no markup."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dml_fast.foreign import shown
+from dml_fast.reporting.tables import show_evaluation, show_run
+
+ODD_NAMES = ["o [x]", "[/]", "[red]y", ":smile:", "caf\udce9", "a\tb\nc", "\x1b[31m", "$x^$"]
+LINE: Any = {
+    "epoch": 1,
+    "images_per_s": 100.0,
+    "students": [{"val_acc": 0.5}],
+    "ensemble_val_acc": 0.6,
+}
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_runs_table_shows_names_as_they_are(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = {**LINE, "students": [{"val_acc": 0.5, "arch": name}]}
+    show_run([line], 1, Path("runs", name))  # type: ignore[list-item]
+    out = capsys.readouterr().out
+    assert f"written to {Path('runs', shown(name))}\n" in out
+    assert f" {shown(name)} " in out
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_an_evaluations_table_shows_names_as_they_are(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shares = dict.fromkeys(("mAP", "rank1", "rank5", "rank10", "mINP"), 0.5)
+    result = {
+        "run": name,
+        "checkpoint": "best",
+        "epoch": 1,
+        "data": f"folder:{name}",
+        "split": "test",
+        "images": 10,
+        "device": "cpu",
+        "precision": "fp32",
+        "best_student": 0,
+    }
+    student = {"arch": name, "parameters": 5}
+    accuracies = [{**student, "val_acc": 0.5, "accuracy": 0.5}]
+    show_evaluation({**result, "students": accuracies, "ensemble_accuracy": 0.5})
+    searched = [{**student, "val_mAP": 0.5, **shares}]
+    counts = {"queries": 2, "gallery": 8, "n_valid": 1, "reranked": False, "ranked_lists": name}
+    show_evaluation({**result, "students": searched, "ensemble": shares, **counts})
+    out = capsys.readouterr().out
+    assert out.count(f"split of folder:{shown(name)}; best.pt of {shown(name)}, epoch 1") == 2
+    assert f"ensemble: {shown(name)}\n" in out
+    assert out.count(f" {shown(name)} ") == 2
