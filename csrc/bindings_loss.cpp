@@ -57,11 +57,12 @@ void check_index(const MutualProblem& problem) {
     }
 }
 
-py::object mutual_loss_of(const py::list& logits, std::int64_t students, const Maybe<std::int64_t>& index,
+py::tuple mutual_loss_of(const py::list& logits, std::int64_t students,
+                         const Maybe<std::int64_t>& index,
                           std::optional<std::int64_t> ignored, const Maybe<float>& soft,
                           const Maybe<std::int64_t>& best, const Maybe<float>& class_weight,
                           const Maybe<float>& row_weight, double smoothing, double temperature,
-                          double share, double kl_weight, double per_label, double per_row,
+                          bool peer_mean, double kl_weight, double per_label, double per_row,
                           double mean_labels, double mean_rows,
                           const std::vector<double>& grad_scale, const py::list& grads,
                           bool each_row, int threads) {
@@ -86,6 +87,7 @@ py::object mutual_loss_of(const py::list& logits, std::int64_t students, const M
     problem.ignored = ignored.value_or(0);
     require((problem.index == nullptr) != (problem.soft == nullptr), "index or soft, not both");
     if (problem.index) check_index(problem);
+    require((problem.soft == nullptr) == (problem.best == nullptr), "soft needs best");
     if (problem.best)
         require(std::all_of(problem.best, problem.best + n,
                             [&](std::int64_t y) { return 0 <= y && y < c; }),
@@ -93,7 +95,7 @@ py::object mutual_loss_of(const py::list& logits, std::int64_t students, const M
     require(temperature > 0.0, "temperature must be positive");
     problem.smoothing = smoothing;
     problem.temperature = temperature;
-    problem.share = share;
+    problem.peer_mean = peer_mean;
     problem.kl_weight = kl_weight;
     problem.per_label = per_label;
     problem.per_row = per_row;
@@ -116,15 +118,15 @@ py::object mutual_loss_of(const py::list& logits, std::int64_t students, const M
     std::vector<double> sums(static_cast<std::size_t>(2 * students));
     Array<float> means({std::int64_t{3}, students});
     Ints correct(students);
+    Array<bool> finite(students);
     Array<float> rows({each_row ? std::int64_t{2} : 0, students, n});
     out.ce = sums.data();
     out.kl = out.ce + students;
     out.correct = correct.mutable_data();
+    out.finite = finite.mutable_data();
     out.ce_rows = each_row ? rows.mutable_data() : nullptr;
     out.kl_rows = each_row ? out.ce_rows + students * n : nullptr;
-    bool regular = false;
-    without_gil([&] { regular = mutual_loss(problem, out, threads, signalled); });
-    if (!regular) return py::none();
+    without_gil([&] { mutual_loss(problem, out, threads, signalled); });
     float* mean = means.mutable_data();
     for (std::int64_t k = 0; k < students; ++k) {
         const double loss = out.ce[k] * problem.per_label +
@@ -133,7 +135,7 @@ py::object mutual_loss_of(const py::list& logits, std::int64_t students, const M
         mean[students + k] = static_cast<float>(out.ce[k] * mean_labels);
         mean[2 * students + k] = static_cast<float>(out.kl[k] * mean_rows);
     }
-    return py::make_tuple(means, correct, rows);
+    return py::make_tuple(means, correct, finite, rows);
 }
 
 }  // namespace
@@ -143,7 +145,7 @@ void define_mutual_loss(py::module_& module) {
                py::arg("index").noconvert(), py::arg("ignored"), py::arg("soft").noconvert(),
                py::arg("best").noconvert(), py::arg("class_weight").noconvert(),
                py::arg("row_weight").noconvert(), py::arg("smoothing"), py::arg("temperature"),
-               py::arg("share"), py::arg("kl_weight"), py::arg("per_label"), py::arg("per_row"),
+               py::arg("peer_mean"), py::arg("kl_weight"), py::arg("per_label"), py::arg("per_row"),
                py::arg("mean_labels"), py::arg("mean_rows"),
                py::arg("grad_scale"), py::arg("grads"), py::arg("each_row"), py::arg("threads"));
 }

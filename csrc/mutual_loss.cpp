@@ -1,7 +1,6 @@
 #include "mutual_loss.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 
 #include "parallel.hpp"
@@ -40,30 +39,38 @@ double sum_of_weights(const SoftSums& sums, double count) {
 
 struct Worker {
     Worker(const MutualProblem& p, const MutualResult& o, double* ce_parts, double* kl_parts,
-           std::int64_t* correct_parts, std::atomic<bool>& odd_row)
-        : problem(p), out(o), ce(ce_parts), kl(kl_parts), correct(correct_parts), odd(odd_row),
+           std::int64_t* correct_parts, std::uint8_t* unusable_parts)
+        : problem(p), out(o), ce(ce_parts), kl(kl_parts), correct(correct_parts),
+          unusable(unusable_parts),
           simd(active_simd()), hot(p.temperature != 1.0), count(p.logits.size()), all(count),
           at_one(static_cast<std::size_t>(p.students)), mixture(STRIP) {
         const auto c = static_cast<std::size_t>(p.classes);
         w.resize(count * c);
         if (hot) cold.resize(at_one.size() * c);
         if (p.bf16) widened.resize(count * c);
-        if (p.bf16 && !o.grads.empty() && !o.float_grads) gradient.resize(c);
+        if (p.bf16 && !o.grads.empty() && !o.float_grads) gradient.resize(at_one.size() * c);
         if (p.smoothing > 0.0 || p.soft) dense.resize(c);
         constant = p.smoothing > 0.0 && !p.soft;
         if (constant) fill_constant();
         for (std::size_t l = 0; l < count; ++l) pointers.push_back(&w[l * c]);
         factors.resize(count);
+        if (p.peer_mean && count > 1) share = 1.0 / static_cast<double>(count - 1);
     }
 
     void operator()(std::int64_t task) {
         const std::int64_t begin = task * ROWS, end = std::min(begin + ROWS, problem.rows);
-        for (std::int64_t n = begin; n < end && !odd.load(std::memory_order_relaxed); ++n) {
-            if (!look(n)) {
-                odd = true;
-                return;
+        for (std::int64_t n = begin; n < end; ++n) {
+            const MutualTarget target = target_of(n);
+            if (look(n)) {
+                teach(n, task, target);
+            } else {
+                teach_odd(n, task, target);
             }
-            teach(n, task);
+            for (std::size_t k = 0; !gradient.empty() && k < at_one.size(); ++k) {
+                simd.bf16_of(&gradient[k * static_cast<std::size_t>(problem.classes)],
+                             problem.classes,
+                             static_cast<std::uint16_t*>(out.grads[k]) + n * problem.classes);
+            }
         }
     }
 
@@ -133,22 +140,15 @@ struct Worker {
         return true;
     }
 
-    // The target of row n: `sparse` at class `y`, plus `dense`, with the sum `mass`.
-    struct Target {
-        std::int64_t y = -1;
-        double sparse = 0.0, mass = 0.0;
-        bool dense = false;
-    };
-
-    Target target_of(std::int64_t n) {
-        Target t;
+    MutualTarget target_of(std::int64_t n) {
+        MutualTarget t{-1, 0.0, 0.0, nullptr};
         if (!problem.soft) {
             const std::int64_t y = problem.index[n];
             if (problem.has_ignored && y == problem.ignored) return t;
             t.y = y;
             t.sparse = (1.0 - problem.smoothing) *
                        (problem.class_weight ? double{problem.class_weight[y]} : 1.0);
-            t.dense = constant;
+            t.dense = constant ? dense.data() : nullptr;
             t.mass = t.sparse + (constant ? constant_mass : 0.0);
             return t;
         }
@@ -160,19 +160,45 @@ struct Worker {
             dense[static_cast<std::size_t>(c)] = static_cast<float>(x);
             t.mass += x;
         }
-        t.dense = true;
+        t.dense = dense.data();
         return t;
     }
 
-    void teach(std::int64_t n, std::int64_t task) {
+    void teach_odd(std::int64_t n, std::int64_t task, const MutualTarget& target) {
+        std::vector<const float*> rows;
+        for (std::size_t l = 0; l < count; ++l) rows.push_back(row_of(l, n));
+        std::vector<OddStudent> students(at_one.size());
+        for (std::size_t k = 0; k < students.size(); ++k) students[k].grad = grad_of(k, n, 0);
+        mutual_loss_odd_row(problem, n, rows.data(), target, students.data());
+        const double weight = problem.row_weight ? double{problem.row_weight[n]} : 1.0;
+        for (std::size_t k = 0; k < students.size(); ++k) {
+            keep(k, n, task, students[k].ce * weight, students[k].kl * weight);
+            if (students[k].usable) {
+                judge(k, n, task, rows[k], *std::max_element(rows[k], rows[k] + problem.classes));
+            } else {
+                unusable[static_cast<std::size_t>(task) * at_one.size() + k] = 1;
+            }
+        }
+    }
+
+    // Counts the student's row if its first largest logit is the target's.
+    void judge(std::size_t k, std::int64_t n, std::int64_t task, const float* z, float largest) {
+        const bool ignored =
+            problem.index && problem.has_ignored && problem.index[n] == problem.ignored;
+        if (ignored) return;
+        const std::int64_t y = problem.soft ? problem.best[n] : problem.index[n];
+        correct[static_cast<std::size_t>(task) * at_one.size() + k] +=
+            z[y] == largest && std::find(z, z + y, largest) == z + y;
+    }
+
+    void teach(std::int64_t n, std::int64_t task, const MutualTarget& target) {
         const double classes = static_cast<double>(problem.classes);
         const double weight = problem.row_weight ? double{problem.row_weight[n]} : 1.0;
         const bool teaching = count > 1;
-        const double strength = teaching ? problem.share * weight * problem.kl_weight *
+        const double strength = teaching ? share * weight * problem.kl_weight *
                                                problem.temperature * problem.per_row
                                          : 0.0;
         const double mass = static_cast<double>(count);
-        const Target target = target_of(n);
         const double push = target.mass * problem.per_label * weight;
         double peers = 0.0;  // the sum over l of -H_l, but for log C
         for (std::size_t l = 0; l < count; ++l) {
@@ -197,7 +223,7 @@ struct Worker {
                 learner.v = mixture.data();
                 learner.q = at_one[k].w + begin;
                 learner.p = hot ? d.w + begin : nullptr;
-                learner.t = target.dense ? dense.data() + begin : nullptr;
+                learner.t = target.dense ? target.dense + begin : nullptr;
                 learner.by_q = static_cast<float>(by_q * scale * at_one[k].reciprocal);
                 learner.by_p = static_cast<float>(mass * strength * scale * d.reciprocal);
                 learner.by_v = static_cast<float>(strength * scale);
@@ -209,11 +235,6 @@ struct Worker {
                     learner.grad[target.y - begin] -= static_cast<float>(
                         target.sparse * problem.per_label * weight * scale);
                 }
-                if (!gradient.empty()) {
-                    simd.bf16_of(learner.grad, size,
-                                 static_cast<std::uint16_t*>(out.grads[k]) +
-                                     n * problem.classes + begin);
-                }
             }
         }
         const double log_classes = std::log(classes);
@@ -222,16 +243,13 @@ struct Worker {
             double ce_row = 0.0, kl_row = 0.0;
             const double log_sum = at_one[k].log_mean + log_classes;
             if (target.y >= 0) ce_row = target.sparse * (log_sum - below(d, target.y));
-            if (target.dense) ce_row += dense_mass(target) * log_sum - sums[k].labelled;
+            if (target.dense) ce_row += (target.mass - target.sparse) * log_sum - sums[k].labelled;
             if (teaching) {
                 const double sum = peers - sums[k].mixed + mass * d.log_mean;
-                kl_row = std::max(sum, 0.0) * problem.share * problem.temperature *
-                         problem.temperature;
+                kl_row = std::max(sum, 0.0) * share * problem.temperature * problem.temperature;
             }
             keep(k, n, task, ce_row * weight, kl_row * weight);
-            const std::int64_t y = problem.soft ? (problem.best ? problem.best[n] : -1) : target.y;
-            if (y >= 0) correct[task * problem.students + static_cast<std::int64_t>(k)] +=
-                d.z[y] == d.largest && std::find(d.z, d.z + y, d.largest) == d.z + y;
+            judge(k, n, task, d.z, d.largest);
         }
     }
 
@@ -239,11 +257,11 @@ struct Worker {
         return double{d.z[y]} - double{d.largest};
     }
 
-    static double dense_mass(const Target& t) { return t.mass - t.sparse; }
-
     float* grad_of(std::size_t k, std::int64_t n, std::int64_t begin) {
         if (out.grads.empty()) return nullptr;
-        if (!gradient.empty()) return gradient.data() + begin;
+        if (!gradient.empty()) {
+            return &gradient[k * static_cast<std::size_t>(problem.classes)] + begin;
+        }
         return static_cast<float*>(out.grads[k]) + n * problem.classes + begin;
     }
 
@@ -261,7 +279,7 @@ struct Worker {
     const MutualResult& out;
     double *ce, *kl;
     std::int64_t* correct;
-    std::atomic<bool>& odd;
+    std::uint8_t* unusable;
     const Simd& simd;
     bool hot;
     std::size_t count;
@@ -271,20 +289,21 @@ struct Worker {
     std::vector<const float*> pointers;
     std::vector<LearnSums> learnt;
     bool constant = false;
-    double constant_mass = 0.0;
+    double constant_mass = 0.0, share = 1.0;
 };
 
 }  // namespace
 
-bool mutual_loss(const MutualProblem& problem, const MutualResult& out, int threads,
+void mutual_loss(const MutualProblem& problem, const MutualResult& out, int threads,
                  const std::function<bool()>& interrupted) {
     const std::int64_t tasks = (problem.rows + ROWS - 1) / ROWS, students = problem.students;
     const auto cells = static_cast<std::size_t>(tasks * students);
     std::vector<double> ce(cells, 0.0), kl(cells, 0.0);
     std::vector<std::int64_t> correct(cells, 0);
-    std::atomic<bool> odd{false};
+    std::vector<std::uint8_t> unusable(cells, 0);
     const auto make_worker = [&] {
-        return Worker(problem, out, ce.data(), kl.data(), correct.data(), odd);
+        return Worker(problem, out, ce.data(), kl.data(), correct.data(),
+                      unusable.data());
     };
     if (threads <= 1) {
         const DefaultFloats guard;
@@ -293,17 +312,17 @@ bool mutual_loss(const MutualProblem& problem, const MutualResult& out, int thre
     } else {
         parallel_for(tasks, threads, interrupted, make_worker);
     }
-    if (odd) return false;
     for (std::int64_t k = 0; k < students; ++k) {
         out.ce[k] = out.kl[k] = 0.0;
         out.correct[k] = 0;
+        out.finite[k] = true;
         for (std::int64_t task = 0; task < tasks; ++task) {
             out.ce[k] += ce[static_cast<std::size_t>(task * students + k)];
             out.kl[k] += kl[static_cast<std::size_t>(task * students + k)];
             out.correct[k] += correct[static_cast<std::size_t>(task * students + k)];
+            if (unusable[static_cast<std::size_t>(task * students + k)]) out.finite[k] = false;
         }
     }
-    return true;
 }
 
 }  // namespace dml_fast

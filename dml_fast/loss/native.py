@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dml_fast import _native
-from dml_fast.loss import closed_form
 from dml_fast.loss.autograd import tie
 from dml_fast.loss.checks import may_look
+from dml_fast.loss.disagreement import add_disagreement
 from dml_fast.loss.problem import MutualStats, Problem, Solution
 
 SCRATCH = 0  # see `dml_fast.loss.problem.Backend`
-_TYPES = (torch.float32, torch.bfloat16)
 _PER_THREAD = 1 << 19  # logits: with fewer, a thread takes longer to start than to help
 
 
@@ -28,26 +27,23 @@ def unsupported_reason(problem: Problem) -> str | None:
     everyone = problem.students + problem.teachers
     if not may_look(problem.device):
         return "it is called on CPU tensors, and not by torch.compile"
-    if any(z.dtype != everyone[0].dtype for z in everyone) or everyone[0].dtype not in _TYPES:
-        return "it takes logits that are all float32, or all bfloat16"
+    if any(type(z) is not Tensor for z in everyone):
+        return "it takes plain tensors"
+    if problem.dtype != torch.float32:
+        return "it computes in float32"
     if problem.peer_weight is not None:
         return "it has no peer weights"
-    if problem.index is not None and problem.index.dim() != 1:
-        return "it takes one label for each row"
-    if any(type(z) is not Tensor for z in (everyone[0], everyone[-1])):
-        return "it takes plain tensors"
     return None
 
 
 def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
     """As `dml_fast.loss.problem.Backend.solve`."""
-    found = None if stats == "all" else _compute(problem, with_grad, problem.students[0].dtype)
-    if found is None:
-        return closed_form.solve(problem, with_grad, stats)
-    losses, grads, measured = found
-    return Solution(
-        losses, None if grads is None else grads.unbind(), None if stats == "none" else measured
-    )
+    dtype = torch.bfloat16 if _is_bf16(problem) else torch.float32
+    losses, grads, measured = _compute(problem, with_grad, dtype, stats)
+    if grads is None:
+        return Solution(losses, None, measured)
+    parts = zip(grads.unbind(), problem.students, strict=True)
+    return Solution(losses, tuple(g.to(z.dtype) for g, z in parts), measured)
 
 
 def differentiable(
@@ -55,29 +51,30 @@ def differentiable(
 ) -> tuple[Tensor, MutualStats | None]:
     """As `dml_fast.loss.problem.Backend.differentiable`, with gradients from the forward pass."""
     with torch.no_grad():
-        found = None if stats == "all" else _compute(problem, True, torch.float32)
-    if found is None:
-        return closed_form.differentiable(problem, logits, stats)
-    losses, grads, measured = found
+        losses, grads, measured = _compute(problem, True, torch.float32, stats)
     assert grads is not None
-    return tie(losses, grads, logits), None if stats == "none" else measured
+    return tie(losses, grads, logits), measured
+
+
+def _is_bf16(problem: Problem) -> bool:
+    return all(z.dtype == torch.bfloat16 for z in problem.students + problem.teachers)
 
 
 def _compute(
-    problem: Problem, with_grad: bool, grad_dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None, MutualStats] | None:
-    """Return losses, gradients (K, N, C) and statistics; None where a row is unusable or masked."""
+    problem: Problem, with_grad: bool, dtype: torch.dtype, stats: str
+) -> tuple[Tensor, Tensor | None, MutualStats | None]:
+    """Return losses, gradients (K, N, C) of the dtype, and statistics."""
     students, rows, classes = problem.shape
     everyone = problem.students + problem.teachers
+    if not _is_bf16(problem):
+        everyone = tuple(z.float() for z in everyone)
     labels = problem.count_labels() if problem.whole is None else problem.whole[0]
     per_label = _inverse(_number(labels))
     per_row = _inverse(rows if problem.whole is None else problem.whole[1])
-    factors = (per_label, per_row) if problem.reduction == "mean" else (1.0, 1.0)
-    mean = problem.peer_reduction == "mean" and len(everyone) > 1
     kl_weight = _number(problem.kl_weight)
-    grads = torch.empty(problem.shape, dtype=grad_dtype) if with_grad else None
+    grads = torch.empty(problem.shape, dtype=dtype) if with_grad else None
     soft, index = problem.soft, problem.index
-    found = _native.mutual_loss(
+    means, correct, finite, each_row = _native.mutual_loss(
         [_array(z) for z in everyone],
         students,
         None if index is None else index.long().contiguous().numpy(),
@@ -88,9 +85,9 @@ def _compute(
         None if problem.row_weight is None else _array(problem.row_weight),
         problem.label_smoothing,
         problem.temperature,
-        1.0 / (len(everyone) - 1) if mean else 1.0,
+        problem.peer_reduction == "mean",
         kl_weight,
-        *factors,
+        *((per_label, per_row) if problem.reduction == "mean" else (1.0, 1.0)),
         per_label,
         per_row,
         _scales(problem.grad_scale, students),
@@ -98,16 +95,18 @@ def _compute(
         problem.reduction == "none",
         min(torch.get_num_threads(), len(everyone) * rows * classes // _PER_THREAD),
     )
-    if found is None:
-        return None
-    means, correct, each_row = found
     losses, ce, kl = torch.from_numpy(means).unbind()
     if problem.reduction == "none":
         losses, kl_rows = torch.from_numpy(each_row).unbind()
         if kl_weight:
             losses = losses + kl_weight * kl_rows
-    finite = torch.ones(students, dtype=torch.bool)
-    return losses, grads, MutualStats(ce, kl, torch.from_numpy(correct), finite)
+    if stats == "none":
+        return losses, grads, None
+    measured = MutualStats(ce, kl, torch.from_numpy(correct), torch.from_numpy(finite))
+    if stats == "all":
+        z = torch.stack([one.float() for one in problem.students]).div_(problem.temperature)
+        measured = add_disagreement(measured, z.log_softmax(-1), problem.batch_shape)
+    return losses, grads, measured
 
 
 def _array(z: Tensor) -> NDArray[Any]:
