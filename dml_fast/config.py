@@ -29,7 +29,9 @@ class Bounds(NamedTuple):
 
 
 Count: TypeAlias = Annotated[int, Bounds("a whole number of at least 1", lambda x: x >= 1)]
-CountOrZero: TypeAlias = Annotated[int, Bounds("a number, or 0", lambda x: x >= 0)]
+ThreadsOrZero: TypeAlias = Annotated[
+    int, Bounds("a whole number from 0 to 1024", lambda x: 0 <= x <= 1024)
+]
 Seed: TypeAlias = Annotated[
     int, Bounds("a whole number from 0 to 2^63 - 1", lambda x: 0 <= x < 2**63)
 ]
@@ -83,6 +85,8 @@ class TrainConfig:
     """Size of the images of folder, shards and market1501. 0: unchanged. 64: shorter side resized, centre cropped. 128x64: resized to this height and width. (Default: 0; market1501: 128x64.)"""
     val_fraction: float = 0.1
     """Share of the training images (market1501: identities) set aside for validation, where there is no val. With market1501, 0 validates on the test images."""
+    val_protocol: Literal["market1501", "cuhk03", "all"] = "market1501"
+    """Whose rules validation of market1501 follows. cuhk03: one gallery image per identity. all: cameras do not matter."""
     train_fraction: ShareAboveZero = 1.0
     """Share of the remaining training images to train on."""
     label_noise: ShareBelowOne = 0.0
@@ -107,7 +111,7 @@ class TrainConfig:
     """Skip, count and list images that cannot be decoded, instead of stopping."""
     loader: Literal["auto", "resident", "dali", "fallback"] = "auto"
     """How folder, shards and market1501 are read. resident: all into memory. dali: decoded as needed by NVIDIA DALI, on the GPU if there is one. fallback: decoded as needed by threads. auto: resident if they fit."""
-    data_threads: CountOrZero = 0
+    data_threads: ThreadsOrZero = 0
     """Threads that decode images (0: one per core)."""
 
     epochs: Count = 15
@@ -204,10 +208,16 @@ class TrainConfig:
         return self.data.partition(":")[0] == "market1501"
 
     @property
+    def camera_rule(self) -> bool:
+        """Whether validation counts matches by other cameras only."""
+        return self.val_protocol != "all"
+
+    @property
     def data_options(self) -> dict[str, Any]:
         """Arguments of `dml_fast.data.open_dataset`, without ``data`` and ``download``."""
         return {
             "val_fraction": self.val_fraction,
+            "camera_rule": self.camera_rule,
             "train_fraction": self.train_fraction,
             "label_noise": self.label_noise,
             "seed": self.seed,
@@ -244,7 +254,7 @@ class TrainConfig:
         Raises:
             UserError: it names the option, its value and what to do.
         """
-        from dml_fast.data import check_data_spec
+        from dml_fast.data import check_data_spec, check_searches
         from dml_fast.models import check_model_name
         from dml_fast.models.pretrained import check_pretrained
 
@@ -274,6 +284,8 @@ class TrainConfig:
         if self.tensorboard:
             _require("tensorboard", "--tensorboard", "log")
         check_data_spec(self.data, download=self.download)
+        if self.retrieval:
+            check_searches(self.data, val_fraction=self.val_fraction, camera_rule=self.camera_rule)
 
     def check_numbers(self) -> None:
         """Refuse numbers that are out of their bounds.
@@ -292,7 +304,7 @@ class TrainConfig:
 
     def _check_retrieval(self) -> None:
         if not self.retrieval:
-            for name in ("triplet_weight", "triplet_margin", "num_instances"):
+            for name in ("triplet_weight", "triplet_margin", "num_instances", "val_protocol"):
                 if getattr(self, name) != getattr(TrainConfig, name):
                     raise UserError(
                         f"{flag(name)} means nothing with --data {self.data}, which has no "

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Number, Real
 from typing import Any
+
+_PASSWORD = re.compile(r"(\w://)[^/?#\s]*@")
+_QUERY = re.compile(r"(https?://[^\s?]*)\?[^\s)]*", re.IGNORECASE)
 
 
 class _Printable(Exception):
@@ -105,8 +109,16 @@ def brief(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Return a text in one line: bytes that are not UTF-8 become ``\xe9``, a newline ``\n``."""
-    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+    r"""Return a text in one line: bytes that are not UTF-8 become ``\xe9``, a newline ``\n``.
+
+    URLs in it lose their passwords and signatures.
+    """
+    return masked("".join(c if c.isprintable() else _escaped(c) for c in text))
+
+
+def masked(text: str) -> str:
+    """Return a text without the passwords and the queries, which may be signatures, of URLs."""
+    return _QUERY.sub(r"\1?***", _PASSWORD.sub(r"\1***@", text))
 
 
 def _escaped(character: str) -> str:

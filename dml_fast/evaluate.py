@@ -46,8 +46,9 @@ class EvaluateArguments:
     """File for the drawing."""
     metric: Literal["cosine", "euclidean", "hamming"] = "cosine"
     """Distance, for --features. hamming: features are codes, uint8 with 8 bits each."""
-    protocol: Literal["market1501", "cuhk03", "all"] = "market1501"
-    """Rules, for --features. cuhk03: one gallery image per identity. all: cameras do not matter."""
+    protocol: Literal["auto", "market1501", "cuhk03", "all"] = "auto"
+    """Rules of a search. cuhk03: one gallery image per identity. all: cameras do not matter. auto:
+    as in the run's validation; market1501 for --features."""
     json: bool = False
     """Print JSON in place of the table: shares in 0..1."""
     device: str = "auto"
@@ -73,9 +74,8 @@ class EvaluateArguments:
                         f"{flag(name)} goes with a run, and --features has none: leave it out"
                     )
             return
-        for name in ("metric", "protocol"):
-            if getattr(self, name) != getattr(EvaluateArguments, name):
-                raise UserError(f"--{name} goes with --features: a run is ranked as it was trained")
+        if self.metric != EvaluateArguments.metric:
+            raise UserError("--metric goes with --features: a run is ranked as it was trained")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,8 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.features is not None:
         from dml_fast.eval.feature_files import rank_files
 
+        protocol = "market1501" if args.protocol == "auto" else args.protocol
         ranking = rank_files(
-            *args.features, metric=args.metric, protocol=args.protocol, reranked=args.rerank
+            *args.features, metric=args.metric, protocol=protocol, reranked=args.rerank
         )
         print(ranking.to_json() if args.json else ranking)
     elif args.run is not None:
@@ -101,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             allow_code=args.allow_code.split(","),
             device=args.device,
             batch_size=args.batch_size,
+            protocol=args.protocol,
             reranked=args.rerank,
             lists=args.ranked_lists,
             out=args.out,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from math import isfinite
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import IO, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from dml_fast.errors import UserError, printable, reason
 
@@ -56,14 +56,25 @@ def content(path: str | os.PathLike[str], advice: str = "restore it") -> bytes:
         advice: what the user can do.
 
     Raises:
-        UserError: it cannot be read, or is no file: a pipe could keep the reader waiting for ever.
+        UserError: it cannot be read, or is no file.
     """
-    with reading(path, advice):
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise Unfit("it is not a file")
-            return file.read()
+    with reading(path, advice), opened(path) as file:
+        return file.read()
+
+
+def opened(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a file to read bytes, but no pipe or device, which could have no end.
+
+    Raises:
+        OSError: it cannot be opened.
+        Unfit: it is no file.
+    """
+    # without O_NONBLOCK, a pipe to which nothing is written waits here for ever
+    file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise Unfit("it is not a file")
+    return file
 
 
 def json_value(text: str | bytes, what: str | os.PathLike[str], advice: str = "restore it") -> Any:
@@ -125,12 +136,14 @@ def typed(value: Any, hint: Any, where: str) -> Any:
             return value
     elif origin is list and type(value) is list:
         return [typed(item, parts[0], f"{where}[{i}]") for i, item in enumerate(value)]
-    elif origin is dict and type(value) is dict:
+    elif origin is dict and isinstance(value, dict):
         key, item = parts
-        return {
-            typed(k, key, f"a key of {where}"): typed(v, item, f"{where}.{k}")
+        found = {
+            typed(k, key, f"a key of {where}"): typed(v, item, f"{where}.{short(k)}")
             for k, v in value.items()
         }
+        # itself where nothing was converted: a torch module's state has attributes
+        return value if all(found[k] is value[k] for k in found) else found
     elif origin is tuple and type(value) in (list, tuple):
         wanted = [parts[0]] * len(value) if parts[-1] is ... else parts
         if len(wanted) == len(value):

@@ -1,18 +1,28 @@
-"""What this machine has for this process: cores and memory; and memory that malloc keeps."""
+"""What this machine has for this process: cores, memory, locks; and memory that malloc keeps.
+
+What Windows lacks is used here alone, each with what is done there.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, reason
 from dml_fast.foreign import shown
+
+_log = logging.getLogger("dml_fast")
 
 # of malloc.h
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _NEVER = 2**31 - 1
+_ONE_POSITION = threading.Lock()  # of every file, where reading at an offset moves it
 
 _MOST_THREADS = 1024  # csrc/parallel.hpp starts no more
 _MOST_RANKS = 10**6
@@ -46,13 +56,73 @@ def cores(*, shared: bool = True) -> int:
 
 
 def available_bytes() -> int:
-    """Return how much memory is available without swapping; all of it where only that is known."""
+    """Return how much memory is available without swapping.
+
+    Where only all of it is known, that; where nothing is known, as if there were no bound.
+    """
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
+    if not hasattr(os, "sysconf"):
+        return sys.maxsize
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def locked(folder: Path, busy: Callable[[], None]) -> Iterator[None]:
+    """Keep other processes from locking a folder while inside, or until this process ends.
+
+    Where the platform or the file system has no locks, one line says so.
+
+    Args:
+        folder: it exists.
+        busy: called if another process has locked it. Unless it raises, this waits for the lock.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        _log.warning("this platform has no file locks: let one process at a time use %s", folder)
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            busy()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            _log.warning(
+                "%s cannot be locked (%s): let one process at a time use it", folder, reason(error)
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def read_at(descriptor: int, count: int, offset: int) -> bytes:
+    """Read up to ``count`` bytes of an open file at an offset, also in several threads at once."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, count, offset)
+    with _ONE_POSITION:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, count)
+
+
+def sync_folder(folder: Path) -> None:
+    """Write a folder's entries to the disk, so that renames in it survive a power failure."""
+    if not hasattr(os, "O_DIRECTORY"):  # nor can a folder be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def local_ranks() -> int:

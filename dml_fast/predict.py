@@ -39,6 +39,9 @@ class PredictArguments:
     """How many classes to write for each image."""
     checkpoint: Literal["best", "last", "previous"] = "best"
     """best: of the epoch with the highest mean validation score."""
+    allow_code: str = ""
+    """The function package.module:function (or several, with commas) that the run may call to build
+    its students; others that it names are refused."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda or cuda:N."""
     batch_size: int = 512
@@ -75,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         student=args.student,
         top=args.top,
         checkpoint=args.checkpoint,
+        allow_code=args.allow_code.split(","),
         device=args.device,
         batch_size=args.batch_size,
         out=args.out,

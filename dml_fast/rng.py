@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -71,13 +72,21 @@ def state() -> dict[str, Any]:
     }
 
 
-def set_state(saved: dict[str, Any]) -> None:
+def set_state(saved: Mapping[str, Any]) -> None:
     """Put all global generators back into a state that `state` returned.
 
     Where the number of CUDA devices differs, those keep their own state, and a warning says so.
+
+    Raises:
+        Exception: it is no such state; of which kind depends on what is wrong.
     """
     import torch
 
+    kind, position, has_gauss, cached = json.loads(saved["numpy_rest"])
+    keys = saved["numpy"].numpy()
+    # numpy would read beyond the end of its keys
+    if keys.shape != (624,) or not (keys >= 0).all() or not 0 <= position <= 624:
+        raise ValueError("it is no state of numpy's generator")
     torch.set_rng_state(saved["torch"])
     if len(saved["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(saved["cuda"])
@@ -90,9 +99,7 @@ def set_state(saved: dict[str, Any]) -> None:
         )
     version, internal, gauss = json.loads(saved["python"])
     random.setstate((version, tuple(internal), gauss))
-    kind, position, has_gauss, cached = json.loads(saved["numpy_rest"])
-    keys = saved["numpy"].numpy().astype(np.uint32)
-    np.random.set_state((kind, keys, position, has_gauss, cached))
+    np.random.set_state((kind, keys.astype(np.uint32), position, has_gauss, cached))
 
 
 def cpu_position() -> tuple[object, ...]:

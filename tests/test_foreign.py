@@ -142,7 +142,7 @@ def test_a_value_of_the_right_type_comes_back() -> None:
         ({"size": [3, True]}, r"line.size\[1\] is True"),
         ({"size": [3, 2**63]}, r"line.size\[1\] is 9223372036854775808"),
         ({"size": [3, 1 << 20_000]}, r"line.size\[1\] is a number of thousands of digits"),
-        ({"named": {"x": 1}}, "line.named.x is 1 and not true or false"),
+        ({"named": {"x": 1}}, "line.named.'x' is 1 and not true or false"),
         ({"named": {1: True}}, "a key of line.named is 1 and not a text"),
         ({"more": "x" * 99}, r"line.more is 'x{39}\.\.\. and not a whole number"),
     ],

@@ -332,7 +332,7 @@ def test_the_command_line_is_what_the_docs_describe() -> None:
         "optimizer", "lr", "momentum", "weight_decay", "schedule", "warmup", "amp", "amp_dtype",
         "channels_last", "device", "seed", "out", "save_every", "log_every", "max_skipped",
         "tensorboard", "pretrained", "triplet_weight", "triplet_margin", "random_erasing",
-        "num_instances", "executor", "compile",
+        "num_instances", "val_protocol", "executor", "compile",
         "color_jitter", "mixup", "cutmix", "views",
         "crop", "loader", "data_threads", "mesh", "shares", "fsdp", "backend",
     }  # fmt: skip

@@ -5,7 +5,14 @@ The loaders, which need torch, are in `dml_fast.data.loaders`.
 
 from __future__ import annotations
 
-from dml_fast.data.opening import check_data_spec, open_dataset
+from dml_fast.data.opening import check_data_spec, check_searches, open_dataset
 from dml_fast.data.sets import DataSet, ImageSet, RetrievalSet
 
-__all__ = ["DataSet", "ImageSet", "RetrievalSet", "check_data_spec", "open_dataset"]
+__all__ = [
+    "DataSet",
+    "ImageSet",
+    "RetrievalSet",
+    "check_data_spec",
+    "check_searches",
+    "open_dataset",
+]

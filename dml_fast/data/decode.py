@@ -6,6 +6,7 @@ EXIF orientation is ignored, as in the usual training pipelines.
 from __future__ import annotations
 
 import io
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from importlib.util import find_spec
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _CHUNK = 256  # files per task: enough to outweigh the overhead of a task
+
+PNG = b"\x89PNG\r\n\x1a\n"
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -62,6 +65,7 @@ def decode_image(raw: bytes, image_size: Size = 0) -> Pixels:
                 return fit(pixels, image_size)
             except ValueError:
                 pass  # Pillow decodes unusual JPEGs and says what is wrong with damaged ones
+        check_png(raw)
         with Image.open(file, formats=_formats()) as image:
             check_sides(image.height, image.width)
             return fit(np.asarray(_to_rgb(image)), image_size)
@@ -72,6 +76,27 @@ def decode_image(raw: bytes, image_size: Size = 0) -> Pixels:
     except Exception as error:  # decoders raise errors of many types for damaged files
         reason = str(error).replace(repr(file), "").replace("\n", " ").strip()
         raise CorruptImageError(reason or type(error).__name__) from error
+
+
+def check_png(raw: bytes) -> None:
+    """Compare the checksums of a PNG's pixels, which Pillow does not; ignore other files.
+
+    Raises:
+        CorruptImageError: one is wrong.
+    """
+    if not raw.startswith(PNG):
+        return
+    start, kind = len(PNG), b""
+    while kind != b"IEND":
+        kind, size = raw[start + 4 : start + 8], int.from_bytes(raw[start : start + 4], "big")
+        end = start + 8 + size
+        if end + 4 > len(raw):
+            return  # Pillow says whether pixels are missing
+        if kind == b"IDAT" and zlib.crc32(raw[start + 4 : end]) != int.from_bytes(
+            raw[end : end + 4], "big"
+        ):
+            raise CorruptImageError("a checksum of the PNG file is wrong")
+        start = end + 4
 
 
 @lru_cache
@@ -174,9 +199,9 @@ def decode_all(
     """
     if image_size:  # before an image of that size is made
         sides = image_size if isinstance(image_size, tuple) else (image_size, image_size)
-        _check_memory(len(files), *sides)
+        check_memory(len(files), *sides)
     first, height, width = first_size(files, image_size, corrupt.allowed)
-    _check_memory(len(files), height, width)
+    check_memory(len(files), height, width)
     images = np.empty((len(files), 3, height, width), dtype=np.uint8)
     task = partial(_decode_chunk, files, images, first, image_size)
     bad: list[int] = []
@@ -239,7 +264,12 @@ def size_error(
     )
 
 
-def _check_memory(count: int, height: int, width: int) -> None:
+def check_memory(count: int, height: int, width: int) -> None:
+    """Refuse more images than fit in memory twice.
+
+    Raises:
+        UserError: how many bytes they need, and how many are available.
+    """
     # twice: the decoded images, and their copies in the training and validation sets
     needed_gib = 2 * count * 3 * height * width / 2**30
     available_gib = available_bytes() / 2**30

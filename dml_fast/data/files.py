@@ -14,6 +14,7 @@ from dml_fast.data.corrupt import BadImage, CorruptFiles
 from dml_fast.data.decode import (
     Pixels,
     Size,
+    check_memory,
     decode_image,
     first_size,
     fit,
@@ -100,9 +101,11 @@ class ImageFiles:
             (<= count, 3, H, W) uint8; images that cannot be decoded are missing.
 
         Raises:
-            UserError: none of them can be decoded, or ``corrupt`` refuses one that cannot be.
+            UserError: none of them can be decoded, ``corrupt`` refuses one that cannot be, or they
+                do not fit in memory.
         """
         chosen = np.unique(np.linspace(0, len(self) - 1, count).astype(np.int64))
+        check_memory(len(chosen), *self.shape[2:])
         with ThreadPoolExecutor(self.threads) as pool:
             found = list(pool.map(self._sampled, chosen.tolist()))
         good = [pixels for pixels in found if pixels is not None]

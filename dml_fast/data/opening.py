@@ -11,7 +11,11 @@ from dml_fast.data.decode import Size
 from dml_fast.data.readers.cifar import CIFAR, locate_cifar, read_cifar
 from dml_fast.data.readers.digits import read_digits
 from dml_fast.data.readers.folder import check_folder, read_folder
-from dml_fast.data.readers.market1501 import check_market1501, read_market1501
+from dml_fast.data.readers.market1501 import (
+    check_market1501,
+    check_market1501_searches,
+    read_market1501,
+)
 from dml_fast.data.readers.shard_names import check_shards
 from dml_fast.data.readers.shards import read_shards
 from dml_fast.data.reading import LoaderName, Reading
@@ -47,11 +51,27 @@ def check_data_spec(spec: str, *, download: bool = False) -> None:
         locate_cifar(kind, _path(root))
 
 
+def check_searches(spec: str, *, val_fraction: float, camera_rule: bool) -> None:
+    """Check that a query has a match, for validation and for testing, by the files' names.
+
+    Args:
+        spec: ``market1501:DIR``.
+        val_fraction: see `open_dataset`.
+        camera_rule: see there.
+
+    Raises:
+        UserError: a name is wrong, or none has.
+    """
+    _, root = _parse(spec)
+    check_market1501_searches(_path(root), val_fraction=val_fraction, camera_rule=camera_rule)
+
+
 def open_dataset(
     spec: str,
     *,
     download: bool = False,
     val_fraction: float = 0.1,
+    camera_rule: bool = True,
     train_fraction: float = 1.0,
     label_noise: float = 0.0,
     seed: int = 0,
@@ -72,6 +92,7 @@ def open_dataset(
             (0, 1), stratified and the same for every seed. It is unused where the data set has
             validation images of its own (digits; folders and shards with val). For market1501 it
             is a fraction of the identities, and 0 means to validate on the test images.
+        camera_rule: whether a query for validation needs a match by another camera (market1501).
         train_fraction: the fraction of the remaining training images that is used, in (0, 1];
             stratified, drawn with ``seed``, at least one image of each class.
         label_noise: the fraction of the training labels that is made wrong, in [0, 1), drawn with
@@ -105,6 +126,7 @@ def open_dataset(
             Reading(image_size, skip_corrupt, loader, resized, threads, device),
             download=download,
             val_fraction=val_fraction,
+            camera_rule=camera_rule,
         ),
         val_fraction=val_fraction,
         train_fraction=train_fraction,
@@ -113,7 +135,9 @@ def open_dataset(
     )
 
 
-def _read(spec: str, how: Reading, *, download: bool, val_fraction: float) -> RawData:
+def _read(
+    spec: str, how: Reading, *, download: bool, val_fraction: float, camera_rule: bool
+) -> RawData:
     kind, root = _parse(spec)
     image_size = how.size
     if kind in _CHECKS:
@@ -123,7 +147,7 @@ def _read(spec: str, how: Reading, *, download: bool, val_fraction: float) -> Ra
             return read_shards(root, how)
         if kind == "folder":
             return read_folder(_path(root), how)
-        return read_market1501(_path(root), how, val_fraction=val_fraction)
+        return read_market1501(_path(root), how, val_fraction=val_fraction, camera_rule=camera_rule)
     for name, given in (("--loader", how.loader), ("--crop", "resized" if how.resized else "")):
         if given in ("dali", "fallback", "resized"):
             raise UserError(
@@ -142,6 +166,8 @@ def _read(spec: str, how: Reading, *, download: bool, val_fraction: float) -> Ra
 def _parse(spec: str) -> tuple[str, str]:
     """Split ``kind:DIR`` into its two parts; the folder of digits is empty."""
     kind, colon, folder = spec.partition(":")
+    if "\0" in spec:
+        raise UserError(f"data {spec!r} holds a zero byte, which no path has: leave it out")
     if kind not in _KINDS:
         close = difflib.get_close_matches(kind.lower(), _KINDS, n=2) or _KINDS
         hint = f" or folder:{spec}" if os.path.exists(spec) else ""

@@ -67,13 +67,13 @@ class RetrievalSet(ImageSet):
 
     Attributes:
         images: the queries first, then the gallery.
-        labels: (N,) int64 identities (not indices of classes); -1 is junk, 0 a distractor.
-        cams: (N,) int64, the camera of each image.
+        labels: (N,) int64 identities (not indices of classes); -1 is junk.
+        cams: (N,) int64, the camera of each image; None where the files' names have none.
         names: the N files, relative to the data folder.
         queries: how many of the images are queries.
     """
 
-    cams: npt.NDArray[np.int64]
+    cams: npt.NDArray[np.int64] | None
     names: tuple[str, ...]
     queries: int
 
@@ -203,7 +203,8 @@ def _fingerprint(classes: tuple[str, ...], parts: tuple[ImageSet | None, ...]) -
     shapes = [None if part is None else part.images.shape for part in parts]
     header: dict[str, Any] = {"classes": classes, "shapes": shapes}
     if found := [part for part in parts if isinstance(part, RetrievalSet)]:
-        header["searches"] = [(part.queries, part.cams.tolist()) for part in found]
+        cams = [None if part.cams is None else part.cams.tolist() for part in found]
+        header["searches"] = [(part.queries, c) for part, c in zip(found, cams, strict=True)]
     digest = hashlib.sha256(json.dumps(header).encode())
     for part in parts:
         if part is not None:

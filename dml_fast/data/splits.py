@@ -118,15 +118,16 @@ def add_label_noise(labels: Ids, num_classes: int, fraction: float, seed: int) -
     return noisy
 
 
-def split_identities(pids: Ids, cams: Ids, fraction: float) -> tuple[Ids, Ids, Ids]:
+def split_identities(pids: Ids, cams: Ids | None, fraction: float) -> tuple[Ids, Ids, Ids]:
     """Choose identities for validation, always the same ones, and their queries.
 
     As in the test set of Market-1501, the first image that a camera took of an identity is a query
-    if an image by another camera is in the gallery. All other images are the gallery.
+    if an image by another camera is in the gallery. Without cameras, the first image of an identity
+    is a query if it has others. All other images are the gallery.
 
     Args:
         pids: (N,) identities.
-        cams: (N,) cameras.
+        cams: (N,) cameras; None if they do not matter.
         fraction: the fraction of the identities that is for validation, in [0, 1).
 
     Returns:
@@ -140,24 +141,38 @@ def split_identities(pids: Ids, cams: Ids, fraction: float) -> tuple[Ids, Ids, I
     if fraction == 0.0:
         everything = np.arange(len(pids))
         return everything, everything[:0], everything[:0]
-    advice = "give another --val-fraction, or 0 to validate on the test images"
+    advice = "another --val-fraction, or 0 to validate on the test images"
     if not 0 < count < len(known):
-        raise UserError(
-            f"--val-fraction {fraction} sets {count} of {len(known)} identities aside: {advice}"
-        )
+        share = f"{count} of {len(known)} identities"
+        raise UserError(f"--val-fraction {fraction} sets {share} aside: give {advice}")
     held_out = numpy_generator(_SPLIT_SEED, "identities").permutation(len(known))[:count]
     aside = np.flatnonzero(np.isin(identity, held_out))
-    _, first, view = np.unique(
-        np.stack([pids[aside], cams[aside]]), axis=1, return_index=True, return_inverse=True
-    )
-    _, views = np.unique(pids[aside][first], return_counts=True)  # cameras of each identity
-    spare = np.bincount(view.ravel()) > 1  # whether images of this camera stay in the gallery
-    spares = np.add.reduceat(spare.astype(np.int64), np.cumsum(views) - views)
-    queries = aside[np.sort(first[np.repeat(spares, views) > spare])]
-    if len(queries) == 0:
+    chosen = _first_images(pids[aside]) if cams is None else _first_views(pids[aside], cams[aside])
+    if len(chosen) == 0:
+        lack, remedy = "images by two cameras", "--val-protocol all, "
+        if cams is None:
+            lack, remedy = "two images", ""
         raise UserError(
             f"none of the {count} identities that --val-fraction {fraction} sets aside has "
-            f"images by two cameras, so nothing can be searched for: {advice}"
+            f"{lack}, so nothing can be searched for: give {remedy}{advice}"
         )
+    queries = aside[chosen]
     learned = np.flatnonzero(~np.isin(identity, held_out))
     return learned, queries, aside[~np.isin(aside, queries)]
+
+
+def _first_images(pids: Ids) -> Ids:
+    """Return the first image of each identity that has others, rising."""
+    _, first, counts = np.unique(pids, return_index=True, return_counts=True)
+    return np.sort(first[counts > 1])
+
+
+def _first_views(pids: Ids, cams: Ids) -> Ids:
+    """Return the first image by each camera of those identities that others saw, rising."""
+    _, first, view = np.unique(
+        np.stack([pids, cams]), axis=1, return_index=True, return_inverse=True
+    )
+    _, views = np.unique(pids[first], return_counts=True)  # cameras of each identity
+    spare = np.bincount(view.ravel()) > 1  # whether images of this camera stay in the gallery
+    spares = np.add.reduceat(spare.astype(np.int64), np.cumsum(views) - views)
+    return np.sort(first[np.repeat(spares, views) > spare])

@@ -238,8 +238,11 @@ def _compare(world: World, facts: Mapping[str, object]) -> None:
 @contextmanager
 def _ends_at_a_signal() -> Iterator[None]:
     """Inside, SIGTERM ends the process: a wait in C++ does not run handlers of Python."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        yield
+        return
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

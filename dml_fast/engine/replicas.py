@@ -6,7 +6,7 @@ Only a run of several processes imports this module, since DTensor takes long to
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +135,7 @@ class ShardedStudent(_JoinedStudent):
         }
         return {**state, "optimizer": {"state": moments}}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what ``state_dict`` returned; its tensors may also be whole."""
         model = self.model.state_dict()
         weights = {name: _part(value, model[name]) for name, value in state["model"].items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
@@ -198,7 +198,7 @@ class Student:
             "scaler": self.scaler.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what ``state_dict`` returned."""
         self.model.load_state_dict(state["model"])
         moments = {
@@ -280,8 +280,10 @@ def _sparse(what: str) -> UserError:
 
 def _laid_out(value: Any, parameter: Tensor) -> Any:
     """Return an optimizer's tensor with its parameter's strides: fused updates need them equal."""
-    if not isinstance(value, Tensor) or value.shape != parameter.shape:
+    if not isinstance(value, Tensor) or not value.ndim:
         return value
+    if value.shape != parameter.shape:
+        raise ValueError(f"the optimizer has {tuple(value.shape)} for {tuple(parameter.shape)}")
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 

@@ -17,7 +17,7 @@ from dml_fast.eval.checks import check_reranking
 from dml_fast.foreign import reading, shown
 from dml_fast.machine import available_bytes
 from dml_fast.ranking.inputs import as_ids
-from dml_fast.ranking.labels import junk_mask, make_labels
+from dml_fast.ranking.labels import check_search, junk_mask
 
 JUNK = -1
 
@@ -123,17 +123,8 @@ def rank_files(
                 f"--features {shown(file.path)} has no cams: add the array cams, one for each row "
                 "of features, or give --protocol all, which ranks without cameras"
             )
-    make_labels(
-        q.pids,
-        g.pids,
-        q.cams,
-        g.cams,
-        queries=len(q.pids),
-        items=len(g.pids),
-        junk_pid=JUNK,
-        camera_rule=protocol != "all",
-        without_cameras="--protocol all",
-    )
+    labels = (q.pids, g.pids, q.cams, g.cams)
+    check_search(*labels, camera_rule=protocol != "all", without_cameras="--protocol all")
     if reranked:
         check_reranking(len(q.pids) + len(g.pids))
     junk = int(junk_mask(g.pids, JUNK).sum())
@@ -141,8 +132,6 @@ def rank_files(
         _log.warning("%d of %d gallery items are junk (identity -1): left out", junk, len(g.pids))
     rule: Any = {"protocol": protocol, "junk_pid": JUNK}
     if metric == "hamming":
-        return rank_hamming(q.features, g.features, q.pids, g.pids, q.cams, g.cams, **rule)
+        return rank_hamming(q.features, g.features, *labels, **rule)
     rank_gallery = rerank if reranked else rank_features
-    return rank_gallery(
-        q.features, g.features, q.pids, g.pids, q.cams, g.cams, metric=metric, **rule
-    )
+    return rank_gallery(q.features, g.features, *labels, metric=metric, **rule)

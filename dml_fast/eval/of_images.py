@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +53,7 @@ def predict_run(
     student: str = "best",
     top: int = 5,
     checkpoint: str = "best",
+    allow_code: Collection[str] = (),
     device: str = "auto",
     batch_size: int = 512,
     out: str = "",
@@ -69,6 +70,7 @@ def predict_run(
         student: best, ensemble, or a student's number.
         top: how many classes to write for each image.
         checkpoint: best, last or previous.
+        allow_code: the functions, as ``package.module:function``, that may build students.
         device: auto, cpu, cuda or cuda:N.
         batch_size: images at a time.
         out: the file for classes, .csv or .jsonl; - for CSV on the standard output; "" for none.
@@ -80,7 +82,7 @@ def predict_run(
     """
     paths = find_images(given)
     run = Run.open(folder)
-    trained = Trained.load(run, checkpoint)
+    trained = Trained.load(run, checkpoint, allow_code)
     config, facts = run.config, trained.facts
     chosen = _chosen(student, trained, run)
     precision = run_precision(config, pick_device(device))

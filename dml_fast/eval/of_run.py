@@ -16,6 +16,7 @@ from dml_fast.data.loaders import evaluation_batches
 from dml_fast.data.loaders.assemble import Batch
 from dml_fast.engine.precision import Precision, keep_in_full_precision, pick_device
 from dml_fast.errors import UserError
+from dml_fast.eval.checks import check_images, check_reranking, known_protocol
 from dml_fast.eval.classification import evaluate
 from dml_fast.eval.retrieval import evaluate_retrieval
 from dml_fast.ranking.result import RankingResult
@@ -37,6 +38,7 @@ def evaluate_run(
     allow_code: Collection[str] = (),
     device: str = "auto",
     batch_size: int = 512,
+    protocol: str = "auto",
     reranked: bool = False,
     lists: int = 0,
     out: Path | None = None,
@@ -51,6 +53,7 @@ def evaluate_run(
         allow_code: the functions, as ``package.module:function``, that may build students.
         device: auto, cpu, cuda or cuda:N.
         batch_size: images at a time.
+        protocol: whose rules a search follows: market1501, cuhk03, all; auto: as in training.
         reranked: whether to correct the distances with mutual neighbours (`dml_fast.eval.rerank`).
         lists: how many queries' ranked lists to draw, of the ensemble.
         out: where to draw them.
@@ -66,12 +69,20 @@ def evaluate_run(
     run = Run.open(folder)
     config = run.config
     if not config.retrieval:
-        for flag, value in (("--rerank", reranked), ("--ranked-lists", lists)):
+        ranked = {"--protocol": protocol != "auto", "--rerank": reranked, "--ranked-lists": lists}
+        for flag, value in ranked.items():
             if value:
                 raise UserError(f"{flag} ranks, and {run.folder} learned classes: leave it out")
     trained = Trained.load(run, checkpoint, allow_code)
     precision = run_precision(config, pick_device(device))
-    images = _part(open_data(run, data), split, data or config.data)
+    images = _part(open_data(run, data, split), split, data or config.data)
+    if config.retrieval:
+        if not isinstance(images, RetrievalSet):
+            raise UserError("the train split has no queries: give --split test or val")
+        protocol = known_protocol(images, config.val_protocol if protocol == "auto" else protocol)
+        check_images(images, protocol)
+        if reranked:
+            check_reranking(len(images))
     models = run_students(trained, config, precision)
     batches = evaluation_batches(
         images,
@@ -82,7 +93,8 @@ def evaluate_run(
         channels_last=config.channels_last,
     )
     if config.retrieval:
-        found = _search(models, batches, images, precision, run.folder, reranked, lists, out)
+        how = {"protocol": protocol, "reranked": reranked}
+        found = _search(models, batches, images, precision, run.folder, how, lists, out)
     else:
         found = _classify(models, batches, precision)
     line = trained.validation
@@ -140,14 +152,13 @@ def _search(
     images: ImageSet,
     precision: Precision,
     folder: Path,
-    reranked: bool,
+    how: dict[str, Any],
     lists: int,
     out: Path | None,
 ) -> _Found:
-    if not isinstance(images, RetrievalSet):
-        raise UserError("the train split has no queries: give --split test or val")
+    assert isinstance(images, RetrievalSet)
     topk = LIST_LENGTH if lists else 0
-    found = evaluate_retrieval(models, batches, images, precision, reranked=reranked, topk=topk)
+    found = evaluate_retrieval(models, batches, images, precision, **how, topk=topk)
     if found.ensemble is None:
         raise UserError(
             f"no student of {folder} gives embeddings that are numbers, so there is nothing to "
@@ -162,7 +173,7 @@ def _search(
         "queries": images.queries,
         "gallery": len(images) - images.queries,
         "n_valid": found.ensemble.n_valid,
-        "reranked": reranked,
+        **how,
         "ranked_lists": str(out) if lists else None,
     }
     students = [_shares(result) for result in found.students]

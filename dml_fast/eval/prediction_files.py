@@ -47,8 +47,6 @@ def new_file(flag: str, path: Path) -> Iterator[IO[bytes]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             yield file
-    except BrokenPipeError:  # of the standard output
-        raise
     except OSError as error:
         raise UserError(
             f"{flag} {path} cannot be written ({error.strerror}): give another file"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from dml_fast.data.loaders.assemble import Batch
 from dml_fast.data.sets import RetrievalSet
 from dml_fast.distributed.world import World
 from dml_fast.engine.precision import Precision
+from dml_fast.eval.checks import known_protocol
 from dml_fast.eval.classification import evaluating
 from dml_fast.ranking.features import rank_features
 from dml_fast.ranking.reranking import rerank
@@ -79,13 +81,19 @@ def concatenate(features: Sequence[Features]) -> Features:
 
 
 def search(
-    features: Features, images: RetrievalSet, *, reranked: bool = False, topk: int = 0
+    features: Features,
+    images: RetrievalSet,
+    *,
+    protocol: str = "market1501",
+    reranked: bool = False,
+    topk: int = 0,
 ) -> RankingResult:
     """Rank the gallery for each query by cosine distance, as Market-1501 does.
 
     Args:
         features: (N, D) of ``images``.
         images: their identities and cameras.
+        protocol: as in `rank_distances`; cameras that are not known do not matter.
         reranked: correct the distances with mutual neighbours (`rerank`).
         topk: how many nearest images to report.
 
@@ -96,8 +104,18 @@ def search(
     g = slice(images.queries, None)
     pids, cams = images.labels, images.cams
     rank_gallery = rerank if reranked else rank_features
-    labels = (pids[q], pids[g], cams[q], cams[g])
-    return rank_gallery(features[q], features[g], *labels, junk_pid=-1, topk=topk)
+    return rank_gallery(
+        features[q],
+        features[g],
+        pids[q],
+        pids[g],
+        None if cams is None else cams[q],
+        None if cams is None else cams[g],
+        protocol=known_protocol(images, protocol),
+        camera_rule=cams is not None,
+        junk_pid=-1,
+        topk=topk,
+    )
 
 
 def evaluate_retrieval(
@@ -106,6 +124,7 @@ def evaluate_retrieval(
     images: RetrievalSet,
     precision: Precision,
     *,
+    protocol: str = "market1501",
     reranked: bool = False,
     topk: int = 0,
     world: World | None = None,
@@ -117,12 +136,14 @@ def evaluate_retrieval(
         batches: every image of ``images`` once, in order.
         images: the queries and the gallery.
         precision: as in training.
+        protocol: as in `search`.
         reranked: as in `search`.
         topk: as in `search`, for the ensemble alone.
         world: the processes, as in `dml_fast.eval.classification.evaluate`; rank 0 searches.
     """
+    how = {"protocol": protocol, "reranked": reranked}
     if world is None or world.single:
-        return _search_all(embed(models, batches, precision), images, reranked, topk)
+        return _search_all(embed(models, batches, precision), images, how, topk)
     seen: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
 
     def noted() -> Iterator[Batch]:
@@ -133,7 +154,7 @@ def evaluate_retrieval(
     mine = embed(models, noted(), precision)
     parts = world.gather((np.concatenate(seen), mine))
     return world.from_main(
-        lambda: _search_all(_joined(parts or [], world, len(images)), images, reranked, topk)
+        lambda: _search_all(_joined(parts or [], world, len(images)), images, how, topk)
     )
 
 
@@ -153,15 +174,14 @@ def _joined(
 
 
 def _search_all(
-    features: Sequence[Features], images: RetrievalSet, reranked: bool, topk: int
+    features: Sequence[Features], images: RetrievalSet, how: dict[str, Any], topk: int
 ) -> Retrieval:
     whole = [bool(np.isfinite(f).all()) for f in features]
     for k in np.flatnonzero(np.logical_not(whole)).tolist():
         _log.warning("student %d's embeddings are not finite: it is left out of the search", k)
     good = [f for f, ok in zip(features, whole, strict=True) if ok]
     students = (
-        search(f, images, reranked=reranked) if ok else None
-        for f, ok in zip(features, whole, strict=True)
+        search(f, images, **how) if ok else None for f, ok in zip(features, whole, strict=True)
     )
-    both = search(concatenate(good), images, reranked=reranked, topk=topk) if good else None
+    both = search(concatenate(good), images, **how, topk=topk) if good else None
     return Retrieval(tuple(students), both)

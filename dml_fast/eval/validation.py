@@ -18,7 +18,7 @@ Scores: TypeAlias = dict[str, float | None]
 
 
 def validate(
-    cohort: Cohort, data: DataSet, precision: Precision, channels_last: bool
+    cohort: Cohort, data: DataSet, precision: Precision, channels_last: bool, protocol: str
 ) -> tuple[list[Scores], Scores]:
     """Evaluate on the validation images; each column of processes takes its share.
 
@@ -27,6 +27,7 @@ def validate(
         data: whose ``val`` is used.
         precision: as in training.
         channels_last: the memory format of images.
+        protocol: of a search, as in `dml_fast.eval.retrieval.search`.
 
     Returns:
         The scores of each of K students, and of the ensemble, by their names in an epoch's line.
@@ -44,7 +45,9 @@ def validate(
     )
     with cohort.whole():
         if isinstance(val, RetrievalSet):
-            found = evaluate_retrieval(models, batches, val, precision, world=world)
+            found = evaluate_retrieval(
+                models, batches, val, precision, protocol=protocol, world=world
+            )
             return [_scores(r) for r in found.students], _scores(found.ensemble)
         accuracy = evaluate(models, batches, precision, world)
     return [{"val_acc": a} for a in accuracy.students], {"val_acc": accuracy.ensemble}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from dml_fast.models.torch_pickle import Stored
+from dml_fast.models.stored import Stored
 
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 _SECOND = ("ema", "teacher", "averag", "momentum")  # weights that others are taken before

@@ -17,7 +17,7 @@ from dml_fast.foreign import reading, shown
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from dml_fast.models.torch_pickle import Stored
+    from dml_fast.models.stored import Stored
 
 _LISTED = 3  # names in a message
 _log = logging.getLogger("dml_fast")
@@ -183,7 +183,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _stored(state: Mapping[str, Tensor]) -> dict[str, Stored]:
-    from dml_fast.models.torch_pickle import Stored
+    from dml_fast.models.stored import Stored
 
     def reader(tensor: Tensor) -> Any:
         return lambda: tensor

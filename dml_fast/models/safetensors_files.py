@@ -1,20 +1,24 @@
-"""Files in the safetensors format; those that `seal` has made hold a checksum of their bytes."""
+"""Files in the safetensors format; those that `seal` has made hold a checksum of their bytes.
+
+The format is a header in JSON and the bytes of the tensors. The safetensors package cannot open a
+file whose name is not UTF-8.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from dml_fast.models.torch_pickle import Stored
+from dml_fast.foreign import json_value
+from dml_fast.models.stored import Stored, file_part
 
 HEADER = "dml_fast"
 """Under this name the metadata of our files has JSON: what is needed to build the network."""
@@ -66,55 +70,71 @@ def read_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
     Raises:
         Exception: any, if the file is damaged.
     """
-    sealed = _check_seal(path)
-    with _opened(path) as file:
-        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        tensors = {
-            name: Stored(
-                tuple(part.get_shape()),
-                _DTYPES.get(part.get_dtype(), torch.float32),
-                _reader(path, name),
-                "" if part.get_dtype() in _DTYPES else f"of type {part.get_dtype()}",
-            )
-            for name, part in parts.items()
-        }
-        header: dict[str, Any] = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+    with path.open("rb") as file:
+        length = os.fstat(file.fileno()).st_size
+        start = 8 + int.from_bytes(file.read(8), "little")
+        if not 8 < start <= length:
+            raise ValueError("it ends too early")
+        head = file.read(start - 8)
+        sealed = _check_seal(head, file)
+    table = json_value(head, path, "replace it")
+    metadata = table.pop("__metadata__", {})
+    tensors: dict[str, Stored] = {}
+    end = 0
+    for name, entry in sorted(table.items(), key=lambda item: item[1]["data_offsets"]):
+        tensors[name] = _stored(path, start, entry)
+        if entry["data_offsets"][0] != end:
+            raise ValueError("there is a gap between its tensors")
+        end = entry["data_offsets"][1]
+    if start + end != length:
+        raise ValueError("it has another length than it says")
+    header: dict[str, Any] = json.loads(metadata.get(HEADER, "{}"))
     if not sealed and header.keys() - _KEYS_BEFORE_SEALS:
         raise ValueError("its header lacks the checksum")
     return tensors, header
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Open a file of any name: the library refuses one that is not UTF-8."""
-    with path.open("rb") as file:
-        utf8 = str(path).encode(errors="ignore").decode() == str(path)
-        name = path if utf8 else f"/dev/fd/{file.fileno()}"
-        with safe_open(name, framework="pt") as opened:
-            yield opened
+def _check_seal(head: bytes, file: IO[bytes]) -> bool:
+    """Return whether a file has a checksum.
 
+    Args:
+        head: its header.
+        file: the file, which is read from after the header to its end.
 
-def _check_seal(path: Path) -> bool:
-    """Return whether the file has a checksum; raise ValueError if it is another file's."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        file.seek(0)
-        head = file.read(8 + min(size, path.stat().st_size))
-        place = _PLACE.search(head)
-        if place is None:
-            return False
-        digest = hashlib.sha256(head[: place.start(1)] + NO_SEAL.encode() + head[place.end(1) :])
-        while chunk := file.read(2**20):
-            digest.update(chunk)
+    Raises:
+        ValueError: the checksum is another file's.
+    """
+    place = _PLACE.search(head)
+    if place is None:
+        return False
+    digest = hashlib.sha256(len(head).to_bytes(8, "little"))
+    digest.update(head[: place.start(1)] + NO_SEAL.encode() + head[place.end(1) :])
+    while chunk := file.read(2**20):
+        digest.update(chunk)
     if digest.hexdigest().encode() != place[1]:
         raise ValueError("bad checksum")
     return True
 
 
-def _reader(path: Path, name: str) -> Callable[[], Tensor]:
-    def read() -> Tensor:
-        with _opened(path) as file:
-            tensor: Tensor = file.get_tensor(name)
-            return tensor
+def _stored(path: Path, start: int, entry: dict[str, Any]) -> Stored:
+    """Return a tensor, from its entry in the header; offsets count from ``start``."""
+    shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
+    if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+        raise ValueError("a size is not a whole number")
+    dtype = _DTYPES.get(entry["dtype"])
+    if dtype is None:  # float8 and what is to come
+        return Stored(shape, torch.uint8, _unreadable, f"of type {entry['dtype']}")
+    if prod(shape) * dtype.itemsize != end - begin:
+        raise ValueError("a tensor has another size than its shape says")
 
-    return read
+    def read() -> Tensor:
+        if begin == end:
+            return torch.empty(shape, dtype=dtype)
+        part = file_part(path, start + begin, end - begin)
+        return torch.frombuffer(part, dtype=dtype).reshape(shape)
+
+    return Stored(shape, dtype, read)
+
+
+def _unreadable() -> Tensor:
+    raise AssertionError("its problem was not looked at")

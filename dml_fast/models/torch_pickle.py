@@ -16,6 +16,8 @@ from typing import IO, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from dml_fast.models.stored import Stored, file_part
+
 _DTYPES = {
     "Double": torch.float64,
     "Float": torch.float32,
@@ -45,22 +47,6 @@ _UNUSUAL = {
     "_rebuild_device_tensor_from_numpy": "of a device that is not here",
     "_rebuild_device_tensor_from_cpu_tensor": "of a device that is not here",
 }
-
-
-class Stored(NamedTuple):
-    """A tensor that lies in a file.
-
-    Attributes:
-        shape: of the tensor.
-        dtype: of the tensor.
-        read: reads it.
-        problem: why it cannot be read, as an adjective; "" if it can.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    read: Callable[[], Tensor]
-    problem: str = ""
 
 
 class Storage(NamedTuple):
@@ -134,13 +120,10 @@ class Storages:
         def read() -> Tensor:
             if 0 in sizes:
                 return torch.empty(sizes, dtype=storage.dtype)
-            raw = bytearray(storage.size)
-            with self.path.open("rb") as file:
-                file.seek(self.places[storage.key])
-                if file.readinto(raw) != len(raw):
-                    raise ValueError("it was cut while it was read")
-            flat = torch.frombuffer(raw, dtype=storage.dtype)
-            return flat.as_strided(sizes, steps, first).contiguous()
+            width = storage.dtype.itemsize
+            start = self.places[storage.key] + first * width
+            part = file_part(self.path, start, (last - first + 1) * width)
+            return torch.frombuffer(part, dtype=storage.dtype).as_strided(sizes, steps).contiguous()
 
         return Stored(sizes, storage.dtype, read)
 

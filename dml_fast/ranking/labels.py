@@ -110,6 +110,41 @@ def make_labels(
     return labels
 
 
+def check_search(
+    q_pids: ArrayLike,
+    g_pids: ArrayLike,
+    q_cams: ArrayLike | None,
+    g_cams: ArrayLike | None,
+    *,
+    camera_rule: bool,
+    without_cameras: str,
+) -> None:
+    """Check that a query has a match, before anything is computed for the search.
+
+    Args:
+        q_pids: (Q,) as in `rank_distances`; identity -1 is junk.
+        g_pids: (G,).
+        q_cams: (Q,).
+        g_cams: (G,).
+        camera_rule: see there.
+        without_cameras: what an error tells the user to give for a search without cameras.
+
+    Raises:
+        UserError: none has, or types do not fit.
+    """
+    make_labels(
+        q_pids,
+        g_pids,
+        q_cams,
+        g_cams,
+        queries=len(q_pids),
+        items=len(g_pids),
+        junk_pid=-1,
+        camera_rule=camera_rule,
+        without_cameras=without_cameras,
+    )
+
+
 def junk_mask(g_pids: NDArray[Any], junk_pid: JunkPid) -> NDArray[np.bool_]:
     """Return (G,) which gallery items are junk, compared in the type of ``g_pids`` (G,).
 

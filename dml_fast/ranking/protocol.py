@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral
 from typing import TypeAlias
+
+import numpy as np
 
 from dml_fast.errors import UserError
 from dml_fast.machine import available_bytes
@@ -88,13 +89,13 @@ class Rules:
         return TIES.index(self.ties)
 
 
-def check_whole(name: str, value: int, least: int | None = None) -> int:
+def check_whole(name: str, value: object, least: int | None = None) -> int:
     """Return a number as int.
 
     Raises:
         UserError: it is not whole, or below ``least``.
     """
-    if not isinstance(value, Integral) or (least is not None and value < least):
+    if not isinstance(value, int | np.integer) or (least is not None and value < least):
         bound = "" if least is None else f" of at least {least}"
         raise UserError(f"{name} is {value!r}: give a whole number{bound}")
     return int(value)
@@ -120,7 +121,7 @@ def make_rules(
         raise UserError(f"ties={ties!r} is unknown: choose from {', '.join(TIES)}")
     repeats, seed = -1, 0
     if isinstance(protocol, SingleShot):
-        whole = all(isinstance(n, Integral) for n in (protocol.repeats, protocol.seed))
+        whole = all(isinstance(n, int | np.integer) for n in (protocol.repeats, protocol.seed))
         if not (whole and 1 <= protocol.repeats < 2**63 and 0 <= protocol.seed < 2**64):
             raise UserError(
                 f"{protocol} is impossible: whole numbers, 1 <= repeats < 2**63 and "

@@ -90,7 +90,8 @@ def spaced_queries(ap: NDArray[np.float64], count: int) -> list[int]:
 
 
 def _who(images: RetrievalSet, row: int) -> str:
-    return f"id {images.labels[row]}, cam {images.cams[row]}"
+    camera = "" if images.cams is None else f", cam {images.cams[row]}"
+    return f"id {images.labels[row]}{camera}"
 
 
 def _picture(axis: Axes, pixels: NDArray[np.uint8], text: str, colour: str) -> None:

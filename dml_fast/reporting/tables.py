@@ -73,6 +73,8 @@ def _show_retrieval(result: Mapping[str, Any]) -> None:
     title = f"{result['split']} split, %"
     _show_students(result, columns, rows, [MAP.ensemble, "", "", *scores], title)
     how = "re-ranked, " if result["reranked"] else ""
+    if result["protocol"] != "market1501":
+        how = f"protocol {result['protocol']}, {how}"
     _show_facts(
         result, f"images ({result['queries']:,} queries, {how}{result['gallery']:,} gallery)"
     )

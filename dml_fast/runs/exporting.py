@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from dml_fast.data.loaders import evaluation_batches
 from dml_fast.errors import UserError, first_line
 from dml_fast.foreign import shown
+from dml_fast.machine import sync_folder
 from dml_fast.models.embedding import EmbeddingNet
 from dml_fast.models.safetensors_files import HEADER
 from dml_fast.runs.facts import DataFacts
-from dml_fast.runs.files import sync_folder
 from dml_fast.runs.folder import Run
 from dml_fast.runs.trained import Trained, open_data
 from dml_fast.runs.weights import header_of, load_student, save_student

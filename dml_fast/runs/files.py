@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from dml_fast.machine import sync_folder
+
 _BEGINNING = 48  # characters of a name that its temporary file begins with, as a name has 255 bytes
 
 
@@ -88,15 +90,6 @@ def _temporary_for(path: Path) -> Iterator[Path]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Write a folder's entries to the disk, so that renames in it survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _umask() -> int:

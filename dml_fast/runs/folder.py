@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +18,7 @@ from dml_fast.config import TrainConfig
 from dml_fast.config_files import from_mapping
 from dml_fast.errors import UserError
 from dml_fast.foreign import Unfit, content, json_value, reading, shown, typed
+from dml_fast.machine import locked
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import atomic_write
 from dml_fast.runs.history import EpochLine, History, checked
@@ -104,6 +104,20 @@ class Run:
             raise UserError(f"{path} is not a run folder, it has no config.json: check it{hint}")
         return run
 
+    def to_continue(self, resume: Path) -> Path | None:
+        """Return the checkpoint from which ``--resume`` continues.
+
+        Args:
+            resume: the run's folder, or a checkpoint in it.
+
+        Returns:
+            Its path; None for a run that was killed before its first. That run continues from its
+            start, which gives the same.
+        """
+        if resume == self.folder and not any(self.folder.glob("*.pt")):
+            return None
+        return self.checkpoint("last") if resume.suffix != ".pt" and resume.is_dir() else resume
+
     @cached_property
     def description(self) -> Description:
         """What ``config.json`` holds."""
@@ -179,22 +193,17 @@ class Run:
         Raises:
             UserError: it cannot be made, or another process is training in it.
         """
-        with self._writing():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is training in {self.folder}: wait for it or stop it, "
-                "or give another folder with --out"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        try:
+        with ExitStack() as stack:
+            with self._writing():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(self.folder, self._refuse_a_second_process))
             yield
-        finally:
-            os.close(descriptor)
+
+    def _refuse_a_second_process(self) -> None:
+        raise UserError(
+            f"another process is training in {self.folder}: wait for it or stop it, "
+            "or give another folder with --out"
+        )
 
     @contextmanager
     def taken(self, *, new: bool) -> Iterator[None]:
@@ -262,6 +271,11 @@ class Run:
                 f"the run folder {self.folder} cannot be written to ({error.strerror}): "
                 "give another one with --out"
             ) from None
+
+
+def is_name_of_parts(name: str) -> bool:
+    """Whether a name is that of a folder which `Run.new_parts` makes."""
+    return name.startswith(_PARTS) and Path(name).name == name
 
 
 def _is_file(path: Path) -> bool:

@@ -8,31 +8,32 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
-import warnings
+import os
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from dml_fast.errors import CheckpointError, reason
+from dml_fast.foreign import Unfit, content, json_value, opened, short, typed
+from dml_fast.models.torch_files import load_file
 from dml_fast.runs.files import atomic_write, point_to
-from dml_fast.runs.folder import Run
+from dml_fast.runs.folder import Run, is_name_of_parts
+from dml_fast.runs.shard_index import FILE, Stored, read_index
 
 if TYPE_CHECKING:
     from dml_fast.distributed.world import World
 
 _COMMON = "common"  # the name of the JSON text, which is stored as a tensor of bytes
 _SUMS = "checksums.json"
+_INDEX = ".metadata"
 
 
 def save(run: Run, state: dict[str, Any], world: World) -> None:
@@ -60,9 +61,9 @@ def save(run: Run, state: dict[str, Any], world: World) -> None:
     folder = run.folder / name
     with _errors():
         save_tensors(tensors, storage_writer=FileSystemWriter(str(folder)))
-    sums = world.gather({p.name: _sum(p) for p in folder.glob(f"__{world.launch.rank}_*")})
+    sums = world.gather({p.name: _sum_of(p) for p in folder.glob(f"__{world.launch.rank}_*")})
     if world.main:
-        parts = [*(sums or []), {".metadata": _sum(folder / ".metadata")}]
+        parts = [*(sums or []), {_INDEX: _sum_of(folder / _INDEX)}]
         with atomic_write(folder / _SUMS) as file:
             file.write(json.dumps({k: v for part in parts for k, v in part.items()}).encode())
         point_to(run.checkpoint("last"), name, keep_old_as=run.checkpoint("previous"))
@@ -71,7 +72,7 @@ def save(run: Run, state: dict[str, Any], world: World) -> None:
 def load(
     path: Path, students: Sequence[int] | None = None, *, verify: bool = True
 ) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
+    """Read a checkpoint onto the CPU, from the files in its folder alone.
 
     Args:
         path: the folder, or a link to it.
@@ -84,32 +85,87 @@ def load(
     Raises:
         Exception: it is damaged; of which kind depends on the damage.
     """
-    if verify:
-        for name, expected in json.loads((path / _SUMS).read_text()).items():
-            if _sum(path / name) != expected:
-                raise ValueError(f"bad checksum of {name}")
-    reader = _Reader(str(path.resolve()))
-    there: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
-    raw = _read(reader, {_COMMON: there[_COMMON]})[_COMMON]
-    state: dict[str, Any] = json.loads(bytes(raw.tolist()))
-    wanted = range(len(state["students"])) if students is None else students
-    prefixes = tuple(f"students.{k}." for k in wanted)
-    found = _read(
-        reader,
-        {k: v for k, v in there.items() if k.startswith((*prefixes, "rng.", "meter"))},
-    )
-    state["students"] = [_student_state(k, state["students"][str(k)], found) for k in wanted]
-    state["meter"] = found["meter"]
-    state["rng"] = [_unpacked(found[f"rng.{rank}"]) for rank in range(state.pop("ranks"))]
-    return state
+    with ExitStack() as stack:
+        files = _open_files(_folder_of(path), stack, verify)
+        index = read_index(files[_INDEX].read())
+        size = sum(os.fstat(file.fileno()).st_size for file in files.values())
+        if sum(piece.length for stored in index.values() for piece in stored.pieces) > size:
+            raise Unfit("its tensors are larger than its files")
+
+        def tensor(name: str) -> Tensor:
+            if name not in index:
+                raise Unfit(f"it has no {short(name)}")
+            return _read(index[name], files)
+
+        common = json_value(tensor(_COMMON).numpy().tobytes(), path)
+        state: dict[str, Any] = typed(common, _Common, "it")
+        described, ranks = state["students"], state.pop("ranks")
+        if sorted(described) != sorted(map(str, range(len(described)))):
+            raise Unfit("its students are not numbered")
+        wanted = range(len(described)) if students is None else students
+        state["students"] = [_student_state(k, described[str(k)], tensor) for k in wanted]
+        state["meter"] = tensor("meter")
+        state["rng"] = [_unpacked(tensor(f"rng.{rank}")) for rank in range(ranks)]
+        return state
 
 
-def _sum(path: Path) -> int:
+class _Described(TypedDict):
+    arch: str
+    model: list[str]
+    optimizer: dict[str, list[str]]
+    scaler: dict[str, int | float]
+
+
+class _Common(TypedDict):
+    students: dict[str, _Described]
+    ranks: int
+
+
+def _folder_of(path: Path) -> Path:
+    """Return the folder that a checkpoint's name stands for: one beside it, if it is a link."""
+    if not path.is_symlink():
+        return path
+    name = os.readlink(path)
+    folder = path.parent / name
+    if not is_name_of_parts(name) or folder.is_symlink():
+        raise Unfit(f"it is a link to {short(name)}, which is no checkpoint in this folder")
+    return folder
+
+
+def _open_files(folder: Path, stack: ExitStack, verify: bool) -> dict[str, IO[bytes]]:
+    """Open the files of a checkpoint; links and names that we do not give are refused."""
+    _check_file(folder / _SUMS)
+    found = json_value(content(folder / _SUMS), folder / _SUMS)
+    sums: dict[str, int] = typed(found, dict[str, int], _SUMS)
+    if _INDEX not in sums:
+        raise Unfit(f"{_SUMS} has no {_INDEX}")
+    files = {}
+    for name, expected in sums.items():
+        if name != _INDEX and not FILE.fullmatch(name):
+            raise Unfit(f"{_SUMS} names {short(name)}, which is no file of a checkpoint")
+        _check_file(folder / name)
+        files[name] = stack.enter_context(opened(folder / name))
+        if verify and _sum(files[name]) != expected:
+            raise Unfit(f"bad checksum of {name}")
+        files[name].seek(0)
+    return files
+
+
+def _check_file(path: Path) -> None:
+    if path.is_symlink() or not path.is_file():
+        raise Unfit(f"{path.name} is missing, or a link")
+
+
+def _sum(file: IO[bytes]) -> int:
     found = 0
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            found = zlib.crc32(part, found)
+    while part := file.read(1 << 20):
+        found = zlib.crc32(part, found)
     return found
+
+
+def _sum_of(path: Path) -> int:
+    with path.open("rb") as file:
+        return _sum(file)
 
 
 def _student_tensors(
@@ -141,14 +197,16 @@ def _student_tensors(
     return tensors, described
 
 
-def _student_state(k: int, described: dict[str, Any], found: dict[str, Tensor]) -> dict[str, Any]:
+def _student_state(
+    k: int, described: _Described, tensor: Callable[[str], Tensor]
+) -> dict[str, Any]:
     return {
         "arch": described["arch"],
-        "model": {name: found[f"students.{k}.model.{name}"] for name in described["model"]},
+        "model": {name: tensor(f"students.{k}.model.{name}") for name in described["model"]},
         "optimizer": {
             "state": {
                 int(index): {
-                    name: found[f"students.{k}.optimizer.{index}.{name}"] for name in names
+                    name: tensor(f"students.{k}.optimizer.{index}.{name}") for name in names
                 }
                 for index, names in described["optimizer"].items()
             }
@@ -157,16 +215,23 @@ def _student_state(k: int, described: dict[str, Any], found: dict[str, Tensor]) 
     }
 
 
-def _read(reader: FileSystemReader, wanted: dict[str, TensorStorageMetadata]) -> dict[str, Tensor]:
-    tensors = {
-        name: torch.empty(about.size, dtype=about.properties.dtype)
-        for name, about in wanted.items()
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns that one process reads alone
-        with _errors():
-            load_tensors(tensors, storage_reader=reader, no_dist=True)
-    return tensors
+def _read(stored: Stored, files: Mapping[str, IO[bytes]]) -> Tensor:
+    """Return a tensor, put together from its pieces."""
+    parts = []
+    for piece in stored.pieces:
+        file = files[piece.file]
+        file.seek(piece.start)
+        part = load_file(io.BytesIO(file.read(piece.length)), verify=False)
+        if not isinstance(part, Tensor) or part.shape != piece.sizes or part.dtype != stored.dtype:
+            raise Unfit(f"a tensor in {piece.file} is not the one that {_INDEX} names")
+        parts.append(part)
+    if len(parts) == 1 and parts[0].shape == stored.size:
+        return parts[0]
+    whole = torch.zeros(stored.size, dtype=stored.dtype)
+    for piece, part in zip(stored.pieces, parts, strict=True):
+        place = tuple(slice(o, o + n) for o, n in zip(piece.offsets, piece.sizes, strict=True))
+        whole[place] = part
+    return whole
 
 
 @contextmanager
@@ -186,46 +251,4 @@ def _packed(state: Any) -> Tensor:
 
 
 def _unpacked(raw: Tensor) -> Any:
-    return torch.load(io.BytesIO(raw.numpy().tobytes()), weights_only=True)
-
-
-class _Reader(FileSystemReader):
-    """Reads the index, a pickle, and allows only names in it that cannot run code."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with (Path(self.path) / ".metadata").open("rb") as file:
-            metadata: Metadata = _Unpickler(file).load()
-        if metadata.storage_meta is None:
-            metadata.storage_meta = StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _HARMLESS:
-            return super().find_class(module, name)
-        return _refuse(f"{module}.{name}")
-
-
-_METADATA = "torch.distributed.checkpoint.metadata"
-_HARMLESS = {
-    *((_METADATA, name) for name in (
-        "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata",
-        "TensorProperties", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING",
-    )),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
-    ("pathlib", "PosixPath"),
-    ("pathlib._local", "PosixPath"),
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    *(("torch", str(kind).removeprefix("torch.")) for kind in (
-        torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.int8,
-        torch.int16, torch.int32, torch.int64, torch.bool,
-    )),
-}  # fmt: skip
-
-
-def _refuse(name: str) -> NoReturn:
-    raise pickle.UnpicklingError(f"it names {name}, which could run code")
+    return load_file(io.BytesIO(raw.numpy().tobytes()), verify=False)

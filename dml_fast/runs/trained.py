@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any
 
 from torch import nn
 
+from dml_fast.config import flag
 from dml_fast.data import DataSet, RetrievalSet, open_dataset
 from dml_fast.errors import UserError
-from dml_fast.foreign import shown
+from dml_fast.foreign import Unfit, reading, shown
 from dml_fast.models import check_code
 from dml_fast.runs import checkpoint
 from dml_fast.runs.facts import DataFacts
@@ -26,6 +26,7 @@ class Trained:
     """The students of one checkpoint.
 
     Attributes:
+        path: of the checkpoint.
         archs: the architecture of each student, length K.
         states: the ``state_dict`` of each student's model.
         facts: of the data that they were trained on.
@@ -33,6 +34,7 @@ class Trained:
         validation: the newest line of metrics at that step; None before the first epoch's end.
     """
 
+    path: Path
     archs: tuple[str, ...]
     states: tuple[dict[str, Any], ...]
     facts: DataFacts
@@ -52,17 +54,22 @@ class Trained:
             UserError: the run has no such checkpoint, it is damaged or of another run, or a student
                 would be built by a function that is not allowed.
         """
-        if not run.checkpoint(which).exists():
+        path = run.checkpoint(which)
+        if not path.exists():
             names = ("best", "last", "previous")
             there = [name for name in names if run.checkpoint(name).exists()]
             remedy = f"give --checkpoint {there[0]}" if there else "train it for an epoch first"
             raise UserError(f"{run.folder} has no checkpoint {which}.pt: {remedy}")
-        state = checkpoint.load(run.checkpoint(which))
-        checkpoint.check_run(run, state, run.checkpoint(which))
-        history = json.loads(state["history"])
+        state = checkpoint.load(path)
+        checkpoint.check_run(run, state, path)
+        history = checkpoint.history_of(run, state, path)
         archs = tuple(student["arch"] for student in state["students"])
+        with reading(path):
+            if archs != run.config.architectures:
+                raise Unfit(f"it has {len(archs)} students")
         check_code(archs, allow_code, run.folder, "add --allow-code {}")
         return cls(
+            path=path,
             archs=archs,
             states=tuple(student["model"] for student in state["students"]),
             facts=run.facts,
@@ -76,8 +83,13 @@ class Trained:
         return None if self.validation is None else best_student(self.validation)
 
     def model(self, student: int) -> nn.Module:
-        """Build one student's network: in evaluation mode, on the CPU."""
-        return build_student(self.archs[student], self.facts, self.states[student])
+        """Build one student's network: in evaluation mode, on the CPU.
+
+        Raises:
+            UserError: its weights do not fit its architecture.
+        """
+        with reading(self.path):
+            return build_student(self.archs[student], self.facts, self.states[student])
 
 
 def weights_of_run(source: str) -> tuple[dict[str, Any], ...]:
@@ -101,12 +113,14 @@ def weights_of_run(source: str) -> tuple[dict[str, Any], ...]:
     )
 
 
-def open_data(run: Run, spec: str = "") -> DataSet:
+def open_data(run: Run, spec: str = "", split: str = "") -> DataSet:
     """Open the data of a run, with the same split.
 
     Args:
         run: the run; its options for the data are used.
         spec: other data in place of the run's own.
+        split: the only part that is wanted, or "": so other data to search in need not have
+            identities to set aside for validation.
 
     Raises:
         UserError: it cannot be read, or does not fit the run's students.
@@ -114,7 +128,16 @@ def open_data(run: Run, spec: str = "") -> DataSet:
     config, facts = run.config, run.facts
     download = config.download and not spec
     options = {**config.data_options, "loader": "auto"}  # the run's may not be installed here
-    data = open_dataset(spec or config.data, download=download, **options)
+    if spec and split == "test" and config.retrieval and spec.startswith("market1501:"):
+        options["val_fraction"] = 0.0
+    try:
+        data = open_dataset(spec or config.data, download=download, **options)
+    except UserError as error:
+        # the advice is for training; the commands that read a run have no such options
+        theirs = [name for name in map(flag, config.data_options) if name in str(error)]
+        if not theirs:
+            raise
+        raise UserError(f"{error} (here {', '.join(theirs)} is as the run was trained)") from error
     if spec:
         _check_fit(data, facts, spec)
     elif data.fingerprint != facts.fingerprint:

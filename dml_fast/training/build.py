@@ -72,13 +72,15 @@ def build_trainer(
     if device.type == "cpu":
         keep_freed_memory()
     reporter = Reporter(run.folder / "tensorboard" if config.tensorboard and world.main else None)
-    data = _open_data(config, device, world)
+    with stop.at_once():  # downloading and decoding may take hours
+        data = _open_data(config, device, world)
     facts = DataFacts.of(data)
     if config.shares == "measured":
         _measure_shares(config, facts, precision, world)
     loader = _build_loader(config, data, device, world)
+    checkpoint = run.to_continue(resume) if resume else None
     cohort = build_cohort(
-        config,
+        replace(config, pretrained="") if checkpoint else config,
         precision,
         num_classes=len(facts.classes),
         in_channels=facts.in_channels,
@@ -88,7 +90,6 @@ def build_trainer(
     engine = _build_engine(config, cohort, device)
     progress = Progress(Meter(len(cohort), device, world), config.executor)
     saver = Saver(config, run, facts, data.corrupt, cohort, progress)
-    checkpoint = _checkpoint_of(run, resume)
     needed = saver.bytes_needed()
     with world.all_or_none():
         if world.main:
@@ -250,16 +251,6 @@ def _try(student: Student, images: torch.Tensor, num_classes: int) -> None:
         raise UserError(f"{subject}: it must return logits ({len(images)}, {num_classes})")
     if not all(isinstance(v, torch.Tensor) for v in student.model.state_dict().values()):
         raise UserError(f"{student.arch} keeps state that is no tensor, which cannot be saved")
-
-
-def _checkpoint_of(run: Run, resume: Path | None) -> Path | None:
-    """Return the checkpoint to continue from; None for a run that was killed before its first.
-
-    That run continues from its start, which gives the same.
-    """
-    if resume is None or (resume == run.folder and not any(run.folder.glob("*.pt"))):
-        return None
-    return run.checkpoint("last") if resume.suffix != ".pt" and resume.is_dir() else resume
 
 
 def _open_data(config: TrainConfig, device: torch.device, world: World) -> DataSet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from dml_fast.distributed.mesh import Mesh
 from dml_fast.engine import Cohort
-from dml_fast.foreign import json_value, reading
+from dml_fast.foreign import json_value, reading, shown, typed
 from dml_fast.version import __version__
 
 
@@ -36,7 +37,7 @@ def text_of(here: dict[str, str]) -> str:
     return json.dumps(here)
 
 
-def changed_surroundings(state: dict[str, Any], here: dict[str, str], path: Path) -> str:
+def changed_surroundings(state: Mapping[str, Any], here: dict[str, str], path: Path) -> str:
     """Say in one sentence which surroundings differ from those of a checkpoint; "" for none.
 
     Args:
@@ -50,15 +51,16 @@ def changed_surroundings(state: dict[str, Any], here: dict[str, str], path: Path
     if "surroundings" not in state:
         return ""
     with reading(path):
-        saved = dict(json_value(state["surroundings"], path))
-    found = [
-        f"{name} {here[name]} in place of {saved[name]}"
+        found = json_value(state["surroundings"], path)
+        saved: dict[str, str] = typed(found, dict[str, str], "its surroundings")
+    changes = [
+        f"{name} {here[name]} in place of {shown(saved[name])}"
         for name in here
         if name in saved and here[name] != saved[name]
     ]
-    if not found:
+    if not changes:
         return ""
-    return f"the run continues with {', '.join(found)}: not bit for bit as without the stop"
+    return f"the run continues with {', '.join(changes)}: not bit for bit as without the stop"
 
 
 def changed_mesh(saved: str, mesh: Mesh, batch_size: int, path: Path) -> str:

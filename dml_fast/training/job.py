@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,8 @@ def train(config: TrainConfig, resume: str, launch: Launch) -> int:
         UserError: an option, the folder, the data or the checkpoint does not allow the run.
         TrainingError: the run cannot continue.
     """
-    config.check()
+    begun = bool(resume) and Run.open(resume).to_continue(Path(resume)) is not None
+    (replace(config, pretrained="") if begun else config).check()  # its weights are needed once
     processes = _connected(config, launch, *place(config, launch.size))
     by_torchrun = launch.size > 1 or launch.agent_store
     job = _job_of_torchrun if by_torchrun else _job_alone

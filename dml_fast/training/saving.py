@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from dml_fast import rng
 from dml_fast.config import TrainConfig
@@ -17,6 +16,7 @@ from dml_fast.distributed.failure import is_lost
 from dml_fast.distributed.world import agreed
 from dml_fast.engine import Cohort
 from dml_fast.errors import CheckpointError, TrainingError, UserError, reason
+from dml_fast.foreign import reading
 from dml_fast.reporting.console import logger
 from dml_fast.runs import checkpoint
 from dml_fast.runs.facts import DataFacts
@@ -162,19 +162,20 @@ class Saver:
         """
         state = checkpoint.load(path, self.cohort.numbers, verify=self.world.main)
         self._check(state, path)
-        self.cohort.load_state_dict(state["students"])
         progress = self.progress
-        progress.step, progress.seconds = state["step"], state["seconds"]
-        progress.history = json.loads(state["history"])
-        progress.meter.load(state["meter"])
-        self._mark_saved()
         mesh = changed_mesh(state["mesh"], self.world.mesh, self.config.batch_size, path)
+        progress.history = checkpoint.history_of(self.run, state, path)
+        progress.step, progress.seconds = state["step"], state["seconds"]
+        with reading(path):
+            self.cohort.load_state_dict(state["students"])
+            progress.meter.load(state["meter"])
+            if not mesh:
+                rng.set_state(state["rng"][self.world.launch.rank])
+        self._mark_saved()
         here = surroundings(self.cohort, progress.executor)
         for change in (mesh, changed_surroundings(state, here, path)):
             if change:
                 logger.info("%s", change)
-        if not mesh:
-            rng.set_state(state["rng"][self.world.launch.rank])
         if not self.world.main:
             return
         if path != self.run.checkpoint("last"):
@@ -200,7 +201,7 @@ class Saver:
         """Return the configuration with the executor in use, which a resumed run keeps."""
         return replace(self.config, executor=self.progress.executor)  # type: ignore[arg-type]
 
-    def _check(self, state: dict[str, Any], path: Path) -> None:
+    def _check(self, state: checkpoint.State, path: Path) -> None:
         """Refuse a checkpoint of another run, or of other data."""
         checkpoint.check_run(self.run, state, path)
         if state["fingerprint"] != self.facts.fingerprint:

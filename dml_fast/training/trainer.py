@@ -155,7 +155,11 @@ class Trainer:
         """Validate, write the epoch's line, save."""
         config, progress = self.config, self.progress
         scores, ensemble = validate(
-            self.engine.cohort, self.data, self.precision, config.channels_last
+            self.engine.cohort,
+            self.data,
+            self.precision,
+            config.channels_last,
+            config.val_protocol,
         )
         images = self.loader.steps_per_epoch * config.batch_size
         students = [

@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from market_cases import SIZE, make_market, save
 from PIL import Image
 
-from dml_fast.data import DataSet, RetrievalSet, check_data_spec, open_dataset
+from dml_fast.data import DataSet, RetrievalSet, check_data_spec, check_searches, open_dataset
 from dml_fast.data.splits import split_identities
 from dml_fast.errors import UserError
 
@@ -128,7 +129,7 @@ def test_identities_seen_by_one_camera_cannot_validate(tmp_path: Path) -> None:
     make_market(tmp_path)
     for path in (tmp_path / "bounding_box_train").iterdir():
         path.rename(path.with_name(path.name.replace("_c2", "_c1")))
-    with pytest.raises(UserError, match="nothing can be searched for: give another"):
+    with pytest.raises(UserError, match="searched for: give --val-protocol all, another"):
         opened(tmp_path, val_fraction=0.25)
 
 
@@ -145,13 +146,85 @@ def test_what_has_another_form_is_refused(tmp_path: Path) -> None:
         opened(tmp_path)
     odd.unlink()
     junk = save(tmp_path / "bounding_box_train", -1, 1, 999)
-    with pytest.raises(UserError, match="is of identity -1, which cannot be learned: move junk"):
+    with pytest.raises(UserError, match="is of identity -1, which is junk and cannot be"):
         opened(tmp_path)
     junk.unlink()
     for path in (tmp_path / "query").iterdir():
         path.unlink()
     with pytest.raises(UserError, match="query holds no images: fill it"):
         opened(tmp_path)
+
+
+def test_identities_start_where_the_sets_do(tmp_path: Path) -> None:
+    data = opened(make_market(tmp_path, first=0), val_fraction=0.0)
+    assert data.classes[:2] == ("0000", "0001") and len(data.classes) == 12
+    assert np.bincount(data.train.labels).tolist() == [6] * 12
+    held_out = opened(tmp_path, val_fraction=0.5)
+    known = {int(name) for name in held_out.classes}
+    assert known | set(retrieval(held_out, "val").labels.tolist()) == set(range(12))
+
+
+def test_names_without_cameras_are_accepted_and_said_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = opened(make_market(tmp_path, cameras=(None,)), val_fraction=0.25)
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [
+        f"market1501:{tmp_path}: no file's name has a camera (_c1): cameras do not matter to "
+        "searches"
+    ]
+    test, val = retrieval(data, "test"), retrieval(data, "val")
+    assert test.cams is None and val.cams is None
+    assert (test.queries, len(test), len(data.train)) == (5, 5 * 6 + 2, 9 * 6)
+    assert val.queries == 3  # one for each identity
+    assert sorted(val.labels[:3].tolist()) == sorted(set(val.labels.tolist()))
+    assert np.bincount(val.labels).max() == 6
+    check_searches(f"market1501:{tmp_path}", val_fraction=0.25, camera_rule=True)
+
+
+def test_where_cameras_do_not_matter_one_is_enough(tmp_path: Path) -> None:
+    make_market(tmp_path, cameras=(3,))
+    data = opened(tmp_path, val_fraction=0.25, camera_rule=False)
+    val = retrieval(data, "val")
+    assert val.queries == 3 and val.cams is not None and set(val.cams.tolist()) == {3}
+    both = opened(make_market(tmp_path / "two"), val_fraction=0.25, camera_rule=False)
+    assert retrieval(both, "val").queries == 3
+
+
+@pytest.mark.parametrize("part", ["bounding_box_train", "query", "bounding_box_test"])
+def test_one_name_without_a_camera_among_others_is_refused(tmp_path: Path, part: str) -> None:
+    make_market(tmp_path)
+    odd = save(tmp_path / part, 101, None, 999)
+    with pytest.raises(UserError, match=f"{odd.name} has no camera and that of .* has: name all"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("market", "fraction", "camera_rule", "message"),
+    [
+        ({}, 0.25, True, None),
+        ({}, 0.0, True, None),
+        ({"cameras": (1,)}, 0.25, False, None),
+        ({"cameras": (1,)}, 0.25, True, "images by two cameras, .*: give --val-protocol all, "),
+        ({"cameras": (1,)}, 0.0, True, "query and bounding_box_test: no query .* same camera as"),
+        ({"test_cameras": (4,)}, 0.25, True, "the same camera as .*, or --val-protocol all$"),
+        ({"test_cameras": (4,)}, 0.25, False, None),
+        ({"cameras": (None,), "shots": 1}, 0.25, True, "has two images, .*: give another --val-fr"),
+        ({"cameras": (None,), "shots": 1}, 0.0, True, "none of the queries' identities is in"),
+    ],
+)
+def test_what_cannot_be_searched_is_known_before_training(
+    tmp_path: Path, market: Any, fraction: float, camera_rule: bool, message: str | None
+) -> None:
+    make_market(tmp_path, **market)
+    for path in tmp_path.glob("*/*.png"):
+        path.write_bytes(b"")  # the names are enough
+    how = {"val_fraction": fraction, "camera_rule": camera_rule}
+    if message is None:
+        check_searches(f"market1501:{tmp_path}", **how)
+        return
+    with pytest.raises(UserError, match=message):
+        check_searches(f"market1501:{tmp_path}", **how)
 
 
 def test_corrupt_images_stop_the_run_or_are_left_out(tmp_path: Path) -> None:

@@ -2,60 +2,27 @@
 
 from __future__ import annotations
 
-import http.server
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import pytest
+from serving import Server, serving
 from shard_cases import both, opened
 
 from dml_fast.data import check_data_spec, open_dataset
 from dml_fast.errors import UserError
 
 
-class Server(http.server.SimpleHTTPRequestHandler):
-    """A server that counts requests and can be slow, break off, or refuse."""
-
-    asked: list[str]
-    slow = 0.0
-    cut = ""
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        time.sleep(self.slow)
-        if self.cut and self.path.endswith(self.cut):
-            content = Path(self.translate_path(self.path)).read_bytes()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content[:5000])
-            return
-        with suppress(BrokenPipeError):  # the client was killed
-            super().do_GET()
-
-    def log_message(self, *_: object) -> None: ...
-
-
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Server]]]:
     """Serve tmp_path/shards; the cache is tmp_path/cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    handler = type("Handler", (Server,), {"asked": []})
-    with http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), partial(handler, directory=str(tmp_path))
-    ) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever, args=(0.02,))
-        thread.start()
-        yield f"http://127.0.0.1:{httpd.server_port}/shards", handler
-        httpd.shutdown()
-        thread.join()
+    with serving(tmp_path) as (address, handler):
+        yield f"{address}/shards", handler
 
 
 def test_they_are_fetched_once_and_give_what_the_folder_gives(
@@ -113,13 +80,6 @@ def test_servers_that_do_not_answer_or_break_off(
     handler.cut, asked = "", len(handler.asked)
     open_dataset(f"shards:{url}/train-{{000..001}}.tar", loader="fallback")
     assert handler.asked[asked:] == ["/shards/train-001.tar", "/shards/classes.txt"]
-
-
-def test_an_error_page_is_no_shard(server: tuple[str, type[Server]], tmp_path: Path) -> None:
-    _, shards = both(tmp_path)
-    (shards / "train-000.tar").write_text("<html>please sign in</html>" * 100)
-    with pytest.raises(UserError, match=r"shard .*train-000\.tar is damaged \(not a tar file\)"):
-        open_dataset(f"shards:{server[0]}/train-{{000..001}}.tar")
 
 
 def test_a_cache_that_cannot_be_written(

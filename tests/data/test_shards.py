@@ -256,7 +256,7 @@ def test_labels_and_classes_must_fit(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("a\n\nc\nd\ne\n")
     refused(tmp_path, r"classes\.txt has no name in line 2")
     (tmp_path / "classes.txt").write_bytes(b"\xff\xfe")
-    refused(tmp_path, r"classes\.txt cannot be read")
+    refused(tmp_path, r"classes\.txt is damaged \(Unicode")
     (tmp_path / "classes.txt").unlink()
     write_tar(tmp_path / "train-1.tar", sample("x", image, 10**9))
     refused(tmp_path, "the largest label is 1000000000")

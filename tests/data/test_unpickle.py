@@ -105,6 +105,32 @@ def test_misuse_of_what_is_allowed_is_refused(body: bytes) -> None:
     assert batch["text"] == b"x" and batch["pixels"].tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"N" + b"\x85" * 500_000 + b"K\x01s",  # its hash would overflow the stack
+        b"N" + b"2\x86" * 60 + b"K\x01s",  # 60 tuples, whose hash would take 2 ** 60 steps
+        b"NK\x01s",
+        b"(NK\x01u",
+        b"(N" + b"2\x86" * 60 + b"K\x01d",
+        b"\x8fN" + b"2\x86" * 60 + b"\x90",  # a set
+        DTYPE + b"N" + b"2\x86" * 60 + b"\x85R",  # quoted in an error
+        ARRAY + b")R(K\x01(" + b"\x8a\xff" * 9 + b"t" + DTYPE + b"U\x02u1\x85R\x89U\x03abctb",
+        b"I" + b"1" * 5000 + b"\n",
+    ],
+    ids=range(9),
+)
+def test_what_would_crash_or_never_end_is_refused(body: bytes) -> None:
+    with pytest.raises(UserError, match="the_file is refused") as caught:
+        read_batch(b"\x80\x02}" + body + b".", "the_file")
+    assert len(str(caught.value)) < 400
+
+
+def test_the_number_of_a_place_in_the_memo_takes_no_memory() -> None:
+    """C's unpickler would take 64 GB here."""
+    assert read_batch(b"\x80\x02}r\xff\xff\xff\xff.", "x") == {}
+
+
 @pytest.mark.parametrize("raw", [b"", b"\x80\x02", pickle.dumps(1), pickle.dumps([1])])
 def test_what_is_no_pickled_dict_is_refused(raw: bytes) -> None:
     with pytest.raises(UserError, match=r"the_file is (refused|not a CIFAR batch)"):

@@ -143,7 +143,9 @@ def test_validation_over_columns_counts_every_image_once(name: str, trained: Tra
     trainer, several = trained(name)
     path = several / "last.pt"
     trainer.saver.resume(path)
-    scores, ensemble = validate(trainer.engine.cohort, trainer.data, trainer.precision, True)
+    scores, ensemble = validate(
+        trainer.engine.cohort, trainer.data, trainer.precision, True, "market1501"
+    )
     line = Run(several).metrics()[-1]
     for mine, theirs in zip(scores, line["students"], strict=True):
         assert mine.items() <= theirs.items()

@@ -11,12 +11,12 @@ import pytest
 import torch
 from market_cases import make_market
 from PIL import Image
+from retrieval_cases import as_json, embeddings, oracle, refusal
 
 from dml_fast import cli, report
 from dml_fast.data import RetrievalSet, open_dataset
 from dml_fast.evaluate import main
 from dml_fast.export import main as export
-from dml_fast.ranking.oracle import rank_query, valid_items
 from dml_fast.runs.weights import load_student
 from dml_fast.train import main as train
 
@@ -37,50 +37,6 @@ def folder(market: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = [*OPTIONS.split(), "--data", f"market1501:{market}", "--out", str(path)]
     assert train(arguments) == 0
     return path
-
-
-def as_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    capsys.readouterr()
-    assert main([*map(str, arguments), "--json"]) == 0
-    result: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return result
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    capsys.readouterr()
-    assert cli.run(main, [str(a) for a in arguments]) == 2
-    printed = capsys.readouterr()
-    last = printed.err.splitlines()[-1]  # a logger of an earlier test's may complain before
-    assert printed.out == "" and last.startswith("error: ")
-    return last
-
-
-def embeddings(folder: Path, images: RetrievalSet) -> list[np.ndarray]:
-    """Of both students at the end of the run, at length 1, and of both side by side."""
-    found = []
-    for path in sorted(folder.glob("student_?.safetensors")):
-        model, facts = load_student(path)
-        mean, std = (np.reshape(facts[key], (1, -1, 1, 1)) for key in ("mean", "std"))
-        x = torch.from_numpy(((images.images / 255 - mean) / std).astype(np.float32))
-        with torch.no_grad():
-            f = model.neck(model.backbone(x)).double().numpy()  # type: ignore[operator]
-        found.append(f / np.linalg.norm(f, axis=1, keepdims=True))
-    return [*found, np.concatenate(found, axis=1)]
-
-
-def oracle(f: np.ndarray, images: RetrievalSet) -> dict[str, float]:
-    """Mean scores of the queries, one query after the other."""
-    q, scores = images.queries, []
-    pids, cams = images.labels[q:], images.cams[q:]
-    for row, pid, cam in zip(f[:q], images.labels[:q], images.cams[:q], strict=True):
-        keep = valid_items(pids, cams, pid, cam, junk_pid=-1, camera_rule=True)
-        match = pids[keep] == pid
-        distances = 1 - f[q:][keep] @ row
-        scores.append(rank_query(distances, match, pids[keep], ties="stable", max_rank=20))
-    means = {key: np.mean([s[key] for s in scores]) for key in ("ap", "ap_trapezoid", "inp")}
-    first = np.array([s["first_rank"] for s in scores])
-    named = {"mAP": means["ap"], "mAP_trapezoid": means["ap_trapezoid"], "mINP": means["inp"]}
-    return named | {f"rank{k}": np.mean(first <= k) for k in (1, 5, 10)}
 
 
 @pytest.mark.slow
@@ -237,7 +193,7 @@ def test_arguments_that_do_not_go_together(
     assert "give the folder of a run, or --features" in refusal(
         capsys, folder, "--features", *paths
     )
-    assert "--ranked-lists needs images" in refusal(
+    assert "--ranked-lists goes with a run" in refusal(
         capsys, "--features", *paths, "--ranked-lists", 2
     )
     assert "--metric goes with --features" in refusal(capsys, folder, "--metric", "euclidean")
@@ -259,6 +215,8 @@ def test_arguments_that_do_not_go_together(
         ("--triplet-weight 1 --num-instances 0", "needs several images of an identity"),
         ("--image-size 16x", "give pixels (64), or height x width (128x64)"),
         ("--image-size 0x16", "give pixels (64), or height x width (128x64)"),
+        ("--image-size 60000x60000", "choose a smaller --image-size or use fewer images"),
+        ("--data-threads 99999999999999999999", "give a whole number from 0 to 1024"),
         ("--random-erasing 2", "--random-erasing is 2.0: give a number from 0 to 1"),
         ("--batch-size 128", "needs 32 identities to train on"),
         ("--pretrained timm --arch resnet8", "--pretrained timm has no weights for resnet8"),

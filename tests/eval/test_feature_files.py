@@ -12,29 +12,12 @@ import numpy as np
 import pytest
 from mutations import mutations, outcome
 from ranking_cases import Case, check
+from retrieval_cases import as_json, refusal
 
-from dml_fast import cli
 from dml_fast.errors import UserError
 from dml_fast.eval import RankingResult, rank_features, rank_hamming, rerank
 from dml_fast.eval.feature_files import FeatureFile, rank_files
 from dml_fast.evaluate import main
-
-
-def as_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    capsys.readouterr()
-    assert main([*map(str, arguments), "--json"]) == 0
-    result: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return result
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    capsys.readouterr()
-    assert cli.run(main, [str(a) for a in arguments]) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    last = printed.err.splitlines()[-1]
-    assert last.startswith("error: ")
-    return last
 
 
 def feature_files(

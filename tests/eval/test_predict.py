@@ -317,16 +317,6 @@ def test_the_standard_output_takes_csv(
     assert capfdbinary.readouterr().out == (tmp_path / "a.csv").read_bytes()
 
 
-def test_a_file_named_twice_is_predicted_once(
-    digits: Path, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    one, two = sorted(pictures.rglob("*.png"))[:2]
-    again = one.parent / ".." / one.parent.name / one.name
-    assert predict(digits, two, one, again, two, "--out", tmp_path / "a.csv") == 0
-    assert "2 files were named more than once" in caplog.text
-    assert [row["path"] for row in table(tmp_path / "a.csv")] == [str(two), str(one)]
-
-
 def test_an_interruption_leaves_the_old_file(
     digits: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

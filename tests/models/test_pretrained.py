@@ -17,6 +17,7 @@ from run_cases import facts_of_three_classes
 from torch import Tensor, nn
 from weights_cases import small, states_equal
 
+from dml_fast import train
 from dml_fast.errors import UserError
 from dml_fast.models import create_model
 from dml_fast.models.embedding import EmbeddingNet, create_embedding_net
@@ -301,3 +302,17 @@ def test_no_network_is_half_loaded(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=rf"1 of 7 tensors differ \({key} is missing\)"):
             load_pretrained(net, str(tmp_path / "w.pth"), "small")
         assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
+
+
+def test_a_run_continues_without_the_weights_that_it_began_with(tmp_path: Path) -> None:
+    source = create_model("resnet8", num_classes=10, in_channels=1, image_size=8)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    run, weights = str(tmp_path / "run"), str(tmp_path / "w.pth")
+    options = ["--arch", "resnet8", "--epochs", "1", "--train-fraction", "0.1", "--device", "cpu"]
+    assert train.main([*options, "--pretrained", weights, "--out", run]) == 0
+    Path(weights).unlink()
+    assert train.main(["--resume", run]) == 0
+    for checkpoint in Path(run).glob("*.pt"):
+        checkpoint.unlink()
+    with pytest.raises(UserError, match=r"w.pth does not exist"):
+        train.main(["--resume", run])  # it begins anew, and needs them

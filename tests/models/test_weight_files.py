@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pickle
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from mutations import mutations, outcome
+from mutations import mutated_json, mutations, outcome
 from run_cases import facts_of_three_classes
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,6 +22,19 @@ from weights_cases import small, states_equal
 from dml_fast.errors import UserError
 from dml_fast.models.pretrained import load_pretrained
 from dml_fast.runs.weights import save_student
+
+KINDS = ("zip", "legacy", "safetensors", "student")
+
+
+def write(path: Path, kind: str, state: dict[str, Tensor]) -> None:
+    """Write weights as one of the kinds of files."""
+    if kind == "student":
+        save_student(path, state, "small", facts_of_three_classes())
+    elif kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"model": state}, path, _use_new_zipfile_serialization=kind == "zip")
+
 
 ODD: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "sparse": (lambda t: t.to_sparse(), "conv.weight is sparse"),
@@ -62,6 +80,21 @@ def test_other_precisions_are_converted(dtype: torch.dtype, tmp_path: Path) -> N
         assert torch.equal(net.conv.weight, state["conv.weight"].float())  # type: ignore[union-attr]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are UTF-8 elsewhere")
+@pytest.mark.parametrize("kind", [*KINDS])
+def test_names_of_files_are_bytes(kind: str, tmp_path: Path) -> None:
+    state = small(0).state_dict()
+    write(tmp_path / "w", kind, state)
+    path = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"caf\xe9 [x] $y_$\n.safetensors"))
+    (tmp_path / "w").rename(path)
+    net = small(1)
+    load_pretrained(net, path, "small")
+    assert torch.equal(net.conv.weight, state["conv.weight"])
+    Path(path).write_bytes(Path(path).read_bytes()[:100])
+    with pytest.raises(UserError, match=r"caf\\xe9 \[x\] \$y_\$\\n.safetensors is damaged"):
+        load_pretrained(net, path, "small")
+
+
 def test_views_and_shared_storages_are_read(tmp_path: Path) -> None:
     state = dict(small(0).state_dict())
     whole = torch.arange(100.0)
@@ -88,18 +121,13 @@ def test_nesting_does_not_matter(tmp_path: Path) -> None:
     assert torch.equal(net.conv.weight, state["conv.weight"])  # type: ignore[arg-type, union-attr]
 
 
-@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors", "student"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_damaged_files_are_refused_or_load_the_same(kind: str, tmp_path: Path) -> None:
     """Where the format has checksums, no other number is loaded; elsewhere none is NaN."""
     source = small(0)
     state = dict(source.state_dict())
     path = tmp_path / ("w.safetensors" if kind in ("safetensors", "student") else "w.pth")
-    if kind == "student":
-        save_student(path, state, "small", facts_of_three_classes())
-    elif kind == "safetensors":
-        save_file(state, path)
-    else:
-        torch.save({"model": state}, path, _use_new_zipfile_serialization=kind == "zip")
+    write(path, kind, state)
     data = path.read_bytes()
     start = small(1)
     refused = 0
@@ -123,3 +151,68 @@ def test_damaged_files_are_refused_or_load_the_same(kind: str, tmp_path: Path) -
             if outcome(lambda: (load_pretrained(net, str(path), "small"), True)[1]):  # noqa: B023
                 expected = state | {n: t for n, t in start.state_dict().items() if "fc" in n}
                 assert all(torch.equal(t, expected[n]) for n, t in net.state_dict().items())
+
+
+def test_odd_headers_of_safetensors_are_refused(tmp_path: Path) -> None:
+    state = dict(small(0).state_dict())
+    path = tmp_path / "w.safetensors"
+    save_file(state, path, {"format": "pt"})
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    loaded = 0
+    for header in mutated_json(json.loads(data[8 : 8 + size]), 300):
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+        net = small(1)
+        if outcome(lambda net=net: (load_pretrained(net, str(path), "small"), True)[1]):
+            assert torch.equal(net.conv.weight, state["conv.weight"])
+            loaded += 1
+    assert 0 < loaded < 150
+    deep = b"[" * 10**5
+    path.write_bytes(len(deep).to_bytes(8, "little") + deep)
+    with pytest.raises(UserError, match="no file of weights"):
+        load_pretrained(small(1), str(path), "small")
+    deep = b'{"a":' * 10**5
+    path.write_bytes(len(deep).to_bytes(8, "little") + deep)
+    with pytest.raises(UserError, match="is damaged"):
+        load_pretrained(small(1), str(path), "small")
+
+
+STAND_IN = b"ctorch._utils\n_rebuild_parameter\n"
+PROGRAMS = {
+    "a call of a class": b"(cbuiltins\nlist\no.",
+    "a call by name": b"(S'echo run!'\nios\nsystem\n.",
+    "an extension": b"\x82\x01.",
+    "attributes of a function": STAND_IN + b"N}X\x05\x00\x00\x00buildK\x01s\x86b.",
+    "a call of a value": b"K\x01)R.",
+    "a new object of a value": b"K\x01)\x81.",
+    "an item of a function": STAND_IN + b"X\x01\x00\x00\x00aK\x01s.",
+    "a far place in the memo": b"Nr\xf0\xff\xff\xff.",
+    "a long array of bytes": b"\x96\x00\x00\x00\x00\x00\x01\x00\x00.",
+    "long bytes": b"\x8e\x00\x00\x00\x00\x00\x01\x00\x00.",
+    "a buffer": b"\x97.",
+    "a number of many digits": b"I" + b"9" * 10_000 + b"\n.",
+    "a storage that is none": b"(X\x07\x00\x00\x00storageK\x01tQ.",
+    "no end": b"(" * 10**5,
+    "tuples in one another": b"N" + b"\x85" * 10**5 + b".",
+    "lists in one another": b"]" * 10**5 + b"a" * (10**5 - 1) + b".",
+}
+
+
+@pytest.mark.parametrize("case", PROGRAMS)
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_no_pickle_takes_memory_or_runs_code(
+    case: str, form: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program = b"\x80\x02" + PROGRAMS[case]
+    path = tmp_path / "w.pth"
+    if form == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", program)
+    else:
+        torch.save({}, path, _use_new_zipfile_serialization=False)
+        head = path.read_bytes().partition(pickle.dumps({}, protocol=2)[:4])[0]
+        path.write_bytes(head + program + pickle.dumps([], protocol=2))
+    with pytest.raises(UserError, match=r"is damaged|holds no state dict"):
+        load_pretrained(small(1), str(path), "small")
+    assert "run!" not in capfd.readouterr().out

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from dml_fast import cli, evaluate, export, train
+from dml_fast import cli, evaluate, export, predict, train
 from dml_fast.config import TrainConfig
 from dml_fast.engine import Precision
 from dml_fast.errors import UserError
@@ -66,6 +67,7 @@ Command = Callable[[Sequence[str]], int]
     [
         (evaluate.main, ["RUN"], "--allow-code"),
         (export.main, ["RUN", "--out", "OUT.safetensors"], "--allow-code"),
+        (predict.main, ["RUN", "IMAGE.png", "--out", "-"], "--allow-code"),
         (train.main, ["--resume", "RUN"], "--arch"),
     ],
 )
@@ -78,7 +80,12 @@ def test_a_run_gets_its_code_run_only_if_the_user_names_it(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    names = {"RUN": str(run), "OUT.safetensors": str(tmp_path / "out.safetensors")}
+    Image.new("L", (8, 8)).save(tmp_path / "image.png")
+    names = {
+        "RUN": str(run),
+        "OUT.safetensors": str(tmp_path / "out.safetensors"),
+        "IMAGE.png": str(tmp_path / "image.png"),
+    }
     given = [names.get(argument, argument) for argument in arguments]
     for more in ([], [advice, "notes_of_a_run:other"]):
         assert cli.run(command, [*given, *more]) == 2

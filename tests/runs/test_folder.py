@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from run_cases import facts_of_three_classes
+from run_cases import checkpoint_state, facts_of_three_classes
 
 from dml_fast import rng
 from dml_fast.config import TrainConfig
@@ -27,12 +27,15 @@ from dml_fast.runs.folder import Run, new_folder
 def run(tmp_path: Path) -> Run:
     run = Run(tmp_path / "run")
     run.prepare(0)
-    run.describe(TrainConfig(), facts_of_three_classes(), [{"arch": "resnet8", "parameters": 1}])
+    config = TrainConfig(arch="resnet8", cohort=2)
+    run.describe(config, facts_of_three_classes(), [{"arch": "resnet8", "parameters": 1}] * 2)
     return run
 
 
 def save(run: Run, step: int, best: bool = False) -> None:
-    checkpoint.save(run, {"step": step, "weights": torch.full((1000,), float(step))}, best=best)
+    state = checkpoint_state(step)
+    state["students"][0]["model"]["bn.weight"] = torch.full((1000,), float(step))
+    checkpoint.save(run, state, best=best)
 
 
 def test_rotation_keeps_last_previous_and_best(run: Run) -> None:
@@ -106,7 +109,7 @@ def test_foreign_files_are_refused(run: Run, tmp_path: Path) -> None:
 
 def test_checkpoints_of_before_are_still_read(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"  # the format is not the name of a module, which may move
-    torch.save({"format": "dml_fast.checkpoint", "version": 2, "step": 7}, path)
+    torch.save(checkpoint_state(7) | {"format": "dml_fast.checkpoint", "version": 2}, path)
     assert checkpoint.load(path)["step"] == 7
 
 
@@ -168,7 +171,7 @@ def test_a_full_disk_is_found_before_training(tmp_path: Path) -> None:
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)], check=False)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(disk)], check=False)
     if done.returncode:
         pytest.skip("a full disk needs the right to mount a tmpfs")
     yield disk
@@ -180,11 +183,11 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(tiny_disk: Path) -> None
     run.prepare(0)
     save(run, 1)
     with pytest.raises(OSError, match="No space left"), atomic_write(run.checkpoint()) as file:
-        file.write(b"\0" * 2**21)
+        file.write(b"\0" * 2**23)
     assert checkpoint.load(run.checkpoint())["step"] == 1
     assert not list(run.folder.glob(".*"))
     with pytest.raises(UserError, match="make room"):
-        run.check_writable(2**21)
+        run.check_writable(2**23)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

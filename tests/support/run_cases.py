@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from state_cases import cohort
 
+from dml_fast import rng
+from dml_fast.config import TrainConfig
+from dml_fast.runs import checkpoint
 from dml_fast.runs.facts import DataFacts
+from dml_fast.training.meter import Totals
 
 
 def facts_of_three_classes(**changes: Any) -> DataFacts:
@@ -22,6 +28,23 @@ def facts_of_three_classes(**changes: Any) -> DataFacts:
         "fingerprint": "",
     }
     return DataFacts(**(facts | changes))
+
+
+def checkpoint_state(step: int, count: int = 2, history: Sequence[Any] = ()) -> dict[str, Any]:
+    """What a run of students on images of 8 x 8 pixels saves after some steps."""
+    return {
+        "format": checkpoint.FORMAT,
+        "version": checkpoint.VERSION,
+        "config": json.dumps(TrainConfig(arch="resnet8", cohort=count).to_dict()),
+        "fingerprint": "",
+        "mesh": "1x1",
+        "step": step,
+        "seconds": 0.5,
+        "history": json.dumps(list(history)),
+        "meter": torch.zeros(1, count, len(Totals._fields)),
+        "students": [s.state_dict() | {"arch": "resnet8"} for s in cohort(count)],
+        "rng": [rng.state()],
+    }
 
 
 def reconfigure(folder: Path, **options: Any) -> None:

@@ -11,10 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dml_fast.data.decode import Pixels, decode_image
+from dml_fast.data.decode import PNG, Pixels, check_png, decode_image
 from dml_fast.data.storage import check_sides
 
-_PNG = b"\x89PNG\r\n\x1a\n"
 _EIGHT_BITS = (b"\x08\x00", b"\x08\x02")  # gray, RGB
 
 
@@ -63,6 +62,7 @@ def _size_of_ordinary(raw: bytes) -> tuple[int, int] | None:
         except ValueError:
             return None
         return (height, width) if colours in ("YCbCr", "Gray") else None
-    if raw[:8] == _PNG and raw[-8:-4] == b"IEND" and raw[24:26] in _EIGHT_BITS:
+    if raw[:8] == PNG and raw[-8:-4] == b"IEND" and raw[24:26] in _EIGHT_BITS:
+        check_png(raw)
         return int.from_bytes(raw[20:24], "big"), int.from_bytes(raw[16:20], "big")
     return None

@@ -5,9 +5,9 @@ Archives are read in place, only the files with known names. Nothing is unpacked
 
 from __future__ import annotations
 
+import gzip
 import os
 import tarfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +18,12 @@ import numpy.typing as npt
 from dml_fast.data.readers.download import download as fetch
 from dml_fast.data.readers.unpickle import read_batch
 from dml_fast.data.sets import ImageSet, RawData
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, printable
+from dml_fast.foreign import reading
 
 _SHAPE = (3, 32, 32)
 _PIXELS = 3 * 32 * 32
+_MOST_BYTES = 1 << 30  # of a file; the largest has 155 MB
 
 
 class Distribution(NamedTuple):
@@ -185,7 +187,7 @@ def read_cifar(kind: str, root: Path, *, download: bool) -> RawData:
 def _read_files(form: Distribution, place: Path) -> dict[str, bytes]:
     if os.path.isdir(place):
         contents = {
-            name: (place / name).read_bytes() for name in form.files if os.path.isfile(place / name)
+            name: _content(place / name) for name in form.files if os.path.isfile(place / name)
         }
     else:
         contents = _read_archive(form, place)
@@ -199,17 +201,32 @@ def _read_files(form: Distribution, place: Path) -> dict[str, bytes]:
 def _read_archive(form: Distribution, archive: Path) -> dict[str, bytes]:
     wanted = {f"{form.folder}/{name}": name for name in form.files}
     contents = {}
-    try:
-        with tarfile.open(archive, "r:gz") as tar:
-            for member in tar:
-                name = wanted.get(member.name)
-                if name is not None and member.isreg():
-                    stream = tar.extractfile(member)
-                    assert stream is not None  # it is a regular file
-                    contents[name] = stream.read()
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{archive} is damaged ({error}): delete it and give --download") from error
+    with (
+        reading(archive, "delete it and give --download"),
+        gzip.open(archive) as whole,
+        tarfile.open(fileobj=whole, mode="r:") as tar,
+    ):
+        for member in tar:
+            name = wanted.get(member.name)
+            if name is not None and member.isreg():
+                _check_bytes(member.size, f"{archive}/{name}")
+                stream = tar.extractfile(member)
+                assert stream is not None  # it is a regular file
+                contents[name] = stream.read()
+        while whole.read(1 << 20):  # at its end is the checksum
+            pass
     return contents
+
+
+def _content(path: Path) -> bytes:
+    with reading(path, "unpack or download the data again"):
+        _check_bytes(path.stat().st_size, path)
+        return path.read_bytes()
+
+
+def _check_bytes(size: int, what: str | Path) -> None:
+    if size > _MOST_BYTES:
+        raise UserError(f"{what} has {size} bytes, and CIFAR's files are smaller: replace it")
 
 
 def _decode_python(form: Distribution, raw: bytes, origin: str) -> ImageSet:
@@ -220,7 +237,7 @@ def _decode_python(form: Distribution, raw: bytes, origin: str) -> ImageSet:
         and pixels.ndim == 2
         and pixels.shape[1] == _PIXELS
         and isinstance(labels, list)
-        and all(type(label) is int for label in labels)
+        and all(type(label) is int and abs(label) < 1 << 31 for label in labels)
         and len(pixels) == len(labels)
     ):
         raise UserError(
@@ -250,7 +267,9 @@ def _class_names(form: Distribution, raw: bytes, origin: str) -> tuple[str, ...]
         raise UserError(
             f"{origin} has no {form.names_key!r}: delete it and download the data again"
         )
-    return tuple(name.decode("latin1") if isinstance(name, bytes) else name for name in names)
+    return tuple(
+        name.decode("latin1") if isinstance(name, bytes) else printable(name) for name in names
+    )
 
 
 def _check_part(part: ImageSet, num_classes: int, origin: str) -> None:

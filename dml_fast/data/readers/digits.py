@@ -6,7 +6,6 @@ Source: UCI "Optical Recognition of Handwritten Digits" (Kaynak 1995), its test 
 from __future__ import annotations
 
 import gzip
-import zlib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +14,8 @@ import numpy.typing as npt
 
 from dml_fast.data.sets import ImageSet, RawData
 from dml_fast.data.splits import remaining, stratified_sample
-from dml_fast.errors import UserError, reason
+from dml_fast.errors import UserError
+from dml_fast.foreign import reading
 from dml_fast.rng import numpy_generator
 
 _COUNT = 1797
@@ -59,14 +59,9 @@ def _rows() -> npt.NDArray[np.float64]:
             "the digits come with scikit-learn, which is not installed: pip install scikit-learn"
         )
     path = Path(package.origin).with_name("datasets") / "data" / "digits.csv.gz"
-    try:
-        with gzip.open(path, "rt") as file:
-            rows: npt.NDArray[np.float64] = np.loadtxt(file, delimiter=",").reshape(_COUNT, 65)
-            return rows
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(
-            f"the digits in {path} cannot be read ({reason(error)}): reinstall scikit-learn"
-        ) from error
+    with reading(path, "reinstall scikit-learn"), gzip.open(path, "rt") as file:
+        rows: npt.NDArray[np.float64] = np.loadtxt(file, delimiter=",").reshape(_COUNT, 65)
+        return rows
 
 
 def _set_aside(images: ImageSet, count: int) -> tuple[ImageSet, ImageSet]:

@@ -2,11 +2,13 @@
 
 DIR/bounding_box_train holds the identities to learn, DIR/query the queries, and
 DIR/bounding_box_test the gallery. A name such as ``0002_c1s1_000451_03.jpg`` is identity 2 seen by
-camera 1; identity -1 is junk, 0 a distractor (Zheng et al., ICCV 2015).
+camera 1; identity -1 is junk, and 0 a distractor (Zheng et al., ICCV 2015) where it is not among
+those to learn. If no name has a camera (``0002_000451.jpg``), cameras do not matter.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -21,10 +23,15 @@ from dml_fast.data.sets import ImageSet, RawData, RetrievalSet
 from dml_fast.data.splits import split_identities
 from dml_fast.data.storage import LooseFiles
 from dml_fast.errors import UserError
+from dml_fast.foreign import shown
+from dml_fast.ranking.labels import check_search
 
-JUNK, DISTRACTOR = -1, 0
+JUNK = -1
 _TRAIN, _QUERY, _GALLERY = PARTS = ("bounding_box_train", "query", "bounding_box_test")
 _NAME = re.compile(r"(-1|\d{1,18})_c(\d{1,18})\D")
+_NAME_ALONE = re.compile(r"(-1|\d{1,18})\D")
+
+_log = logging.getLogger("dml_fast")
 
 Ids = npt.NDArray[np.int64]
 
@@ -32,7 +39,7 @@ Ids = npt.NDArray[np.int64]
 class _Image(NamedTuple):
     path: Path
     pid: int
-    cam: int
+    cam: int | None
 
 
 def check_market1501(root: Path) -> None:
@@ -50,7 +57,37 @@ def check_market1501(root: Path) -> None:
             )
 
 
-def read_market1501(root: Path, how: Reading, *, val_fraction: float) -> RawData:
+def check_market1501_searches(root: Path, *, val_fraction: float, camera_rule: bool) -> None:
+    """Check by the files' names that a query has a match, without reading images.
+
+    Args:
+        root: the folder.
+        val_fraction: as in `read_market1501`.
+        camera_rule: as there.
+
+    Raises:
+        UserError: a folder is missing, a name is wrong, or no query has a match, for validation or
+            in the test set.
+    """
+    train, query, gallery = _parts(root, PassedOver())
+    if val_fraction > 0:
+        split_identities(_pids(train), _cams(train) if camera_rule else None, val_fraction)
+    q_cams, g_cams = _cams(query), _cams(gallery)
+    try:
+        check_search(
+            _pids(query),
+            _pids(gallery),
+            q_cams,
+            g_cams,
+            camera_rule=camera_rule and q_cams is not None,
+            without_cameras="--val-protocol all",
+        )
+    except UserError as error:
+        where = f"{shown(root)}/{_QUERY} and {_GALLERY}"
+        raise UserError(f"{where}: {error}") from None
+
+
+def read_market1501(root: Path, how: Reading, *, val_fraction: float, camera_rule: bool) -> RawData:
     """Read a data set of identities as RGB, or list its files for a decoder.
 
     The classes are the identities to learn, sorted. Files without the suffix of an image (such as
@@ -61,18 +98,20 @@ def read_market1501(root: Path, how: Reading, *, val_fraction: float) -> RawData
         how: how to read it.
         val_fraction: the fraction of the training identities that is for validation, in [0, 1).
             With 0 the test images are also the validation images.
+        camera_rule: whether a query for validation needs a match by another camera.
 
     Raises:
         UserError: a folder is missing, a file name is wrong, a file is corrupt, sizes differ, or
             the images do not fit in memory.
     """
-    check_market1501(root)
     passed = PassedOver()
-    for entry in entries(root, passed):
-        if entry.name not in PARTS:
-            passed.add(BESIDE if is_folder(entry) else OTHER, entry.path)
-    parts = [_list_part(root / part, passed) for part in PARTS]
+    parts = _parts(root, passed)
     passed.report(root)
+    if parts[0][0].cam is None:
+        _log.warning(
+            "market1501:%s: no file's name has a camera (_c1): cameras do not matter to searches",
+            shown(root),
+        )
     flat = [image for part in parts for image in part]
     loaded = load(root, LooseFiles.of([image.path for image in flat]), how)
     whole = set(loaded.kept.tolist())
@@ -87,13 +126,7 @@ def read_market1501(root: Path, how: Reading, *, val_fraction: float) -> RawData
     ends = np.cumsum([len(part) for part in kept])
     train, search = kept[0], kept[1] + kept[2]
     test = _retrieval_set(root, loaded, np.arange(ends[0], ends[-1]), search, queries=len(kept[1]))
-    pids = np.array([image.pid for image in train], np.int64)
-    if len(bad_id := np.flatnonzero(pids <= DISTRACTOR)):
-        raise UserError(
-            f"{train[bad_id[0]].path} is of identity {pids[bad_id[0]]}, which cannot be learned: "
-            "move junk (-1) and distractors (0) to bounding_box_test"
-        )
-    cams = np.array([image.cam for image in train], np.int64)
+    pids, cams = _pids(train), _cams(train) if camera_rule else None
     learned, query, gallery = split_identities(pids, cams, val_fraction)
     val = test
     if val_fraction > 0:
@@ -116,10 +149,50 @@ def read_market1501(root: Path, how: Reading, *, val_fraction: float) -> RawData
     )
 
 
-def identity_and_camera(name: str) -> tuple[int, int] | None:
-    """Return what an image's name says, None if it has another form."""
-    match = _NAME.match(name)
-    return None if match is None else (int(match[1]), int(match[2]))
+def identity_and_camera(name: str) -> tuple[int, int | None] | None:
+    """Return what an image's name says, the camera None if it has none; None if it says nothing."""
+    if match := _NAME.match(name):
+        return int(match[1]), int(match[2])
+    alone = _NAME_ALONE.match(name)
+    return None if alone is None else (int(alone[1]), None)
+
+
+def _parts(root: Path, passed: PassedOver) -> list[list[_Image]]:
+    """Return the images to learn from, the queries and the gallery, by their names.
+
+    Raises:
+        UserError: a folder is missing or empty, or a name is wrong.
+    """
+    check_market1501(root)
+    for entry in entries(root, passed):
+        if entry.name not in PARTS:
+            passed.add(BESIDE if is_folder(entry) else OTHER, entry.path)
+    parts = [_list_part(root / part, passed) for part in PARTS]
+    for image in parts[0]:
+        if image.pid == JUNK:
+            raise UserError(
+                f"{shown(image.path)} is of identity -1, which is junk and cannot be learned: move "
+                f"it to {_GALLERY}"
+            )
+    everything = [image for part in parts for image in part]
+    without = [image for image in everything if image.cam is None]
+    if 0 < len(without) < len(everything):
+        other = next(image for image in everything if image.cam is not None)
+        raise UserError(
+            f"the name of {shown(without[0].path)} has no camera and that of {shown(other.path)} "
+            "has: name all like 0002_c1s1_000451_03.jpg (identity 2, camera 1), or none"
+        )
+    return parts
+
+
+def _pids(images: list[_Image]) -> Ids:
+    return np.array([image.pid for image in images], np.int64)
+
+
+def _cams(images: list[_Image]) -> Ids | None:
+    """Return the cameras, None if no name has one."""
+    known = [image.cam for image in images if image.cam is not None]
+    return np.array(known, np.int64) if len(known) == len(images) else None
 
 
 def _list_part(folder: Path, passed: PassedOver) -> list[_Image]:
@@ -131,16 +204,24 @@ def _list_part(folder: Path, passed: PassedOver) -> list[_Image]:
             continue
         if not take_image(entry, passed):
             continue
-        name = entry.name
-        if (known := identity_and_camera(name)) is None:
-            raise UserError(
-                f"the name of {folder / name} has no identity and camera: name it like "
-                "0002_c1s1_000451_03.jpg (identity 2, camera 1; up to 18 digits), or move it away"
-            )
-        images.append(_Image(folder / name, *known))
+        images.append(_image(folder / entry.name))
     if not images:
         raise UserError(f"{folder} holds no images: fill it")
     return images
+
+
+def _image(path: Path) -> _Image:
+    """Return what a name says.
+
+    Raises:
+        UserError: it says nothing.
+    """
+    if (known := identity_and_camera(path.name)) is None:
+        raise UserError(
+            f"the name of {shown(path)} has no identity and camera: name it like "
+            "0002_c1s1_000451_03.jpg (identity 2, camera 1; up to 18 digits), or move it away"
+        )
+    return _Image(path, *known)
 
 
 def _retrieval_set(
@@ -149,8 +230,8 @@ def _retrieval_set(
     return RetrievalSet(
         images=loaded.images[rows],
         manifest=loaded.manifest[rows],
-        labels=np.array([image.pid for image in images], np.int64),
-        cams=np.array([image.cam for image in images], np.int64),
+        labels=_pids(images),
+        cams=_cams(images),
         names=tuple(image.path.relative_to(root).as_posix() for image in images),
         queries=queries,
     )

@@ -20,6 +20,7 @@ from dml_fast.data.listing import HIDDEN, OTHER, PassedOver
 from dml_fast.data.readers.tar import DamagedTarError, Member, Reader, walk
 from dml_fast.data.storage import SUFFIXES, CorruptImageError, Ids, check_bytes
 from dml_fast.errors import UserError, reason
+from dml_fast.machine import read_at
 
 _OPEN_AT_ONCE = 64  # shards
 _LABEL = ".cls"
@@ -108,7 +109,7 @@ class _Descriptor:
     """An open file, which is closed when this object is deleted."""
 
     def __init__(self, path: Path) -> None:
-        self.number = os.open(path, os.O_RDONLY)
+        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
@@ -190,7 +191,7 @@ class TarMembers:
     def _read(self, index: int, start: int, count: int) -> bytes:
         try:
             file = self._open(self._tars[self.tar[index]])
-            content = os.pread(file.number, count, int(self._offsets[index]) + start)
+            content = read_at(file.number, count, int(self._offsets[index]) + start)
         except OSError as error:
             raise CorruptImageError(reason(error)) from error
         if len(content) < count:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import logging
 import os
 import posixpath
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import HTTPError
@@ -17,14 +16,17 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from dml_fast.data.listing import BESIDE, OTHER, PassedOver, entries, is_folder
 from dml_fast.data.readers.download import download
+from dml_fast.data.readers.tar import problem_of
 from dml_fast.errors import UserError, reason
+from dml_fast.machine import locked
 
 PARTS = ("train", "val", "test")
 CLASSES = "classes.txt"
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 _PART = re.compile(rf"(?<![a-zA-Z])({'|'.join(PARTS)})")
 _COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
+_MISSING = (401, 403, 404, 410)  # what servers answer for a file that they do not have
 _MOST = 1_000_000  # names: more would be a mistake
 _log = logging.getLogger("dml_fast")
 
@@ -179,14 +181,17 @@ def _cached(names: list[str]) -> dict[str, Path]:
     """Return where each URL is cached: by host and path, since a query may be a signature."""
     targets: dict[str, Path] = {}
     for name in names:
-        name = quote(name, safe="%/:=&?~#+!$,;'@()*[]")
+        name = quote(name, safe="%/:=&?~#+!$,;'@()*[]", errors="surrogateescape")
         try:
             url = urlsplit(name)
         except ValueError:
             url = urlsplit("")
-        pieces = [p for p in unquote(url.path).split("/") if p not in ("", ".", "..")]
+        path = unquote(url.path, errors="surrogateescape")
+        pieces = [piece for piece in path.split("/") if piece not in ("", ".", "..")]
         file = pieces and not url.path.endswith("/")
-        if url.scheme.lower() not in ("http", "https") or not url.netloc or not file:
+        host = url.netloc.rpartition("@")[2].replace(":", "_")
+        known = url.scheme.lower() in ("http", "https") and host not in ("", ".", "..")
+        if not known or not file or "\0" in path:
             raise UserError(
                 f"shards: {name} is not the URL of a file: write https://HOST/PATH/NAME.tar"
             )
@@ -194,7 +199,6 @@ def _cached(names: list[str]) -> dict[str, Path]:
             raise UserError(
                 f"shards: {name}: a server lists no files, so write {{000..009}} and not *"
             )
-        host = url.netloc.rpartition("@")[2].replace(":", "_")
         target = _cache().joinpath(host, *pieces)
         if target in targets.values():
             raise UserError(f"shards: {name} differs from another URL only after its ?: rename it")
@@ -209,16 +213,16 @@ def _cache() -> Path:
 
 def _fetch(targets: dict[str, Path]) -> None:
     classes = _common(list(targets.values())) / CLASSES
-    if classes.exists() and all(path.exists() for path in targets.values()):
+    if os.path.exists(classes) and all(os.path.exists(path) for path in targets.values()):
         return
     with _alone(_cache()) as cache:
         for stale in cache.rglob("*.part"):  # left by a process that was killed
             stale.unlink()
         for number, (url, path) in enumerate(targets.items(), 1):
-            if not path.exists():
+            if not os.path.exists(path):
                 _log.info("downloading shard %d of %d to %s", number, len(targets), path)
-                download(url, path)
-        if not classes.exists():
+                download(url, path, check=problem_of)
+        if not os.path.exists(classes):
             _fetch_classes(list(targets), classes)
 
 
@@ -230,32 +234,36 @@ def _fetch_classes(urls: list[str], path: Path) -> None:
         download(
             urlunsplit((split[0].scheme, split[0].netloc, posixpath.join(folder, CLASSES), "", "")),
             path,
+            check=_no_names,
         )
     except UserError as error:
-        if not isinstance(error.__cause__, HTTPError) or error.__cause__.code >= 500:
+        cause = error.__cause__
+        if not isinstance(cause, HTTPError) or cause.code not in _MISSING:
             raise
+        _log.info("%s has no %s (%s): classes are numbers", split[0].hostname, CLASSES, cause.code)
         path.touch()
+
+
+def _no_names(path: Path) -> str:
+    """Say why a file is no list of names: servers send pages where a file is missing."""
+    start = path.read_bytes()[:1000].lstrip().lower()
+    return "an HTML page" if start.startswith((b"<!doctype", b"<html", b"<?xml")) else ""
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[Path]:
     """Lock the cache folder: other processes on this machine wait until its files are complete."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(
-            f"the cache folder {folder} cannot be created ({reason(error)}): set XDG_CACHE_HOME to "
-            "a folder with room for the shards"
-        ) from error
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.info("another process downloads to %s: waiting for it", folder)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            pass
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder, lambda: _say_that_it_waits(folder)))
+        except OSError as error:
+            raise UserError(
+                f"the cache folder {folder} cannot be created ({reason(error)}): set "
+                "XDG_CACHE_HOME to a folder with room for the shards"
+            ) from error
         yield folder
-    finally:
-        os.close(descriptor)
+
+
+def _say_that_it_waits(folder: Path) -> None:
+    _log.info("another process downloads to %s: waiting for it", folder)

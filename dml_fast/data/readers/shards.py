@@ -7,6 +7,7 @@ tar files are not unpacked.
 from __future__ import annotations
 
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from dml_fast.data.readers.shard_names import CLASSES, ShardNames, find_shards
 from dml_fast.data.reading import Reading, load
 from dml_fast.data.sets import ImageSet, RawData
 from dml_fast.data.storage import Ids
-from dml_fast.errors import UserError, reason
+from dml_fast.errors import UserError
+from dml_fast.foreign import content, reading
 from dml_fast.machine import cores
 
 _MOST_CLASSES = 1 << 20  # without a file of names: one wrong label must not take all memory
@@ -108,10 +110,10 @@ def index_shards(names: ShardNames, corrupt: CorruptFiles) -> TarMembers:
 
 def _classes(path: Path, train: Ids) -> tuple[str, ...]:
     """Return the class names: the lines of ``path`` or, without that file, all labels as text."""
-    try:
-        text = path.read_text(encoding="utf-8").strip() if path.exists() else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({reason(error)}): replace it") from error
+    text = ""
+    if os.path.exists(path):
+        with reading(path, "replace it"):
+            text = content(path, "replace it").decode("utf-8").strip()
     if not text:
         count = int(train.max()) + 1
         if count > _MOST_CLASSES:
@@ -133,7 +135,7 @@ def _check_labels(root: Path, members: TarMembers, classes: tuple[str, ...]) -> 
         return
     known = (
         f"{root / CLASSES} names {len(classes)}"
-        if (root / CLASSES).exists()
+        if os.path.exists(root / CLASSES)
         else f"the training shards have {len(classes)}"
     )
     raise UserError(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
+
+from dml_fast.machine import read_at
 
 _BLOCK = 512
 _AT_ONCE = 4096  # bytes: the header of a label, the label, and the header of the next image
@@ -44,7 +47,7 @@ class Reader:
         """Return ``count`` bytes, fewer at the end of the file."""
         begin = offset - self._start
         if begin < 0 or begin + count > len(self._buffer):
-            self._buffer = os.pread(self._descriptor, max(count, _AT_ONCE), offset)
+            self._buffer = read_at(self._descriptor, max(count, _AT_ONCE), offset)
             self._start, begin = offset, 0
         return self._buffer[begin : begin + count]
 
@@ -105,6 +108,17 @@ def _check_end(read: Reader, position: int) -> None:
         raise DamagedTarError(
             f"an end mark at byte {position} of {read.length} is followed by other bytes"
         )
+
+
+def problem_of(path: Path) -> str:
+    """Say why a file is no whole tar; "" if it is one."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            for _ in walk(Reader(file.fileno())):
+                pass
+    except DamagedTarError as error:
+        return f"no whole tar: {error}"
+    return ""
 
 
 def _records(content: bytes, position: int) -> dict[str, bytes]:

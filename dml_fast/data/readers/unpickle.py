@@ -3,7 +3,8 @@
 A pickle is a program: it may name any function and call it. This reader replaces the five names
 that a pickled uint8 array contains by objects of its own, and refuses all other names. So a pickle
 cannot reach any function of Python or numpy. It can build only numbers, strings, bytes, None,
-lists, tuples, sets, dicts, uint8 arrays, and these replacements.
+lists, tuples, dicts, uint8 arrays, and these replacements. Keys of dicts are strings and bytes:
+to hash nested tuples may crash, or never end.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import io
 import math
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from dml_fast.errors import UserError
+from dml_fast.foreign import short
+
+_LONGEST = 200  # characters of a reason
 
 
 class _Stub:
@@ -46,7 +50,7 @@ class _DType:
 
     def __init__(self, code: object, *_flags: object) -> None:
         if code not in ("u1", b"u1"):
-            raise pickle.UnpicklingError(f"it holds an array of type {code!r}, not uint8")
+            raise pickle.UnpicklingError(f"it holds an array of type {short(code)}, not uint8")
 
     def __setstate__(self, state: object) -> None:
         pass
@@ -65,7 +69,7 @@ class _Array:
     def __setstate__(self, state: object) -> None:
         match state:
             case (int(), tuple() as shape, _DType(), bool() as fortran, bytes() as raw):
-                sizes = [size for size in shape if type(size) is int and size >= 0]
+                sizes = [size for size in shape[:3] if type(size) is int and 0 <= size < 1 << 40]
                 if len(sizes) == len(shape) and math.prod(sizes) == len(raw):
                     flat = np.frombuffer(raw, dtype=np.uint8)
                     self.value = flat.reshape(sizes, order="F" if fortran else "C")
@@ -93,7 +97,56 @@ _STUBS = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+# Left out are sets, instances of classes, persistent and extension ids, and buffers.
+_ALLOWED = [
+    ord(getattr(pickle, name))
+    for names in (
+        "PROTO FRAME STOP MARK POP POP_MARK DUP PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET",
+        "LONG_BINGET NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT",
+        "BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8",
+        "SHORT_BINBYTES BINBYTES BINBYTES8 LIST EMPTY_LIST APPEND APPENDS TUPLE EMPTY_TUPLE TUPLE1",
+        "TUPLE2 TUPLE3 EMPTY_DICT GLOBAL STACK_GLOBAL INST REDUCE BUILD",
+    )
+    for name in names.split()
+]
+
+
+class _Unpickler(pickle._Unpickler):
+    """Python's own unpickler; the one in C takes memory for the number of a place in its memo."""
+
+    stack: list[Any]
+    append: Callable[[object], None]
+    pop_mark: Callable[[], list[Any]]
+
+    def _no_operation(self) -> None:
+        raise pickle.UnpicklingError("it holds an operation that a batch does not need")
+
+    def _set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set(key, value)
+
+    def _set_items(self) -> None:
+        items = self.pop_mark()
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            self._set(key, value)
+
+    def _dict(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            self._set(key, value)
+
+    def _set(self, key: object, value: object) -> None:
+        if type(self.stack[-1]) is not dict or type(key) not in (str, bytes):
+            raise pickle.UnpicklingError("it holds a malformed dict")
+        self.stack[-1][key] = value
+
+    dispatch: ClassVar[dict[int, Any]] = (
+        dict.fromkeys(range(256), _no_operation)
+        | {code: pickle._Unpickler.dispatch[code] for code in _ALLOWED}
+        | {ord("s"): _set_item, ord("u"): _set_items, ord("d"): _dict}
+    )
+
     def find_class(self, module: str, name: str) -> Any:
         """Return the replacement of a name. The module itself is neither imported nor used."""
         stub = _STUBS.get((module, name))
@@ -118,9 +171,9 @@ def read_batch(raw: bytes, origin: str) -> dict[str, Any]:
     try:
         batch = _Unpickler(io.BytesIO(raw), encoding="bytes").load()
     except Exception as error:  # a damaged pickle may raise an error of almost any type
-        reason = " ".join(str(error).split())
+        why = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
         raise UserError(
-            f"{origin} is refused ({reason}): it is damaged or not a CIFAR batch; delete it and "
+            f"{origin} is refused ({why}): it is damaged or not a CIFAR batch; delete it and "
             "download the data again"
         ) from error
     if not isinstance(batch, dict):

@@ -1,0 +1,62 @@
+"""Evaluations from the command line, and what they are compared with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dml_fast import cli
+from dml_fast.data import RetrievalSet
+from dml_fast.evaluate import main
+from dml_fast.ranking.oracle import rank_query, valid_items
+from dml_fast.runs.weights import load_student
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main([*map(str, arguments), "--json"]) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    capsys.readouterr()
+    assert cli.run(main, [str(a) for a in arguments]) == 2
+    printed = capsys.readouterr()
+    last = printed.err.splitlines()[-1]  # a logger of an earlier test's may complain before
+    assert printed.out == "" and last.startswith("error: ")
+    return last
+
+
+def embeddings(folder: Path, images: RetrievalSet) -> list[np.ndarray]:
+    """Of both students at the end of the run, at length 1, and of both side by side."""
+    found = []
+    for path in sorted(folder.glob("student_?.safetensors")):
+        model, facts = load_student(path)
+        mean, std = (np.reshape(facts[key], (1, -1, 1, 1)) for key in ("mean", "std"))
+        x = torch.from_numpy(((images.images / 255 - mean) / std).astype(np.float32))
+        with torch.no_grad():
+            f = model.neck(model.backbone(x)).double().numpy()  # type: ignore[operator]
+        found.append(f / np.linalg.norm(f, axis=1, keepdims=True))
+    return [*found, np.concatenate(found, axis=1)]
+
+
+def oracle(f: np.ndarray, images: RetrievalSet, *, camera_rule: bool = True) -> dict[str, float]:
+    """Mean scores of the queries, one query after the other."""
+    assert images.cams is not None
+    q, scores = images.queries, []
+    pids, cams = images.labels[q:], images.cams[q:]
+    for row, pid, cam in zip(f[:q], images.labels[:q], images.cams[:q], strict=True):
+        keep = valid_items(pids, cams, pid, cam, junk_pid=-1, camera_rule=camera_rule)
+        match = pids[keep] == pid
+        distances = 1 - f[q:][keep] @ row
+        scores.append(rank_query(distances, match, pids[keep], ties="stable", max_rank=20))
+    means = {key: np.mean([s[key] for s in scores]) for key in ("ap", "ap_trapezoid", "inp")}
+    first = np.array([s["first_rank"] for s in scores])
+    named = {"mAP": means["ap"], "mAP_trapezoid": means["ap_trapezoid"], "mINP": means["inp"]}
+    return named | {f"rank{k}": np.mean(first <= k) for k in (1, 5, 10)}
