@@ -1,6 +1,4 @@
 // Converts the arguments of mutual_loss() and checks that they stay inside their arrays.
-#include <pybind11/stl.h>
-
 #include <optional>
 #include <vector>
 
@@ -9,6 +7,8 @@
 
 namespace dml_fast {
 namespace {
+
+using ArrayList = std::vector<py::array>;
 
 template <class T>
 using Maybe = std::optional<Array<T>>;
@@ -22,8 +22,8 @@ const T* maybe(const Maybe<T>& array, const char* name, int ndim, std::int64_t s
 }
 
 template <class T>
-void add_logits(const py::list& arrays, MutualProblem& problem) {
-    for (const py::handle& item : arrays) {
+void add_logits(const ArrayList& arrays, MutualProblem& problem) {
+    for (const py::array& item : arrays) {
         require(Array<T>::check_(item), "logits must be alike: (N, C), C-contiguous");
         const auto array = py::reinterpret_borrow<Array<T>>(item);
         const T* data = data_of(array, "logits", 2);
@@ -38,8 +38,8 @@ void add_logits(const py::list& arrays, MutualProblem& problem) {
 }
 
 template <class T>
-void add_grads(const py::list& arrays, const MutualProblem& problem, MutualResult& out) {
-    for (const py::handle& item : arrays) {
+void add_grads(const ArrayList& arrays, const MutualProblem& problem, MutualResult& out) {
+    for (const py::array& item : arrays) {
         require(Array<T>::check_(item), "grads must be alike: (N, C), C-contiguous");
         auto array = py::reinterpret_borrow<Array<T>>(item);
         require(array.ndim() == 2 && array.shape(0) == problem.rows &&
@@ -57,15 +57,15 @@ void check_index(const MutualProblem& problem) {
     }
 }
 
-py::tuple mutual_loss_of(const py::list& logits, std::int64_t students,
-                         const Maybe<std::int64_t>& index,
-                          std::optional<std::int64_t> ignored, const Maybe<float>& soft,
-                          const Maybe<std::int64_t>& best, const Maybe<float>& class_weight,
-                          const Maybe<float>& row_weight, double smoothing, double temperature,
-                          bool peer_mean, double kl_weight, double per_label, double per_row,
-                          double mean_labels, double mean_rows,
-                          const std::vector<double>& grad_scale, const py::list& grads,
-                          bool each_row, int threads) {
+using Solved = std::tuple<Array<float>, Ints, Array<bool>, Array<float>>;
+
+Solved mutual_loss_of(const ArrayList& logits, std::int64_t students,
+                      const Maybe<std::int64_t>& index, std::optional<std::int64_t> ignored,
+                      const Maybe<float>& soft, const Maybe<std::int64_t>& best,
+                      const Maybe<float>& class_weight, const Maybe<float>& row_weight,
+                      double smoothing, double temperature, bool peer_mean, double kl_weight,
+                      const std::vector<double>& factors, const std::vector<double>& grad_scale,
+                      const ArrayList& grads, bool each_row, int threads) {
     MutualProblem problem{};
     require(!logits.empty(), "logits must not be empty");
     problem.bf16 = Array<std::uint16_t>::check_(logits[0]);
@@ -97,8 +97,9 @@ py::tuple mutual_loss_of(const py::list& logits, std::int64_t students,
     problem.temperature = temperature;
     problem.peer_mean = peer_mean;
     problem.kl_weight = kl_weight;
-    problem.per_label = per_label;
-    problem.per_row = per_row;
+    require(factors.size() == 4, "factors must be four");
+    problem.per_label = factors[0];
+    problem.per_row = factors[1];
     problem.grad_scale = grad_scale;
     require(static_cast<std::int64_t>(grad_scale.size()) == students,
             "grad_scale must have a number for each student");
@@ -132,10 +133,10 @@ py::tuple mutual_loss_of(const py::list& logits, std::int64_t students,
         const double loss = out.ce[k] * problem.per_label +
                             (kl_weight != 0.0 ? out.kl[k] * problem.per_row * kl_weight : 0.0);
         mean[k] = static_cast<float>(loss);
-        mean[students + k] = static_cast<float>(out.ce[k] * mean_labels);
-        mean[2 * students + k] = static_cast<float>(out.kl[k] * mean_rows);
+        mean[students + k] = static_cast<float>(out.ce[k] * factors[2]);
+        mean[2 * students + k] = static_cast<float>(out.kl[k] * factors[3]);
     }
-    return py::make_tuple(means, correct, finite, rows);
+    return {means, correct, finite, rows};
 }
 
 }  // namespace
@@ -145,8 +146,7 @@ void define_mutual_loss(py::module_& module) {
                py::arg("index").noconvert(), py::arg("ignored"), py::arg("soft").noconvert(),
                py::arg("best").noconvert(), py::arg("class_weight").noconvert(),
                py::arg("row_weight").noconvert(), py::arg("smoothing"), py::arg("temperature"),
-               py::arg("peer_mean"), py::arg("kl_weight"), py::arg("per_label"), py::arg("per_row"),
-               py::arg("mean_labels"), py::arg("mean_rows"),
+               py::arg("peer_mean"), py::arg("kl_weight"), py::arg("factors"),
                py::arg("grad_scale"), py::arg("grads"), py::arg("each_row"), py::arg("threads"));
 }
 

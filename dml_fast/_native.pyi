@@ -5,8 +5,8 @@ The scores' columns are named in `dml_fast.ranking.result`. Ctrl-C
 interrupts every function.
 """
 
-from collections.abc import Sequence
-from typing import Any, SupportsFloat, SupportsIndex, SupportsInt
+import collections.abc
+from typing import SupportsFloat, SupportsIndex, SupportsInt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +73,7 @@ def has_fast_bf16() -> bool:
     """Return whether this CPU multiplies bfloat16 faster than float32."""
 
 def mutual_loss(
-    logits: list[Any],
+    logits: collections.abc.Sequence[np.ndarray],
     students: SupportsInt | SupportsIndex,
     index: NDArray[np.int64] | None,
     ignored: SupportsInt | SupportsIndex | None,
@@ -85,46 +85,24 @@ def mutual_loss(
     temperature: SupportsFloat | SupportsIndex,
     peer_mean: bool,
     kl_weight: SupportsFloat | SupportsIndex,
-    per_label: SupportsFloat | SupportsIndex,
-    per_row: SupportsFloat | SupportsIndex,
-    mean_labels: SupportsFloat | SupportsIndex,
-    mean_rows: SupportsFloat | SupportsIndex,
-    grad_scale: Sequence[SupportsFloat | SupportsIndex],
-    grads: list[Any],
+    factors: collections.abc.Sequence[SupportsFloat | SupportsIndex],
+    grad_scale: collections.abc.Sequence[SupportsFloat | SupportsIndex],
+    grads: collections.abc.Sequence[np.ndarray],
     each_row: bool,
     threads: SupportsInt | SupportsIndex,
-) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_], NDArray[np.float32]]:
-    """Compute the mutual loss, its gradients and statistics: `dml_fast.loss.native`.
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool], NDArray[np.float32]]:
+    """Compute the mutual loss; the arguments are those of `dml_fast.loss.native`.
 
-    K students, L >= K distributions (then teachers), N rows, C classes. The bits depend neither on
-    the instruction set nor on ``threads``.
-
-    Args:
-        logits: L arrays (N, C), float32, or all uint16 with the bits of bfloat16.
-        students: K.
-        index: (N,) classes, or None.
-        ignored: the class in ``index`` of rows without a label.
-        soft: (N, C) target probabilities if there is no ``index``.
-        best: (N,) the most probable class of each row of ``soft``.
-        class_weight: (C,) of the cross-entropy.
-        row_weight: (N,) of both terms.
-        smoothing: of the labels, in [0, 1].
-        temperature: of the divergence.
-        peer_mean: whether the divergence is the mean over the peers, or their sum.
-        kl_weight: of the divergence in losses and gradients.
-        per_label: the cross-entropy's factor in losses and gradients, such as 1 / N.
-        per_row: the divergence's factor.
-        mean_labels: the cross-entropy's factor in the statistics.
-        mean_rows: the divergence's factor in the statistics.
-        grad_scale: K factors of the gradients.
-        grads: K arrays (N, C) that are overwritten, float32 or like ``logits``; or none.
-        each_row: whether the two terms of each row are wanted.
-        threads: at most that many; below 2 the calling thread works.
+    K students, L >= K distributions (then teachers), N rows, C classes. ``logits`` are L arrays
+    (N, C), float32, or all uint16 with the bits of bfloat16. ``index`` is (N,), or None with
+    ``soft`` (N, C) and ``best`` (N,), the most probable class of each row. ``factors`` multiply
+    cross-entropy and divergence: two in losses and gradients, such as 1 / N, and two in the means.
+    ``grads``, K arrays (N, C) of float32 or like ``logits``, are overwritten; there may be none.
+    Below two ``threads`` the calling thread works.
 
     Returns:
         ``(means, correct, finite, rows)``: (3, K) losses, cross-entropies and divergences; (K,)
-        rows whose largest logit is the target's; (K,) whether each row was usable; (2, K, N)
-        cross-entropy and divergence of each row, or (0, K, N).
+        correct rows; (K,) whether all were usable; (2, K, N) terms of each row, or (0, K, N).
 
     Raises:
         TypeError: an array is of another type or not C-contiguous.

@@ -71,7 +71,7 @@ def _compute(
     labels = problem.count_labels() if problem.whole is None else problem.whole[0]
     per_label = _inverse(_number(labels))
     per_row = _inverse(rows if problem.whole is None else problem.whole[1])
-    kl_weight = _number(problem.kl_weight)
+    kl_weight = float(np.float32(_number(problem.kl_weight)))  # as if it were a tensor
     grads = torch.empty(problem.shape, dtype=dtype) if with_grad else None
     soft, index = problem.soft, problem.index
     means, correct, finite, each_row = _native.mutual_loss(
@@ -87,9 +87,11 @@ def _compute(
         problem.temperature,
         problem.peer_reduction == "mean",
         kl_weight,
-        *((per_label, per_row) if problem.reduction == "mean" else (1.0, 1.0)),
-        per_label,
-        per_row,
+        (
+            *((per_label, per_row) if problem.reduction == "mean" else (1.0, 1.0)),
+            per_label,
+            per_row,
+        ),
         _scales(problem.grad_scale, students),
         [] if grads is None else list(_array(grads)),
         problem.reduction == "none",

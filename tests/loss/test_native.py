@@ -139,8 +139,8 @@ def call(**changes: Any) -> Any:
     arguments = {
         "logits": logits, "students": 2, "index": np.zeros(4, np.int64), "ignored": None,
         "soft": None, "best": None, "class_weight": None, "row_weight": None, "smoothing": 0.0,
-        "temperature": 1.0, "peer_mean": True, "kl_weight": 1.0, "per_label": 0.25,
-        "per_row": 0.25, "mean_labels": 0.25, "mean_rows": 0.25, "grad_scale": [1.0, 1.0],
+        "temperature": 1.0, "peer_mean": True, "kl_weight": 1.0, "factors": [0.25] * 4,
+        "grad_scale": [1.0, 1.0],
         "grads": [np.empty((4, 6), np.float32) for _ in range(2)], "each_row": False, "threads": 1,
     }  # fmt: skip
     return _native.mutual_loss(**(arguments | changes))
