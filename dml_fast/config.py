@@ -9,9 +9,18 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from math import inf
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeAlias,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, brief, check_choice, check_number
 
 Method = Literal["dml", "dml_e", "independent", "distill"]
 
@@ -258,6 +267,7 @@ class TrainConfig:
         from dml_fast.models import check_model_name
         from dml_fast.models.pretrained import check_pretrained
 
+        self.check_numbers()
         if not 0 <= self.cohort < 10_000:
             raise UserError(f"--cohort is {self.cohort}: give a number of students, such as 2")
         names = self.architectures
@@ -275,7 +285,6 @@ class TrainConfig:
             check_model_name(name)
         if self.pretrained:
             check_pretrained(self.pretrained, names)
-        self.check_numbers()
         self._check_retrieval()
         if self.update == "alternating" and self.method not in ("dml", "dml_e"):
             raise UserError(
@@ -288,15 +297,24 @@ class TrainConfig:
             check_searches(self.data, val_fraction=self.val_fraction, camera_rule=self.camera_rule)
 
     def check_numbers(self) -> None:
-        """Refuse numbers that are out of their bounds.
+        """Refuse values of another type, numbers out of bounds, and names that do not exist.
 
         Raises:
-            UserError: it names the option, its value and the bounds.
+            UserError: it names the option, its value and what may be given.
         """
         for name, hint in get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
+            if get_origin(hint) is Literal:
+                check_choice(flag(name), value, get_args(hint))
+                continue
             for bounds in getattr(hint, "__metadata__", ()):
-                if not bounds.allow(value := getattr(self, name)):
-                    raise UserError(f"{flag(name)} is {value}: give {bounds.words}")
+                check_number(flag(name), value, bounds.words, bounds.allow)
+            kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+            fits = isinstance(value, int | float) if kind is float else type(value) is kind
+            if not fits:
+                raise UserError(
+                    f"{flag(name)} is {brief(value)}: give a value of type {kind.__name__}"
+                )
         validates_on_test = self.retrieval and self.val_fraction == 0
         if not (0 < self.val_fraction < 1 or validates_on_test):
             raise UserError(f"--val-fraction is {self.val_fraction}: give a number between 0 and 1")

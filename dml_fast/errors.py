@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from numbers import Number, Real
+from numbers import Integral, Number, Real
 from typing import Any
 
 _PASSWORD = re.compile(r"(\w://)[^/?#\s]*@")
@@ -89,6 +89,16 @@ def check_number(name: str, value: object, words: str, allow: Callable[[Any], bo
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not allow(value):
         raise UserError(f"{name} is {brief(value)}: give {words}")
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Refuse a value that is no whole number, or below ``least``.
+
+    Raises:
+        UserError: the value is refused.
+    """
+    words = f"a whole number of at least {least}"
+    check_number(name, value, words, lambda n: isinstance(n, Integral) and int(n) >= least)
 
 
 def brief(value: object) -> str:

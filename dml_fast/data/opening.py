@@ -6,6 +6,7 @@ import difflib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 from dml_fast.data.decode import Size
 from dml_fast.data.readers.cifar import CIFAR, locate_cifar, read_cifar
@@ -20,7 +21,7 @@ from dml_fast.data.readers.shard_names import check_shards
 from dml_fast.data.readers.shards import read_shards
 from dml_fast.data.reading import LoaderName, Reading
 from dml_fast.data.sets import DataSet, RawData, build_dataset
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, check_choice, check_number, check_whole
 
 _CHECKS: dict[str, Callable[[str], None]] = {
     "folder": lambda root: check_folder(_path(root)),
@@ -112,14 +113,25 @@ def open_dataset(
     Raises:
         UserError: an argument or a file is wrong.
     """
+    check_choice("loader", loader, get_args(LoaderName))
+    check_whole("threads", threads, 0)
+    check_whole("seed", seed, 0)
+    for side in image_size if isinstance(image_size, tuple) else (image_size,):
+        check_whole("image_size", side, 0)
+    for name, share in (
+        ("val_fraction", val_fraction),
+        ("train_fraction", train_fraction),
+        ("label_noise", label_noise),
+    ):
+        check_number(name, share, "a number from 0 to 1", lambda x: 0 <= x <= 1)
     check_data_spec(spec, download=download)
     whole = val_fraction == 0.0 and _parse(spec)[0] == "market1501"
     if not (0.0 < val_fraction < 1.0 or whole):
-        raise UserError(f"--val-fraction {val_fraction} must be above 0 and below 1")
+        raise UserError(f"val_fraction {val_fraction} must be above 0 and below 1")
     if not 0.0 < train_fraction <= 1.0:
-        raise UserError(f"--train-fraction {train_fraction} must be above 0 and at most 1")
+        raise UserError(f"train_fraction {train_fraction} must be above 0 and at most 1")
     if not 0.0 <= label_noise < 1.0:
-        raise UserError(f"--label-noise {label_noise} must be at least 0 and below 1")
+        raise UserError(f"label_noise {label_noise} must be at least 0 and below 1")
     return build_dataset(
         _read(
             spec,

@@ -7,6 +7,7 @@ loader in the middle of an epoch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from dml_fast.data.boxes import WORDS, Boxes, erased_boxes, resized_boxes
 from dml_fast.data.philox import Draws, Words, below, uniform
 from dml_fast.data.sampling import Ids, Order, place_among_equals
+from dml_fast.errors import check_number, check_whole
 
 # the first block, of four words each, of each kind of draw
 _CROP, _JITTER, _ERASE, _RESIZED = 0, 1, 2, 8
@@ -46,6 +48,20 @@ class Augmentation:
     jitter: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the attributes.
+
+        Raises:
+            UserError: one is no number, or out of range.
+        """
+        check_whole("pad", self.pad, 0)
+        for name in ("erasing", "jitter"):
+            value = getattr(self, name)
+            check_number(name, value, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+        for name in ("mixup", "cutmix"):
+            value = getattr(self, name)
+            check_number(name, value, "a finite number, 0 or more", lambda x: 0 <= x < math.inf)
 
 
 class Mix(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dml_fast.data.philox import Draws, below
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, check_whole
 
 Ids = npt.NDArray[np.int64]
 
@@ -49,7 +49,8 @@ class ShuffledOrder:
     """
 
     def __init__(self, count: int, batch_size: int, seed: int) -> None:
-        if not 1 <= batch_size <= count:
+        check_whole("batch_size", batch_size, 1)
+        if batch_size > count:
             raise UserError(
                 f"batch size {batch_size} does not fit {count} training images: "
                 f"choose a --batch-size from 1 to {count}"
@@ -136,7 +137,9 @@ class IdentityOrder:
     """
 
     def __init__(self, labels: Ids, batch_size: int, num_instances: int, seed: int) -> None:
-        if num_instances < 1 or batch_size % num_instances:
+        check_whole("batch_size", batch_size, 1)
+        check_whole("num_instances", num_instances, 1)
+        if batch_size % num_instances:
             raise UserError(
                 f"--num-instances {num_instances} does not divide --batch-size {batch_size}: "
                 "give a divisor of it"

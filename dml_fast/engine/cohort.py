@@ -24,7 +24,7 @@ class Cohort:
         world: whose ``students`` these are; by default the only process.
 
     Raises:
-        UserError: there is no student, one is something else, or two have one model.
+        UserError: there is no student, one is something else, or two have one model or optimizer.
     """
 
     def __init__(self, students: Sequence[Student], world: World | None = None) -> None:
@@ -37,8 +37,9 @@ class Cohort:
                 )
         if not self.students:
             raise UserError("a cohort got no students: give at least one")
-        if len({id(student.model) for student in self.students}) < len(self.students):
-            raise UserError("two students of a cohort have one model: give each its own")
+        for part in ("model", "optimizer"):
+            if len({id(getattr(student, part)) for student in self.students}) < len(self.students):
+                raise UserError(f"two students of a cohort have one {part}: give each its own")
         self.world = world or World.alone(len(self.students))
 
     def __len__(self) -> int:

@@ -83,11 +83,6 @@ class Engine:
             raise UserError(f"the cohort of an engine is {brief(cohort)}: give Cohort(students)")
         check_choice("method", method, ("dml", "dml_e", "independent", "distill"))
         check_choice("update", update, ("simultaneous", "alternating"))
-        numbers = {"temperature": temperature, "label_smoothing": label_smoothing}
-        if not isinstance(kl_weight, Tensor):
-            numbers["kl_weight"] = kl_weight
-        for name, value in numbers.items():
-            check_number(name, value, "a finite number", lambda x: -math.inf < x < math.inf)
         check_options(kl_weight, temperature, label_smoothing, peer_reduction, "mean")
         for name, value in (("triplet_weight", triplet_weight), ("triplet_margin", triplet_margin)):
             check_number(name, value, "a finite number, 0 or more", lambda x: 0 <= x < math.inf)

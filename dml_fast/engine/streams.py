@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dml_fast.engine.executor import Executor
 from dml_fast.engine.student import Student
+from dml_fast.errors import UserError, brief
 
 T = TypeVar("T")
 
@@ -54,9 +55,17 @@ class CudaStreams:
 
     Args:
         device: the GPU.
+
+    Raises:
+        UserError: it is none.
     """
 
     def __init__(self, device: torch.device) -> None:
+        if not isinstance(device, torch.device) or device.type != "cuda":
+            raise UserError(
+                f"streams and graphs are of a GPU and the device is {brief(device)}: give "
+                "torch.device('cuda'), or take Threads on a CPU"
+            )
         self.device = device
 
     def current(self) -> torch.cuda.Stream:

@@ -50,13 +50,19 @@ class Student:
         features_and_logits: Pass | None = None,
     ) -> None:
         _check(model, optimizer, precision)
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        if not self.shared_out and {*map(id, model.parameters())}.isdisjoint(map(id, trained)):
+            raise UserError(
+                f"the optimizer of a student ({type(model).__name__}) holds none of its model's "
+                "parameters: build it over model.parameters()"
+            )
         self.depthwise = keep_in_full_precision(model, precision)  # how many
         self.model = model
         self.optimizer = optimizer
         self.precision = precision
         self.arch = arch or type(model).__name__
         self.scaler = precision.scaler()
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.parameters = trained
         self.norms = [
             m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats
         ]

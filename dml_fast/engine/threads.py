@@ -6,14 +6,13 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from numbers import Integral
 from typing import TypeVar
 
 import torch
 
 from dml_fast.engine.executor import Executor
 from dml_fast.engine.student import Student
-from dml_fast.errors import check_number
+from dml_fast.errors import check_whole
 from dml_fast.rng import cpu_position
 
 logger = logging.getLogger(__name__)
@@ -47,7 +46,7 @@ class Threads(Executor):
             ("workers", 1 if workers is None else workers),
             ("threads_each", 1 if threads_each is None else threads_each),
         ):
-            check_number(what, count, "a whole number of at least 1", _is_count)
+            check_whole(what, count, 1)
         total = torch.get_num_threads()
         self.workers = workers or min(cohort, total)
         self.threads_each = threads_each or max(1, total // self.workers)
@@ -124,10 +123,6 @@ class Threads(Executor):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.workers} x {self.threads_each})"
-
-
-def _is_count(number: object) -> bool:
-    return isinstance(number, Integral) and int(number) >= 1
 
 
 @contextmanager

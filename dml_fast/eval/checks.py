@@ -13,12 +13,13 @@ def known_protocol(images: RetrievalSet, protocol: str) -> str:
     return "all" if images.cams is None and protocol == "market1501" else protocol
 
 
-def check_images(images: RetrievalSet, protocol: str) -> None:
-    """Refuse a search by `dml_fast.evaluate` in which no query has a match.
+def check_images(images: RetrievalSet, protocol: str, option: str = "--protocol") -> None:
+    """Refuse a search in which no query has a match.
 
     Args:
         images: the queries and the gallery.
         protocol: market1501, cuhk03 or all.
+        option: by which the user gives another one.
 
     Raises:
         UserError: none has.
@@ -30,7 +31,7 @@ def check_images(images: RetrievalSet, protocol: str) -> None:
         None if cams is None else cams[:q],
         None if cams is None else cams[q:],
         camera_rule=cams is not None and protocol != "all",
-        without_cameras="--protocol all",
+        without_cameras=f"{option} all",
     )
 
 

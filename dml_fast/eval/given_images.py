@@ -93,7 +93,7 @@ class GivenImages(ImageFiles):
         size, margin = options["image_size"], options["resized"]
         if not size:
             size, margin = height if height == width else (height, width), False
-        # which resizes a little differently, and decodes cropped data wherever it is installed
+        # as for training and `evaluate`; it resizes a little differently
         dali = margin and channels == 3 and dali_is_installed()
         return cls(
             files=LooseFiles.of(paths),

@@ -15,11 +15,13 @@ from dml_fast.data import DataSet, ImageSet, RetrievalSet
 from dml_fast.data.loaders import evaluation_batches
 from dml_fast.data.loaders.assemble import Batch
 from dml_fast.engine.precision import Precision, keep_in_full_precision, pick_device
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, check_choice
 from dml_fast.eval.checks import check_images, check_reranking, known_protocol
 from dml_fast.eval.classification import evaluate
 from dml_fast.eval.retrieval import evaluate_retrieval
 from dml_fast.ranking.result import RankingResult
+from dml_fast.reporting.console import at_the_end
+from dml_fast.runs.files import check_place
 from dml_fast.runs.folder import Run
 from dml_fast.runs.history import ACCURACY, MAP
 from dml_fast.runs.trained import Trained, open_data
@@ -64,8 +66,13 @@ def evaluate_run(
     Raises:
         UserError: no such run, checkpoint, split or device; data that does not fit; retrieval asked
             of a run that learned classes; no queries, no query with a match, or no student with
-            finite embeddings; the picture cannot be written.
+            finite embeddings; there is no place for the picture. One that fails later is named in
+            one line, and ``ranked_lists`` is None.
     """
+    check_choice("split", split, ("train", "val", "test"))
+    check_choice("checkpoint", checkpoint, ("best", "last", "previous"))
+    if lists and out is not None:
+        check_place(out, "--out")
     run = Run.open(folder)
     config = run.config
     if not config.retrieval:
@@ -164,17 +171,20 @@ def _search(
             f"no student of {folder} gives embeddings that are numbers, so there is nothing to "
             "rank: evaluate an earlier checkpoint with --checkpoint"
         )
+    drawn = False
     if lists and out is not None:
-        # matplotlib takes a second to import
-        from dml_fast.reporting.ranked_lists import draw_ranked_lists
+        with at_the_end(str(out), "the scores are whole"):
+            # matplotlib takes a second to import
+            from dml_fast.reporting.ranked_lists import draw_ranked_lists
 
-        draw_ranked_lists(out, images, found.ensemble, lists)
+            draw_ranked_lists(out, images, found.ensemble, lists)
+            drawn = True
     facts = {
         "queries": images.queries,
         "gallery": len(images) - images.queries,
         "n_valid": found.ensemble.n_valid,
         **how,
-        "ranked_lists": str(out) if lists else None,
+        "ranked_lists": str(out) if drawn else None,
     }
     students = [_shares(result) for result in found.students]
     return _Found(facts, students, {"ensemble": _shares(found.ensemble)})

@@ -8,22 +8,22 @@ from typing import Any, TypeVar
 
 import torch
 
-from dml_fast.errors import UserError
+from dml_fast.errors import check_choice
 from dml_fast.loss import closed_form, native
 from dml_fast.loss.problem import Backend, Problem
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 logger = logging.getLogger("dml_fast")
 
-_NAMES = ("closed_form", "compiled", "native", "triton")
+_NAMES = ("auto", "closed_form", "compiled", "native", "triton")
 _reasons: dict[torch.device, str | None] = {}
 _said: set[str] = set()
 
 
 def check(name: str) -> None:
-    """Raise a `UserError` unless there is a backend with this name."""
-    if name != "auto" and name not in _NAMES:
-        raise UserError(f"unknown backend {name!r}: use 'auto' or one of {sorted(_NAMES)}")
+    """Raise a `UserError` unless there is a backend with this name, or it is "auto"."""
+    if name not in _NAMES:
+        check_choice("backend", name, _NAMES)
 
 
 def find(name: str, problem: Problem) -> Backend:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, check_choice, check_number
 from dml_fast.loss.problem import Problem
 
 Logits = Sequence[Tensor] | Tensor
@@ -37,7 +39,7 @@ def prepare(
         UserError: if an argument has a wrong shape, device, dtype or value, which the message
             states.
     """
-    check_options(kl_weight, temperature, label_smoothing, peer_reduction, reduction)
+    check_options(kl_weight, temperature, label_smoothing, peer_reduction, reduction, ignore_index)
     students = distributions(logits, "logits")
     _no_transform(students)
     first = students[0]
@@ -100,8 +102,14 @@ def check_options(
     label_smoothing: float,
     peer_reduction: str,
     reduction: str,
+    ignore_index: int = -100,
 ) -> None:
     """Check the options that do not depend on the logits."""
+    if not torch.compiler.is_compiling():  # which cannot trace the checks of types
+        for name, value in (("kl_weight", kl_weight), ("label_smoothing", label_smoothing)):
+            _check_number(name, value)
+        if type(ignore_index) is not int:
+            check_number("ignore_index", ignore_index, "a whole number", _is_whole)
     if isinstance(kl_weight, Tensor):
         if kl_weight.dim():
             _fail(f"kl_weight has shape {tuple(kl_weight.shape)}", "pass a number or a 0-d tensor")
@@ -111,9 +119,19 @@ def check_options(
     if not 0 <= label_smoothing <= 1:
         _fail(f"label_smoothing is {label_smoothing}", "it must be in [0, 1]")
     if peer_reduction not in ("mean", "sum"):
-        _fail(f"peer_reduction is {peer_reduction!r}", "use 'mean' or 'sum'")
+        check_choice("peer_reduction", peer_reduction, ("mean", "sum"))
     if reduction not in ("mean", "sum", "none"):
-        _fail(f"reduction is {reduction!r}", "use 'mean', 'sum' or 'none'")
+        check_choice("reduction", reduction, ("mean", "sum", "none"))
+
+
+def _check_number(name: str, value: object) -> None:
+    """Refuse what cannot be compared with a number."""
+    if type(value) not in (int, float) and not isinstance(value, Tensor | np.ndarray):
+        check_number(name, value, "a number", lambda number: True)
+
+
+def _is_whole(number: object) -> bool:
+    return isinstance(number, Integral)
 
 
 def check_grad_scale(scale: Tensor, problem: Problem) -> Tensor:
@@ -152,6 +170,8 @@ def _no_transform(students: tuple[Tensor, ...]) -> None:
 
 def check_temperature(temperature: float) -> None:
     """Raise a `UserError` unless the temperature is positive and finite."""
+    if not torch.compiler.is_compiling():
+        _check_number("temperature", temperature)
     if not 0 < temperature < math.inf:
         _fail(f"temperature is {temperature}", "it must be above 0; the paper has 1")
 

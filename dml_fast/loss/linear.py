@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, check_whole
 from dml_fast.loss import backends
 from dml_fast.loss.checks import prepare
 from dml_fast.loss.linear_chunks import Plan, Wanted, default_rows, differentiable, sweep
@@ -147,8 +147,8 @@ def _compute(
 
 
 def _check_rows(chunk_rows: int | None) -> None:
-    if chunk_rows is not None and chunk_rows < 1:
-        raise UserError(f"chunk_rows is {chunk_rows}: pass 1 or more, or None for the default")
+    if chunk_rows is not None:
+        check_whole("chunk_rows", chunk_rows, 1)
 
 
 class FusedLinearMutualLoss(LossOptions):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dml_fast.errors import UserError, brief
 from dml_fast.loss import backends
 from dml_fast.loss.checks import Logits, check_grad_scale, check_options, prepare
 from dml_fast.loss.disagreement import peer_divergence
@@ -190,7 +191,11 @@ class LossOptions(nn.Module):
     ) -> None:
         """Check and keep the options; see `mutual_loss`."""
         super().__init__()
-        check_options(kl_weight, temperature, label_smoothing, peer_reduction, reduction)
+        check_options(
+            kl_weight, temperature, label_smoothing, peer_reduction, reduction, ignore_index
+        )
+        if class_weight is not None and not isinstance(class_weight, Tensor):
+            raise UserError(f"class_weight is {brief(class_weight)}: give a tensor (C,)")
         backends.check(backend)
         self.kl_weight = kl_weight
         self.temperature = temperature

@@ -113,7 +113,7 @@ def _remove_classifier(net: nn.Module, num_classes: int, name: str) -> None:
     if not found or not isinstance(layer, nn.Linear) or layer.out_features != num_classes:
         raise UserError(
             f"{name} cannot embed: its last linear layer is not a classifier of {num_classes} "
-            "classes; give another --arch"
+            "classes; choose another architecture"
         )
     parent, _, last = found.rpartition(".")
     setattr(net.get_submodule(parent), last, nn.Identity())
@@ -130,13 +130,13 @@ def _feature_width(net: nn.Module, shape: tuple[int, ...], name: str) -> int:
     except Exception as error:
         raise UserError(
             f"{name} cannot embed: without its classifier it fails ({first_line(error)}); "
-            "give another --arch"
+            "choose another architecture"
         ) from error
     for module, training in modes.items():
         module.training = training
     if not isinstance(features, Tensor) or features.ndim != 2:
         raise UserError(
             f"{name} cannot embed: without its classifier it does not give one vector per image; "
-            "give another --arch"
+            "choose another architecture"
         )
     return features.shape[1]

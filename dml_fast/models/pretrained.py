@@ -17,6 +17,7 @@ from dml_fast.foreign import reading, shown
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from dml_fast.models.matching import Match
     from dml_fast.models.stored import Stored
 
 _LISTED = 3  # names in a message
@@ -111,7 +112,7 @@ def load_pretrained(
     new = _new_layers(model, target, classifier)
     new += _other_heads(target, classifier, match.tensors)
     wanted = {n: tensor for n, tensor in wanted.items() if n.rpartition(".")[0] not in new}
-    _check_fit(wanted, match.tensors, source, arch)
+    _check_fit(wanted, match, source, arch)
     with reading(f"--pretrained {shown(source)}", "replace it"):
         taken = {name: match.tensors[name].read() for name in wanted if name in match.tensors}
     _check_values(taken, dict(target.named_parameters()), source)
@@ -191,11 +192,9 @@ def _stored(state: Mapping[str, Tensor]) -> dict[str, Stored]:
     return {name: Stored(tuple(t.shape), t.dtype, reader(t)) for name, t in state.items()}
 
 
-def _check_fit(
-    wanted: Mapping[str, Tensor], found: dict[str, Stored], source: str, arch: str
-) -> None:
+def _check_fit(wanted: Mapping[str, Tensor], match: Match, source: str, arch: str) -> None:
     """Refuse weights that do not fit; a count of batches that is missing or a float is left out."""
-    bad = []
+    bad, found = [], match.tensors
     for name, tensor in wanted.items():
         stored = found.get(name)
         counts = name.endswith("num_batches_tracked")  # older files lack it
@@ -215,7 +214,8 @@ def _check_fit(
     if bad:
         raise UserError(
             f"--pretrained {shown(source)} does not fit {arch}: {len(bad)} of {len(wanted)} "
-            f"tensors differ ({shown(bad[0])}): give weights of this architecture"
+            f"tensors differ ({shown(bad[0])}); not used: {_listed(match.unused)}: give weights of "
+            "this architecture"
         )
 
 
@@ -224,9 +224,9 @@ def _check_values(taken: Mapping[str, Tensor], parameters: Mapping[str, Any], so
     for name, tensor in taken.items():
         if not tensor.is_floating_point():
             continue
-        bad = tensor.float().isnan()
-        if name in parameters or "running_" in name:
-            bad = ~tensor.float().isfinite()
+        values = tensor.float()
+        finite = name in parameters or "running_" in name
+        bad = ~values.isfinite() if finite else values.isnan()
         if bad.any():
             raise UserError(
                 f"--pretrained {shown(source)}: {int(bad.sum())} numbers of {shown(name)} are NaN "

@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, check_whole
 from dml_fast.foreign import shown
 
 if TYPE_CHECKING:
@@ -120,15 +120,15 @@ def create_model(
             for such images.
     """
     recipe = _find_recipe(name)
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    pair = isinstance(image_size, tuple | list) and len(image_size) == 2
+    height, width = image_size if pair else (image_size, image_size)  # type: ignore[misc]
     for label, value in (
         ("num_classes", num_classes),
         ("in_channels", in_channels),
-        ("image height", height),
-        ("image width", width),
+        ("image_size (height)", height),
+        ("image_size (width)", width),
     ):
-        if value < 1:
-            raise UserError(f"{name}: {label} is {value}, and must be at least 1")
+        check_whole(f"{name}: {label}", value, 1)
     module, function = recipe.target.split(":")
     build: Callable[..., nn.Module] = getattr(import_module(module), function)
     return build(

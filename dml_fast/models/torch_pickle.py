@@ -205,14 +205,16 @@ def _sequence(items: object) -> list[Any] | tuple[Any, ...]:
 _REFUSED = (
     *(pickle.INST, pickle.OBJ, pickle.EXT1, pickle.EXT2, pickle.EXT4),
     *(pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
-)  # opcodes that torch.save does not write
+)
+OPCODES = {
+    code: load for code, load in pickle._Unpickler.dispatch.items() if bytes([code]) not in _REFUSED
+}
+"""Those that torch writes, of Python's own unpickler: the one in C takes as much memory as a number
+in the file says, and so do some of the others."""
 
 
 class Unpickler(pickle._Unpickler):
-    """Python's own unpickler, where each opcode that calls, or sets attributes, is replaced.
-
-    The one in C makes room for as many objects as a number in the file says.
-    """
+    """An unpickler in which each opcode that calls, or sets attributes, is replaced."""
 
     stack: list[Any]
     append: Callable[[object], None]
@@ -263,11 +265,7 @@ class Unpickler(pickle._Unpickler):
         self.stack.pop()
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
-        **{
-            code: load
-            for code, load in pickle._Unpickler.dispatch.items()
-            if bytes([code]) not in _REFUSED
-        },
+        **OPCODES,
         pickle.REDUCE[0]: _call,
         pickle.NEWOBJ[0]: _call,
         pickle.NEWOBJ_EX[0]: _call_with_keywords,

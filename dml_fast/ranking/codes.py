@@ -68,10 +68,11 @@ def rank_hamming(
         topk=topk,
     )
     q, g = _words(query, "query", "(Q, B)"), _words(gallery, "gallery", "(G, B)")
-    if as_numpy(query).shape[1] != as_numpy(gallery).shape[1]:
+    lengths = [as_numpy(*codes).shape[1] for codes in ((query, "query"), (gallery, "gallery"))]
+    if lengths[0] != lengths[1]:
         raise UserError(
-            f"query has codes of {as_numpy(query).shape[1]} bytes and gallery of "
-            f"{as_numpy(gallery).shape[1]}: pass the same kind for both"
+            f"query has codes of {lengths[0]} bytes and gallery of {lengths[1]}: pass the same "
+            "kind for both"
         )
     labels = labels_for(rules, (len(q), len(g)), q_pids, g_pids, q_cams, g_cams)
     kept = np.flatnonzero(labels.item_identity >= 0)
@@ -86,7 +87,7 @@ def rank_hamming(
 
 def _words(codes: ArrayLike, name: str, shape: str) -> NDArray[np.uint64]:
     """Return the codes as (N, ceil(B / 8)) words, padded with zero bits."""
-    array = as_numpy(codes)
+    array = as_numpy(codes, name)
     if array.ndim != 2 or 0 in array.shape:
         raise UserError(f"{name} has shape {array.shape}: pass {shape} codes, at least one")
     if array.dtype != np.uint8:

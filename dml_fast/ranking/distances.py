@@ -109,10 +109,10 @@ def labels_for(
         count_invalid=rules.count_invalid,
     )
     if isinstance(rules.junk_pid, UsualJunk) and len(labels.junk):
+        junk = as_numpy(g_pids, "g_pids")[labels.junk[0]]
         warnings.warn(
-            f"{len(labels.junk)} of {shape[1]} gallery items are of identity "
-            f"{as_numpy(g_pids)[labels.junk[0]]} and left out as junk: pass junk_pid=-1 if that is "
-            "meant, None to keep them",
+            f"{len(labels.junk)} of {shape[1]} gallery items are of identity {junk} and left out "
+            "as junk: pass junk_pid=-1 if that is meant, None to keep them",
             UserWarning,
             stacklevel=3,
         )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dml_fast import _native
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, check_choice
 from dml_fast.machine import cores
 from dml_fast.ranking.distances import Part, collect, labels_for, rank_rows
 from dml_fast.ranking.inputs import ArrayLike, Floats, as_floats
@@ -112,11 +112,9 @@ def make_ranker(
     Raises:
         UserError: the metric is unknown, or a feature is NaN.
     """
-    if metric not in METRICS:
-        raise UserError(
-            f"metric={metric!r} is unknown: choose from {', '.join(METRICS)}, or use rank_hamming "
-            "for binary codes"
-        )
+    if isinstance(metric, str) and metric == "hamming":
+        raise UserError("metric is 'hamming': use rank_hamming, which takes binary codes")
+    check_choice("metric", metric, METRICS)
     cosine = metric == "cosine"
     ranker: Ranker
     if q.dtype == np.float32:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, brief, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,14 +19,27 @@ Ints: TypeAlias = NDArray[np.int64]
 _MOST_INT64 = 2**63 - 1
 
 
-def as_numpy(value: ArrayLike) -> NDArray[Any]:
-    """Return the same numbers as an array: a CPU tensor's memory, or a CUDA tensor's copy."""
-    if hasattr(value, "detach"):
-        tensor = value.detach().cpu()
-        if str(tensor.dtype) == "torch.bfloat16":  # numpy has no such type
-            tensor = tensor.float()
-        return np.asarray(tensor.numpy())
-    return np.asarray(value)
+def as_numpy(value: ArrayLike, name: str) -> NDArray[Any]:
+    """Return the same numbers as an array: a CPU tensor's memory, or a CUDA tensor's copy.
+
+    Raises:
+        UserError: ``value``, called ``name``, has masked entries, or cannot be an array, as lists
+            of different lengths or sparse tensors.
+    """
+    if isinstance(value, np.ma.MaskedArray) and (hidden := int(np.ma.getmaskarray(value).sum())):
+        raise UserError(f"{name} has {hidden} masked entries: fill or remove them")
+    try:
+        if hasattr(value, "detach"):
+            tensor = value.detach().cpu()
+            if str(tensor.dtype) == "torch.bfloat16":  # numpy has no such type
+                tensor = tensor.float()
+            return np.asarray(tensor.numpy())
+        return np.asarray(value)
+    except (TypeError, ValueError, OverflowError, NotImplementedError) as error:
+        raise UserError(
+            f"{name} is {brief(value)}, which is no array ({first_line(error)}): pass a numpy "
+            "array or a dense tensor"
+        ) from None
 
 
 def as_floats(value: ArrayLike, name: str, shape: str) -> Floats:
@@ -41,7 +54,7 @@ def as_floats(value: ArrayLike, name: str, shape: str) -> Floats:
     Raises:
         UserError: not two-dimensional, empty, or not numbers.
     """
-    array = as_numpy(value)
+    array = as_numpy(value, name)
     if array.ndim != 2:
         raise UserError(f"{name} has {array.ndim} dimension(s): pass {shape}")
     if 0 in array.shape:
@@ -58,7 +71,7 @@ def as_ids(value: ArrayLike, name: str, length: int) -> NDArray[Any]:
     Raises:
         UserError: length, shape or type do not fit.
     """
-    array = as_numpy(value)
+    array = as_numpy(value, name)
     if array.ndim != 1 or len(array) != length:
         raise UserError(f"{name} has shape {array.shape}: pass one for each row, ({length},)")
     if array.dtype.kind == "T":  # numpy's strings of any length

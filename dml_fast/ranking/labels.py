@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, brief
 from dml_fast.ranking.inputs import ArrayLike, Ints, as_ids, as_numpy, comparable
 from dml_fast.ranking.protocol import JunkPid
 
@@ -76,7 +76,7 @@ def make_labels(
     """
     q, g = as_ids(q_pids, "q_pids", queries), as_ids(g_pids, "g_pids", items)
     q, g = comparable(q, g, "q_pids", "g_pids")
-    is_junk = junk_mask(as_numpy(g_pids), junk_pid)
+    is_junk = junk_mask(as_numpy(g_pids, "g_pids"), junk_pid)
     kept = np.flatnonzero(~is_junk)
     by_identity = _stable_order(g[kept])
     members, ids = kept[by_identity], g[kept][by_identity]
@@ -165,7 +165,7 @@ def junk_mask(g_pids: NDArray[Any], junk_pid: JunkPid) -> NDArray[np.bool_]:
         return np.asarray(g_pids == str(junk_pid))
     if dtype.kind not in "iu" or not whole:
         asked = {"S": "bytes", "U": "a string", "T": "a string"}.get(dtype.kind, "an integer")
-        raise UserError(f"junk_pid is {junk_pid!r} and g_pids has type {dtype}: pass {asked}")
+        raise UserError(f"junk_pid is {brief(junk_pid)} and g_pids has type {dtype}: pass {asked}")
     number, bits = int(junk_pid), 8 * dtype.itemsize
     if dtype.kind == "u" and -(2 ** (bits - 1)) <= number < 0:
         number += 2**bits

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TypeAlias
 
 import numpy as np
 
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, brief, check_choice, check_whole
 from dml_fast.machine import available_bytes
 
 TIES = ("stable", "expected", "optimistic", "pessimistic")  # csrc/scores.hpp: enum Ties
@@ -89,16 +90,8 @@ class Rules:
         return TIES.index(self.ties)
 
 
-def check_whole(name: str, value: object, least: int | None = None) -> int:
-    """Return a number as int.
-
-    Raises:
-        UserError: it is not whole, or below ``least``.
-    """
-    if not isinstance(value, int | np.integer) or (least is not None and value < least):
-        bound = "" if least is None else f" of at least {least}"
-        raise UserError(f"{name} is {value!r}: give a whole number{bound}")
-    return int(value)
+def _whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def make_rules(
@@ -116,24 +109,26 @@ def make_rules(
     Raises:
         UserError: one of them is out of range or unknown.
     """
-    max_rank, topk = check_whole("max_rank", max_rank, 1), check_whole("topk", topk, 0)
-    if ties not in TIES:
-        raise UserError(f"ties={ties!r} is unknown: choose from {', '.join(TIES)}")
+    for name, number, least in (("max_rank", max_rank, 1), ("topk", topk, 0)):
+        check_whole(name, number, least)
+    check_choice("ties", ties, TIES)
+    for name, value in (("camera_rule", camera_rule), ("count_invalid", count_invalid)):
+        if not isinstance(value, bool | np.bool_ | int):
+            raise UserError(f"{name} is {brief(value)}: give True or False")
     repeats, seed = -1, 0
     if isinstance(protocol, SingleShot):
-        whole = all(isinstance(n, int | np.integer) for n in (protocol.repeats, protocol.seed))
-        if not (whole and 1 <= protocol.repeats < 2**63 and 0 <= protocol.seed < 2**64):
+        n, start = protocol.repeats, protocol.seed
+        if not (_whole(n) and _whole(start) and 1 <= n < 2**63 and 0 <= start < 2**64):
             raise UserError(
-                f"{protocol} is impossible: whole numbers, 1 <= repeats < 2**63 and "
-                "0 <= seed < 2**64"
+                f"SingleShot(repeats={brief(n)}, seed={brief(start)}) is impossible: give whole "
+                "numbers, 1 <= repeats < 2**63 and 0 <= seed < 2**64"
             )
         name, repeats, seed = "cuhk03", protocol.repeats, protocol.seed
-    elif protocol in PROTOCOLS:
+    else:
+        check_choice("protocol", protocol, PROTOCOLS)
         name = protocol
         repeats = 0 if protocol == "cuhk03" else -1
-    else:
-        raise UserError(
-            f"protocol={protocol!r} is unknown: choose from {', '.join(PROTOCOLS)}, or SingleShot"
-        )
-    cameras = camera_rule and name != "all"
-    return Rules(max_rank, name, ties, junk_pid, cameras, count_invalid, topk, repeats, seed)
+    cameras = bool(camera_rule) and name != "all"
+    return Rules(
+        int(max_rank), name, ties, junk_pid, cameras, bool(count_invalid), int(topk), repeats, seed
+    )

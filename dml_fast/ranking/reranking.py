@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dml_fast import _native
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, check_number, check_whole
 from dml_fast.machine import cores
 from dml_fast.ranking.distances import Part, collect, labels_for, rank_rows
 from dml_fast.ranking.features import ROW_BYTES, feature_pair, make_ranker
 from dml_fast.ranking.inputs import ArrayLike, Floats
 from dml_fast.ranking.labels import NO_INTS, Labels
-from dml_fast.ranking.protocol import USUAL_JUNK, JunkPid, SingleShot, check_whole, make_rules
+from dml_fast.ranking.protocol import USUAL_JUNK, JunkPid, SingleShot, make_rules
 from dml_fast.ranking.result import RankingResult
 from dml_fast.ranking.tiles import CHUNK, Screen, Tiling, query_blocks
 
@@ -106,13 +106,12 @@ def make_reranker(
     """
     count = len(images)
     for name, number in (("k1", k1), ("k2", k2)):
-        check_whole(name, number)
-    if not 1 <= k1 < count:
+        check_whole(name, number, 1)
+    if k1 >= count:
         raise UserError(f"k1 is {k1}: with {count} images it must be in 1..{count - 1}")
-    if not 1 <= k2 <= k1 + 1:
+    if k2 > k1 + 1:
         raise UserError(f"k2 is {k2}: with k1={k1} it must be in 1..{k1 + 1}")
-    if not 0 <= lambda_value <= 1:
-        raise UserError(f"lambda_value is {lambda_value}: it must be in 0..1")
+    check_number("lambda_value", lambda_value, "a number from 0 to 1", lambda x: 0 <= x <= 1)
     # No image matches another and none is left out: a plain search for neighbours.
     unmatched, zero = np.full(count, -1, np.int64), np.zeros(count, np.int64)
     offsets, members = np.array([0, count]), np.arange(count)

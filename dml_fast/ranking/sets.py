@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dml_fast import _native
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, check_choice, check_number
 from dml_fast.machine import cores
 from dml_fast.ranking.distances import Part, collect, labels_for, rank_rows
 from dml_fast.ranking.features import ROW_BYTES, feature_pair, make_ranker
@@ -114,11 +114,8 @@ def rank_sets(
         count_invalid=count_invalid,
         topk=topk,
     )
-    if reduction not in (*REDUCTIONS, "centroid"):
-        names = ", ".join((*REDUCTIONS, "centroid"))
-        raise UserError(f"reduction={reduction!r} is unknown: choose from {names}")
-    if not 0 < temperature < np.inf:
-        raise UserError(f"temperature is {temperature}: it must be above 0 and finite")
+    check_choice("reduction", reduction, (*REDUCTIONS, "centroid"))
+    check_number("temperature", temperature, "a number above 0", lambda t: 0 < t < np.inf)
     q, g = feature_pair(query, gallery)
     images = labels_for(rules, (len(q), len(g)), q_pids, g_pids, q_cams, g_cams)
     ranker = make_ranker(q, g, images, metric, 0)
@@ -169,8 +166,7 @@ def pool_queries(
     Returns:
         Features (P, D), identities (P,) and cameras (P,), sorted by (identity, camera).
     """
-    if how not in ("mean", "max"):
-        raise UserError(f"how={how!r} is unknown: choose mean or max")
+    check_choice("how", how, ("mean", "max"))
     features = as_floats(query, "query", "(Q, D)")
     pids, cams = (
         as_ids(ids, name, len(features)) for ids, name in ((q_pids, "q_pids"), (q_cams, "q_cams"))

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from dml_fast.data import RetrievalSet
-from dml_fast.errors import UserError
 from dml_fast.ranking.result import RankingResult
 from dml_fast.reporting.plots import without_latex
 from dml_fast.runs.files import atomic_write
@@ -34,17 +33,12 @@ def draw_ranked_lists(path: Path, images: RetrievalSet, result: RankingResult, c
         count: how many lists; fewer if fewer queries have a valid match.
 
     Raises:
-        UserError: the file cannot be written.
+        OSError: the file cannot be written.
     """
     figure = lists_figure(images, result, count)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            figure.savefig(file, format="png", dpi=100)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): give another file with --out"
-        ) from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=100)
 
 
 def lists_figure(images: RetrievalSet, result: RankingResult, count: int) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from dml_fast.errors import UserError
 from dml_fast.machine import sync_folder
 
 _BEGINNING = 48  # characters of a name that its temporary file begins with, as a name has 255 bytes
@@ -42,6 +44,30 @@ def atomic_write(path: Path, keep_old_as: Path | None = None) -> Iterator[IO[byt
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def check_place(path: Path, option: str) -> None:
+    """Check, before the work that fills it, that a file can be made; nothing is left behind.
+
+    Args:
+        path: of the file; its folders need not exist.
+        option: by which the user gives it.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        folder = path.parent
+        while not folder.exists():
+            folder = folder.parent
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name[:_BEGINNING]}.", dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): give another file with {option}"
+        ) from None
 
 
 def link(source: Path, target: Path) -> None:

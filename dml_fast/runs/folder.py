@@ -42,6 +42,7 @@ class Description(TypedDict):
 
 
 _PARTS = "checkpoint_"  # how the names of folders of checkpoints begin
+_LONG_NAME = "." + 80 * "x"  # as long as that of any file of a run, TensorBoard's included
 _SMALL_FILES = 2**22  # bytes: all that a run writes besides weights
 
 
@@ -250,10 +251,14 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             for stale in self.folder.glob(".*.tmp"):
                 stale.unlink()
-            with tempfile.TemporaryFile(dir=self.folder) as probe:
+            with tempfile.NamedTemporaryFile(
+                prefix=_LONG_NAME, suffix=".tmp", dir=self.folder
+            ) as probe:
                 probe.write(b"\0" * 4096)
+                probe.flush()
         # by inode, as best.pt and previous.pt may be other names of last.pt
-        found = [os.stat(path) for path in self.folder.glob("*.pt") if os.path.exists(path)]
+        files = (path for pattern in ("*.pt", f"{_PARTS}*/*") for path in self.folder.glob(pattern))
+        found = [os.stat(path) for path in files if os.path.isfile(path)]
         sizes = {file.st_ino: file.st_size for file in found}
         free = shutil.disk_usage(self.folder).free + sum(sizes.values())
         if free < needed_bytes:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dml_fast.foreign import Unfit, short, typed
+from dml_fast.models.torch_pickle import OPCODES
 
 FILE = re.compile(r"__\d{1,9}_\d{1,9}\.distcp")  # how the files of tensors are named
 
@@ -143,7 +144,9 @@ def _stand_in(name: str) -> type[_Record]:
     return type(name, (_Record,), {"__slots__": ()})
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    dispatch = OPCODES
+
     def find_class(self, module: str, name: str) -> Any:
         """Return what stands for a name. The module is neither imported nor used."""
         if (module, name) not in _NAMES:

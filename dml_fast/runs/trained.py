@@ -11,6 +11,7 @@ from torch import nn
 
 from dml_fast.config import flag
 from dml_fast.data import DataSet, RetrievalSet, open_dataset
+from dml_fast.data.files import ImageFiles
 from dml_fast.errors import UserError
 from dml_fast.foreign import Unfit, reading, shown
 from dml_fast.models import check_code
@@ -132,6 +133,12 @@ def open_data(run: Run, spec: str = "", split: str = "") -> DataSet:
         options["val_fraction"] = 0.0
     try:
         data = open_dataset(spec or config.data, download=download, **options)
+        streams = isinstance(data.train.images, ImageFiles)
+        same = spec or data.fingerprint == facts.fingerprint
+        if not same and config.skip_corrupt and not (streams and config.resized_crop):
+            # only the resident loader leaves corrupt files out of the data set
+            other = "resident" if streams else "fallback"
+            data = open_dataset(config.data, download=download, **(options | {"loader": other}))
     except UserError as error:
         # the advice is for training; the commands that read a run have no such options
         theirs = [name for name in map(flag, config.data_options) if name in str(error)]

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dml_fast.config import TrainConfig, flag
-from dml_fast.data import DataSet, open_dataset
+from dml_fast.data import DataSet, RetrievalSet, open_dataset
 from dml_fast.data.loaders import train_loader
 from dml_fast.data.loaders.assemble import Loader
 from dml_fast.data.plan import Augmentation
@@ -24,6 +24,7 @@ from dml_fast.engine.choice import check_executor, make_executor
 from dml_fast.engine.optim import make_optimizer
 from dml_fast.engine.precision import pick_device
 from dml_fast.errors import UserError, reason
+from dml_fast.eval.checks import check_images
 from dml_fast.foreign import shown
 from dml_fast.machine import keep_freed_memory
 from dml_fast.models import create_model
@@ -264,6 +265,8 @@ def _open_data(config: TrainConfig, device: torch.device, world: World) -> DataS
         world.from_main(lambda: open_dataset(config.data, download=True, **options).fingerprint)
     with world.all_or_none():
         data = open_dataset(config.data, download=config.download and world.main, **options)
+        if isinstance(data.val, RetrievalSet):  # some of its files may have been skipped
+            check_images(data.val, config.val_protocol, "--val-protocol")
     found = world.all_gather(data.fingerprint)
     for rank, fingerprint in enumerate(found):
         if fingerprint != found[0]:

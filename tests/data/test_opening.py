@@ -15,13 +15,13 @@ from dml_fast.errors import UserError
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"val_fraction": 0.0}, "--val-fraction 0.0"),
-        ({"val_fraction": 1.0}, "--val-fraction 1.0"),
-        ({"train_fraction": 0.0}, "--train-fraction 0.0"),
-        ({"train_fraction": 1.5}, "--train-fraction 1.5"),
-        ({"train_fraction": float("nan")}, "--train-fraction nan"),
-        ({"label_noise": -0.1}, "--label-noise -0.1"),
-        ({"label_noise": 1.0}, "--label-noise 1.0"),
+        ({"val_fraction": 0.0}, "val_fraction 0.0"),
+        ({"val_fraction": 1.0}, "val_fraction 1.0"),
+        ({"train_fraction": 0.0}, "train_fraction 0.0"),
+        ({"train_fraction": 1.5}, "train_fraction is 1.5"),
+        ({"train_fraction": float("nan")}, "train_fraction is nan"),
+        ({"label_noise": -0.1}, "label_noise is -0.1"),
+        ({"label_noise": 1.0}, "label_noise 1.0"),
         ({"image_size": 16}, r"--image-size 16 .* 8 pixels"),
     ],
 )

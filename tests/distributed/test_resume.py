@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from distributed_cases import content, differences, farthest, finish, start, stop_at
+from PIL import Image
 
 from dml_fast.cli import run as run_command
 from dml_fast.errors import UserError
 from dml_fast.evaluate import main as evaluate
+from dml_fast.predict import main as predict
 from dml_fast.runs import checkpoint
 from dml_fast.train import main as train
 
@@ -110,6 +112,10 @@ def test_commands_read_what_several_processes_wrote(
 ) -> None:
     assert evaluate([str(saved)]) == 0
     assert "ensemble" in capsys.readouterr().out
+    Image.new("L", (8, 8)).save(saved / "black.png")
+    for student in ("0", "1", "ensemble"):
+        assert predict([str(saved), str(saved / "black.png"), "--student", student, "--out=-"]) == 0
+        assert "black.png," in capsys.readouterr().out
     assert train(["--resume", str(saved / "last.pt")]) == 0  # it is complete
 
 

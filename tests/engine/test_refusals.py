@@ -13,7 +13,7 @@ import torch
 from engine_cases import CPU, batch, engine_of, networks, sgd, student
 from torch import Tensor, nn
 
-from dml_fast.engine import Cohort, Engine, Precision, Student, Threads
+from dml_fast.engine import Cohort, Engine, Graph, Precision, Streams, Student, Threads
 from dml_fast.engine.choice import make_executor
 from dml_fast.engine.optim import lr_factor, make_optimizer
 from dml_fast.errors import UserError, brief, check_choice
@@ -30,7 +30,7 @@ MISSPELT = [
     ({"executor": Threads}, "executor is"),
 ]
 NUMBERS = [
-    ("temperature", (0, -1, NAN, INF, "2", None, True)),
+    ("temperature", (0, -1, NAN, INF, "2", None, [1])),
     ("label_smoothing", (-0.1, 1.5, NAN, "0.1", None)),
     ("kl_weight", (NAN, INF, -INF, "1", None, torch.ones(2), [1.0])),
     ("triplet_weight", (-1, NAN, INF, "1", None)),
@@ -71,6 +71,12 @@ def test_what_is_no_cohort_is_refused() -> None:
         Cohort([])
     with pytest.raises(UserError, match="two students of a cohort have one model"):
         Cohort([students[0], student(students[0].model)])
+    models = networks(2, torch.float32)
+    both = torch.optim.SGD([p for m in models for p in m.parameters()], lr=0.1, fused=True)
+    with pytest.raises(UserError, match="two students of a cohort have one optimizer"):
+        Cohort([Student(model, both, Precision(CPU)) for model in models])
+    with pytest.raises(UserError, match=r"\(ResNet\) holds none of its model's parameters: build"):
+        Student(models[0], sgd(models[1]), Precision(CPU))
 
 
 def test_what_is_no_student_is_refused() -> None:
@@ -111,6 +117,10 @@ def test_misspelt_algorithms_schedules_and_executors() -> None:
         lr_factor("cosin", 1, 2, 0)
     with pytest.raises(UserError, match=r"executor is 'thread', .*did you mean threads"):
         make_executor("thread", 2, CPU)
+    for kind in (Streams, Graph):
+        for device in (CPU, "cuda"):
+            with pytest.raises(UserError, match="streams and graphs are of a GPU"):
+                kind(device)  # type: ignore[arg-type]
     for wrong in ((0,), (2, 0), (2, 1, -1), (1.5,), ("2",)):
         with pytest.raises(UserError, match="give a whole number of at least 1"):
             Threads(*wrong)  # type: ignore[arg-type]

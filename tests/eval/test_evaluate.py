@@ -16,6 +16,8 @@ from run_cases import reconfigure
 
 from dml_fast import cli
 from dml_fast.data import DataSet, ImageSet, open_dataset
+from dml_fast.errors import UserError
+from dml_fast.eval.of_run import evaluate_run
 from dml_fast.evaluate import main
 from dml_fast.runs import trained
 from dml_fast.runs.weights import load_student
@@ -211,3 +213,9 @@ def test_a_damaged_checkpoint_is_refused(copy: Path, capsys: pytest.CaptureFixtu
     (copy / "best.pt").unlink()  # it may be the same file as last.pt
     (copy / "best.pt").write_bytes(content)
     assert "best.pt is damaged" in refusal(capsys, copy)
+
+
+@pytest.mark.parametrize(("option", "value"), [("split", "tset"), ("checkpoint", "lasst")])
+def test_a_program_may_not_misspell_options_either(option: str, value: str) -> None:
+    with pytest.raises(UserError, match=rf"{option} is '{value}', .* did you mean (test|last)"):
+        evaluate_run(Path("no/run"), **{option: value})  # type: ignore[arg-type]

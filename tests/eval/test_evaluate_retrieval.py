@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,41 @@ def test_the_table_and_the_ranked_lists(
         assert f"{100 * scores['mAP']:.2f}" in printed and f"{100 * scores['rank5']:.2f}" in printed
     assert "5 queries, re-ranked" in printed and str(picture) in printed
     assert min(Image.open(picture).size) > 200
+
+
+def test_a_place_for_the_picture_that_cannot_be_is_known_before(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dml_fast.eval.of_run.evaluate_retrieval", None)
+    (tmp_path / "file").touch()
+    for out in (tmp_path, tmp_path / "file" / "new" / "a.png", Path("/proc/nowhere/a.png")):
+        said = refusal(capsys, folder, "--ranked-lists", 2, "--out", out)
+        assert f"{out} cannot be written" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("glyph")])
+def test_a_picture_that_fails_does_not_lose_the_scores(
+    error: Exception,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("dml_fast.reporting.ranked_lists.lists_figure", fail)
+    monkeypatch.setattr(logging.getLogger("dml_fast"), "propagate", True)
+    out = tmp_path / "lists.png"
+    result = as_json(capsys, folder, "--ranked-lists", 2, "--out", out)
+    assert result["ranked_lists"] is None and result["ensemble"]["mAP"] > 0
+    assert f"{out}: not written" in caplog.text
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_markets_identities_are_searched_for_too(

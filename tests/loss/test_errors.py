@@ -74,9 +74,12 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
         r"teacher_logits\[1\] has shape \(4, 2\)",
     ),
     "teacher dtype": ({"teacher_logits": [TARGET]}, r"teacher_logits\[0\] is int64"),
-    "peer reduction": ({"peer_reduction": "max"}, "peer_reduction is 'max': use 'mean' or 'sum'"),
+    "peer reduction": (
+        {"peer_reduction": "max"},
+        "peer_reduction is 'max', which is none of mean, sum",
+    ),
     "reduction": ({"reduction": "batchmean"}, "reduction is 'batchmean'"),
-    "backend": ({"backend": "cuda"}, r"unknown backend 'cuda': use 'auto' or .*'closed_form'"),
+    "backend": ({"backend": "cuda"}, "backend is 'cuda', which is none of auto, closed_form"),
 }
 
 

@@ -73,8 +73,8 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "target": ({"target": torch.tensor([0, 1, 3, 0])}, "target 3 in row 2 is not a class"),
     "temperature": ({"temperature": 0.0}, "temperature is 0.0"),
-    "backend": ({"backend": "cuda"}, "unknown backend 'cuda'"),
-    "chunk_rows": ({"chunk_rows": 0}, "chunk_rows is 0: pass 1 or more, or None"),
+    "backend": ({"backend": "cuda"}, "backend is 'cuda', which is none of auto"),
+    "chunk_rows": ({"chunk_rows": 0}, "chunk_rows is 0: give a whole number of at least 1"),
 }
 
 

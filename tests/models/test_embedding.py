@@ -8,7 +8,7 @@ from torch import nn
 
 from dml_fast.errors import UserError
 from dml_fast.models import create_model, model_names
-from dml_fast.models.embedding import create_embedding_net
+from dml_fast.models.embedding import classifier_of, create_embedding_net
 
 SHAPE = {"num_classes": 7, "in_channels": 3}
 
@@ -30,6 +30,23 @@ def test_a_neck_takes_the_place_of_every_networks_classifier(name: str) -> None:
         p.numel() for p in net.backbone.parameters()
     )
     assert shared == 7 * net.num_features + 7  # the classifier, and nothing else
+
+
+def test_the_classifier_is_found() -> None:
+    """Of a BNNeck, as timm names it, or the last linear layer; another layer is refused."""
+    neck = create_embedding_net("resnet8", image_size=16, **SHAPE)
+    assert classifier_of(neck) is neck.classifier
+    first, last, conv = nn.Linear(3, 7), nn.Linear(3, 7), nn.Conv2d(3, 7, 1)
+    net = nn.Sequential(first, last)
+    assert classifier_of(net) is last
+    net.get_classifier = lambda: first  # type: ignore[assignment]
+    assert classifier_of(net) is first
+    net.get_classifier = lambda: conv  # type: ignore[assignment]
+    for model in (net, nn.Sequential(conv)):
+        with pytest.raises(
+            UserError, match="Sequential gives no embeddings: its last layer is not"
+        ):
+            classifier_of(model)
 
 
 def test_embeddings_are_what_the_classifier_sees() -> None:

@@ -283,10 +283,10 @@ def test_too_small_image(name: str) -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"num_classes": 0}, "num_classes is 0, and must be at least 1"),
+        ({"num_classes": 0}, "num_classes is 0: give a whole number of at least 1"),
         ({"in_channels": 0}, "in_channels is 0"),
-        ({"image_size": 0}, "image height is 0"),
-        ({"image_size": (8, -1)}, "image width is -1"),
+        ({"image_size": 0}, r"image_size \(height\) is 0"),
+        ({"image_size": (8, -1)}, r"image_size \(width\) is -1"),
     ],
 )
 def test_bad_numbers(bad: dict[str, Any], message: str) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import os
 import pickle
+import pickletools
 import sys
 import zipfile
 from collections.abc import Callable
@@ -57,6 +60,7 @@ ODD: dict[str, tuple[Callable[[Tensor], Any], str]] = {
 }
 
 
+@pytest.mark.compat
 @pytest.mark.filterwarnings("ignore:.*[Qq]uantiz")
 @pytest.mark.parametrize("case", ODD)
 @pytest.mark.parametrize("form", ["zip", "legacy"])
@@ -106,6 +110,30 @@ def test_views_and_shared_storages_are_read(tmp_path: Path) -> None:
         net = small(1)
         load_pretrained(net, str(tmp_path / "w.pth"), "small")
         assert all(torch.equal(net.state_dict()[n], state[n]) for n in state if "fc" not in n)
+
+
+def as_python_2(file: bytes) -> bytes:
+    """Rewrite the strings in the five pickles of the old format as Python 2 wrote them."""
+    source, out = io.BytesIO(file), b""
+    for _ in range(5):
+        codes = [*pickletools.genops(source), (None, None, source.tell())]
+        for (code, value, start), (_, _, end) in itertools.pairwise(codes):
+            old = code is not None and code.name == "BINUNICODE"
+            text = str(value).encode()
+            assert isinstance(start, int) and isinstance(end, int)
+            out += b"U" + bytes([len(text)]) + text if old else file[start:end]
+    return out + source.read()
+
+
+def test_files_of_python_2_are_read(tmp_path: Path) -> None:
+    state = small(0).state_dict()
+    path = tmp_path / "w.pth"
+    torch.save({"state_dict": state}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(as_python_2(path.read_bytes()))
+    assert b"X" + bytes([11, 0, 0, 0]) + b"conv.weight" not in path.read_bytes()
+    net = small(1)
+    load_pretrained(net, str(path), "small")
+    assert torch.equal(net.conv.weight, state["conv.weight"])
 
 
 def test_nesting_does_not_matter(tmp_path: Path) -> None:

@@ -110,6 +110,24 @@ def test_no_file_has_over_400_lines() -> None:
     assert not {path: lines for path, lines in lengths.items() if lines > 400}
 
 
+def test_errors_of_the_library_name_no_flags() -> None:
+    """Programs call these packages: their users have no command line."""
+    found = []
+    folders = (ROOT / "kernels", *(ROOT / "dml_fast" / p for p in ("loss", "ranking", "engine")))
+    for path in sources(".py"):
+        if path.parent not in folders:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found += [
+            f"{path.name}: {text.value}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Raise | ast.Return)
+            for text in ast.walk(node)
+            if isinstance(text, ast.Constant) and re.search(r"(^|\W)--[a-z]", str(text.value))
+        ]
+    assert not found
+
+
 def test_only_the_bindings_know_python() -> None:
     knowing = {path.name for path in sources(".cpp", ".hpp") if "pybind11" in path.read_text()}
     assert knowing == {"bindings.hpp"}

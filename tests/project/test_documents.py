@@ -178,6 +178,14 @@ def wrong_targets(text: str, page: Path) -> Iterator[str]:
             yield f"the Makefile has no target {target}"
 
 
+def wrong_tests(text: str, page: Path) -> Iterator[str]:
+    """Tests that a page names and that do not exist."""
+    for file, name in re.findall(r"(tests/[\w/]+\.py)::(\w+)", text):
+        path = ROOT / file
+        if not path.exists() or f"def {name}(" not in path.read_text(encoding="utf-8"):
+            yield f"there is no {file}::{name}"
+
+
 def wide_lines(text: str, page: Path) -> Iterator[str]:
     """Lines of prose over the width; tables, code and what a program writes may be wider."""
     written = re.compile(r"<!-- (\w+) begin -->.*?<!-- \1 end -->", re.DOTALL)
@@ -193,6 +201,7 @@ CHECKS: tuple[Check, ...] = (
     wrong_commands,
     wrong_options,
     wrong_targets,
+    wrong_tests,
     wide_lines,
 )
 OF_HISTORY: tuple[Check, ...] = (wrong_links, wide_lines)
@@ -253,6 +262,11 @@ def test_a_pages_code_runs(
         ),
         (wrong_options, "`--nothing 3`", "`--kl-weight 3`"),
         (wrong_targets, "`make nothing`", "`make test`"),
+        (
+            wrong_tests,
+            "`tests/test_rng.py::test_no`",
+            "`tests/test_rng.py::test_a_damaged_state_is_refused_or_draws`",
+        ),
         (wide_lines, "word " * 25, "| " + "word " * 25),
     ],
 )

@@ -275,8 +275,8 @@ MISTAKES: list[tuple[Any, Any, dict[str, Any], str]] = [
     (D, (*LABELS[:2], [1, 1], [1, 1, 1]), {}, "the same camera as all gallery images"),
     (D, LABELS, {"max_rank": 0}, "max_rank is 0"),
     (D, LABELS, {"topk": -1}, "topk is -1"),
-    (D, LABELS, {"ties": "random"}, "ties='random' is unknown: choose from stable, expected"),
-    (D, LABELS, {"protocol": "msmt"}, "protocol='msmt' is unknown: choose from market1501"),
+    (D, LABELS, {"ties": "random"}, "ties is 'random', which is none of stable, expected"),
+    (D, LABELS, {"protocol": "msmt"}, "protocol is 'msmt', which is none of market1501"),
     (D, LABELS, {"protocol": SingleShot(0)}, r"SingleShot\(repeats=0, seed=0\) is impossible"),
 ]
 

@@ -216,7 +216,7 @@ def test_input_types_agree() -> None:
         ({"g": (9, np.nan)}, {}, "gallery has NaN in 1 of its 5000 rows, first in row 9"),
         ({"dims": 47}, {}, "query has 47 features and gallery 48"),
         ({"dims": 0}, {}, r"query is empty, its shape is \(70, 0\)"),
-        ({}, {"metric": "dot"}, "metric='dot' is unknown: choose from cosine, euclidean"),
+        ({}, {"metric": "dot"}, "metric is 'dot', which is none of cosine, euclidean"),
         ({}, {"topk": -2}, "topk is -2"),
     ],
 )

@@ -125,8 +125,8 @@ def test_pooled_queries_are_means_or_maxima_by_identity_and_camera() -> None:
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ({"reduction": "max"}, "reduction='max' is unknown: choose from min, mean"),
-        ({"temperature": 0.0}, r"temperature is 0\.0: it must be above 0"),
+        ({"reduction": "max"}, "reduction is 'max', which is none of min, mean"),
+        ({"temperature": 0.0}, r"temperature is 0\.0: give a number above 0"),
         ({"q_sets": [1, 2]}, r"q_sets has shape \(2,\)"),
         ({"g_sets": np.zeros(40, int)}, "gallery set 0 has images of several identities"),
     ],
@@ -134,5 +134,5 @@ def test_pooled_queries_are_means_or_maxima_by_identity_and_camera() -> None:
 def test_mistakes_are_told_in_one_sentence(rules: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         rank_sets(*arguments(sets(3)), **rules)
-    with pytest.raises(UserError, match="how='sum' is unknown"):
+    with pytest.raises(UserError, match="how is 'sum', which is none of mean, max"):
         pool_queries(np.ones((2, 2)), [1, 1], [0, 0], how="sum")

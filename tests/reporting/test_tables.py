@@ -50,7 +50,8 @@ def test_an_evaluations_table_shows_names_as_they_are(
     accuracies = [{**student, "val_acc": 0.5, "accuracy": 0.5}]
     show_evaluation({**result, "students": accuracies, "ensemble_accuracy": 0.5})
     searched = [{**student, "val_mAP": 0.5, **shares}]
-    counts = {"queries": 2, "gallery": 8, "n_valid": 1, "reranked": False, "ranked_lists": name}
+    how = {"protocol": "market1501", "reranked": False, "ranked_lists": name}
+    counts = {"queries": 2, "gallery": 8, "n_valid": 1, **how}
     show_evaluation({**result, "students": searched, "ensemble": shares, **counts})
     out = capsys.readouterr().out
     assert out.count(f"split of folder:{shown(name)}; best.pt of {shown(name)}, epoch 1") == 2

@@ -202,6 +202,11 @@ def test_stale_temporaries_are_swept(run: Run) -> None:
     assert not list(run.folder.glob(".*"))
 
 
+def test_a_checkpoint_that_is_a_link_to_nothing_takes_no_room(run: Run) -> None:
+    run.checkpoint("previous").symlink_to("nowhere")
+    run.check_writable(0)
+
+
 def test_new_folders_do_not_collide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     first = new_folder(TrainConfig())

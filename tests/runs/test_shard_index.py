@@ -6,6 +6,7 @@ import importlib
 import io
 import pathlib
 import pickle
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +118,16 @@ def test_what_contradicts_itself_is_refused(folder: Path, change: Any, why: str)
     assert read_index(changed(folder, lambda m: None))
     with pytest.raises(Exception, match=why):
         read_index(changed(folder, change))
+
+
+@pytest.mark.parametrize(
+    "program",
+    [b"\x80\x02Nr\x00\x00\x00\x40.", b"\x80\x05\x96\x00\x00\x00\x00\x20\x00\x00\x00."],
+    ids=["a far place in the memo", "a long array of bytes"],
+)
+def test_no_number_in_it_takes_memory(program: bytes) -> None:
+    """Each would take gigabytes of the unpickler in C, or of Python's own."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(Exception, match=r"is no Metadata|150"):
+        read_index(program)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19  # in KiB

@@ -6,14 +6,18 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command_cases import tree
+from data_cases import pieces
 
 from dml_fast import cli, evaluate, export, report, train
+from dml_fast.config import TrainConfig
+from dml_fast.data import open_dataset
 from dml_fast.errors import UserError
 from dml_fast.runs.folder import Run
-from dml_fast.runs.trained import Trained
+from dml_fast.runs.trained import Trained, open_data
 from dml_fast.runs.weights import load_student
 
 OPTIONS = ["--arch", "resnet8", "--epochs", "1", "--batch-size", "16", "--device", "cpu"]
@@ -127,3 +131,19 @@ def test_weights_of_another_run_are_refused(runs: Path, run: Path) -> None:
     elsewhere = run / "other.safetensors"  # a name that no run gives
     path.rename(elsewhere)
     load_student(elsewhere)
+
+
+@pytest.mark.parametrize("loader", ["resident", "fallback"])
+def test_corrupt_files_that_a_run_skipped_do_not_make_other_data_of_it(
+    loader: str, tmp_path: Path
+) -> None:
+    """The resident loader leaves them out of the data set, the others do not."""
+    pieces(tmp_path / "data", 6, [(16, 16)])
+    (tmp_path / "data" / "train" / "china" / "000.jpg").write_bytes(b"no image")
+    config = TrainConfig(data=f"folder:{tmp_path / 'data'}", loader=loader, skip_corrupt=True)
+    found = open_dataset(config.data, **config.data_options).fingerprint
+    run = SimpleNamespace(config=config, facts=SimpleNamespace(fingerprint=found), folder="run")
+    assert open_data(run).fingerprint == found
+    (tmp_path / "data" / "train" / "china" / "001.jpg").unlink()
+    with pytest.raises(UserError, match="no longer holds the images"):
+        open_data(run)

@@ -15,6 +15,7 @@ from dml_fast.data.loaders.stream import open_decoder
 from dml_fast.data.sampling import sequential
 from dml_fast.data.sets import ImageSet, RetrievalSet
 from dml_fast.data.storage import Ids
+from dml_fast.errors import check_whole
 
 
 def evaluation_batches(
@@ -46,6 +47,7 @@ def evaluation_batches(
     Raises:
         UserError: a file is corrupt and that is not allowed, or sizes differ.
     """
+    check_whole("batch_size", batch_size, 1)
     normalize = Normalizer(mean, std, device)
     order = sequential(len(image_set), batch_size, rank, ranks)
     for ids, images in _pixels(image_set, order, batch_size, torch.device(device)):

@@ -11,6 +11,7 @@ from dml_fast.data.loaders.stream import StreamLoader
 from dml_fast.data.plan import Augmentation, Plan
 from dml_fast.data.sampling import WINDOW, IdentityOrder, Order, ShardOrder, ShuffledOrder
 from dml_fast.data.sets import DataSet
+from dml_fast.errors import check_whole
 
 
 def train_loader(
@@ -48,8 +49,13 @@ def train_loader(
         The loader; see `TrainBatch` for what it yields.
 
     Raises:
-        UserError: ``batch_size`` or ``num_instances`` does not fit the images.
+        UserError: ``batch_size`` or ``num_instances`` does not fit the images, or a number is
+            out of range.
     """
+    check_whole("batch_size", batch_size, 1)
+    check_whole("num_instances", num_instances, 0)
+    check_whole("views", views, 1)
+    check_whole("threads", threads, 0)
     train, together = data.train, batch_size * ranks
     order: Order
     if num_instances:
