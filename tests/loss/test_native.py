@@ -181,5 +181,5 @@ def test_nothing_is_read_or_written_outside_the_arrays(changes: dict[str, Any]) 
 
 def test_the_right_classes_may_be_ignored_ones() -> None:
     call(index=np.array([0, 1, 2, -7]), ignored=-7)
-    with pytest.raises(UserError, match=r"unknown backend 'Native'"):
+    with pytest.raises(UserError, match=r"^backend is 'Native', .*did you mean native\?"):
         mutual_loss(*cohort(3), backend="Native")
