@@ -22,7 +22,7 @@ from torch import Tensor
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.executor import Executor, Lesson, Sequential, StepResult
 from dml_fast.engine.student import Student
-from dml_fast.errors import UserError, brief, check_choice, check_number
+from dml_fast.errors import UserError, brief, check_choice, check_number, first_line
 from dml_fast.loss import mutual_loss_and_grad, peer_divergence
 from dml_fast.loss.checks import check_options
 from dml_fast.loss.triplet import triplet_loss
@@ -147,9 +147,17 @@ class Engine:
         chosen = tuple(range(count) if learners is None else learners)
         self._check_roles(chosen, teacher)
         lesson = Lesson(given, target, self.kl_weight * kl_scale, chosen, teacher)
-        if self.update == "alternating":
-            return self._alternating_step(lesson)
-        return self.executor.run(self._step, lesson, self.cohort)
+        try:
+            if self.update == "alternating":
+                return self._alternating_step(lesson)
+            return self.executor.run(self._step, lesson, self.cohort)
+        except (TypeError, AttributeError) as error:
+            if views or not isinstance(inputs, list | tuple) or len(inputs) != count:
+                raise
+            raise UserError(
+                f"a model does not take {brief(inputs)} as its inputs ({first_line(error)[:100]}): "
+                "give views=True if these are the inputs of each student"
+            ) from error
 
     def _views(self, inputs: Any) -> tuple[Any, ...]:
         """Return the inputs of each of the K students."""

@@ -257,15 +257,15 @@ def _check(model: object, optimizer: object, precision: object) -> None:
     assert isinstance(precision, Precision)
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
         kind = type(optimizer)
-        advice = "build it with fused=True"
-        if "fused" not in inspect.signature(kind).parameters:
-            advice = (
-                "it has no fused form: take SGD, Adam, AdamW or Adagrad with fused=True, or the "
-                f"loss alone (dml_fast.FusedMutualLoss) in a loop of your own with {kind.__name__}"
+        if "fused" in inspect.signature(kind).parameters:
+            raise UserError(
+                f"the optimizer {kind.__name__} of a student is not fused, so it cannot skip a bad "
+                "step on the device: build it with fused=True"
             )
         raise UserError(
-            f"the optimizer {kind.__name__} of a student is not fused, so it cannot skip a bad "
-            f"step on the device: {advice}"
+            f"the optimizer {kind.__name__} of a student has no fused form, by which a bad step is "
+            "skipped on the device: take SGD, Adam, AdamW or Adagrad with fused=True, or the loss "
+            f"alone (dml_fast.FusedMutualLoss) in a loop of your own with {kind.__name__}"
         )
     device = optimizer.param_groups[0]["params"][0].device
     if device.type != precision.device.type:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dml_fast.errors import reason
+from dml_fast.errors import UserError, reason
 from dml_fast.foreign import shown
 from dml_fast.runs.history import MAP, EpochLine, percent, score_of
 
@@ -113,6 +113,24 @@ class Reporter:
         self._events = tensorboard
         self._writer: Any = None
 
+    def open_events(self) -> None:
+        """Begin TensorBoard's file.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if self._events is None:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        try:
+            self._writer = SummaryWriter(str(self._events))
+        except OSError as error:
+            raise UserError(
+                f"--tensorboard: {self._events} cannot be written to ({reason(error)}): "
+                "make it a folder with room, or leave the option out"
+            ) from None
+
     def start(
         self,
         config: TrainConfig,
@@ -121,11 +139,7 @@ class Reporter:
         precision: Precision,
         world: World,
     ) -> None:
-        """Log what is about to be trained; from now on files may be written."""
-        if self._events is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self._events))
+        """Log what is about to be trained."""
         names = ", ".join(f"{s['arch']} ({s['parameters'] / 1e6:.2f}M)" for s in students)
         logger.info("%s: %d students: %s", config.method, len(students), names)
         if not world.single:

@@ -97,6 +97,7 @@ def build_trainer(
             run.check_writable(needed)
         if checkpoint:
             saver.resume(checkpoint)
+    reporter.open_events()
     reporter.start(config, data, saver.describe(), precision, world)
     if checkpoint:
         logger.info("continuing %s at step %d", checkpoint, progress.step)

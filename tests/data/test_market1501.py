@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from data_cases import skipped
 from hypothesis import given
 from hypothesis import strategies as st
 from market_cases import SIZE, make_market, save
+from mutations import mutations, outcome
 from PIL import Image
 
 from dml_fast.data import DataSet, RetrievalSet, check_data_spec, check_searches, open_dataset
@@ -225,6 +227,26 @@ def test_what_cannot_be_searched_is_known_before_training(
         return
     with pytest.raises(UserError, match=message):
         check_searches(f"market1501:{tmp_path}", **how)
+
+
+def test_any_name_is_accepted_or_refused_in_one_sentence(tmp_path: Path) -> None:
+    """600 names: of a query with a camera, and of one without, in sets of both kinds."""
+    accepted = 0
+    for cameras, name in ((1, 2), b"0101_c1s1_000451_03.jpg"), ((None,), b"0101_000451.jpg"):
+        root = make_market(tmp_path / str(len(cameras)), learned=2, searched=1, cameras=cameras)
+        for changed in mutations(name, 300, seed=len(cameras)):
+            path = os.fsencode(root / "query") + b"/" + changed[:250].translate(None, b"/\0")
+            if not os.path.basename(path).strip(b"."):
+                continue
+            Path(os.fsdecode(path)).touch()
+            accepted += outcome(lambda root=root: searched(root)) is not None
+            os.remove(path)
+    assert 400 < accepted < 580
+
+
+def searched(root: Path) -> bool:
+    check_searches(f"market1501:{root}", val_fraction=0.5, camera_rule=True)
+    return True
 
 
 def test_corrupt_images_stop_the_run_or_are_left_out(tmp_path: Path) -> None:

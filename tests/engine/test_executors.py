@@ -90,6 +90,8 @@ def test_views_differ_and_each_student_gets_its_own() -> None:
         assert_same(a, b)
     with pytest.raises(UserError, match=r"3 views .* 2 students"):
         engine_of(models).step([x0, x1, x1], y, views=True)
+    with pytest.raises(UserError, match=r"does not take a list of length 2 .*: give views=True if"):
+        engine_of(models).step([x0, x1], y)
     with pytest.raises(UserError, match=r"views=True got a Tensor of shape \(6, 1, 8, 8\)"):
         engine_of(models).step(x0, y, views=True)
 

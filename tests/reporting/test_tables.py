@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dml_fast.foreign import shown
+from dml_fast.reporting.console import PlainConsole, at_the_end, logger, set_up_logging
 from dml_fast.reporting.tables import show_evaluation, show_run
 
 ODD_NAMES = ["o [x]", "[/]", "[red]y", ":smile:", "caf\udce9", "a\tb\nc", "\x1b[31m", "$x^$"]
@@ -57,3 +59,26 @@ def test_an_evaluations_table_shows_names_as_they_are(
     assert out.count(f"split of folder:{shown(name)}; best.pt of {shown(name)}, epoch 1") == 2
     assert f"ensemble: {shown(name)}\n" in out
     assert out.count(f" {shown(name)} ") == 2
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+@pytest.mark.parametrize("terminal", ["", "1"])
+def test_a_message_shows_names_as_they_are(
+    name: str, terminal: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", terminal)
+    monkeypatch.setenv("COLUMNS", "200")
+    for attribute in ("handlers", "propagate", "level"):
+        monkeypatch.setattr(logger, attribute, getattr(logger, attribute))
+    set_up_logging(PlainConsole(stderr=True))
+    logger.warning("continuing %s at step %d", name, 3)
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"continuing {shown(name)} at step 3" in re.sub(r"\x1b\[[\d;]*m", "", line)
+
+
+def test_an_error_at_the_end_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    with at_the_end("curves.png", "again"):
+        raise ValueError("\n  many\n lines of a parser")
+    assert [record.message for record in caplog.records] == [
+        "curves.png: not written (many); again"
+    ]

@@ -132,15 +132,23 @@ def test_events_of_tensorboard_that_cannot_be_written_are_named_once(
 ) -> None:
     class Full:
         def __init__(self, folder: str) -> None:
-            pass
+            if started:
+                self.add_scalar()
 
         def add_scalar(self, *values: Any) -> None:
             raise OSError(28, "No space left on device")
 
         close = add_scalar
 
+    started: list[bool] = []
+
     module = SimpleNamespace(SummaryWriter=Full)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     monkeypatch.setattr("dml_fast.config._require", lambda *names: None)
     assert train(*THREE_EPOCHS, "--tensorboard", "--out", str(tmp_path / "run")) == 0
     assert capfd.readouterr().err.count("(No space left on device): metrics.jsonl has all") == 1
+    started.append(True)
+    assert train(*QUICK, "--tensorboard", "--out", str(tmp_path / "other")) == 2
+    err = capfd.readouterr().err
+    assert "tensorboard cannot be written to (No space left on device): make it a folder" in err
+    assert not (tmp_path / "other").exists()
