@@ -97,7 +97,7 @@ def test_a_damaged_description_is_that_of_its_text_or_refused(run: Run) -> None:
     text = json.loads(run.config_file.read_text())
     expected = read(run)
     accepted = 0
-    for changed in json_texts(text, 300):
+    for changed in json_texts(text, 200):
         replace(run.config_file, changed)
         found = outcome(lambda: read(run))
         if found is None:
