@@ -24,6 +24,8 @@ from distributed_cases import (
     wait_for_step,
 )
 
+from dml_fast.foreign import shown
+
 pytestmark = pytest.mark.processes
 
 OPTIONS = (
@@ -65,7 +67,7 @@ def test_a_killed_rank_ends_the_others(tmp_path: Path, undisturbed: dict[str, An
 def test_torchrun_restarts_from_the_last_checkpoint(
     victim: int, tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:
-    folder = tmp_path / "run"
+    folder = tmp_path / os.fsdecode(b"run\xff [x]")  # the store takes names of any bytes
     job = start(2, *OPTIONS, "--out", str(folder), torchrun=("--max-restarts", "2"))
     for step in (8, 40):
         wait_for_step(job, folder, step)
@@ -74,7 +76,7 @@ def test_torchrun_restarts_from_the_last_checkpoint(
         while any(map(is_alive, before.values())):
             time.sleep(0.05)
     output = finish(job)
-    assert output.count(f"continuing {folder}/last.pt at step ") == 2
+    assert output.count(f"continuing {shown(folder)}/last.pt at step ") == 2
     assert not differences(content(folder), undisturbed)
 
 
@@ -147,7 +149,7 @@ def test_an_error_of_one_rank_is_told_with_its_rank(tmp_path: Path, rank: int) -
         "    def forward(self, x):\n"
         "        self.calls += 1\n"
         f"        if os.environ['RANK'] == '{rank}' and self.calls == 9:\n"
-        "            raise ValueError('a bug of the user')\n"
+        "            raise ValueError('a bug with caf\\udce9')\n"
         "        return super().forward(x)\n"
         "def build(*, num_classes, in_channels, image_size):\n"
         "    return Breaks(num_classes, in_channels, image_size[0])\n"
@@ -161,7 +163,7 @@ def test_an_error_of_one_rank_is_told_with_its_rank(tmp_path: Path, rank: int) -
     assert [code for code, _ in ends] == [1, 1, 1]
     said = [line for _, output in ends for line in output.splitlines() if "error: " in line]
     assert len(said) == 1
-    reason = f"error: rank {rank} failed (ValueError: a bug of the user), at step "
+    reason = f"error: rank {rank} failed (ValueError: a bug with caf\\xe9), at step "
     assert said[0].startswith(reason)
 
 

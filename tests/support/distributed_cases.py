@@ -164,9 +164,9 @@ def executed() -> Iterator[tuple[int, list[str], dict[str, str]]]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
-                command = (entry / "cmdline").read_text().split("\0")
-                variables = (entry / "environ").read_text().split("\0")
-            except (OSError, UnicodeDecodeError):
+                command = os.fsdecode((entry / "cmdline").read_bytes()).split("\0")
+                variables = os.fsdecode((entry / "environ").read_bytes()).split("\0")
+            except OSError:
                 continue
             yield int(entry.name), command, dict(v.split("=", 1) for v in variables if "=" in v)
 
