@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dml_fast.config import TrainConfig, flag
-from dml_fast.errors import UserError
-from dml_fast.foreign import Unfit, reading, short, typed
+from dml_fast.errors import UserError, brief
+from dml_fast.foreign import Unfit, reading, typed
 
 MAY_CHANGE_ON_RESUME = frozenset({
     "backend", "data", "data_threads", "device", "executor", "fsdp", "loader", "log_every",
@@ -41,7 +41,7 @@ def from_mapping(values: Any, where: str) -> TrainConfig:
             wrong type.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{where}: the configuration is {short(values)}: give names and values")
+        raise UserError(f"{where}: the configuration is {brief(values)}: give names and values")
     hints = get_type_hints(TrainConfig)
     names = [field.name for field in fields(TrainConfig)]
     kwargs: dict[str, Any] = {}
@@ -50,7 +50,7 @@ def from_mapping(values: Any, where: str) -> TrainConfig:
         if name not in names:
             near = difflib.get_close_matches(name[:99], names, n=2)
             hint = f"did you mean {' or '.join(near)}?" if near else "see --help for the names"
-            raise UserError(f"{where}: unknown key {short(key)}; {hint}")
+            raise UserError(f"{where}: unknown key {brief(key)}; {hint}")
         if name in kwargs:
             raise UserError(f"{where}: {key} is there twice: leave one out")
         kwargs[name] = _typed(value, hints[name], f"{where}: {key}")
@@ -110,4 +110,4 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
             wanted = f"one of {', '.join(get_args(hint))}"
         else:
             wanted = f"a value of type {hint.__name__}"
-        raise UserError(f"{where} is {short(value)}: give {wanted}") from None
+        raise UserError(f"{where} is {brief(value)}: give {wanted}") from None

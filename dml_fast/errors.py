@@ -104,13 +104,18 @@ def check_whole(name: str, value: object, least: int) -> None:
 def brief(value: object) -> str:
     """Return what a value is, in a few words that a message can quote."""
     if value is None or isinstance(value, Number):
-        return str(value)
-    if isinstance(value, str):
-        return repr(value if len(value) <= 80 else f"{value[:77]}...")
+        try:
+            text = str(value)
+        except ValueError:  # it has over 4,300 digits
+            return "a number of thousands of digits"
+        return text if len(text) <= 80 else f"{text[:77]}..."
+    if isinstance(value, str | bytes):
+        end: Any = "..." if isinstance(value, str) else b"..."
+        return repr(value if len(value) <= 80 else value[:77] + end)
     kind = type(value).__name__
     article = "an" if kind[0] in "AEIOUaeiou" else "a"
-    if isinstance(value, Mapping):
-        return f"{article} {kind} with the keys {', '.join(map(repr, [*value][:6]))}"
+    if isinstance(value, Mapping) and value:
+        return f"{article} {kind} with the keys {', '.join(map(brief, [*value][:6]))}"
     if isinstance(value, list | tuple):
         return f"{article} {kind} of length {len(value)}"
     if (shape := getattr(value, "shape", None)) is not None:

@@ -12,10 +12,9 @@ from functools import lru_cache
 from math import isfinite
 from typing import IO, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from dml_fast.errors import UserError, printable, reason
+from dml_fast.errors import UserError, brief, printable, reason
 
 _LONGEST = 200  # characters of an error's message
-_LONGEST_VALUE = 40  # characters of a value in it
 _LARGEST = 2**63  # whole numbers of files are smaller, as they are those of torch and numpy
 
 
@@ -44,8 +43,8 @@ def reading(what: str | os.PathLike[str], advice: str = "restore it") -> Iterato
     except Exception as error:  # RecursionError and MemoryError too
         words = "cannot be read" if isinstance(error, OSError) else "is damaged"
         name = "" if isinstance(error, OSError | Unfit) else f"{type(error).__name__}: "
-        why = shown(f"{name}{reason(error)}"[:_LONGEST])
-        raise UserError(f"{shown(what)} {words} ({why}): {advice}") from None
+        why = f"{name}{reason(error)}"[:_LONGEST]
+        raise UserError(f"{what} {words} ({why}): {advice}") from None
 
 
 def content(path: str | os.PathLike[str], advice: str = "restore it") -> bytes:
@@ -139,7 +138,7 @@ def typed(value: Any, hint: Any, where: str) -> Any:
     elif origin is dict and isinstance(value, dict):
         key, item = parts
         found = {
-            typed(k, key, f"a key of {where}"): typed(v, item, f"{where}.{short(k)}")
+            typed(k, key, f"a key of {where}"): typed(v, item, f"{where}.{brief(k)}")
             for k, v in value.items()
         }
         # itself where nothing was converted: a torch module's state has attributes
@@ -166,12 +165,12 @@ def typed(value: Any, hint: Any, where: str) -> Any:
         or (origin is None and hint not in (int, float) and isinstance(value, hint))
     ):
         return value
-    raise Unfit(f"{where} is {short(value)} and not {_words(hint)}")
+    raise Unfit(f"{where} is {brief(value)} and not {_words(hint)}")
 
 
 def _typed_dict(value: Any, hint: Any, where: str) -> dict[str, Any]:
     if type(value) is not dict:
-        raise Unfit(f"{where} is {short(value)} and not an object")
+        raise Unfit(f"{where} is {brief(value)} and not an object")
     for name in sorted(hint.__required_keys__ - value.keys()):
         raise Unfit(f"{where} has no {name}")
     hints = _hints(hint)
@@ -201,18 +200,6 @@ def _words(hint: Any) -> str:
     if origin in (list, tuple):
         return "such a list"
     return "an object" if origin is dict else f"a {hint.__name__}"
-
-
-def short(value: object) -> str:
-    """Return a value of a foreign file for a message, with an end."""
-    if isinstance(value, list | tuple | dict | set):  # as deep as its text was
-        return f"a {type(value).__name__} of {len(value)}"
-    try:
-        text = repr(value)
-    except ValueError:  # a whole number of over 4,300 digits
-        return "a number of thousands of digits"
-    text = shown(text)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
 def shown(name: object) -> str:

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dml_fast.errors import UserError, reason
-from dml_fast.foreign import shown
 
 _log = logging.getLogger("dml_fast")
 
@@ -137,7 +136,7 @@ def local_ranks() -> int:
 def _positive(name: str, most: int, problem: str) -> int:
     text = os.environ[name]
     if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= most:
-        raise UserError(f"{name}={shown(text[:40])} {problem}")
+        raise UserError(f"{name}={text[:40]} {problem}")
     return int(text)
 
 

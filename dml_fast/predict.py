@@ -12,7 +12,7 @@ from tyro.conf import Positional
 
 from dml_fast import cli
 from dml_fast.config import flag
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, check_whole
 from dml_fast.foreign import shown
 
 
@@ -56,8 +56,7 @@ class PredictArguments:
         if not self.images:
             raise UserError("there are no images to predict: give files or folders")
         for name in ("top", "batch_size"):
-            if (value := getattr(self, name)) < 1:
-                raise UserError(f"{flag(name)} is {value}: give a whole number of at least 1")
+            check_whole(flag(name), getattr(self, name), 1)
         if not self.out and self.features is None:
             raise UserError("give --out FILE.csv or .jsonl for classes, or --features FILE.npz")
         if self.out and self.out != "-" and Path(self.out).suffix not in (".csv", ".jsonl"):

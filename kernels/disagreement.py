@@ -1,7 +1,7 @@
 """The statistics that compare the students, for ``return_stats=True``.
 
 They are each student's entropy, the divergence of each pair, and the mutual information
-H(mean p) - mean H(p).
+H(mean p) - mean H(p), which is the mean divergence from p to mean p.
 """
 
 from __future__ import annotations
@@ -15,17 +15,22 @@ from dml_fast.kernels.rows import LN2
 @triton.jit
 def disagree_here(
     log_ps,
+    logs,
+    excesses,
     usables,
-    neg_entropies,
     partials,
     information,
     row,
     ok,
     K: tl.constexpr,
+    C: tl.constexpr,
     R: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Store the statistics of rows whose base-2 log-probabilities are in registers."""
+    """Store the statistics of rows whose log2 (C p) are in registers.
+
+    ``logs`` and ``excesses`` are log2 d and log2 (d / C).
+    """
     pid = tl.program_id(0)
     programs = tl.num_programs(0).to(tl.int64)
     here = partials + pid
@@ -33,19 +38,22 @@ def disagree_here(
     for k in tl.static_range(K):
         count += tl.where(usables[k], 1.0, 0.0)
     mean = tl.zeros((R, BLOCK), tl.float32)
-    mean_entropy = tl.zeros((R, 1), tl.float32)
+    gaps = tl.zeros((R, BLOCK), tl.float32)
     for k in tl.static_range(K):
-        mean += tl.where(usables[k], tl.exp2(log_ps[k]) / count, 0.0)
-        mean_entropy -= neg_entropies[k] / count
-        entropy = tl.where(usables[k], -LN2 * neg_entropies[k], float("nan"))
+        p = tl.where(usables[k], tl.exp2(log_ps[k]), 0.0)
+        products = tl.where(p > 0.0, p * log_ps[k], 0.0)
+        mean += p / count
+        gaps += products / count
+        peak = tl.sum(products, axis=1, keep_dims=True) / C
+        entropy = tl.where(usables[k], LN2 * ((logs[k] - excesses[k]) - peak), float("nan"))
         tl.store(here + (4 * K + k) * programs, tl.sum(tl.where(ok, entropy, 0.0)))
         for j in tl.static_range(K):
             terms = pair_divergence(log_ps[k], log_ps[j])
-            pair = tl.sum(terms, axis=1, keep_dims=True)
+            pair = tl.sum(terms, axis=1, keep_dims=True) / C
             pair = tl.where(usables[k] & usables[j], tl.maximum(pair, 0.0), float("nan"))
             tl.store(here + (5 * K + 1 + k * K + j) * programs, tl.sum(tl.where(ok, pair, 0.0)))
-    joint = tl.where(mean > 0.0, mean * tl.log2(tl.maximum(mean, 1e-37)), 0.0)
-    gap = LN2 * (-tl.sum(joint, axis=1, keep_dims=True) - mean_entropy)
+    gaps -= mean * tl.log2(tl.maximum(mean, 1e-37))
+    gap = tl.sum(gaps, axis=1, keep_dims=True) * (LN2 / C)
     gap = tl.where(count > 0.0, tl.maximum(gap, 0.0), float("nan"))
     tl.store(information + row, gap, mask=ok)
     tl.store(here + 5 * K * programs, tl.sum(tl.where(ok, gap, 0.0)))
@@ -58,7 +66,6 @@ def disagree_again(
     tops,
     logs,
     rate,
-    neg_entropies,
     partials,
     information,
     far,
@@ -81,34 +88,43 @@ def disagree_again(
     pairs = ()
     for _ in tl.static_range(K * K):
         pairs = pairs + (nothing,)
-    joint = nothing
+    entropies = ()
+    for _ in tl.static_range(K):
+        entropies = entropies + (nothing,)
+    total = nothing
     for start in range(0, C, STEP):
         col = start + lane
         log_ps = ()
         mean = tl.zeros((THREADS, EACH), tl.float32)
+        new_entropies = ()
         for k in tl.static_range(K):
             z = tl.load(zs[k] + far * Z_ROW + col * Z_COL, mask=col < C, other=float("-inf"))
             log_p = (z.to(tl.float32) - tops[k]) * rate - logs[k]
-            mean += tl.where(usables[k], tl.exp2(log_p) / count, 0.0)
+            p = tl.where(usables[k], tl.exp2(log_p), 0.0)
+            products = tl.where(p > 0.0, p * log_p, 0.0)
+            mean += p / count
+            terms = tl.sum(products, axis=1, keep_dims=True)
+            new_entropies = new_entropies + (entropies[k] - terms,)
             log_ps = log_ps + (log_p,)
+        entropies = new_entropies
         new_pairs = ()
         for k in tl.static_range(K):
             for j in tl.static_range(K):
                 terms = tl.sum(pair_divergence(log_ps[k], log_ps[j]), axis=1, keep_dims=True)
                 new_pairs = new_pairs + (pairs[k * K + j] + terms,)
         pairs = new_pairs
-        terms = tl.where(mean > 0.0, mean * tl.log2(tl.maximum(mean, 1e-37)), 0.0)
-        joint += tl.sum(terms, axis=1, keep_dims=True)
-    mean_entropy = 0.0
+        log_mean = tl.log2(tl.maximum(mean, 1e-37))
+        for k in tl.static_range(K):
+            terms = tl.sum(pair_divergence(log_ps[k], log_mean), axis=1, keep_dims=True)
+            total += tl.where(usables[k], terms / count, 0.0)
     for k in tl.static_range(K):
-        mean_entropy -= neg_entropies[k] / count
-        entropy = tl.where(usables[k], -LN2 * neg_entropies[k], float("nan"))
+        entropy = tl.where(usables[k], LN2 * tl.sum(entropies[k]), float("nan"))
         tl.store(here + (4 * K + k) * programs, entropy)
         for j in tl.static_range(K):
             pair = tl.maximum(tl.sum(pairs[k * K + j]), 0.0)
             pair = tl.where(usables[k] & usables[j], pair, float("nan"))
             tl.store(here + (5 * K + 1 + k * K + j) * programs, pair)
-    gap = LN2 * (-tl.sum(joint) - mean_entropy)
+    gap = tl.sum(total)
     gap = tl.where(count > 0.0, tl.maximum(gap, 0.0), float("nan"))
     tl.store(information + far, gap)
     tl.store(here + 5 * K * programs, gap)

@@ -3,7 +3,7 @@
 A program holds R rows of all L distributions in registers, as z - max. The peers enter as
 S = Σ_l p_l, whose sum includes l = k, which adds KL(p_k || p_k) = 0:
 
-    KL_k = T² ln2 share (Σ_l Σ_c p_l log2 p_l - Σ_c S log2 p_k)
+    KL_k = T² ln2 share (Σ_l Σ_c p_l log2 (C p_l) - Σ_c S log2 (C p_k))
     g_k  = A_k p_k - B_k S - [y] c_k            A, B, c: constants of the row
 
 So nothing is computed pair by pair, and a gradient takes two multiply-adds. One launch writes the
@@ -29,6 +29,7 @@ from dml_fast.kernels.rows import (
     dense_target,
     gradient_tile,
     label_share,
+    log_softmax,
     peer_share,
     read_labels,
     read_scalar,
@@ -165,15 +166,16 @@ def one_pass(
         tl.store(saved + (2 * L + K) * N.to(tl.int64) + far, mass, mask=ok)
 
     # Each distribution, and their sum.
-    us = ()  # log2 p; with a temperature other than 1, z - max
+    us = ()  # log2 (p d); with a temperature other than 1, z - max
     usables = ()
     logs = ()  # log2 d at T
+    excesses = ()  # log2 (d / C)
     logs_1 = ()  # and at T = 1, students only
     own_us = ()  # z - max at the label
     rights = ()
-    neg_entropies = ()  # Σ p log2 p
+    peaks = ()  # Σ p log2 (C p)
     count = tl.zeros((R, 1), tl.float32)
-    peer_neg_entropy = tl.zeros((R, 1), tl.float32)
+    peer_peak = tl.zeros((R, 1), tl.float32)
     mix = tl.zeros((R, BLOCK), tl.float32)
     for i in tl.static_range(L):
         z = raws[i].to(tl.float32)
@@ -189,20 +191,22 @@ def one_pass(
         scale = tl.where(usable, 1.0 / d, 0.0)
         count += tl.where(usable, 1.0, 0.0)
         if L > 1 or STATS > 1:
+            excess = tl.where(usable, tl.log2(d * (1.0 / C)), 0.0)
             products = e * t
             if PEER_WEIGHT:
                 products = tl.where(e > 0.0, products, 0.0)
-            neg_entropy = tl.sum(products, axis=1, keep_dims=True) * scale - log_d
+            peak = tl.sum(products, axis=1, keep_dims=True) * scale - excess
             if PEER_WEIGHT:
-                neg_entropy = tl.where(usable, neg_entropy, 0.0)
-            peer_neg_entropy += neg_entropy
-            neg_entropies = neg_entropies + (neg_entropy,)
+                peak = tl.where(usable, peak, 0.0)
+            peer_peak += peak
+            excesses = excesses + (excess,)
+            peaks = peaks + (peak,)
             if not PEER_WEIGHT:
                 mix += e * scale
         if TEMPERED:
             us = us + (u,)
         else:
-            us = us + (t - log_d,)
+            us = us + (t,)
         usables = usables + (usable,)
         logs = logs + (log_d,)
         if i < K:
@@ -232,39 +236,40 @@ def one_pass(
             if i < K:
                 tl.store(saved + (2 * L + i) * N.to(tl.int64) + far, log_d_1, mask=ok)
 
-    # The dot product of each student with its peers: Σ S log2 p_k.
+    # The dot product of each student with its peers: Σ S log2 (C p_k).
     peer_dots = ()
     for k in tl.static_range(K):
         peer_dot = tl.zeros((R, 1), tl.float32)
         if L > 1 and not PEER_WEIGHT:
-            log_p = us[k] * rate - logs[k] if TEMPERED else us[k]
-            peer_dot = tl.sum(mix * log_p, axis=1, keep_dims=True)
+            t = us[k] * rate if TEMPERED else us[k]
+            peer_dot = tl.sum(mix * t, axis=1, keep_dims=True) - count * excesses[k]
         peer_dots = peer_dots + (peer_dot,)
-    if L > 1 or STATS > 1:
-        finite_probe = peer_neg_entropy
+    if L > 1:
+        finite_probe = peer_peak
         for k in tl.static_range(K):
             finite_probe += peer_dots[k]
         # x - x is 0 for a finite x, and NaN otherwise.
         broken = tl.sum(tl.where(ok & ((finite_probe - finite_probe) != 0.0), 1, 0))
         if broken > 0:
-            new_entropies = ()
-            peer_neg_entropy = tl.zeros((R, 1), tl.float32)
+            new_peaks = ()
+            peer_peak = tl.zeros((R, 1), tl.float32)
             mix = tl.zeros((R, BLOCK), tl.float32)
             for i in tl.static_range(L):
-                log_p = us[i] * rate - logs[i] if TEMPERED else us[i]
+                t = us[i] * rate if TEMPERED else us[i]
                 # Unlike the exponential below, or the compiler would keep all of them for reuse.
-                p = tl.where(usables[i], tl.exp2(tl.maximum(log_p, LEAST)), 0.0)
-                products = tl.where(p > 0.0, p * log_p, 0.0)
-                neg_entropy = tl.sum(products, axis=1, keep_dims=True)
-                new_entropies = new_entropies + (neg_entropy,)
-                peer_neg_entropy += neg_entropy
+                p = tl.where(usables[i], tl.exp2(tl.maximum(t, LEAST) - logs[i]), 0.0)
+                products = tl.where(p > 0.0, p * t, 0.0)
+                peak = tl.sum(products, axis=1, keep_dims=True) - excesses[i]
+                new_peaks = new_peaks + (peak,)
+                peer_peak += peak
                 mix += p
             new_peer_dots = ()
             for k in tl.static_range(K):
-                log_p = us[k] * rate - logs[k] if TEMPERED else us[k]
-                products = tl.where(mix > 0.0, mix * log_p, 0.0)
-                new_peer_dots = new_peer_dots + (tl.sum(products, axis=1, keep_dims=True),)
-            neg_entropies = new_entropies
+                t = us[k] * rate if TEMPERED else us[k]
+                products = tl.where(mix > 0.0, mix * t, 0.0)
+                peer_dot = tl.sum(products, axis=1, keep_dims=True) - count * excesses[k]
+                new_peer_dots = new_peer_dots + (peer_dot,)
+            peaks = new_peaks
             peer_dots = new_peer_dots
 
     of_row = tl.full((R, 1), 1.0, tl.float32)
@@ -299,25 +304,27 @@ def one_pass(
     # Each student's divergence, loss and gradient.
     programs = tl.num_programs(0).to(tl.int64)
     for k in tl.static_range(K):
-        log_p = us[k] * rate - logs[k] if TEMPERED else us[k]
+        log_p = log_softmax(us[k], logs[k], rate, TEMPERED)
         log_q = us[k] * LOG2E - logs_1[k] if TEMPERED else log_p
         peer_dot = peer_dots[k]
-        peer_neg_entropy_k = peer_neg_entropy
+        peer_peak_k = peer_peak
         mass_k = count
         if PEER_WEIGHT:
             mix = tl.zeros((R, BLOCK), tl.float32)
-            peer_neg_entropy_k = tl.zeros((R, 1), tl.float32)
+            peer_peak_k = tl.zeros((R, 1), tl.float32)
             mass_k = tl.zeros((R, 1), tl.float32)
             for i in tl.static_range(L):
                 weight = tl.load(peer_weight + k * L + i)
-                peer = us[i] * rate - logs[i] if TEMPERED else us[i]
+                peer = log_softmax(us[i], logs[i], rate, TEMPERED)
                 mix += tl.where(usables[i], weight * tl.exp2(peer), 0.0)
-                peer_neg_entropy_k += weight * neg_entropies[i]
+                peer_peak_k += weight * peaks[i]
                 mass_k += tl.where(usables[i], weight, 0.0)
-            peer_dot = tl.sum(tl.where(mix != 0.0, mix * log_p, 0.0), axis=1, keep_dims=True)
+            t = us[k] * rate if TEMPERED else us[k]
+            peer_dot = tl.sum(tl.where(mix != 0.0, mix * t, 0.0), axis=1, keep_dims=True)
+            peer_dot -= mass_k * excesses[k]
         kl = tl.zeros((R, 1), tl.float32)
         if L > 1:
-            kl = peer_neg_entropy_k - peer_dot
+            kl = peer_peak_k - peer_dot
             if not PEER_WEIGHT:
                 kl = tl.maximum(kl, 0.0)  # never negative, except by rounding
             kl = kl * (LN2 * temperature * temperature) * share * of_row
@@ -370,9 +377,11 @@ def one_pass(
     if STATS > 1:
         log_ps = ()
         for k in tl.static_range(K):
-            log_p = us[k] * rate - logs[k] if TEMPERED else us[k]
-            log_ps = log_ps + (log_p,)
-        disagree_here(log_ps, usables, neg_entropies, partials, information, row, ok, K, R, BLOCK)
+            # Unlike log_p above, or the compiler would keep that for reuse.
+            log_ps = log_ps + (log_softmax(us[k], excesses[k], rate, TEMPERED),)
+        disagree_here(
+            log_ps, logs, excesses, usables, partials, information, row, ok, K, C, R, BLOCK
+        )
     if not BY_ROW or STATS > 0:
         finish(
             partials,

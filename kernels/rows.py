@@ -6,9 +6,12 @@ their maximum and T the temperature,
     log2 p = (z - m) log2(e) / T - log2 d,    d = Σ 2^((z - m) log2(e) / T)
 
 The maximum is subtracted before the scaling; in the other order a common offset of 1e4 causes an
-error of 3.6e-4. A row is usable if d > 0: a row with NaN or +inf, or with only -inf, has d = NaN
-or 0. The maximum cannot show this: in hardware it ignores NaN. Values for each row are (R, 1) or
-scalars, tiles are (R, BLOCK).
+error of 3.6e-4. Divergences use log2 (d / C), not log2 d: where students agree, all log2 d are
+close to log2 C, and the rounding errors of that would be most of their differences, times T².
+
+A row is usable if d > 0: a row with NaN or +inf, or with only -inf, has d = NaN or 0. The maximum
+cannot show this: in hardware it ignores NaN. Values for each row are (R, 1) or scalars, tiles are
+(R, BLOCK).
 """
 
 from __future__ import annotations
@@ -111,6 +114,16 @@ def dense_target(
     if CLASS_WEIGHT:
         dense = dense * tl.load(class_weight + col, mask=col < C, other=0.0)
     return raw, tl.where(inside, dense, 0.0)
+
+
+@triton.jit
+def log_softmax(t, log_d, rate, TEMPERED: tl.constexpr):
+    """Return log2 p from what one_pass keeps: z - max, scaled already if T = 1."""
+    if TEMPERED:
+        log_p = t * rate - log_d
+    else:
+        log_p = t - log_d
+    return log_p
 
 
 @triton.jit

@@ -9,7 +9,7 @@ sums
 When a maximum moves by δ, it rescales them: d <- a d, D_lk <- a_l (D_lk + δ_k d_l), with
 a = 2^δ. At the end of the row the threads' sums are joined in the same way, and
 
-    Σ_c p_l log2 p_k = D_lk / d_l - log2 d_k
+    Σ_c p_l log2 (C p_k) = D_lk / d_l - log2 (d_k / C)
 
 gives the entropies and all pairs. So autograd's forward pass reads the logits once, and its
 backward pass once more (gradient.py). The engine's path computes the gradients in a second sweep,
@@ -245,7 +245,8 @@ def two_sweep(
     moves = ()
     usables = ()
     logs = ()
-    neg_entropies = ()
+    excesses = ()  # log2 (d / C)
+    peaks = ()  # Σ p log2 (C p)
     count = 0.0
     for i in tl.static_range(L):
         top = tl.max(tops[i])
@@ -258,8 +259,9 @@ def two_sweep(
         moves = moves + (move,)
         usables = usables + (usable,)
         logs = logs + (log_d,)
-    peer_dots = ()  # Σ_l w_kl Σ_c p_l log2 p_k
-    peer_neg_entropies = ()  # Σ_l w_kl Σ_c p_l log2 p_l
+        excesses = excesses + (tl.where(usable, tl.log2(d * (1.0 / C)), 0.0),)
+    peer_dots = ()  # Σ_l w_kl Σ_c p_l log2 (C p_k)
+    peer_peaks = ()  # Σ_l w_kl Σ_c p_l log2 (C p_l)
     masses = ()  # Σ_l w_kl
     finite_probe = 0.0
     for i in tl.static_range(L):
@@ -267,29 +269,29 @@ def two_sweep(
             at_home = cross[i * K + i]
         else:
             at_home = own_cross[i - K]
-        neg_entropy = joined(at_home, sums[i], moves[i], moves[i], row_sums[i]) - logs[i]
-        neg_entropies = neg_entropies + (neg_entropy,)
-        finite_probe += neg_entropy
+        peak = joined(at_home, sums[i], moves[i], moves[i], row_sums[i]) - excesses[i]
+        peaks = peaks + (peak,)
+        finite_probe += peak
         count += tl.where(usables[i], 1.0, 0.0)
     for k in tl.static_range(K):
         peer_dot = 0.0
-        peer_neg_entropy = 0.0
+        peer_peak = 0.0
         mass_k = 0.0
         for i in tl.static_range(L):
             weight = 1.0
             if PEER_WEIGHT:
                 weight = tl.load(peer_weight + k * L + i)
-            seen = joined(cross[i * K + k], sums[i], moves[k], moves[i], row_sums[i]) - logs[k]
+            seen = joined(cross[i * K + k], sums[i], moves[k], moves[i], row_sums[i]) - excesses[k]
             peer_dot += weight * seen
-            peer_neg_entropy += weight * neg_entropies[i]
+            peer_peak += weight * peaks[i]
             mass_k += tl.where(usables[i], weight, 0.0)
         peer_dots = peer_dots + (peer_dot,)
-        peer_neg_entropies = peer_neg_entropies + (peer_neg_entropy,)
+        peer_peaks = peer_peaks + (peer_peak,)
         masses = masses + (mass_k,)
         finite_probe += peer_dot
 
     # x - x is 0 for a finite x, and NaN otherwise.
-    if ((finite_probe - finite_probe) != 0.0) & (L > 1 or STATS > 1):
+    if ((finite_probe - finite_probe) != 0.0) & (L > 1):
         careful = ()
         for i in tl.static_range(L + K):
             careful = careful + (nothing,)
@@ -298,19 +300,19 @@ def two_sweep(
             inside = col < C
             new = ()
             ps = ()
-            log_ps = ()
+            ts = ()
             for i in tl.static_range(L):
                 if i < K:
                     at = far * Z_ROW + col * Z_COL
                 else:
                     at = far * T_ROW + col * T_COL
                 z = tl.load(zs[i] + at, mask=inside, other=float("-inf")).to(tl.float32)
-                log_p = (z - row_tops[i]) * rate - logs[i]
-                p = tl.where(usables[i], tl.exp2(log_p), 0.0)
-                products = tl.where(p > 0.0, p * log_p, 0.0)
+                t = (z - row_tops[i]) * rate
+                p = tl.where(usables[i], tl.exp2(t - logs[i]), 0.0)
+                products = tl.where(p > 0.0, p * t, 0.0)
                 new = new + (careful[i] + tl.sum(products, axis=1, keep_dims=True),)
                 ps = ps + (p,)
-                log_ps = log_ps + (log_p,)
+                ts = ts + (t,)
             for k in tl.static_range(K):
                 mix = tl.zeros((THREADS, EACH), tl.float32)
                 for i in tl.static_range(L):
@@ -318,26 +320,25 @@ def two_sweep(
                         mix += tl.load(peer_weight + k * L + i) * ps[i]
                     else:
                         mix += ps[i]
-                products = tl.where(mix != 0.0, mix * log_ps[k], 0.0)
+                products = tl.where(mix != 0.0, mix * ts[k], 0.0)
                 new = new + (careful[L + k] + tl.sum(products, axis=1, keep_dims=True),)
             careful = new
-        new_entropies = ()
+        new_peaks = ()
         new_peer_dots = ()
-        new_peer_neg_entropies = ()
+        new_peer_peaks = ()
         for i in tl.static_range(L):
-            new_entropies = new_entropies + (tl.sum(careful[i]),)
+            new_peaks = new_peaks + (tl.sum(careful[i]) - excesses[i],)
         for k in tl.static_range(K):
-            peer_neg_entropy = 0.0
+            peer_peak = 0.0
             for i in tl.static_range(L):
                 if PEER_WEIGHT:
-                    peer_neg_entropy += tl.load(peer_weight + k * L + i) * new_entropies[i]
+                    peer_peak += tl.load(peer_weight + k * L + i) * new_peaks[i]
                 else:
-                    peer_neg_entropy += new_entropies[i]
-            new_peer_dots = new_peer_dots + (tl.sum(careful[L + k]),)
-            new_peer_neg_entropies = new_peer_neg_entropies + (peer_neg_entropy,)
-        neg_entropies = new_entropies
+                    peer_peak += new_peaks[i]
+            new_peer_dots = new_peer_dots + (tl.sum(careful[L + k]) - masses[k] * excesses[k],)
+            new_peer_peaks = new_peer_peaks + (peer_peak,)
         peer_dots = new_peer_dots
-        peer_neg_entropies = new_peer_neg_entropies
+        peer_peaks = new_peer_peaks
 
     # The label.
     valid = True
@@ -396,7 +397,7 @@ def two_sweep(
         logs_1 = logs_1 + (log_d_1,)
         kl = 0.0
         if L > 1:
-            kl = peer_neg_entropies[k] - peer_dots[k]
+            kl = peer_peaks[k] - peer_dots[k]
             if not PEER_WEIGHT:
                 kl = tl.maximum(kl, 0.0)  # never negative, except by rounding
             kl = kl * (LN2 * temperature * temperature) * share * of_row
@@ -510,7 +511,6 @@ def two_sweep(
             row_tops,
             logs,
             rate,
-            neg_entropies,
             partials,
             information,
             far,

@@ -290,7 +290,7 @@ def test_a_config_file_and_flags_say_the_same(tmp_path: Path) -> None:
         ("epochs = " + "[" * 5_000, "is damaged (RecursionError: "),
         ("epochs = 1\nepochs = 2", "is damaged (TOMLDecodeError: Cannot overwrite a value"),
         ("log-every = 1\nlog_every = 2", "log_every is there twice: leave one out"),
-        ("seed = []", "seed is a list of 0: give a value of type int"),
+        ("seed = []", "seed is a list of length 0: give a value of type int"),
         ("epochs = ", "is damaged (TOMLDecodeError: Invalid value (at end of document))"),
         ('resume = "runs/x"', "unknown key 'resume'"),
     ],

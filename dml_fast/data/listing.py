@@ -46,10 +46,10 @@ class PassedOver:
             pieces.append(f"{count} {kind} ({names}{', ...' if count > _NAMED else ''})")
         return "; ".join(pieces)
 
-    def report(self, root: str | os.PathLike[str]) -> None:
+    def report(self, root: str | os.PathLike[str], level: int = logging.INFO) -> None:
         """Log everything in one line, if there is anything."""
         if text := self.text(root):
-            _log.info("in %s was passed over: %s", shown(root), text)
+            _log.log(level, "in %s was passed over: %s", shown(root), text)
 
 
 def entries(folder: str | os.PathLike[str], passed: PassedOver) -> list[os.DirEntry[str]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from dml_fast.data.decode import decode_image
+from dml_fast.data.decode import PNG, decode_image
 from dml_fast.data.storage import CorruptImageError, Storage, check_sides
 from dml_fast.machine import cores
 
@@ -19,7 +19,7 @@ _LONG = 1 << 18  # at the beginning of a JPEG with a preview or a colour profile
 # how whole files of the usual formats begin and end
 _KINDS = {
     b"\xff\xd8\xff": b"\xff\xd9",  # JPEG
-    b"\x89PNG\r\n\x1a\n": b"IEND\xaeB`\x82",
+    PNG: b"IEND\xaeB`\x82",
     b"GIF8": b"\x3b",
 }
 

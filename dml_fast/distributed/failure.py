@@ -61,9 +61,9 @@ class Watch:
         self._leaving.acquire()
         if is_lost(error):
             self._leave_after_loss()
-        text = f"rank {self._launch.rank}: {shown(reason(error))}"
+        why = shown(reason(error))
+        text = f"rank {self._launch.rank}: {why}"
         if not isinstance(error, UserError | TrainingError):
-            why = shown(reason(error))
             text = f"rank {self._launch.rank} failed ({type(error).__name__}: {why})"
         if self._store.add("failures", 1) == 1:
             self._say(f"error: {text}{self.where()}")

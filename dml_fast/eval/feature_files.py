@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dml_fast.errors import UserError
 from dml_fast.eval import RankingResult, rank_features, rank_hamming, rerank
 from dml_fast.eval.checks import check_reranking
-from dml_fast.foreign import reading, shown
+from dml_fast.foreign import reading
 from dml_fast.machine import available_bytes
 from dml_fast.ranking.inputs import as_ids
 from dml_fast.ranking.labels import check_search, junk_mask
@@ -50,7 +50,7 @@ class FeatureFile(NamedTuple):
             UserError: the file is missing, damaged or no .npz file, lacks an array, or its arrays
                 do not belong together.
         """
-        name = f"--features {shown(path)}"
+        name = f"--features {path}"
         if not path.is_file():
             raise UserError(f"{name} does not exist: give two .npz files")
         with reading(name, _SAVE), path.open("rb") as file:
@@ -80,7 +80,7 @@ def _check_names(name: str, found: list[str]) -> None:
             "one for each row of features"
         )
     if missing:
-        there = shown(", ".join(found)) or "no array"
+        there = ", ".join(found) or "no array"
         raise UserError(f"{name} has {there} and no {' and no '.join(missing)}: {_SAVE}")
 
 
@@ -120,7 +120,7 @@ def rank_files(
     for file in (q, g):
         if file.cams is None and protocol != "all":
             raise UserError(
-                f"--features {shown(file.path)} has no cams: add the array cams, one for each row "
+                f"--features {file.path} has no cams: add the array cams, one for each row "
                 "of features, or give --protocol all, which ranks without cameras"
             )
     labels = (q.pids, g.pids, q.cams, g.cams)

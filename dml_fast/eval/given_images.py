@@ -44,8 +44,7 @@ def find_images(given: Sequence[Path]) -> list[Path]:
         if os.path.isdir(path):
             passed = PassedOver()
             inside = images_below(path, passed)
-            if text := passed.text(path):
-                _log.warning("in %s was passed over: %s", shown(path), text)
+            passed.report(path, logging.WARNING)
             if not inside:
                 raise UserError(
                     f"{path} holds no image files ({' '.join(sorted(SUFFIXES))}): give the folder "

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from dml_fast.errors import UserError
-from dml_fast.runs.files import atomic_write
+from dml_fast.runs.files import atomic_write, writing
 
 STDOUT = "-"
 
@@ -43,14 +43,10 @@ def new_file(flag: str, path: Path) -> Iterator[IO[bytes]]:
     """
     if path.is_dir():
         raise UserError(f"{flag} {path} is a folder: give a file in it")
-    try:
+    with writing(f"{flag} {path}", "give another file"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             yield file
-    except OSError as error:
-        raise UserError(
-            f"{flag} {path} cannot be written ({error.strerror}): give another file"
-        ) from None
 
 
 @contextmanager

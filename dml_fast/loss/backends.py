@@ -22,7 +22,7 @@ _said: set[str] = set()
 
 def check(name: str) -> None:
     """Raise a `UserError` unless there is a backend with this name, or it is "auto"."""
-    if name not in _NAMES:
+    if not isinstance(name, str) or name not in _NAMES:
         check_choice("backend", name, _NAMES)
 
 

@@ -3,35 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from numbers import Integral
-from typing import NoReturn
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from dml_fast.errors import UserError, check_choice, check_number
+from dml_fast.errors import brief
 from dml_fast.loss.problem import Problem
+from dml_fast.loss.values import (
+    choice,
+    constant,
+    dense,
+    dtype_name,
+    fail,
+    finite,
+    integer,
+    number,
+    tensor,
+)
 
-Logits = Sequence[Tensor] | Tensor
+Logits = Iterable[Tensor] | Tensor
+# Numbers in a list or a numpy array stand for a tensor on the logits' device.
+Array = Any
 
 
 def prepare(
     logits: Logits,
-    target: Tensor,
+    target: Array,
     *,
     kl_weight: float | Tensor,
     temperature: float,
     label_smoothing: float,
-    class_weight: Tensor | None,
+    class_weight: Array | None,
     ignore_index: int,
     peer_reduction: str,
     reduction: str,
-    peer_weight: Tensor | None,
-    row_weight: Tensor | None,
+    peer_weight: Array | None,
+    row_weight: Array | None,
     teacher_logits: Logits | None,
+    class_dim: int | None = -1,
 ) -> Problem:
     """Check the arguments of a call and flatten its batch dimensions.
 
@@ -39,26 +51,34 @@ def prepare(
         UserError: if an argument has a wrong shape, device, dtype or value, which the message
             states.
     """
-    check_options(kl_weight, temperature, label_smoothing, peer_reduction, reduction, ignore_index)
-    students = distributions(logits, "logits")
+    kl_weight, temperature, label_smoothing = check_options(
+        kl_weight, temperature, label_smoothing, peer_reduction, reduction
+    )
+    ignore_index = integer(ignore_index, "ignore_index")
+    students = distributions(logits, "logits", class_dim)
     _no_transform(students)
     first = students[0]
     dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
     for k, z in enumerate(students[1:], 1):
         if (z.dtype == torch.float64) != (dtype == torch.float64):
-            _fail(
-                f"logits[{k}] is {_name(z.dtype)} and logits[0] is {_name(first.dtype)}",
+            fail(
+                f"logits[{k}] is {dtype_name(z.dtype)} and logits[0] is {dtype_name(first.dtype)}",
                 "give all students float64 or none",
             )
     teachers: tuple[Tensor, ...] = ()
-    if teacher_logits is not None and len(teacher_logits):
-        teachers = distributions(teacher_logits, "teacher_logits")
+    if teacher_logits is not None and not isinstance(teacher_logits, Tensor):
+        teacher_logits = several(teacher_logits, "teacher_logits") or None
+    if teacher_logits is not None and (
+        not isinstance(teacher_logits, Tensor) or teacher_logits.shape[:1] != (0,)
+    ):
+        teachers = distributions(teacher_logits, "teacher_logits", class_dim)
         _alike(teachers[0], first, "teacher_logits[0]", "logits[0]")
 
     batch_shape, classes = first.shape[:-1], first.shape[-1]
     rows = math.prod(batch_shape)
     count = len(students)
-    index, missing, soft = _target(target, first, dtype, ignore_index)
+    target = tensor(target, "target", first.device)
+    index, missing, soft = _target(target, first, dtype, ignore_index, class_dim)
     if peer_weight is not None:
         shape = (count, count + len(teachers))
         meaning = "students x (students + teachers)"
@@ -70,9 +90,9 @@ def prepare(
     if class_weight is not None:
         class_weight = _tensor(class_weight, (classes,), "class_weight", "classes", first, dtype)
     if isinstance(kl_weight, Tensor):
-        _constant(kl_weight, "kl_weight")
+        constant(kl_weight, "kl_weight")
         if kl_weight.device.type != "cpu" and kl_weight.device != first.device:
-            _fail(
+            fail(
                 f"kl_weight is on {kl_weight.device} and the logits on {first.device}",
                 "move it there",
             )
@@ -89,8 +109,8 @@ def prepare(
         row_weight=row_weight,
         peer_weight=peer_weight,
         kl_weight=kl_weight,
-        temperature=float(temperature),
-        label_smoothing=float(label_smoothing),
+        temperature=temperature,
+        label_smoothing=label_smoothing,
         peer_reduction=peer_reduction,
         reduction=reduction,
     )
@@ -102,48 +122,42 @@ def check_options(
     label_smoothing: float,
     peer_reduction: str,
     reduction: str,
-    ignore_index: int = -100,
-) -> None:
-    """Check the options that do not depend on the logits."""
-    if not torch.compiler.is_compiling():  # which cannot trace the checks of types
-        for name, value in (("kl_weight", kl_weight), ("label_smoothing", label_smoothing)):
-            _check_number(name, value)
-        if type(ignore_index) is not int:
-            check_number("ignore_index", ignore_index, "a whole number", _is_whole)
+) -> tuple[float | Tensor, float, float]:
+    """Check the options that do not depend on the logits; return the numbers among them."""
     if isinstance(kl_weight, Tensor):
+        dense(kl_weight, "kl_weight")
         if kl_weight.dim():
-            _fail(f"kl_weight has shape {tuple(kl_weight.shape)}", "pass a number or a 0-d tensor")
-    elif not -math.inf < kl_weight < math.inf:  # torch.compile cannot trace math.isfinite
-        _fail(f"kl_weight is {kl_weight}", "pass a finite number")
-    check_temperature(temperature)
+            fail(f"kl_weight has shape {tuple(kl_weight.shape)}", "pass a number or a 0-d tensor")
+        if kl_weight.is_complex():
+            fail(f"kl_weight is {dtype_name(kl_weight.dtype)}", "pass a real number")
+    else:
+        kl_weight = number(kl_weight, "kl_weight", "pass a number or a 0-d tensor")
+        if not finite(kl_weight):
+            fail(f"kl_weight is {kl_weight}", "pass a finite number")
+    temperature = check_temperature(temperature)
+    label_smoothing = number(label_smoothing, "label_smoothing")
     if not 0 <= label_smoothing <= 1:
-        _fail(f"label_smoothing is {label_smoothing}", "it must be in [0, 1]")
-    if peer_reduction not in ("mean", "sum"):
-        check_choice("peer_reduction", peer_reduction, ("mean", "sum"))
-    if reduction not in ("mean", "sum", "none"):
-        check_choice("reduction", reduction, ("mean", "sum", "none"))
+        fail(f"label_smoothing is {label_smoothing}", "it must be in [0, 1]")
+    choice(peer_reduction, "peer_reduction", ("mean", "sum"))
+    choice(reduction, "reduction", ("mean", "sum", "none"))
+    return kl_weight, temperature, label_smoothing
 
 
-def _check_number(name: str, value: object) -> None:
-    """Refuse what cannot be compared with a number."""
-    if type(value) not in (int, float) and not isinstance(value, Tensor | np.ndarray):
-        check_number(name, value, "a number", lambda number: True)
-
-
-def _is_whole(number: object) -> bool:
-    return isinstance(number, Integral)
-
-
-def check_grad_scale(scale: Tensor, problem: Problem) -> Tensor:
-    """Return the scale without its graph; it must be () or (K,), on the logits' device."""
+def check_grad_scale(scale: Any, problem: Problem) -> float | Tensor | None:
+    """Return the scale without its graph: a number, () or (K,), on the logits' device."""
+    if scale is None:
+        return None
+    if not isinstance(scale, Tensor):
+        if not getattr(scale, "shape", None) and not isinstance(scale, (list, tuple)):
+            return number(scale, "grad_scale", "pass a number or a tensor () or (K,)")
+        scale = tensor(scale, "grad_scale", problem.device).to(problem.dtype)
+    kept: Tensor = dense(scale, "grad_scale")
     students = len(problem.students)
     if scale.shape not in ((), (students,)):
-        _fail(f"grad_scale has shape {tuple(scale.shape)}", f"it must be () or ({students},)")
+        fail(f"grad_scale has shape {tuple(scale.shape)}", f"it must be () or ({students},)")
     if scale.device != problem.device:
-        _fail(
-            f"grad_scale is on {scale.device} and the logits on {problem.device}", "move it there"
-        )
-    return scale.detach()
+        fail(f"grad_scale is on {scale.device} and the logits on {problem.device}", "move it there")
+    return kept.detach()
 
 
 def may_look(device: torch.device) -> bool:
@@ -162,41 +176,72 @@ def _no_transform(students: tuple[Tensor, ...]) -> None:
     ):
         what = "logits have a tangent of forward-mode differentiation"
     if what:
-        _fail(
+        fail(
             f"{what}, and the mutual loss has only a backward pass",
             "use torch.autograd.grad, or dml_fast.loss.reference.mutual_loss",
         )
 
 
-def check_temperature(temperature: float) -> None:
-    """Raise a `UserError` unless the temperature is positive and finite."""
-    if not torch.compiler.is_compiling():
-        _check_number("temperature", temperature)
+def check_temperature(temperature: float) -> float:
+    """Return the temperature; raise a `UserError` unless it is positive and finite."""
+    temperature = number(temperature, "temperature")
     if not 0 < temperature < math.inf:
-        _fail(f"temperature is {temperature}", "it must be above 0; the paper has 1")
+        fail(f"temperature is {temperature}", "it must be above 0; the paper has 1")
+    return temperature
 
 
-def distributions(logits: Logits, name: str) -> tuple[Tensor, ...]:
-    """Return the tensors (*batch, C) of a sequence or a stack: one shape, one device."""
+def distributions(logits: Logits, name: str, class_dim: int | None = None) -> tuple[Tensor, ...]:
+    """Return the tensors (*batch, C) of an iterable or a stack: one shape, one device."""
     if isinstance(logits, Tensor):
+        dense(logits, name)
         if logits.dim() < 2:
-            _fail(
+            fail(
                 f"{name} is one tensor of shape {tuple(logits.shape)}",
                 "stack the students as (K, ..., C) or pass a list of K tensors (..., C)",
             )
         tensors: tuple[Tensor, ...] = logits.unbind(0)
     else:
-        tensors = tuple(logits)
+        tensors = several(logits, name)
     if not tensors:
-        _fail(f"{name} is empty", "pass the logits of at least one student")
+        fail(f"{name} is empty", "pass the logits of at least one student")
     for k, z in enumerate(tensors):
-        if not isinstance(z, Tensor) or not z.is_floating_point() or z.dim() < 1:
-            kind = f"{_name(z.dtype)} of shape {tuple(z.shape)}" if isinstance(z, Tensor) else z
-            _fail(f"{name}[{k}] is {kind}", "pass floating-point tensors (..., C)")
+        if not isinstance(z, Tensor):
+            fail(f"{name}[{k}] is {brief(z)}", _tensor_of(z))
+        dense(z, f"{name}[{k}]")
+        if not z.is_floating_point() or z.dim() < 1:
+            kind = f"{dtype_name(z.dtype)} of shape {tuple(z.shape)}"
+            fail(f"{name}[{k}] is {kind}", "pass floating-point tensors (..., C)")
         _alike(z, tensors[0], f"{name}[{k}]", f"{name}[0]")
+    if class_dim is not None and class_dim != -1:
+        shape = tuple(tensors[0].shape)
+        if not -len(shape) <= class_dim < len(shape):
+            fail(f"class_dim is {class_dim} and {name} have shape {shape}", "name one of these")
+        tensors = tuple(z.movedim(class_dim, -1) for z in tensors)
     if tensors[0].shape[-1] == 0:
-        _fail(f"{name} has shape {tuple(tensors[0].shape)}: no classes", "pass (..., C), C >= 1")
+        fail(f"{name} has shape {tuple(tensors[0].shape)}: no classes", "pass (..., C), C >= 1")
     return tensors
+
+
+def several(logits: Any, name: str) -> tuple[Any, ...]:
+    """Return the entries of a stack, list, tuple or generator: one for each student."""
+    if isinstance(logits, Tensor) and (logits.dim() == 0 or dense(logits, name) is not logits):
+        fail(f"{name} is {brief(logits)}", "pass one tensor for each student")
+    if isinstance(logits, Mapping):
+        fail(f"{name} is {brief(logits)}", f"pass a list of K tensors, {_FROM_OUTPUTS}")
+    try:
+        return tuple(logits)
+    except TypeError:
+        fail(f"{name} is {brief(logits)}", "pass a list of K tensors (..., C)")
+
+
+_FROM_OUTPUTS = "such as [output.logits for output in outputs]"
+
+
+def _tensor_of(output: Any) -> str:
+    """Return the advice for a network's output that is no tensor."""
+    if hasattr(output, "logits") or isinstance(output, Mapping):
+        return f"pass tensors, {_FROM_OUTPUTS}"
+    return "pass floating-point tensors (..., C)"
 
 
 def _flat(tensors: tuple[Tensor, ...], rows: int) -> tuple[Tensor, ...]:
@@ -205,49 +250,54 @@ def _flat(tensors: tuple[Tensor, ...], rows: int) -> tuple[Tensor, ...]:
 
 def _alike(z: Tensor, first: Tensor, name: str, other: str) -> None:
     if z.shape != first.shape:
-        _fail(
+        fail(
             f"{name} has shape {tuple(z.shape)} and {other} {tuple(first.shape)}",
             "all must see the same batch and classes",
         )
     if z.device != first.device:
-        _fail(f"{name} is on {z.device} and {other} on {first.device}", "move them to one device")
+        fail(f"{name} is on {z.device} and {other} on {first.device}", "move them to one device")
 
 
 def _tensor(
-    value: Tensor,
+    value: Array,
     shape: Sequence[int],
     name: str,
     meaning: str,
     first: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
-    if tuple(value.shape) != tuple(
-        shape
-    ):  # comparing a torch.Size would fix its numbers in torch.export
-        _fail(f"{name} has shape {tuple(value.shape)}", f"it must be {tuple(shape)} ({meaning})")
-    if value.device != first.device:
-        _fail(f"{name} is on {value.device} and the logits on {first.device}", "move it there")
-    _constant(value, name)
-    return value if value.dtype == dtype else value.to(dtype)
-
-
-def _constant(value: Tensor, name: str) -> None:
-    if value.requires_grad and torch.is_grad_enabled():
-        _fail(f"{name} requires a gradient, and the loss has none for it", "pass its .detach()")
+    given = tensor(value, name, first.device)
+    if given.is_complex():
+        fail(f"{name} is {dtype_name(given.dtype)}", "pass real numbers")
+    # Comparing a torch.Size would fix its numbers in torch.export.
+    if tuple(given.shape) != tuple(shape):
+        fail(f"{name} has shape {tuple(given.shape)}", f"it must be {tuple(shape)} ({meaning})")
+    if given.device != first.device:
+        fail(f"{name} is on {given.device} and the logits on {first.device}", "move it there")
+    constant(given, name)
+    return given if given.dtype == dtype else given.to(dtype)
 
 
 def _target(
-    target: Tensor, first: Tensor, dtype: torch.dtype, ignore_index: int
+    target: Tensor, first: Tensor, dtype: torch.dtype, ignore_index: int, class_dim: int | None
 ) -> tuple[Tensor | None, int | None, Tensor | None]:
     """Return the fields ``(index, ignore_index, soft)`` of `Problem`."""
     batch_shape, classes = first.shape[:-1], first.shape[-1]
+    if class_dim is None:
+        _one_order(target, first)
     if target.is_floating_point():
+        if class_dim is not None and target.dim() == first.dim():
+            target = target.movedim(class_dim, -1)
         soft = _tensor(target, first.shape, "target of probabilities", "(..., C)", first, dtype)
         return None, None, soft.reshape(-1, classes)
     if target.dtype == torch.bool or target.is_complex():
-        _fail(f"target is {_name(target.dtype)}", "pass integer classes or probabilities")
+        fail(f"target is {dtype_name(target.dtype)}", "pass integer classes or probabilities")
     index = _tensor(target, batch_shape, "target of classes", "batch", first, target.dtype)
     index = index if index.dim() == 1 else index.reshape(-1)
+    if index.dtype in _UNSIGNED:  # for which torch lacks most operations
+        index = index.to(torch.int64)
+        if target.dtype == torch.uint64:  # 2^64 - 100 must not become -100
+            index = index.masked_fill(index < 0, torch.iinfo(torch.int64).max)
     if may_look(index.device) and index.numel():
         # Elsewhere a wrong class fails torch's own assertion, or makes its row NaN.
         bounds = index.aminmax()
@@ -258,19 +308,37 @@ def _target(
     return index, ignore_index, None
 
 
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+
+
+def _one_order(target: Tensor, first: Tensor) -> None:
+    """Refuse what fits, or only fits, torch's order of dimensions: classes in dimension 1."""
+    shape, ours = tuple(first.shape), tuple(first.shape[:-1])
+    if len(shape) < 3 or shape[1:] == shape[-1:] * (len(shape) - 1) == (1,) * (len(shape) - 1):
+        return
+    if torch.compiler.is_compiling():  # it would fix the numbers in the shape
+        return
+    torchs = (shape[0], *shape[2:])
+    advice = "pass class_dim=1 if that has the classes, class_dim=-1 if the last dimension has them"
+    if target.is_floating_point():
+        if tuple(target.shape) == shape and may_look(target.device):
+            whole = [bool(((target.sum(d) - 1).abs() < 0.01).all()) for d in (1, -1)]
+            if whole == [True, False]:
+                fail(
+                    "target of probabilities sums to 1 over dimension 1, not over the last", advice
+                )
+    elif tuple(target.shape) == torchs:
+        both = " both with the classes in dimension 1 and in the last" if ours == torchs else ""
+        only = "" if both else " only with the classes in dimension 1"
+        fail(f"target of classes {torchs} fits logits {shape}{both}{only}", advice)
+
+
 def _in_range(index: Tensor, classes: int, ignore_index: int) -> None:
+    index = index.long()  # a label of 156 in uint8 is equal to -100
     wrong = ((index < 0) | (index >= classes)) & (index != ignore_index)
     if wrong.any():
         row = int(wrong.nonzero()[0])
-        _fail(
+        fail(
             f"target {int(index[row])} in row {row} is not a class",
             f"with C = {classes} classes use 0 to {classes - 1}, or ignore_index ({ignore_index})",
         )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _fail(what: str, remedy: str) -> NoReturn:
-    raise UserError(f"{what}: {remedy}")

@@ -11,6 +11,10 @@ sum of the entropies are the same for all students, and no pair of students is e
 cross-entropy of a target t is -⟨t, log q⟩, and its gradient |t| q - t. So the gradients of all
 students are one multiply-add, A p_k - U with shared A and U, and one scatter for the label.
 
+Where students agree, all entropies are close to log C, and their rounding errors would be most of
+the divergence, times T². So log C - H_l is computed instead, from logits whose largest is 0: only
+numbers as small as the logits' spread are subtracted.
+
 A row that contains NaN or +inf, or only -inf, is unusable: the other students ignore it, and the
 student's own loss is NaN. On a CPU, one sum of the entropies shows whether any row is unusable or
 any class masked (-inf); if not, the guards against them are skipped. On other devices reading that
@@ -35,13 +39,19 @@ SCRATCH = 5  # see `dml_fast.loss.problem.Backend`
 
 
 class _Views(NamedTuple):
-    """The softmax and the log-softmax of every distribution."""
+    """The softmax of every distribution, and its parts.
 
-    log_p: Tensor  # (L, N, C) at temperature T
+    In each row the logarithm of p is ``t - log_d``, and that of q is ``u - log_e``.
+    """
+
+    t: Tensor  # (L, N, C) at temperature T, largest 0
+    log_d: Tensor  # (L, N)
+    excess: Tensor  # (L, N) log_d - log C
     p: Tensor  # (L, N, C)
-    log_q: Tensor  # (K, N, C) at temperature 1; the students of `log_p` if T = 1
+    u: Tensor  # (K, N, C) at temperature 1; the students of `t` if T = 1
+    log_e: Tensor  # (K, N)
     q: Tensor  # (K, N, C)
-    neg_entropy: Tensor  # (L, N) of p, 0 where unusable
+    peak: Tensor  # (L, N) log C minus the entropy of p, 0 where unusable
     usable: Tensor | None  # (L, N) bool; None: all are usable and no class is masked
     best: Tensor | None  # (L, N, 1) the class with the largest logit, if wanted
 
@@ -51,7 +61,7 @@ class _Peers(NamedTuple):
 
     mix: Tensor  # V: (N, C) for all students, or (K, N, C)
     mass: Factor  # W
-    neg_entropy: Tensor  # Σ_l w_kl (-H_l): (N,) for all students, or (K, N)
+    peak: Tensor  # Σ_l w_kl (log C - H_l): (N,) for all students, or (K, N)
     share: Factor  # the uniform weight, or 1 with `peer_weight`
 
 
@@ -118,7 +128,8 @@ def compute(
     if stats != "none":
         measured = _measure(problem, views, labels, mean_ce, mean_kl)
         if stats == "all":
-            measured = add_disagreement(measured, views.log_p[:students], problem.batch_shape)
+            log_p = _first(views.t, students) - _column(_first(views.log_d, students))
+            measured = add_disagreement(measured, log_p, problem.batch_shape)
     grads = _gradient(problem, views, peers, labels, per_label, per_row) if with_grad else None
     return losses, grads, measured
 
@@ -130,18 +141,20 @@ def _look(problem: Problem, best: bool) -> _Views:
     largest, at = _largest(z, best)
     # First of all: the rounding of a large common offset would end up in the result.
     z.sub_(largest)
-    if problem.temperature == 1.0:
-        log_p, p = _softmax(z)
-        log_q, q = _first(log_p, students), _first(p, students)
-    else:
-        log_p, p = _softmax(z / problem.temperature)
-        log_q, q = _softmax(_first(z, students))
-    neg_entropy = _row_dots(p, log_p, guard=False)
-    if may_look(z.device) and math.isfinite(neg_entropy.sum().item()):
-        return _Views(log_p, p, log_q, q, neg_entropy, None, at)
-    usable = ~log_p[..., 0].isnan()  # an unusable row is NaN in all classes by now
-    neg_entropy = _row_dots(p, log_p, guard=True).masked_fill_(~usable, 0.0)
-    return _Views(log_p, p, log_q, q, neg_entropy, usable, at)
+    t = z if problem.temperature == 1.0 else z / problem.temperature
+    p, d = _softmax(t)
+    log_d, excess = d.log(), d.div(z.shape[-1]).log_()
+    u, log_e, q = _first(t, students), _first(log_d, students), _first(p, students)
+    if problem.temperature != 1.0:
+        u = _first(z, students)
+        q, e = _softmax(u)
+        log_e = e.log_()
+    peak = _row_dots(p, t, guard=False).sub_(excess)
+    usable = None
+    if not (may_look(z.device) and math.isfinite(peak.sum().item())):
+        usable = ~log_d.isnan()
+        peak = _row_dots(p, t, guard=True).sub_(excess).masked_fill_(~usable, 0.0)
+    return _Views(t, log_d, excess, p, u, log_e, q, peak, usable, at)
 
 
 def _first(views: Tensor, students: int) -> Tensor:
@@ -162,19 +175,19 @@ def _largest(x: Tensor, place: bool) -> tuple[Tensor, Tensor | None]:
     return largest, torch.where(x == largest, classes, x.shape[-1]).amin(-1, keepdim=True)
 
 
-def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log-softmax, in the buffer of `z`, and softmax; the maximum of each row is 0.
+def _softmax(t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the softmax, and the sum of the exponentials (L, N); the largest t is 0.
 
-    torch's own two functions take an exponential each and are slow with rows as short as CIFAR's.
+    torch's own function is slow with rows as short as CIFAR's.
     """
-    p = z.exp()
-    total = p.sum(-1, keepdim=True)
-    return z.sub_(total.log()), p.mul_(total.reciprocal_())
+    p = t.exp()
+    d = p.sum(-1, keepdim=True)
+    return p.mul_(d.reciprocal()), d.squeeze(-1)
 
 
-def _row_dots(weights: Tensor, log_p: Tensor, guard: bool) -> Tensor:
-    """Return ⟨weights, log_p⟩ over the classes, (L, N); `guard` takes 0 x -inf as 0."""
-    products = weights * log_p
+def _row_dots(weights: Tensor, values: Tensor, guard: bool) -> Tensor:
+    """Return ⟨weights, values⟩ over the classes, (L, N); `guard` takes 0 x -inf as 0."""
+    products = weights * values
     if guard:
         products.masked_fill_(weights == 0, 0.0)
     return products.sum(-1)
@@ -190,25 +203,29 @@ def _listen(problem: Problem, views: _Views) -> _Peers:
         for column, p_l in zip(weight.unbind(1), p, strict=True):
             # Not a matrix product: autocast would round it to bf16, CUDA perhaps to TF32.
             mix.addcmul_(column.unsqueeze(-1), p_l)
-        present = torch.ones_like(views.neg_entropy) if usable is None else usable.to(p.dtype)
-        neg_entropy = (weight * views.neg_entropy).sum(1)
-        return _Peers(mix, (weight * present).sum(1), neg_entropy, 1.0)
+        present = torch.ones_like(views.peak) if usable is None else usable.to(p.dtype)
+        return _Peers(mix, (weight * present).sum(1), (weight * views.peak).sum(1), 1.0)
 
     mean = problem.peer_reduction == "mean"
-    mix, neg_entropy = p.sum(0), views.neg_entropy.sum(0)
+    mix, peak = p.sum(0), views.peak.sum(0)
     if usable is None:
-        return _Peers(mix, float(len(p)), neg_entropy, 1.0 / (len(p) - 1) if mean else 1.0)
+        return _Peers(mix, float(len(p)), peak, 1.0 / (len(p) - 1) if mean else 1.0)
     count = usable.sum(0).to(p.dtype)  # (N,)
     share = (count - 1).reciprocal_() if mean else torch.ones_like(count)
     share.masked_fill_(count < 2, 0.0)  # there is no usable peer
-    return _Peers(mix, count, neg_entropy, share)
+    return _Peers(mix, count, peak, share)
 
 
 def _divergence(problem: Problem, peers: _Peers, views: _Views) -> Tensor:
     """Return T² times the weighted sum over the peers l of KL(p_l || p_k), (K, N)."""
     students = len(problem.students)
     guard = views.usable is not None
-    rows = peers.neg_entropy - _row_dots(peers.mix, _first(views.log_p, students), guard)
+    rows = peers.peak - _row_dots(peers.mix, _first(views.t, students), guard)
+    excess = _first(views.excess, students)
+    if isinstance(peers.mass, Tensor):
+        rows.addcmul_(excess, peers.mass)
+    else:
+        rows.add_(excess, alpha=peers.mass)
     if problem.peer_weight is None:
         rows.clamp_(min=0.0)  # a divergence is never negative, but its rounding error may be
     if views.usable is not None:
@@ -252,9 +269,13 @@ def _cross_entropy(problem: Problem, labels: _Labels, views: _Views) -> Tensor:
     """Return the result of ``F.cross_entropy(reduction="none")``, (K, N)."""
     rows = None
     if labels.at is not None:
-        rows = views.log_q.gather(-1, labels.at).squeeze(-1) * (labels.sparse * -1)
+        rows = views.log_e - views.u.gather(-1, labels.at).squeeze(-1)
+        if isinstance(labels.sparse, Tensor) or labels.sparse != 1.0:
+            rows = rows.mul_(labels.sparse)
     if labels.dense is not None:
-        dots = _row_dots(labels.dense, views.log_q, guard=views.usable is not None)
+        dots = _row_dots(
+            labels.dense, views.u - _column(views.log_e), guard=views.usable is not None
+        )
         smooth = dots * (labels.labelled * -1)
         rows = smooth if rows is None else rows + smooth
     assert rows is not None

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from dml_fast.errors import UserError, check_whole
 from dml_fast.loss import backends
-from dml_fast.loss.checks import prepare
+from dml_fast.loss.checks import Array, prepare
 from dml_fast.loss.linear_chunks import Plan, Wanted, default_rows, differentiable, sweep
 from dml_fast.loss.linear_heads import Biases, Tensors, read
 from dml_fast.loss.mutual import LossOptions
 from dml_fast.loss.problem import MutualStats
+from dml_fast.loss.values import integer
 
 __all__ = ["FusedLinearMutualLoss", "linear_mutual_loss"]
 
@@ -26,19 +27,19 @@ __all__ = ["FusedLinearMutualLoss", "linear_mutual_loss"]
 def linear_mutual_loss(
     hidden: Tensors,
     weight: Tensors,
-    target: Tensor,
+    target: Array,
     bias: Biases = None,
     *,
     kl_weight: float | Tensor = 1.0,
     temperature: float = 1.0,
     label_smoothing: float = 0.0,
-    class_weight: Tensor | None = None,
+    class_weight: Array | None = None,
     ignore_index: int = -100,
     peer_reduction: str = "mean",
     reduction: str = "mean",
     backend: str = "auto",
-    peer_weight: Tensor | None = None,
-    row_weight: Tensor | None = None,
+    peer_weight: Array | None = None,
+    row_weight: Array | None = None,
     teacher_hidden: Tensors | None = None,
     teacher_weight: Tensors | None = None,
     teacher_bias: Biases = None,
@@ -114,7 +115,7 @@ def linear_mutual_loss(
 def _compute(
     students: tuple[Tensors, Tensors, Biases],
     others: tuple[Tensors | None, Tensors | None, Biases],
-    target: Tensor,
+    target: Array,
     backend: str,
     chunk_rows: int | None,
     stats: str,
@@ -148,7 +149,7 @@ def _compute(
 
 def _check_rows(chunk_rows: int | None) -> None:
     if chunk_rows is not None:
-        check_whole("chunk_rows", chunk_rows, 1)
+        check_whole("chunk_rows", integer(chunk_rows, "chunk_rows"), 1)
 
 
 class FusedLinearMutualLoss(LossOptions):
@@ -168,11 +169,11 @@ class FusedLinearMutualLoss(LossOptions):
         self,
         hidden: Tensors,
         weight: Tensors,
-        target: Tensor,
+        target: Array,
         bias: Biases = None,
         *,
-        peer_weight: Tensor | None = None,
-        row_weight: Tensor | None = None,
+        peer_weight: Array | None = None,
+        row_weight: Array | None = None,
         teacher_hidden: Tensors | None = None,
         teacher_weight: Tensors | None = None,
         teacher_bias: Biases = None,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dml_fast.errors import UserError
+from dml_fast.errors import brief
+from dml_fast.loss.checks import several
+from dml_fast.loss.values import dense, fail
 
-Tensors = Sequence[Tensor] | Tensor  # one tensor is a stack along its first dimension
-Biases = Sequence[Tensor | None] | Tensor | None
+Tensors = Iterable[Tensor] | Tensor  # one tensor is a stack along its first dimension
+Biases = Iterable[Tensor | None] | Tensor | None
 
 
 class Head(NamedTuple):
@@ -49,19 +51,21 @@ def read(
             ``prefix`` before them.
     """
     names = [f"{prefix}{name}" for name in ("hidden", "weight", "bias")]
-    inputs = () if hidden is None else tuple(hidden)
-    weights = () if weight is None else tuple(weight)
-    biases = (None,) * len(inputs) if bias is None else tuple(bias)
+    inputs = () if hidden is None else several(hidden, names[0])
+    weights = () if weight is None else several(weight, names[1])
+    biases = (None,) * len(inputs) if bias is None else several(bias, names[2])
     for name, given in zip(names[1:], (weights, biases), strict=True):
         if len(given) != len(inputs):
-            _fail(
+            fail(
                 f"{name} has {len(given)} entries and {names[0]} {len(inputs)}",
                 "pass the same number",
             )
     for name, given in zip(names, (inputs, weights, biases), strict=True):
         for k, one in enumerate(given):
             if not (isinstance(one, Tensor) or (one is None and given is biases)):
-                _fail(f"{name}[{k}] is a {type(one).__name__}", "pass tensors")
+                fail(f"{name}[{k}] is {brief(one)}", "pass tensors")
+            if isinstance(one, Tensor):
+                dense(one, f"{name}[{k}]")
     heads, logits = [], []
     for k, (h, w, b) in enumerate(zip(inputs, weights, biases, strict=True)):
         whose = f"{names[0]}[{k}]"
@@ -69,7 +73,7 @@ def read(
         classes = weights[0].shape[0] if weights[0].dim() else 0
         _check(w, (classes, h.shape[-1]), f"{names[1]}[{k}]", "classes x features", h, whose)
         if not classes:
-            _fail(f"{names[1]}[{k}] has shape {tuple(w.shape)}: no classes", "C must be 1 or more")
+            fail(f"{names[1]}[{k}] has shape {tuple(w.shape)}: no classes", "C must be 1 or more")
         if b is not None:
             _check(b, (classes,), f"{names[2]}[{k}]", "classes", h, whose)
         head = Head(h.reshape(math.prod(h.shape[:-1]), h.shape[-1]), w, b)
@@ -81,26 +85,26 @@ def read(
 
 def _check_hidden(h: Tensor, first: Tensor, name: str, other: str) -> None:
     if not h.is_floating_point() or h.dim() < 1:
-        _fail(f"{name} is {h.dtype} of shape {tuple(h.shape)}", "pass floating-point (..., D)")
+        fail(f"{name} is {h.dtype} of shape {tuple(h.shape)}", "pass floating-point (..., D)")
     if h.shape[:-1] != first.shape[:-1]:
-        _fail(
+        fail(
             f"{name} has shape {tuple(h.shape)} and {other} {tuple(first.shape)}",
             "all must see the same batch: only the last dimension may differ",
         )
     if h.device != first.device:
-        _fail(f"{name} is on {h.device} and {other} on {first.device}", "move them to one device")
+        fail(f"{name} is on {h.device} and {other} on {first.device}", "move them to one device")
 
 
 def _check(
     value: Tensor, shape: tuple[int, ...], name: str, meaning: str, hidden: Tensor, other: str
 ) -> None:
     if value.shape != shape:
-        _fail(f"{name} has shape {tuple(value.shape)}", f"it must be {shape} ({meaning})")
+        fail(f"{name} has shape {tuple(value.shape)}", f"it must be {shape} ({meaning})")
     if value.device != hidden.device:
-        _fail(f"{name} is on {value.device} and {other} on {hidden.device}", "move it there")
+        fail(f"{name} is on {value.device} and {other} on {hidden.device}", "move it there")
     double = torch.float64 in (value.dtype, hidden.dtype)
     if value.dtype != hidden.dtype and (double or _autocast_dtype(hidden.device) is None):
-        _fail(f"{name} is {value.dtype} and {other} {hidden.dtype}", "cast one, or use autocast")
+        fail(f"{name} is {value.dtype} and {other} {hidden.dtype}", "cast one, or use autocast")
 
 
 def _autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -108,7 +112,3 @@ def _autocast_dtype(device: torch.device) -> torch.dtype | None:
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return None
-
-
-def _fail(what: str, remedy: str) -> NoReturn:
-    raise UserError(f"{what}: {remedy}")

@@ -13,11 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dml_fast.errors import UserError, brief
 from dml_fast.loss import backends
-from dml_fast.loss.checks import Logits, check_grad_scale, check_options, prepare
+from dml_fast.loss.checks import (
+    Array,
+    Logits,
+    check_grad_scale,
+    check_options,
+    prepare,
+)
 from dml_fast.loss.disagreement import peer_divergence
 from dml_fast.loss.problem import MutualStats
+from dml_fast.loss.values import integer, tensor
 
 __all__ = [
     "FusedMutualLoss",
@@ -30,20 +36,21 @@ __all__ = [
 
 def mutual_loss(
     logits: Logits,
-    target: Tensor,
+    target: Array,
     *,
     kl_weight: float | Tensor = 1.0,
     temperature: float = 1.0,
     label_smoothing: float = 0.0,
-    class_weight: Tensor | None = None,
+    class_weight: Array | None = None,
     ignore_index: int = -100,
     peer_reduction: str = "mean",
     reduction: str = "mean",
     backend: str = "auto",
-    peer_weight: Tensor | None = None,
-    row_weight: Tensor | None = None,
+    peer_weight: Array | None = None,
+    row_weight: Array | None = None,
     teacher_logits: Logits | None = None,
     return_stats: bool = False,
+    class_dim: int | None = None,
 ) -> Tensor | tuple[Tensor, MutualStats]:
     """Return the mutual loss of each student, differentiable once.
 
@@ -59,7 +66,8 @@ def mutual_loss(
 
     Args:
         logits: K tensors (*batch, C), or one (K, *batch, C); fp16, bf16, fp32 or fp64.
-        target: (*batch) integer classes, or (*batch, C) probabilities.
+        target: (*batch) integer classes, or (*batch, C) probabilities; a tensor, or numbers in a
+            list or a numpy array, as for all weights.
         kl_weight: λ, a number or a 0-d tensor. The host does not read the tensor, so changing it
             during training does not wait for the device.
         temperature: T > 0 of the divergence; the cross-entropy has none.
@@ -76,6 +84,8 @@ def mutual_loss(
         teacher_logits: M further distributions, shaped like `logits`, which teach and do not
             learn. With ``peer_reduction="mean"`` they count as peers: w = 1 / (K - 1 + M).
         return_stats: also return every field of `MutualStats`.
+        class_dim: the dimension of each student's logits that has the classes. By default it is
+            the last, and a target that also fits torch's order (B, C, ...) is refused.
 
     Returns:
         Losses (K,), or (K, *batch) with ``reduction="none"``, in fp32 (fp64 for fp64 logits);
@@ -84,6 +94,7 @@ def mutual_loss(
     Raises:
         UserError: if an argument has a wrong shape, device, dtype or value.
     """
+    class_dim = None if class_dim is None else integer(class_dim, "class_dim")
     problem = prepare(
         logits,
         target,
@@ -97,10 +108,13 @@ def mutual_loss(
         peer_weight=peer_weight,
         row_weight=row_weight,
         teacher_logits=teacher_logits,
+        class_dim=class_dim,
     )
     solver = backends.find(backend, problem)
     inputs = problem.students
     if isinstance(logits, Tensor):  # whose gradient is one tensor too
+        if class_dim is not None:
+            logits = logits.movedim(class_dim + (class_dim >= 0), -1)
         inputs = (logits if logits.dim() == 3 else logits.reshape(problem.shape),)
     wanted = "all" if return_stats else "none"
     if torch.is_grad_enabled() and any(z.requires_grad for z in inputs):
@@ -115,20 +129,21 @@ def mutual_loss(
 
 def mutual_loss_and_grad(
     logits: Logits,
-    target: Tensor,
+    target: Array,
     *,
     kl_weight: float | Tensor = 1.0,
     temperature: float = 1.0,
     label_smoothing: float = 0.0,
-    class_weight: Tensor | None = None,
+    class_weight: Array | None = None,
     ignore_index: int = -100,
     peer_reduction: str = "mean",
     reduction: str = "mean",
     backend: str = "auto",
-    peer_weight: Tensor | None = None,
-    row_weight: Tensor | None = None,
+    peer_weight: Array | None = None,
+    row_weight: Array | None = None,
     teacher_logits: Logits | None = None,
     return_stats: bool = False,
+    class_dim: int | None = None,
     grad_scale: float | Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], MutualStats]:
     """Return the losses and their gradients without autograd, as a training engine needs them.
@@ -143,6 +158,7 @@ def mutual_loss_and_grad(
         gradients of ``losses[k].sum()``, each with the shape and dtype of ``logits[k]``; and the
         statistics, of which all but the first four are None unless ``return_stats``.
     """
+    class_dim = None if class_dim is None else integer(class_dim, "class_dim")
     problem = prepare(
         logits,
         target,
@@ -156,15 +172,18 @@ def mutual_loss_and_grad(
         peer_weight=peer_weight,
         row_weight=row_weight,
         teacher_logits=teacher_logits,
+        class_dim=class_dim,
     )
-    if isinstance(grad_scale, Tensor):
-        grad_scale = check_grad_scale(grad_scale, problem)
-    problem.grad_scale = grad_scale
+    problem.grad_scale = check_grad_scale(grad_scale, problem)
     with torch.no_grad():
         solver = backends.find(backend, problem)
         losses, grads, stats = solver.solve(problem, True, "all" if return_stats else "cheap")
     assert grads is not None and stats is not None
-    parts = [g if z.dim() == 2 else g.reshape(z.shape) for g, z in zip(grads, logits, strict=True)]
+    parts = list(grads)
+    if len(problem.batch_shape) != 1:
+        parts = [g.reshape(*problem.batch_shape, g.shape[-1]) for g in parts]
+    if class_dim is not None:
+        parts = [g.movedim(-1, class_dim) for g in parts]
     if reduction == "none":
         losses = losses.reshape(len(problem.students), *problem.batch_shape)
     return losses, parts, stats
@@ -183,7 +202,7 @@ class LossOptions(nn.Module):
         kl_weight: float | Tensor = 1.0,
         temperature: float = 1.0,
         label_smoothing: float = 0.0,
-        class_weight: Tensor | None = None,
+        class_weight: Array | None = None,
         ignore_index: int = -100,
         peer_reduction: str = "mean",
         reduction: str = "mean",
@@ -191,15 +210,12 @@ class LossOptions(nn.Module):
     ) -> None:
         """Check and keep the options; see `mutual_loss`."""
         super().__init__()
-        check_options(
-            kl_weight, temperature, label_smoothing, peer_reduction, reduction, ignore_index
-        )
-        if class_weight is not None and not isinstance(class_weight, Tensor):
-            raise UserError(f"class_weight is {brief(class_weight)}: give a tensor (C,)")
+        numbers = check_options(kl_weight, temperature, label_smoothing, peer_reduction, reduction)
+        ignore_index = integer(ignore_index, "ignore_index")
+        if class_weight is not None:
+            class_weight = tensor(class_weight, "class_weight", torch.get_default_device())
         backends.check(backend)
-        self.kl_weight = kl_weight
-        self.temperature = temperature
-        self.label_smoothing = label_smoothing
+        self.kl_weight, self.temperature, self.label_smoothing = numbers
         self.register_buffer("class_weight", class_weight)
         self.ignore_index = ignore_index
         self.peer_reduction = peer_reduction
@@ -233,13 +249,22 @@ class FusedMutualLoss(LossOptions):
     Arguments, results and errors are those of `mutual_loss`.
     """
 
+    def __init__(self, *args: Any, class_dim: int | None = None, **options: Any) -> None:
+        """Check and keep the options: see `mutual_loss`."""
+        super().__init__(*args, **options)
+        self.class_dim = None if class_dim is None else integer(class_dim, "class_dim")
+
+    def options(self) -> dict[str, Any]:
+        """Return the options as keyword arguments of the functional form."""
+        return super().options() | {"class_dim": self.class_dim}
+
     def forward(
         self,
         logits: Logits,
-        target: Tensor,
+        target: Array,
         *,
-        peer_weight: Tensor | None = None,
-        row_weight: Tensor | None = None,
+        peer_weight: Array | None = None,
+        row_weight: Array | None = None,
         teacher_logits: Logits | None = None,
         return_stats: bool = False,
     ) -> Tensor | tuple[Tensor, MutualStats]:

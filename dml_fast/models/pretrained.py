@@ -43,12 +43,12 @@ def check_pretrained(source: str, names: Sequence[str]) -> None:
         return
     if path.is_dir():
         raise UserError(
-            f"--pretrained {shown(source)} is a folder, and not one of a run: give timm, a run or "
+            f"--pretrained {source} is a folder, and not one of a run: give timm, a run or "
             "a file of weights"
         )
     if not path.is_file():
         raise UserError(
-            f"--pretrained {shown(source)} does not exist: give timm, a run or a file of weights"
+            f"--pretrained {source} does not exist: give timm, a run or a file of weights"
         )
     _kind(path)
 
@@ -106,14 +106,14 @@ def load_pretrained(
     match = best_match(found, wanted)
     if match is None:
         raise UserError(
-            f"--pretrained {shown(source)} holds no state dict: give one, such as "
+            f"--pretrained {source} holds no state dict: give one, such as "
             "torch.save(model.state_dict(), file) makes"
         )
     new = _new_layers(model, target, classifier)
     new += _other_heads(target, classifier, match.tensors)
     wanted = {n: tensor for n, tensor in wanted.items() if n.rpartition(".")[0] not in new}
     _check_fit(wanted, match, source, arch)
-    with reading(f"--pretrained {shown(source)}", "replace it"):
+    with reading(f"--pretrained {source}", "replace it"):
         taken = {name: match.tensors[name].read() for name in wanted if name in match.tensors}
     _check_values(taken, dict(target.named_parameters()), source)
     target.load_state_dict(taken, strict=False)
@@ -145,7 +145,7 @@ def read_weights(path: Path) -> Any:
     from dml_fast.models.torch_files import read_torch_file
 
     kind = _kind(path)
-    with reading(f"--pretrained {shown(path)}", "replace it"):
+    with reading(f"--pretrained {path}", "replace it"):
         return read_safetensors(path)[0] if kind == "safetensors" else read_torch_file(path)
 
 
@@ -213,8 +213,8 @@ def _check_fit(wanted: Mapping[str, Tensor], match: Match, source: str, arch: st
                 bad.append(f"{name} is of {stored.dtype} and not {tensor.dtype}")
     if bad:
         raise UserError(
-            f"--pretrained {shown(source)} does not fit {arch}: {len(bad)} of {len(wanted)} "
-            f"tensors differ ({shown(bad[0])}); not used: {_listed(match.unused)}: give weights of "
+            f"--pretrained {source} does not fit {arch}: {len(bad)} of {len(wanted)} "
+            f"tensors differ ({bad[0]}); not used: {_listed(match.unused)}: give weights of "
             "this architecture"
         )
 
@@ -229,7 +229,7 @@ def _check_values(taken: Mapping[str, Tensor], parameters: Mapping[str, Any], so
         bad = ~values.isfinite() if finite else values.isnan()
         if bad.any():
             raise UserError(
-                f"--pretrained {shown(source)}: {int(bad.sum())} numbers of {shown(name)} are NaN "
+                f"--pretrained {source}: {int(bad.sum())} numbers of {name} are NaN "
                 "or infinite: give other weights"
             )
 
@@ -264,13 +264,13 @@ def _kind(path: Path) -> str:
     Raises:
         UserError: it is neither, or cannot be read.
     """
-    with reading(f"--pretrained {shown(path)}", "check it"), path.open("rb") as file:
+    with reading(f"--pretrained {path}", "check it"), path.open("rb") as file:
         head = file.read(9)
     if head[8:] == b"{":
         return "safetensors"
     if head.startswith((b"PK", b"\x80")):
         return "torch"
     raise UserError(
-        f"--pretrained {shown(path)} is no file of weights: give one in the safetensors format, or "
+        f"--pretrained {path} is no file of weights: give one in the safetensors format, or "
         "one that torch.save made"
     )

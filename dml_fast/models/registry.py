@@ -16,7 +16,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from dml_fast.errors import UserError, check_whole
-from dml_fast.foreign import shown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -88,8 +87,7 @@ def check_code(names: Iterable[str], allowed: Iterable[str], where: object, advi
     for name in names:
         if names_code(name) and name not in allowed:
             raise UserError(
-                f"{shown(where)} names code to run, {shown(name)}: if you trust it, "
-                f"{advice.format(shown(name))}"
+                f"{where} names code to run, {name}: if you trust it, {advice.format(name)}"
             )
 
 

@@ -25,6 +25,15 @@ class Stored(NamedTuple):
     read: Callable[[], Tensor]
     problem: str = ""
 
+    @classmethod
+    def unreadable(cls, problem: str, shape: tuple[int, ...] = ()) -> Stored:
+        """Return what stands for a tensor that cannot be read; ``problem`` says why."""
+        return cls(shape, torch.uint8, _unread, problem)
+
+
+def _unread() -> Tensor:
+    raise AssertionError("its problem was not looked at")
+
 
 def file_part(path: Path, start: int, size: int) -> bytearray:
     """Read ``size`` bytes of a file.

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from dml_fast.errors import UserError
-from dml_fast.foreign import shown
 from dml_fast.models.torch_pickle import Storages, Unpickler
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # at the start of the format before torch 1.6
@@ -85,17 +84,15 @@ def _read_zip(path: Path, file: IO[bytes], storages: Storages) -> Any:
         members = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise UserError(
-                f"{shown(path)} is a zip file of another program: give one of torch.save"
-            )
+            raise UserError(f"{path} is a zip file of another program: give one of torch.save")
         root = pickles[0].removesuffix("data.pkl")
         if f"{root}constants.pkl" in members:
-            raise UserError(f"{shown(path)} is a TorchScript program: give its state_dict()")
+            raise UserError(f"{path} is a TorchScript program: give its state_dict()")
         check_zip(file)
         order = f"{root}byteorder"
         if order in members and archive.read(order) != b"little":
             raise UserError(
-                f"{shown(path)} is of a machine with the other byte order: save it on another one"
+                f"{path} is of a machine with the other byte order: save it on another one"
             )
         program = archive.read(pickles[0])
     content = Unpickler(io.BytesIO(program), storages).load()

@@ -180,14 +180,7 @@ def _ordered(*items: Any) -> OrderedDict[Any, Any]:
 
 
 def _unusual(problem: str) -> Callable[..., Stored]:
-    def build(*_: object) -> Stored:
-        return Stored((), torch.float32, _unreadable, problem)
-
-    return build
-
-
-def _unreadable() -> Tensor:
-    raise AssertionError("its problem was not looked at")
+    return lambda *_: Stored.unreadable(problem)
 
 
 def _whole(number: object) -> int:

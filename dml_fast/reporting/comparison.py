@@ -14,7 +14,7 @@ from dml_fast.config_files import NOT_A_SETTING
 from dml_fast.errors import UserError
 from dml_fast.reporting.markdown import plain, table
 from dml_fast.reporting.plots import plot_curves, plot_groups
-from dml_fast.runs.files import atomic_write
+from dml_fast.runs.files import atomic_write, writing
 from dml_fast.runs.folder import Run
 from dml_fast.runs.history import (
     EpochLine,
@@ -167,7 +167,7 @@ def write_report(entries: Sequence[Entry], folder: Path) -> str:
         UserError: the folder cannot be written to.
     """
     markdown = to_markdown(entries)
-    try:
+    with writing(f"the report in {folder}", "give another folder with --out"):
         folder.mkdir(parents=True, exist_ok=True)
         if len(entries) == 1:
             plot_curves(folder / "curves.png", {entries[0].label: entries[0].history})
@@ -176,11 +176,6 @@ def write_report(entries: Sequence[Entry], folder: Path) -> str:
             plot_groups(folder / "curves.png", histories)
         with atomic_write(folder / "report.md") as file:
             file.write(f"{markdown}\n![Curves](curves.png)\n".encode())
-    except OSError as error:
-        raise UserError(
-            f"the report cannot be written to {folder} ({error.strerror}): "
-            "give another folder with --out"
-        ) from None
     return markdown
 
 

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dml_fast.errors import UserError, reason
+from dml_fast.errors import reason
 from dml_fast.foreign import shown
+from dml_fast.runs.files import writing
 from dml_fast.runs.history import MAP, EpochLine, percent, score_of
 
 if TYPE_CHECKING:
@@ -123,13 +124,9 @@ class Reporter:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        try:
+        advice = "make it a folder with room, or leave the option out"
+        with writing(f"--tensorboard: {self._events}", advice):
             self._writer = SummaryWriter(str(self._events))
-        except OSError as error:
-            raise UserError(
-                f"--tensorboard: {self._events} cannot be written to ({reason(error)}): "
-                "make it a folder with room, or leave the option out"
-            ) from None
 
     def start(
         self,

@@ -20,6 +20,7 @@ from dml_fast.machine import sync_folder
 from dml_fast.models.embedding import EmbeddingNet
 from dml_fast.models.safetensors_files import HEADER
 from dml_fast.runs.facts import DataFacts
+from dml_fast.runs.files import writing
 from dml_fast.runs.folder import Run
 from dml_fast.runs.trained import Trained, open_data
 from dml_fast.runs.weights import header_of, load_student, save_student
@@ -159,7 +160,7 @@ def export(student: TrainedStudent, kind: str, out: Path, inputs: Tensor) -> Che
         "onnx": (_write_onnx, _read_onnx),
     }[kind]
     exact = kind == "safetensors"  # the same code runs on the same weights
-    try:
+    with writing(out, "give another file with --out"):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export.", dir=out.parent) as folder:
             draft = Path(folder) / out.name
@@ -170,10 +171,6 @@ def export(student: TrainedStudent, kind: str, out: Path, inputs: Tensor) -> Che
                     os.fsync(file.fileno())
                 os.replace(draft, out)
                 sync_folder(out.parent)
-    except OSError as error:
-        raise UserError(
-            f"{out} cannot be written ({error.strerror}): give another file with --out"
-        ) from None
     return check
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, reason
 from dml_fast.machine import sync_folder
 
 _BEGINNING = 48  # characters of a name that its temporary file begins with, as a name has 255 bytes
@@ -46,6 +46,23 @@ def atomic_write(path: Path, keep_old_as: Path | None = None) -> Iterator[IO[byt
     sync_folder(path.parent)
 
 
+@contextmanager
+def writing(what: str | os.PathLike[str], advice: str) -> Iterator[None]:
+    """Turn an error of the operating system, while a file is written, into one sentence.
+
+    Args:
+        what: the file or the folder.
+        advice: what the user can do.
+
+    Raises:
+        UserError: the block raised an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what} cannot be written ({reason(error)}): {advice}") from None
+
+
 def check_place(path: Path, option: str) -> None:
     """Check, before the work that fills it, that a file can be made; nothing is left behind.
 
@@ -56,7 +73,7 @@ def check_place(path: Path, option: str) -> None:
     Raises:
         UserError: it cannot.
     """
-    try:
+    with writing(path, f"give another file with {option}"):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         folder = path.parent
@@ -64,10 +81,6 @@ def check_place(path: Path, option: str) -> None:
             folder = folder.parent
         with tempfile.NamedTemporaryFile(prefix=f".{path.name[:_BEGINNING]}.", dir=folder):
             pass
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): give another file with {option}"
-        ) from None
 
 
 def link(source: Path, target: Path) -> None:

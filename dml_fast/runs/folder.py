@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from dml_fast.errors import UserError
 from dml_fast.foreign import Unfit, content, json_value, reading, shown, typed
 from dml_fast.machine import locked
 from dml_fast.runs.facts import DataFacts
-from dml_fast.runs.files import atomic_write
+from dml_fast.runs.files import atomic_write, writing
 from dml_fast.runs.history import EpochLine, History, checked
 from dml_fast.version import __version__
 
@@ -98,8 +98,9 @@ class Run:
             UserError: there is none.
         """
         folder = Path(path)
-        run = cls(folder.parent if _is_file(folder) or folder.suffix == ".pt" else folder)
-        if not _is_file(run.config_file):
+        # unlike Path.is_file, os.path.isfile is False for a name that is too long
+        run = cls(folder.parent if os.path.isfile(folder) or folder.suffix == ".pt" else folder)
+        if not os.path.isfile(run.config_file):
             known = sorted(p.parent.name for p in Path("runs").glob("*/config.json"))[-3:]
             hint = f"; the newest under runs/ are {', '.join(known)}" if known else ""
             raise UserError(f"{path} is not a run folder, it has no config.json: check it{hint}")
@@ -267,24 +268,13 @@ class Run:
                 f"has {free / 2**20:.0f} MiB free: make room, or give another folder with --out"
             )
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"the run folder {self.folder} cannot be written to ({error.strerror}): "
-                "give another one with --out"
-            ) from None
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing(f"the run folder {self.folder}", "give another one with --out")
 
 
 def is_name_of_parts(name: str) -> bool:
     """Whether a name is that of a folder which `Run.new_parts` makes."""
     return name.startswith(_PARTS) and Path(name).name == name
-
-
-def _is_file(path: Path) -> bool:
-    return os.path.isfile(path)  # unlike Path.is_file, it is False for a name that is too long
 
 
 def new_folder(config: TrainConfig) -> Path:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
 
-from dml_fast.foreign import Unfit, short, typed
+from dml_fast.errors import brief
+from dml_fast.foreign import Unfit, typed
 
 
 class StudentScores(TypedDict, total=False):
@@ -69,8 +70,8 @@ def checked(lines: Any, archs: Sequence[str]) -> list[EpochLine]:
         found = [student["arch"] for student in line["students"]]
         if found != list(archs):
             raise Unfit(
-                f"it is of another run: {where} has students {short(', '.join(found))} "
-                f"and the run {short(', '.join(archs))}"
+                f"it is of another run: {where} has students {brief(', '.join(found))} "
+                f"and the run {brief(', '.join(archs))}"
             )
         score = score_of(history[0])
         shares = [

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dml_fast.foreign import Unfit, short, typed
+from dml_fast.errors import brief
+from dml_fast.foreign import Unfit, typed
 from dml_fast.models.torch_pickle import OPCODES
 
 FILE = re.compile(r"__\d{1,9}_\d{1,9}\.distcp")  # how the files of tensors are named
@@ -79,20 +80,20 @@ def _stored(name: str, about: Any, places: dict[Any, Any]) -> Stored:
         offsets, sizes = (_sizes(_field(chunk, "ChunkStorageMetadata", x)) for x in _CHUNK)
         place = places[name, offsets]
         if _state(place).get("transform_descriptors"):
-            raise Unfit(f"{short(name)} is encoded")
+            raise Unfit(f"{brief(name)} is encoded")
         file, start, length = (_field(place, "_StorageInfo", x) for x in _PLACE)
         if not (isinstance(file, str) and FILE.fullmatch(file)):
-            raise Unfit(f"{short(name)} is in {short(file)}, which is no file of a checkpoint")
+            raise Unfit(f"{brief(name)} is in {brief(file)}, which is no file of a checkpoint")
         if not (type(start) is type(length) is int and start >= 0 and length > 0):
-            raise Unfit(f"{short(name)} is at no place")
+            raise Unfit(f"{brief(name)} is at no place")
         if prod(sizes) * dtype.itemsize > length:
-            raise Unfit(f"{short(name)} is larger than what is stored of it")
+            raise Unfit(f"{brief(name)} is larger than what is stored of it")
         fits = (o + n <= whole for o, n, whole in zip(offsets, sizes, size, strict=True))
         if not all(fits):
-            raise Unfit(f"a part of {short(name)} is outside of it")
+            raise Unfit(f"a part of {brief(name)} is outside of it")
         pieces.append(Piece(offsets, sizes, file, start, length))
     if not pieces or sum(prod(piece.sizes) for piece in pieces) != prod(size):
-        raise Unfit(f"{short(name)} is not whole")
+        raise Unfit(f"{brief(name)} is not whole")
     return Stored(dtype, size, tuple(pieces))
 
 
@@ -120,7 +121,7 @@ def _state(record: Any) -> Any:
 
 def _field(record: Any, kind: str, name: str) -> Any:
     if not isinstance(record, _Record) or type(record).__name__ != kind:
-        raise Unfit(f"{short(record)} is no {kind}")
+        raise Unfit(f"{brief(record)} is no {kind}")
     if not isinstance(record.state, dict) or name not in record.state:
         raise Unfit(f"a {kind} has no {name}")
     return record.state[name]

@@ -21,8 +21,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
-from dml_fast.errors import CheckpointError, reason
-from dml_fast.foreign import Unfit, content, json_value, opened, short, typed
+from dml_fast.errors import CheckpointError, brief, reason
+from dml_fast.foreign import Unfit, content, json_value, opened, typed
 from dml_fast.models.torch_files import load_file
 from dml_fast.runs.files import atomic_write, point_to
 from dml_fast.runs.folder import Run, is_name_of_parts
@@ -94,7 +94,7 @@ def load(
 
         def tensor(name: str) -> Tensor:
             if name not in index:
-                raise Unfit(f"it has no {short(name)}")
+                raise Unfit(f"it has no {brief(name)}")
             return _read(index[name], files)
 
         common = json_value(tensor(_COMMON).numpy().tobytes(), path)
@@ -128,7 +128,7 @@ def _folder_of(path: Path) -> Path:
     name = os.readlink(path)
     folder = path.parent / name
     if not is_name_of_parts(name) or folder.is_symlink():
-        raise Unfit(f"it is a link to {short(name)}, which is no checkpoint in this folder")
+        raise Unfit(f"it is a link to {brief(name)}, which is no checkpoint in this folder")
     return folder
 
 
@@ -142,7 +142,7 @@ def _open_files(folder: Path, stack: ExitStack, verify: bool) -> dict[str, IO[by
     files = {}
     for name, expected in sums.items():
         if name != _INDEX and not FILE.fullmatch(name):
-            raise Unfit(f"{_SUMS} names {short(name)}, which is no file of a checkpoint")
+            raise Unfit(f"{_SUMS} names {brief(name)}, which is no file of a checkpoint")
         _check_file(folder / name)
         files[name] = stack.enter_context(opened(folder / name))
         if verify and _sum(files[name]) != expected:

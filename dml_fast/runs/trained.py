@@ -13,7 +13,7 @@ from dml_fast.config import flag
 from dml_fast.data import DataSet, RetrievalSet, open_dataset
 from dml_fast.data.files import ImageFiles
 from dml_fast.errors import UserError
-from dml_fast.foreign import Unfit, reading, shown
+from dml_fast.foreign import Unfit, reading
 from dml_fast.models import check_code
 from dml_fast.runs import checkpoint
 from dml_fast.runs.facts import DataFacts
@@ -109,7 +109,7 @@ def weights_of_run(source: str) -> tuple[dict[str, Any], ...]:
         if run.checkpoint(which).exists():
             return Trained.load(run, which, allow_code=run.config.architectures).states
     raise UserError(
-        f"--pretrained {shown(source)} has no checkpoint to start from: give one of its files "
+        f"--pretrained {source} has no checkpoint to start from: give one of its files "
         "student_K.safetensors"
     )
 

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from dml_fast.errors import UserError
-from dml_fast.foreign import reading, shown
+from dml_fast.foreign import reading
 from dml_fast.models import check_code, create_model
 from dml_fast.models.embedding import create_embedding_net
 from dml_fast.models.safetensors_files import HEADER, NO_SEAL, SEAL, read_safetensors, seal
@@ -71,7 +71,7 @@ def load_student(
         tensors, header = read_safetensors(Path(path))
         state = {name: tensor.read() for name, tensor in tensors.items()}
     if not header:
-        raise UserError(f"{shown(path)} is not a student of dml_fast: check the path")
+        raise UserError(f"{path} is not a student of dml_fast: check the path")
     with reading(path):
         arch, facts = header["arch"], DataFacts.from_json(header, "its header")
         if not isinstance(arch, str):

@@ -25,7 +25,6 @@ from dml_fast.engine.optim import make_optimizer
 from dml_fast.engine.precision import pick_device
 from dml_fast.errors import UserError, reason
 from dml_fast.eval.checks import check_images
-from dml_fast.foreign import shown
 from dml_fast.machine import keep_freed_memory
 from dml_fast.models import create_model
 from dml_fast.models.embedding import create_embedding_net
@@ -187,7 +186,7 @@ def weights_to_start(config: TrainConfig) -> tuple[dict[str, torch.Tensor], ...]
     weights = weights_of_run(config.pretrained)
     if len(weights) < len(config.architectures):
         raise UserError(
-            f"--pretrained {shown(config.pretrained)} has {len(weights)} students, and here are "
+            f"--pretrained {config.pretrained} has {len(weights)} students, and here are "
             f"{len(config.architectures)}: give the file of one of them, student_K.safetensors"
         )
     return weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 
 from dml_fast.distributed.mesh import Mesh
 from dml_fast.engine import Cohort
-from dml_fast.foreign import json_value, reading, shown, typed
+from dml_fast.foreign import json_value, reading, typed
 from dml_fast.version import __version__
 
 
@@ -32,11 +31,6 @@ def surroundings(cohort: Cohort, executor: str) -> dict[str, str]:
     }
 
 
-def text_of(here: dict[str, str]) -> str:
-    """Return `surroundings` as a checkpoint holds them."""
-    return json.dumps(here)
-
-
 def changed_surroundings(state: Mapping[str, Any], here: dict[str, str], path: Path) -> str:
     """Say in one sentence which surroundings differ from those of a checkpoint; "" for none.
 
@@ -54,7 +48,7 @@ def changed_surroundings(state: Mapping[str, Any], here: dict[str, str], path: P
         found = json_value(state["surroundings"], path)
         saved: dict[str, str] = typed(found, dict[str, str], "its surroundings")
     changes = [
-        f"{name} {here[name]} in place of {shown(saved[name])}"
+        f"{name} {here[name]} in place of {saved[name]}"
         for name in here
         if name in saved and here[name] != saved[name]
     ]

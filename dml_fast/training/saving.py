@@ -24,12 +24,7 @@ from dml_fast.runs.files import link
 from dml_fast.runs.folder import Run, StudentJson
 from dml_fast.runs.history import EpochLine, best_epoch
 from dml_fast.runs.weights import save_student
-from dml_fast.training.elsewhere import (
-    changed_mesh,
-    changed_surroundings,
-    surroundings,
-    text_of,
-)
+from dml_fast.training.elsewhere import changed_mesh, changed_surroundings, surroundings
 from dml_fast.training.meter import Meter
 
 
@@ -127,7 +122,7 @@ class Saver:
             "config": json.dumps(self._picked_config().to_dict()),
             "fingerprint": self.facts.fingerprint,
             "mesh": str(self.world.mesh),
-            "surroundings": text_of(surroundings(self.cohort, progress.executor)),
+            "surroundings": json.dumps(surroundings(self.cohort, progress.executor)),
             "step": progress.step,
             "seconds": progress.seconds,
             "history": json.dumps(progress.history),

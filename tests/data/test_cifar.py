@@ -158,7 +158,7 @@ def damaged(path: Path, change) -> None:
     [
         ("python", "data_batch_3", None, "lacks data_batch_3"),
         ("binary", "batches.meta.txt", None, "lacks batches.meta.txt"),
-        ("python", "data_batch_2", lambda raw: raw[:-5000], "data_batch_2 is refused"),
+        ("python", "data_batch_2", lambda raw: raw[:-5000], "data_batch_2 is damaged"),
         ("binary", "test_batch.bin", lambda raw: raw[:-7], "test_batch.bin is damaged: .* 3073"),
         ("binary", "test_batch.bin", lambda raw: b"", "test_batch.bin holds no images"),
         ("binary", "data_batch_1.bin", lambda raw: b"\x63" + raw[1:], "_1.bin has labels .* 99"),

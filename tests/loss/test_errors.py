@@ -19,7 +19,7 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "flat tensor": ({"logits": torch.zeros(4)}, r"one tensor of shape \(4,\)"),
     "no classes": ({"logits": [torch.zeros(4, 0)]}, r"shape \(4, 0\): no classes"),
     "integers": ({"logits": [TARGET.view(2, 2)]}, r"logits\[0\] is int64 of shape \(2, 2\)"),
-    "not a tensor": ({"logits": [[1.0, 2.0]]}, r"logits\[0\] is \[1.0, 2.0\]"),
+    "not a tensor": ({"logits": [[1.0, 2.0]]}, r"logits\[0\] is a list"),
     "shapes": (
         {"logits": [*LOGITS, torch.zeros(4, 5)]},
         r"logits\[2\] has shape \(4, 5\) and logits\[0\] \(4, 3\)",

@@ -20,7 +20,7 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "weights": ({"weight": WEIGHT[:1]}, "weight has 1 entries and hidden 2: pass the same number"),
     "one weight": ({"weight": WEIGHT[0]}, "weight has 3 entries and hidden 2"),
     "layers": ({"weight": [torch.nn.Linear(2, 3)] * 2}, r"weight\[0\] is a Linear: pass tensors"),
-    "no weight": ({"weight": [WEIGHT[0], None]}, r"weight\[1\] is a NoneType: pass tensors"),
+    "no weight": ({"weight": [WEIGHT[0], None]}, r"weight\[1\] is None: pass tensors"),
     "biases": ({"bias": [*BIAS, None]}, "bias has 3 entries and hidden 2"),
     "integers": ({"hidden": [TARGET.view(4, 1), HIDDEN[1]]}, r"hidden\[0\] is torch.int64"),
     "batches": (

@@ -192,7 +192,7 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(tiny_disk: Path) -> None
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written to \(Not a directory\).*--out"):
+    with pytest.raises(UserError, match=r"cannot be written \(Not a directory\).*--out"):
         Run(tmp_path / "file" / "run").prepare(0)
 
 

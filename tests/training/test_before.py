@@ -43,7 +43,7 @@ def test_a_path_that_is_too_long_for_some_file_is_refused(
     out = os.path.join(*["x" * 200] * 40)[: most - room - len(os.path.abspath("x"))]
     assert train(*QUICK, "--out", out) == 2
     err = capfd.readouterr().err
-    assert "cannot be written to (File name too long): give another one with --out" in err
+    assert "cannot be written (File name too long): give another one with --out" in err
 
 
 def test_what_a_resumed_run_replaces_counts_as_room(

@@ -13,7 +13,7 @@ from engine_cases import networks, student
 from dml_fast.distributed.mesh import Mesh
 from dml_fast.engine import Cohort
 from dml_fast.errors import UserError
-from dml_fast.training.elsewhere import changed_mesh, changed_surroundings, surroundings, text_of
+from dml_fast.training.elsewhere import changed_mesh, changed_surroundings, surroundings
 
 PATH = Path("run/last.pt")
 
@@ -28,7 +28,7 @@ def test_what_decides_the_last_bits_is_known() -> None:
     assert found["threads"] == str(torch.get_num_threads())
     assert found["torch"] == torch.__version__
     assert found["device"].startswith("CPU with ")
-    assert not changed_surroundings({"surroundings": text_of(found)}, found, PATH)
+    assert not changed_surroundings({"surroundings": json.dumps(found)}, found, PATH)
     assert not changed_surroundings({}, found, PATH)  # of a version that did not save it
 
 
@@ -37,7 +37,7 @@ def test_what_decides_the_last_bits_is_known() -> None:
 )
 def test_each_change_is_named(name: str) -> None:
     found = here()
-    state = {"surroundings": text_of({**found, name: "another"})}
+    state = {"surroundings": json.dumps({**found, name: "another"})}
     said = changed_surroundings(state, found, PATH)
     assert f"continues with {name} {found[name]} in place of another: not bit for bit" in said
 

@@ -150,5 +150,5 @@ def test_events_of_tensorboard_that_cannot_be_written_are_named_once(
     started.append(True)
     assert train(*QUICK, "--tensorboard", "--out", str(tmp_path / "other")) == 2
     err = capfd.readouterr().err
-    assert "tensorboard cannot be written to (No space left on device): make it a folder" in err
+    assert "tensorboard cannot be written (No space left on device): make it a folder" in err
     assert not (tmp_path / "other").exists()

@@ -28,8 +28,7 @@ from dml_fast.ranking.labels import check_search
 
 JUNK = -1
 _TRAIN, _QUERY, _GALLERY = PARTS = ("bounding_box_train", "query", "bounding_box_test")
-_NAME = re.compile(r"(-1|\d{1,18})_c(\d{1,18})\D")
-_NAME_ALONE = re.compile(r"(-1|\d{1,18})\D")
+_NAME = re.compile(r"(-1|\d{1,18})(?:_c(\d{1,18})|(?!_c\d))\D")
 
 _log = logging.getLogger("dml_fast")
 
@@ -83,7 +82,7 @@ def check_market1501_searches(root: Path, *, val_fraction: float, camera_rule: b
             without_cameras="--val-protocol all",
         )
     except UserError as error:
-        where = f"{shown(root)}/{_QUERY} and {_GALLERY}"
+        where = f"{root}/{_QUERY} and {_GALLERY}"
         raise UserError(f"{where}: {error}") from None
 
 
@@ -151,10 +150,9 @@ def read_market1501(root: Path, how: Reading, *, val_fraction: float, camera_rul
 
 def identity_and_camera(name: str) -> tuple[int, int | None] | None:
     """Return what an image's name says, the camera None if it has none; None if it says nothing."""
-    if match := _NAME.match(name):
-        return int(match[1]), int(match[2])
-    alone = _NAME_ALONE.match(name)
-    return None if alone is None else (int(alone[1]), None)
+    if (match := _NAME.match(name)) is None:
+        return None
+    return int(match[1]), None if match[2] is None else int(match[2])
 
 
 def _parts(root: Path, passed: PassedOver) -> list[list[_Image]]:
@@ -171,7 +169,7 @@ def _parts(root: Path, passed: PassedOver) -> list[list[_Image]]:
     for image in parts[0]:
         if image.pid == JUNK:
             raise UserError(
-                f"{shown(image.path)} is of identity -1, which is junk and cannot be learned: move "
+                f"{image.path} is of identity -1, which is junk and cannot be learned: move "
                 f"it to {_GALLERY}"
             )
     everything = [image for part in parts for image in part]
@@ -179,7 +177,7 @@ def _parts(root: Path, passed: PassedOver) -> list[list[_Image]]:
     if 0 < len(without) < len(everything):
         other = next(image for image in everything if image.cam is not None)
         raise UserError(
-            f"the name of {shown(without[0].path)} has no camera and that of {shown(other.path)} "
+            f"the name of {without[0].path} has no camera and that of {other.path} "
             "has: name all like 0002_c1s1_000451_03.jpg (identity 2, camera 1), or none"
         )
     return parts
@@ -218,7 +216,7 @@ def _image(path: Path) -> _Image:
     """
     if (known := identity_and_camera(path.name)) is None:
         raise UserError(
-            f"the name of {shown(path)} has no identity and camera: name it like "
+            f"the name of {path} has no identity and camera: name it like "
             "0002_c1s1_000451_03.jpg (identity 2, camera 1; up to 18 digits), or move it away"
         )
     return _Image(path, *known)

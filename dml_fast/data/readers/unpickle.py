@@ -18,10 +18,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from dml_fast.errors import UserError
-from dml_fast.foreign import short
-
-_LONGEST = 200  # characters of a reason
+from dml_fast.errors import brief
+from dml_fast.foreign import Unfit, reading
 
 
 class _Stub:
@@ -40,7 +38,7 @@ class _Stub:
         return self._build(*args)
 
     def __setstate__(self, state: object) -> None:
-        raise pickle.UnpicklingError("it tries to change a function")
+        raise Unfit("it tries to change a function")
 
 
 class _DType:
@@ -50,7 +48,7 @@ class _DType:
 
     def __init__(self, code: object, *_flags: object) -> None:
         if code not in ("u1", b"u1"):
-            raise pickle.UnpicklingError(f"it holds an array of type {short(code)}, not uint8")
+            raise Unfit(f"it holds an array of type {brief(code)}, not uint8")
 
     def __setstate__(self, state: object) -> None:
         pass
@@ -74,18 +72,18 @@ class _Array:
                     flat = np.frombuffer(raw, dtype=np.uint8)
                     self.value = flat.reshape(sizes, order="F" if fortran else "C")
                     return
-        raise pickle.UnpicklingError("it holds a malformed array")
+        raise Unfit("it holds a malformed array")
 
 
 def _encode(text: object, encoding: object) -> bytes:
     # Python 3 writes bytes as a call of this function in protocols that Python 2 can read
     if not isinstance(text, str) or encoding != "latin1":
-        raise pickle.UnpicklingError("it holds malformed bytes")
+        raise Unfit("it holds malformed bytes")
     return text.encode("latin1")
 
 
 def _not_callable(*_args: object) -> object:
-    raise pickle.UnpicklingError("it calls numpy.ndarray")
+    raise Unfit("it calls numpy.ndarray")
 
 
 _STUBS = {
@@ -119,7 +117,7 @@ class _Unpickler(pickle._Unpickler):
     pop_mark: Callable[[], list[Any]]
 
     def _no_operation(self) -> None:
-        raise pickle.UnpicklingError("it holds an operation that a batch does not need")
+        raise Unfit("it holds an operation that a batch does not need")
 
     def _set_item(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -138,7 +136,7 @@ class _Unpickler(pickle._Unpickler):
 
     def _set(self, key: object, value: object) -> None:
         if type(self.stack[-1]) is not dict or type(key) not in (str, bytes):
-            raise pickle.UnpicklingError("it holds a malformed dict")
+            raise Unfit("it holds a malformed dict")
         self.stack[-1][key] = value
 
     dispatch: ClassVar[dict[int, Any]] = (
@@ -151,7 +149,7 @@ class _Unpickler(pickle._Unpickler):
         """Return the replacement of a name. The module itself is neither imported nor used."""
         stub = _STUBS.get((module, name))
         if stub is None:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise Unfit(f"it asks for {module}.{name}")
         return stub
 
 
@@ -168,18 +166,10 @@ def read_batch(raw: bytes, origin: str) -> dict[str, Any]:
     Raises:
         UserError: the file is damaged, or names something else than the parts of a uint8 array.
     """
-    try:
+    with reading(origin, "delete it and download the data again"):
         batch = _Unpickler(io.BytesIO(raw), encoding="bytes").load()
-    except Exception as error:  # a damaged pickle may raise an error of almost any type
-        why = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
-        raise UserError(
-            f"{origin} is refused ({why}): it is damaged or not a CIFAR batch; delete it and "
-            "download the data again"
-        ) from error
-    if not isinstance(batch, dict):
-        raise UserError(
-            f"{origin} is not a CIFAR batch, which is a dict: delete it and download the data again"
-        )
+        if not isinstance(batch, dict):
+            raise Unfit("it is not a dict")
     return {
         key.decode("latin1") if isinstance(key, bytes) else str(key): (
             getattr(value, "value", None) if isinstance(value, _Array) else value
