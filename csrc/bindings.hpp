@@ -3,6 +3,7 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -118,6 +119,9 @@ void define_feature_classes(py::module_& module);
 
 // Defines augment: bindings_augment.cpp.
 void define_augment(py::module_& module);
+
+// Defines mutual_loss: bindings_loss.cpp.
+void define_mutual_loss(py::module_& module);
 
 #define LABEL_ARGS                                                                        \
     py::arg("query_identity").noconvert(), py::arg("item_identity").noconvert(),          \

@@ -54,6 +54,47 @@ using Dots = void (*)(const double* a, std::int64_t rows, const T* b, std::int64
 using Hamming = void (*)(const std::uint64_t* code, const std::uint64_t* codes, std::int64_t n,
                          std::int64_t words, std::uint16_t* out);
 
+// A row of the mutual loss: a[j] = (z[j] - largest) / temperature, w[j] = exp(a[j]).
+struct SoftSums {
+    double whole, less_one;  // of w, and of w - 1 without cancellation where w is close to 1
+    double a, products;      // of a, and of w * a
+};
+
+// The largest of z[0..n); NaN is passed over.
+using LargestOf = float (*)(const float* z, std::int64_t n);
+
+// Writes w, and the sums.
+using Soften = void (*)(const float* z, std::int64_t n, float largest, float per_temperature,
+                        float* w, SoftSums& sums);
+
+// v[j] = the sum over l of w[l][j] * factor[l], l = 0..count-1, in this order.
+using MixPeers = void (*)(const float* const* w, const float* factor, std::int64_t count,
+                          std::int64_t n, float* v);
+
+// A part of a student's row: the gradient is by_q q - by_v v + by_p p - by_t t.
+struct Learner {
+    const float* z;
+    float largest, per_temperature;
+    const float* v;  // the peers' mixture
+    const float* q;  // exponentials at temperature 1
+    const float* p;  // those at the temperature, or null where it is 1
+    const float* t;  // the dense part of the target, or null
+    float by_q, by_p, by_v, by_t;
+    float* grad;  // or null
+};
+struct LearnSums {
+    double mixed;     // of v[j] * a[j]
+    double labelled;  // of t[j] * (z[j] - largest)
+};
+
+// Adds to the sums, and writes the gradient if there is one. At most a few thousand elements: their
+// sums are taken in float32.
+using Learn = void (*)(const Learner& k, std::int64_t n, LearnSums& sums);
+
+// bfloat16 as bits, to float32 and, rounded to the nearest (no NaN), back.
+using FloatsOf = void (*)(const std::uint16_t* bf16, std::int64_t n, float* x);
+using Bf16Of = void (*)(const float* x, std::int64_t n, std::uint16_t* bf16);
+
 struct Simd {
     CountAtMost<float> count_at_most_f32;
     CountAtMost<double> count_at_most_f64;
@@ -65,6 +106,12 @@ struct Simd {
     Dots<float> dots_f32;
     Dots<double> dots_f64;
     Hamming hamming;
+    LargestOf largest_of;
+    Soften soften;
+    MixPeers mix_peers;
+    Learn learn;
+    FloatsOf floats_of;
+    Bf16Of bf16_of;
 
     Counted count_at_most(const float* x, std::int64_t n, const float* t, std::int64_t k,
                           std::int64_t* counts) const {

@@ -46,6 +46,20 @@ struct Floats {
         return keep_bits(x, bits(m), out);
     }
 
+    // For the loss (simd_loss.hpp).
+    static void store(float* p, Vector x) { _mm256_storeu_ps(p, x); }
+    static Vector plus(Vector a, Vector b) { return _mm256_add_ps(a, b); }
+    static Vector minus(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
+    static Vector times(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
+    static Vector larger(Vector a, Vector b) { return _mm256_max_ps(a, b); }
+    static Vector zero_below(Vector x, Vector a, Vector least) {
+        return _mm256_and_ps(_mm256_cmp_ps(a, least, _CMP_NLT_UQ), x);
+    }
+    static Vector power_of_two(Vector shifted) {
+        const __m256i n = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
+        return _mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32(127 << 23)));
+    }
+
     // For tables (simd_count.hpp).
     static Counter plus(Counter a, Counter b) { return _mm256_add_epi32(a, b); }
     static Counter fields(Counter c, int mask) {
@@ -105,6 +119,7 @@ struct Doubles {
     static Vector widen(const double* p) { return load(p); }
     static Vector widen(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
     static void store(double* p, Vector x) { _mm256_storeu_pd(p, x); }
+    static Vector plus(Vector a, Vector b) { return _mm256_add_pd(a, b); }
     template <bool>
     static Vector add_product(Vector sum, Vector a, Vector b) {
         return _mm256_add_pd(sum, _mm256_mul_pd(a, b));

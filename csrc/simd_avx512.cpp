@@ -11,6 +11,7 @@
 #else
 // Registers that GCC 12's own header leaves undefined on purpose.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt,prefer-vector-width=512")
 #endif
@@ -50,6 +51,20 @@ struct Floats {
     static std::int64_t keep(const float* x, Mask m, float* out) {
         _mm512_storeu_ps(out, _mm512_maskz_compress_ps(m, load(x)));
         return bits_set(m);
+    }
+
+    // For the loss (simd_loss.hpp).
+    static void store(float* p, Vector x) { _mm512_storeu_ps(p, x); }
+    static Vector plus(Vector a, Vector b) { return _mm512_add_ps(a, b); }
+    static Vector minus(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
+    static Vector times(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
+    static Vector larger(Vector a, Vector b) { return _mm512_max_ps(a, b); }
+    static Vector zero_below(Vector x, Vector a, Vector least) {
+        return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, least, _CMP_NLT_UQ), x);
+    }
+    static Vector power_of_two(Vector shifted) {
+        const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+        return _mm512_castsi512_ps(_mm512_add_epi32(n, _mm512_set1_epi32(127 << 23)));
     }
 
     // For tables (simd_count.hpp).
@@ -141,6 +156,7 @@ struct Doubles {
     static Vector widen(const double* p) { return load(p); }
     static Vector widen(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
     static void store(double* p, Vector x) { _mm512_storeu_pd(p, x); }
+    static Vector plus(Vector a, Vector b) { return _mm512_add_pd(a, b); }
     template <bool EXACT>
     static Vector add_product(Vector sum, Vector a, Vector b) {
         if (EXACT) return _mm512_fmadd_pd(a, b, sum);

@@ -38,6 +38,20 @@ struct Floats {
     static std::int64_t keep(const float* x, Mask m, float* out) {
         return keep_bits(x, bits(m), out);
     }
+
+    // For the loss (simd_loss.hpp).
+    static void store(float* p, Vector x) { _mm_storeu_ps(p, x); }
+    static Vector plus(Vector a, Vector b) { return _mm_add_ps(a, b); }
+    static Vector minus(Vector a, Vector b) { return _mm_sub_ps(a, b); }
+    static Vector times(Vector a, Vector b) { return _mm_mul_ps(a, b); }
+    static Vector larger(Vector a, Vector b) { return _mm_max_ps(a, b); }
+    static Vector zero_below(Vector x, Vector a, Vector least) {
+        return _mm_and_ps(_mm_cmpnlt_ps(a, least), x);
+    }
+    static Vector power_of_two(Vector shifted) {
+        const __m128i n = _mm_slli_epi32(_mm_castps_si128(shifted), 23);
+        return _mm_castsi128_ps(_mm_add_epi32(n, _mm_set1_epi32(127 << 23)));
+    }
     static constexpr int TABLES = 0;
 };
 
@@ -52,6 +66,7 @@ struct Doubles {
     static Vector widen(const double* p) { return load(p); }
     static Vector widen(const float* p) { return _mm_setr_pd(p[0], p[1]); }
     static void store(double* p, Vector x) { _mm_storeu_pd(p, x); }
+    static Vector plus(Vector a, Vector b) { return _mm_add_pd(a, b); }
     template <bool>
     static Vector add_product(Vector sum, Vector a, Vector b) {
         return _mm_add_pd(sum, _mm_mul_pd(a, b));
@@ -107,6 +122,19 @@ struct Single {
     static Mask equal(T x, T t) { return x == t; }
     static std::int64_t sum(Counter c) { return c; }
     static std::int64_t keep(const T* x, Mask m, T* out) { return keep_bits(x, bits(m), out); }
+    static Vector plus(T a, T b) { return a + b; }
+    static Vector minus(T a, T b) { return a - b; }
+    static Vector times(T a, T b) { return a * b; }
+    static Vector larger(T a, T b) { return a > b ? a : b; }
+    static Vector zero_below(T x, T a, T least) { return a < least ? T{0} : x; }
+    static Vector power_of_two(T shifted) {
+        std::uint32_t bits;
+        std::memcpy(&bits, &shifted, sizeof bits);
+        bits = (bits << 23) + (127u << 23);
+        float power;
+        std::memcpy(&power, &bits, sizeof power);
+        return power;
+    }
     static constexpr int TABLES = 0;
 };
 using Floats = Single<float>;

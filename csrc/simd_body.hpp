@@ -162,7 +162,11 @@ void hamming(const std::uint64_t* code, const std::uint64_t* codes, std::int64_t
     hamming_rows<0>(code, codes, n, words, out);
 }
 
+#include "simd_loss.hpp"
+
 const Simd SIMD = {
     &count_at_most<Floats>, &count_at_most<Doubles>, &screen,     &widen_f32, &widen_bf16,
     &dot<float>,            &dot<double>,            &dots<float>, &dots<double>, &hamming,
+    &largest_of,            &soften,                 &mix_peers,  &learn,     &floats_of,
+    &bf16_of,
 };

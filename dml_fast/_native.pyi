@@ -5,6 +5,7 @@ The scores' columns are named in `dml_fast.ranking.result`. Ctrl-C
 interrupts every function.
 """
 
+import collections.abc
 from typing import SupportsFloat, SupportsIndex, SupportsInt
 
 import numpy as np
@@ -70,6 +71,43 @@ def instruction_set() -> str:
 
 def has_fast_bf16() -> bool:
     """Return whether this CPU multiplies bfloat16 faster than float32."""
+
+def mutual_loss(
+    logits: collections.abc.Sequence[np.ndarray],
+    students: SupportsInt | SupportsIndex,
+    index: NDArray[np.int64] | None,
+    ignored: SupportsInt | SupportsIndex | None,
+    soft: NDArray[np.float32] | None,
+    best: NDArray[np.int64] | None,
+    class_weight: NDArray[np.float32] | None,
+    row_weight: NDArray[np.float32] | None,
+    smoothing: SupportsFloat | SupportsIndex,
+    temperature: SupportsFloat | SupportsIndex,
+    peer_mean: bool,
+    kl_weight: SupportsFloat | SupportsIndex,
+    factors: collections.abc.Sequence[SupportsFloat | SupportsIndex],
+    grad_scale: collections.abc.Sequence[SupportsFloat | SupportsIndex],
+    grads: collections.abc.Sequence[np.ndarray],
+    each_row: bool,
+    threads: SupportsInt | SupportsIndex,
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool], NDArray[np.float32]]:
+    """Compute the mutual loss; the arguments are those of `dml_fast.loss.native`.
+
+    K students, L >= K distributions (then teachers), N rows, C classes. ``logits`` are L arrays
+    (N, C), float32, or all uint16 with the bits of bfloat16. ``index`` is (N,), or None with
+    ``soft`` (N, C) and ``best`` (N,), the most probable class of each row. ``factors`` multiply
+    cross-entropy and divergence: two in losses and gradients, such as 1 / N, and two in the means.
+    ``grads``, K arrays (N, C) of float32 or like ``logits``, are overwritten; there may be none.
+    Below two ``threads`` the calling thread works.
+
+    Returns:
+        ``(means, correct, finite, rows)``: (3, K) losses, cross-entropies and divergences; (K,)
+        correct rows; (K,) whether all were usable; (2, K, N) terms of each row, or (0, K, N).
+
+    Raises:
+        TypeError: an array is of another type or not C-contiguous.
+        ValueError: shapes do not fit together, or a class is out of range.
+    """
 
 def rank_rows_f32(
     dist: NDArray[np.float32],

@@ -76,10 +76,14 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-@pytest.fixture(params=["closed form", "closed form with guards", "one_pass", TWO_SWEEP])
+@pytest.fixture(params=["native", "closed form", "closed form with guards", "one_pass", TWO_SWEEP])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Each way to compute the mutual loss in turn, whatever backend a test asks for."""
     torch.manual_seed(0)
+    if request.param == "native":
+        yield request.param
+        return
+    monkeypatch.setattr("dml_fast.loss.native.unsupported_reason", lambda problem: "another way")
     if request.param.startswith("closed form"):
         if request.param.endswith("guards"):  # which are always on off the CPU
             monkeypatch.setattr("dml_fast.loss.closed_form.may_look", lambda device: False)

@@ -147,7 +147,7 @@ def names() -> list[str]:
 def our_backends() -> list[str]:
     """Those that this version has."""
     found = []
-    for name in ("closed_form", "compiled", "triton"):
+    for name in ("native", "closed_form", "compiled", "triton"):
         with contextlib.suppress(UserError):
             backends.check(name)
             found.append(name)
@@ -156,7 +156,7 @@ def our_backends() -> list[str]:
 
 def champion(device: torch.device) -> str:
     """Ours, which all are compared with: what ``backend="auto"`` is on that device."""
-    return "triton" if device.type == "cuda" else "closed_form"
+    return "triton" if device.type == "cuda" else "native"
 
 
 def needs_compiling(name: str) -> bool:
@@ -172,6 +172,8 @@ def contestant(name: str, device: torch.device) -> Contestant:
     """
     if name == "liger":
         return Contestant(name, through_autograd(liger()), spoils_logits=True, waits=True)
+    if name.startswith("native") and device.type != "cpu":
+        raise AbsentError("for CPUs")
     if name.startswith("compiled") and device.type == "cuda":
         raise AbsentError(f"for CPUs; on a GPU, closed_form{COMPILE} is the same")
     if name.startswith("triton"):

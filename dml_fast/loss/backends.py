@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 import torch
 
 from dml_fast.errors import check_choice
-from dml_fast.loss import closed_form
+from dml_fast.loss import closed_form, native
 from dml_fast.loss.problem import Backend, Problem
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 logger = logging.getLogger("dml_fast")
 
-_NAMES = ("auto", "closed_form", "compiled", "triton")
+_NAMES = ("auto", "closed_form", "compiled", "native", "triton")
 _reasons: dict[torch.device, str | None] = {}
 _said: set[str] = set()
 
@@ -29,13 +29,19 @@ def check(name: str) -> None:
 def find(name: str, problem: Problem) -> Backend:
     """Return the backend with this name, or for "auto" the fastest for the problem's device.
 
-    Where the Triton kernels cannot take a problem the closed form does, after one log line.
+    Where the Triton kernels cannot take a problem the closed form does, after one log line; and so
+    where ``"native"`` was asked for.
     """
     check(name)
     if name == "auto":
-        name = "triton" if problem.device.type in ("cuda", "xpu") else "closed_form"
+        if problem.device.type not in ("cuda", "xpu"):
+            return closed_form if native.unsupported_reason(problem) else native
+        name = "triton"
     if name == "triton" and (reason := _no_kernel(problem)):
-        _say(reason)
+        _say("the Triton kernels", reason)
+        name = "closed_form"
+    elif name == "native" and (reason := native.unsupported_reason(problem)):
+        _say("the C++ loop", reason)
         name = "closed_form"
     return _load(name)
 
@@ -50,7 +56,7 @@ def _load(name: str) -> Backend:
         from dml_fast.loss import compiled
 
         return compiled
-    return closed_form
+    return native if name == "native" else closed_form
 
 
 def _no_kernel(problem: Problem) -> str | None:
@@ -82,7 +88,7 @@ def _no_triton(device: torch.device) -> str | None:
 
 
 @_constant
-def _say(reason: str) -> None:
+def _say(place: str, reason: str) -> None:
     if reason not in _said:  # once for each reason, not in every step
         _said.add(reason)
-        logger.warning("mutual loss: the closed form in place of the Triton kernels: %s", reason)
+        logger.warning("mutual loss: the closed form in place of %s: %s", place, reason)

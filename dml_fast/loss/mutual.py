@@ -76,7 +76,7 @@ def mutual_loss(
         ignore_index: rows with this label have no cross-entropy, but keep their divergence.
         peer_reduction: "mean" over the peers (the paper) or "sum" (the authors' code).
         reduction: "mean", "sum" or "none" over rows.
-        backend: "auto", "closed_form", "compiled" or "triton"; see docs/loss.md.
+        backend: "auto", "native", "closed_form", "compiled" or "triton"; see docs/loss.md.
         peer_weight: (K, K + M) weights w_kl that replace the uniform ones; students first, then
             teachers. A peer with weight 0 is ignored, and so is the diagonal. The weights are
             used as they are: not normalised, not even where a peer's row is unusable.

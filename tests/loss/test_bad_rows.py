@@ -165,8 +165,9 @@ def test_a_lone_survivor_learns_from_the_label_alone() -> None:
     logits[0], logits[2] = logits[0] * NAN, logits[2] + INF
     losses, grads, _ = mutual_loss_and_grad(logits, target)
     alone = mutual_loss_and_grad([logits[1]], target)
-    assert torch.equal(losses[1], alone[0][0])
-    torch.testing.assert_close(grads[1], alone[1][0], rtol=0, atol=0)
+    # The C++ loop computes such rows in float64.
+    torch.testing.assert_close(losses[1], alone[0][0], rtol=2e-7, atol=0)
+    torch.testing.assert_close(grads[1], alone[1][0], rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])

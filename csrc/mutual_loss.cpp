@@ -1,0 +1,328 @@
+#include "mutual_loss.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "parallel.hpp"
+#include "simd.hpp"
+
+namespace dml_fast {
+namespace {
+
+constexpr std::int64_t ROWS = 16;      // in a task: their sums are added in the order of the tasks
+constexpr std::int64_t PREFETCHED = 16384;  // bytes of a row: all students' fit the second cache
+constexpr std::int64_t STRIP = 1024;   // classes whose mixture stays in the nearest cache
+
+struct Distribution {
+    const float* z;
+    float largest;
+    float* w;               // exponentials at the temperature
+    double log_mean;        // log(mean of w), without cancellation where w is close to 1
+    double expected;        // of a under p
+    float reciprocal;       // of the sum of w
+};
+
+struct AtOne {  // a student at temperature 1
+    float* w;
+    double log_mean, sum_below;
+    float reciprocal;
+};
+
+double log_of_mean(const SoftSums& sums, double count) {
+    return sums.less_one > -0.5 * count ? std::log1p(sums.less_one / count)
+                                        : std::log(sums.whole / count);
+}
+
+double sum_of_weights(const SoftSums& sums, double count) {
+    return sums.less_one > -0.5 * count ? count + sums.less_one : sums.whole;
+}
+
+struct Worker {
+    Worker(const MutualProblem& p, const MutualResult& o, double* ce_parts, double* kl_parts,
+           std::int64_t* correct_parts, std::uint8_t* unusable_parts)
+        : problem(p), out(o), ce(ce_parts), kl(kl_parts), correct(correct_parts),
+          unusable(unusable_parts),
+          simd(active_simd()), hot(p.temperature != 1.0), count(p.logits.size()), all(count),
+          at_one(static_cast<std::size_t>(p.students)), mixture(STRIP) {
+        const auto c = static_cast<std::size_t>(p.classes);
+        w.resize(count * c);
+        if (hot) cold.resize(at_one.size() * c);
+        if (p.bf16) widened.resize(count * c);
+        if (p.bf16 && !o.grads.empty() && !o.float_grads) gradient.resize(at_one.size() * c);
+        if (p.smoothing > 0.0 || p.soft) dense.resize(c);
+        constant = p.smoothing > 0.0 && !p.soft;
+        if (constant) fill_constant();
+        for (std::size_t l = 0; l < count; ++l) pointers.push_back(&w[l * c]);
+        factors.resize(count);
+        if (p.peer_mean && count > 1) share = 1.0 / static_cast<double>(count - 1);
+    }
+
+    void operator()(std::int64_t task) {
+        const std::int64_t begin = task * ROWS, end = std::min(begin + ROWS, problem.rows);
+        for (std::int64_t n = begin; n < end; ++n) {
+            const MutualTarget target = target_of(n);
+            if (look(n)) {
+                teach(n, task, target);
+            } else {
+                teach_odd(n, task, target);
+            }
+            for (std::size_t k = 0; !gradient.empty() && k < at_one.size(); ++k) {
+                simd.bf16_of(&gradient[k * static_cast<std::size_t>(problem.classes)],
+                             problem.classes,
+                             static_cast<std::uint16_t*>(out.grads[k]) + n * problem.classes);
+            }
+        }
+    }
+
+   private:
+    // t = smoothing / C for each class, times its weight.
+    void fill_constant() {
+        const double each = problem.smoothing / static_cast<double>(problem.classes);
+        constant_mass = 0.0;
+        for (std::int64_t c = 0; c < problem.classes; ++c) {
+            const double t = problem.class_weight ? each * problem.class_weight[c] : each;
+            dense[static_cast<std::size_t>(c)] = static_cast<float>(t);
+            constant_mass += t;
+        }
+    }
+
+    const float* row_of(std::size_t l, std::int64_t n) {
+        const std::int64_t at = n * problem.classes;
+        if (!problem.bf16) return static_cast<const float*>(problem.logits[l]) + at;
+        float* row = &widened[l * static_cast<std::size_t>(problem.classes)];
+        simd.floats_of(static_cast<const std::uint16_t*>(problem.logits[l]) + at, problem.classes,
+                       row);
+        return row;
+    }
+
+    // The processor's own prefetching starts anew in each row.
+    void fetch(const void* array, std::int64_t row, std::size_t item) {
+        if (row >= problem.rows || !array) return;
+        const auto bytes = static_cast<std::int64_t>(item) * problem.classes;
+        const char* at = static_cast<const char*>(array) + row * bytes;
+        for (std::int64_t i = 0; i < std::min(bytes, PREFETCHED); i += 64) prefetch(at + i);
+    }
+
+    void fetch_next(std::int64_t n) {
+        const std::size_t item = problem.bf16 ? 2 : 4;
+        for (const void* logits : problem.logits) fetch(logits, n + 1, item);
+        for (const void* grads : out.grads) fetch(grads, n + 1, gradient.empty() ? 4 : 2);
+    }
+
+    bool look(std::int64_t n) {
+        fetch_next(n);
+        const double classes = static_cast<double>(problem.classes);
+        const auto c = static_cast<std::size_t>(problem.classes);
+        const auto per_temperature = static_cast<float>(1.0 / problem.temperature);
+        SoftSums sums;
+        for (std::size_t l = 0; l < count; ++l) {
+            Distribution& d = all[l];
+            d.z = row_of(l, n);
+            d.largest = simd.largest_of(d.z, problem.classes);
+            d.w = &w[l * c];
+            simd.soften(d.z, problem.classes, d.largest, per_temperature, d.w, sums);
+            if (!std::isfinite(sums.a)) return false;
+            const double total = sum_of_weights(sums, classes);
+            d.log_mean = log_of_mean(sums, classes);
+            d.expected = sums.products / total;
+            d.reciprocal = static_cast<float>(1.0 / total);
+            if (l >= at_one.size()) continue;
+            AtOne& one = at_one[l];
+            one = {d.w, d.log_mean, sums.a, d.reciprocal};
+            if (!hot) continue;
+            one.w = &cold[l * c];
+            simd.soften(d.z, problem.classes, d.largest, 1.0f, one.w, sums);
+            if (!std::isfinite(sums.a)) return false;
+            one.log_mean = log_of_mean(sums, classes);
+            one.sum_below = sums.a;
+            one.reciprocal = static_cast<float>(1.0 / sum_of_weights(sums, classes));
+        }
+        return true;
+    }
+
+    MutualTarget target_of(std::int64_t n) {
+        MutualTarget t{-1, 0.0, 0.0, nullptr};
+        if (!problem.soft) {
+            const std::int64_t y = problem.index[n];
+            if (problem.has_ignored && y == problem.ignored) return t;
+            t.y = y;
+            t.sparse = (1.0 - problem.smoothing) *
+                       (problem.class_weight ? double{problem.class_weight[y]} : 1.0);
+            t.dense = constant ? dense.data() : nullptr;
+            t.mass = t.sparse + (constant ? constant_mass : 0.0);
+            return t;
+        }
+        const double each = problem.smoothing / static_cast<double>(problem.classes);
+        const float* row = problem.soft + n * problem.classes;
+        for (std::int64_t c = 0; c < problem.classes; ++c) {
+            double x = row[c] * (1.0 - problem.smoothing) + each;
+            if (problem.class_weight) x *= problem.class_weight[c];
+            dense[static_cast<std::size_t>(c)] = static_cast<float>(x);
+            t.mass += x;
+        }
+        t.dense = dense.data();
+        return t;
+    }
+
+    void teach_odd(std::int64_t n, std::int64_t task, const MutualTarget& target) {
+        std::vector<const float*> rows;
+        for (std::size_t l = 0; l < count; ++l) rows.push_back(row_of(l, n));
+        std::vector<OddStudent> students(at_one.size());
+        for (std::size_t k = 0; k < students.size(); ++k) students[k].grad = grad_of(k, n, 0);
+        mutual_loss_odd_row(problem, n, rows.data(), target, students.data());
+        const double weight = problem.row_weight ? double{problem.row_weight[n]} : 1.0;
+        for (std::size_t k = 0; k < students.size(); ++k) {
+            keep(k, n, task, students[k].ce * weight, students[k].kl * weight);
+            if (students[k].usable) {
+                judge(k, n, task, rows[k], *std::max_element(rows[k], rows[k] + problem.classes));
+            } else {
+                unusable[static_cast<std::size_t>(task) * at_one.size() + k] = 1;
+            }
+        }
+    }
+
+    // Counts the student's row if its first largest logit is the target's.
+    void judge(std::size_t k, std::int64_t n, std::int64_t task, const float* z, float largest) {
+        const bool ignored =
+            problem.index && problem.has_ignored && problem.index[n] == problem.ignored;
+        if (ignored) return;
+        const std::int64_t y = problem.soft ? problem.best[n] : problem.index[n];
+        correct[static_cast<std::size_t>(task) * at_one.size() + k] +=
+            z[y] == largest && std::find(z, z + y, largest) == z + y;
+    }
+
+    void teach(std::int64_t n, std::int64_t task, const MutualTarget& target) {
+        const double classes = static_cast<double>(problem.classes);
+        const double weight = problem.row_weight ? double{problem.row_weight[n]} : 1.0;
+        const bool teaching = count > 1;
+        const double strength = teaching ? share * weight * problem.kl_weight *
+                                               problem.temperature * problem.per_row
+                                         : 0.0;
+        const double mass = static_cast<double>(count);
+        const double push = target.mass * problem.per_label * weight;
+        double peers = 0.0;  // the sum over l of -H_l, but for log C
+        for (std::size_t l = 0; l < count; ++l) {
+            peers += all[l].expected - all[l].log_mean;
+            factors[l] = all[l].reciprocal;
+        }
+        std::vector<LearnSums>& sums = learnt;
+        sums.assign(at_one.size(), LearnSums{0.0, 0.0});
+        for (std::int64_t begin = 0; begin < problem.classes; begin += STRIP) {
+            const std::int64_t size = std::min(STRIP, problem.classes - begin);
+            for (std::size_t l = 0; l < count; ++l) pointers[l] = all[l].w + begin;
+            simd.mix_peers(pointers.data(), factors.data(), static_cast<std::int64_t>(count), size,
+                           mixture.data());
+            for (std::size_t k = 0; k < at_one.size(); ++k) {
+                const Distribution& d = all[k];
+                const double scale = problem.grad_scale[k];
+                const double by_q = push + (hot ? 0.0 : mass * strength);
+                Learner learner{};
+                learner.z = d.z + begin;
+                learner.largest = d.largest;
+                learner.per_temperature = static_cast<float>(1.0 / problem.temperature);
+                learner.v = mixture.data();
+                learner.q = at_one[k].w + begin;
+                learner.p = hot ? d.w + begin : nullptr;
+                learner.t = target.dense ? target.dense + begin : nullptr;
+                learner.by_q = static_cast<float>(by_q * scale * at_one[k].reciprocal);
+                learner.by_p = static_cast<float>(mass * strength * scale * d.reciprocal);
+                learner.by_v = static_cast<float>(strength * scale);
+                learner.by_t = static_cast<float>(problem.per_label * weight * scale);
+                learner.grad = grad_of(k, n, begin);
+                simd.learn(learner, size, sums[k]);
+                if (!learner.grad) continue;
+                if (target.y >= begin && target.y < begin + size) {
+                    learner.grad[target.y - begin] -= static_cast<float>(
+                        target.sparse * problem.per_label * weight * scale);
+                }
+            }
+        }
+        const double log_classes = std::log(classes);
+        for (std::size_t k = 0; k < at_one.size(); ++k) {
+            const Distribution& d = all[k];
+            double ce_row = 0.0, kl_row = 0.0;
+            const double log_sum = at_one[k].log_mean + log_classes;
+            if (target.y >= 0) ce_row = target.sparse * (log_sum - below(d, target.y));
+            if (target.dense) ce_row += (target.mass - target.sparse) * log_sum - sums[k].labelled;
+            if (teaching) {
+                const double sum = peers - sums[k].mixed + mass * d.log_mean;
+                kl_row = std::max(sum, 0.0) * share * problem.temperature * problem.temperature;
+            }
+            keep(k, n, task, ce_row * weight, kl_row * weight);
+            judge(k, n, task, d.z, d.largest);
+        }
+    }
+
+    static double below(const Distribution& d, std::int64_t y) {
+        return double{d.z[y]} - double{d.largest};
+    }
+
+    float* grad_of(std::size_t k, std::int64_t n, std::int64_t begin) {
+        if (out.grads.empty()) return nullptr;
+        if (!gradient.empty()) {
+            return &gradient[k * static_cast<std::size_t>(problem.classes)] + begin;
+        }
+        return static_cast<float*>(out.grads[k]) + n * problem.classes + begin;
+    }
+
+    void keep(std::size_t k, std::int64_t n, std::int64_t task, double ce_row, double kl_row) {
+        const auto at = static_cast<std::size_t>(task * problem.students) + k;
+        ce[at] += ce_row;
+        kl[at] += kl_row;
+        if (!out.ce_rows) return;
+        const std::int64_t cell = static_cast<std::int64_t>(k) * problem.rows + n;
+        out.ce_rows[cell] = static_cast<float>(ce_row);
+        out.kl_rows[cell] = static_cast<float>(kl_row);
+    }
+
+    const MutualProblem& problem;
+    const MutualResult& out;
+    double *ce, *kl;
+    std::int64_t* correct;
+    std::uint8_t* unusable;
+    const Simd& simd;
+    bool hot;
+    std::size_t count;
+    std::vector<Distribution> all;
+    std::vector<AtOne> at_one;
+    std::vector<float> w, cold, widened, gradient, dense, mixture, factors;
+    std::vector<const float*> pointers;
+    std::vector<LearnSums> learnt;
+    bool constant = false;
+    double constant_mass = 0.0, share = 1.0;
+};
+
+}  // namespace
+
+void mutual_loss(const MutualProblem& problem, const MutualResult& out, int threads,
+                 const std::function<bool()>& interrupted) {
+    const std::int64_t tasks = (problem.rows + ROWS - 1) / ROWS, students = problem.students;
+    const auto cells = static_cast<std::size_t>(tasks * students);
+    std::vector<double> ce(cells, 0.0), kl(cells, 0.0);
+    std::vector<std::int64_t> correct(cells, 0);
+    std::vector<std::uint8_t> unusable(cells, 0);
+    const auto make_worker = [&] {
+        return Worker(problem, out, ce.data(), kl.data(), correct.data(),
+                      unusable.data());
+    };
+    if (threads <= 1) {
+        const DefaultFloats guard;
+        auto worker = make_worker();
+        for (std::int64_t task = 0; task < tasks; ++task) worker(task);
+    } else {
+        parallel_for(tasks, threads, interrupted, make_worker);
+    }
+    for (std::int64_t k = 0; k < students; ++k) {
+        out.ce[k] = out.kl[k] = 0.0;
+        out.correct[k] = 0;
+        out.finite[k] = true;
+        for (std::int64_t task = 0; task < tasks; ++task) {
+            out.ce[k] += ce[static_cast<std::size_t>(task * students + k)];
+            out.kl[k] += kl[static_cast<std::size_t>(task * students + k)];
+            out.correct[k] += correct[static_cast<std::size_t>(task * students + k)];
+            if (unusable[static_cast<std::size_t>(task * students + k)]) out.finite[k] = false;
+        }
+    }
+}
+
+}  // namespace dml_fast

@@ -1,0 +1,64 @@
+// The mutual loss of a cohort on a CPU: softmax, cross-entropy, divergences and gradients of all
+// students, one row after the other, so that a row stays in the cache. The mathematics is that of
+// dml_fast/loss/closed_form.py.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+namespace dml_fast {
+
+// K students, L >= K distributions (students first, then teachers), N rows, C classes.
+struct MutualProblem {
+    std::vector<const void*> logits;  // L of (N, C): float32, or the bits of bfloat16
+    bool bf16;
+    std::int64_t students, rows, classes;
+
+    const std::int64_t* index;  // (N,) classes, each in 0..C-1 or ignored; null with `soft`
+    bool has_ignored;
+    std::int64_t ignored;
+    const float* soft;          // (N, C) probabilities, or null
+    const std::int64_t* best;   // (N,) the most probable class of `soft`, or null
+    const float* class_weight;  // (C,) or null
+    const float* row_weight;    // (N,) or null
+
+    double smoothing, temperature;
+    bool peer_mean;                        // over the peers, or their sum
+    double kl_weight, per_label, per_row;  // factors of the gradient
+    std::vector<double> grad_scale;        // K, of the gradients alone
+};
+
+// The target of a row: `sparse` at class y (-1: none) plus `dense` (null: none), with sum `mass`.
+struct MutualTarget {
+    std::int64_t y;
+    double sparse, mass;
+    const float* dense;
+};
+
+// What a student gets from a row; the gradient is not written where `grad` is null.
+struct OddStudent {
+    float* grad;
+    double ce, kl;
+    bool usable;
+};
+
+// Row n of all students, whatever their logits z (L pointers to C numbers): mutual_loss_odd.cpp.
+void mutual_loss_odd_row(const MutualProblem& problem, std::int64_t n, const float* const* z,
+                         const MutualTarget& target, OddStudent* students);
+
+// Sums over the rows, and each row's own if wanted.
+struct MutualResult {
+    double *ce, *kl;         // (K,)
+    std::int64_t* correct;   // (K,)
+    bool* finite;            // (K,) whether each row of the student was usable
+    float *ce_rows, *kl_rows;  // (K, N) or null
+    std::vector<void*> grads;  // K of (N, C) like the logits, or float32 if `float_grads`; or empty
+    bool float_grads;
+};
+
+// The bits depend neither on `threads` nor on the instruction set.
+void mutual_loss(const MutualProblem& problem, const MutualResult& out, int threads,
+                 const std::function<bool()>& interrupted);
+
+}  // namespace dml_fast

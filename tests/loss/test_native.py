@@ -1,0 +1,185 @@
+"""The loss in C++: the same bits on every CPU and with any number of threads; what it refuses."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dml_fast import _native
+from dml_fast.errors import UserError
+from dml_fast.loss import backends, closed_form, mutual_loss, mutual_loss_and_grad, native
+from dml_fast.loss.checks import prepare
+
+LEVELS = ("baseline", "avx2", "avx512")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "hot": {"temperature": 3.0, "label_smoothing": 0.1},
+    "sum": {"peer_reduction": "sum", "reduction": "sum", "kl_weight": 0.3},
+    "rows": {"reduction": "none", "temperature": 0.5},
+}
+
+
+def cohort(classes: int, rows: int = 40, students: int = 3, dtype: Any = torch.float32) -> Any:
+    torch.manual_seed(classes)
+    logits = [(3 * torch.randn(rows, classes)).to(dtype) for _ in range(students)]
+    return logits, torch.randint(classes, (rows,))
+
+
+def found(logits: list[Tensor], target: Tensor, **options: Any) -> list[Tensor]:
+    losses, grads, stats = mutual_loss_and_grad(logits, target, backend="native", **options)
+    return [losses, *grads, *stats[:4]]
+
+
+@pytest.fixture
+def at_level(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], bool]:
+    monkeypatch.delenv("DML_FAST_ISA", raising=False)
+    highest = _native.instruction_set()
+
+    def switch(level: str) -> bool:
+        if LEVELS.index(level) > LEVELS.index(highest):
+            return False
+        monkeypatch.setenv("DML_FAST_ISA", level)
+        return True
+
+    return switch
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("classes", [1, 10, 31, 32, 33, 100, 1057, 9001])
+def test_the_same_bits_at_every_instruction_set(
+    classes: int, dtype: Any, options: dict[str, Any], at_level: Callable[[str], bool]
+) -> None:
+    logits, target = cohort(classes, rows=5, dtype=dtype)
+    at_level("baseline")
+    expected = found(logits, target, **options)
+    for level in LEVELS[1:]:
+        if at_level(level):
+            answers = found(logits, target, **options)
+            assert all(torch.equal(a, b) for a, b in zip(answers, expected, strict=True)), level
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_the_same_bits_for_any_number_of_threads(monkeypatch: Any, odd: bool) -> None:
+    logits, target = cohort(50, rows=100)
+    if odd:
+        logits[1][3, 7], logits[2][70:, 4] = torch.nan, -torch.inf
+    expected = found(logits, target)
+    monkeypatch.setattr(native, "_PER_THREAD", 1)
+    for threads in (2, 3, 16):
+        monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
+        answers = found(logits, target)
+        for a, b in zip(answers, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_rows_gradient_does_not_depend_on_the_other_rows(options: dict[str, Any]) -> None:
+    options = options | {"reduction": "sum"}
+    logits, target = cohort(33)
+    whole = found(logits, target, **options)
+    part = found([z[7:9] for z in logits], target[7:9], **options)
+    assert all(torch.equal(w[7:9], p) for w, p in zip(whole[1:4], part[1:4], strict=True))
+
+
+def test_confident_and_flat_logits_are_exact() -> None:
+    for scale in (1e-4, 1e-2, 1.0, 1e2, 1e4):
+        torch.manual_seed(0)
+        logits = [scale * torch.randn(6, 40) for _ in range(2)]
+        target = torch.arange(6)
+        losses, grads, stats = mutual_loss_and_grad(logits, target, backend="native")
+        exact = mutual_loss_and_grad([z.double() for z in logits], target, backend="closed_form")
+        torch.testing.assert_close(losses.double(), exact[0], rtol=1e-6, atol=0)
+        torch.testing.assert_close(stats.kl.double(), exact[2].kl, rtol=1e-3, atol=0)
+        for g, e in zip(grads, exact[1], strict=True):
+            torch.testing.assert_close(g.double(), e, rtol=1e-5, atol=1e-7)
+
+
+def test_what_it_lacks_goes_to_the_closed_form_after_one_line(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "_said", set())
+    logits, target = cohort(5)
+    weight = torch.ones(3, 3)
+    cases: list[tuple[list[Tensor], dict[str, Any], str]] = [
+        ([z.double() for z in logits], {}, "it computes in float32"),
+        (logits, {"peer_weight": weight}, "it has no peer weights"),
+    ]
+    for z, options, reason in cases:
+        for expected_lines in (1, 0):
+            caplog.clear()
+            with caplog.at_level(logging.WARNING, "dml_fast"):
+                answer = mutual_loss(z, target, backend="native", **options)
+            expected = mutual_loss(z, target, backend="closed_form", **options)
+            assert torch.equal(answer, expected)
+            line = f"mutual loss: the closed form in place of the C++ loop: {reason}"
+            assert [r.getMessage() for r in caplog.records] == [line] * expected_lines
+
+
+def test_auto_takes_it_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, target = cohort(5)
+    problem = prepare(
+        logits, target, kl_weight=1.0, temperature=1.0, label_smoothing=0.0, class_weight=None,
+        ignore_index=-100, peer_reduction="mean", reduction="mean", peer_weight=None,
+        row_weight=None, teacher_logits=None,
+    )  # fmt: skip
+    assert backends.find("auto", problem) is native
+    problem.dtype = torch.float64
+    assert backends.find("auto", problem) is closed_form
+
+
+def call(**changes: Any) -> Any:
+    logits = [np.zeros((4, 6), np.float32) for _ in range(2)]
+    arguments = {
+        "logits": logits, "students": 2, "index": np.zeros(4, np.int64), "ignored": None,
+        "soft": None, "best": None, "class_weight": None, "row_weight": None, "smoothing": 0.0,
+        "temperature": 1.0, "peer_mean": True, "kl_weight": 1.0, "factors": [0.25] * 4,
+        "grad_scale": [1.0, 1.0],
+        "grads": [np.empty((4, 6), np.float32) for _ in range(2)], "each_row": False, "threads": 1,
+    }  # fmt: skip
+    return _native.mutual_loss(**(arguments | changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"logits": []},
+        {"logits": [np.zeros((4, 6), np.float32), np.zeros((4, 5), np.float32)]},
+        {"logits": [np.zeros((4, 6), np.float32), np.zeros((4, 6))]},
+        {"logits": [np.zeros((6, 4), np.float32).T] * 2},
+        {"logits": [np.zeros((4, 0), np.float32)] * 2},
+        {"students": 0},
+        {"students": 3},
+        {"index": None},
+        {"index": np.array([0, 1, 2, 6])},
+        {"index": np.array([0, 1, 2, -1])},
+        {"index": np.zeros(3, np.int64)},
+        {"soft": np.zeros((4, 6), np.float32)},
+        {"index": None, "soft": np.zeros((4, 6), np.float32)},
+        {"index": None, "soft": np.zeros((4, 6), np.float32), "best": np.full(4, 6)},
+        {"class_weight": np.zeros(5, np.float32)},
+        {"row_weight": np.zeros(5, np.float32)},
+        {"temperature": 0.0},
+        {"grad_scale": [1.0]},
+        {"grads": [np.empty((4, 6), np.float32)]},
+        {"grads": [np.empty((4, 6), np.uint16)] * 2},
+        {"grads": [np.empty((3, 6), np.float32)] * 2},
+    ],
+    ids=lambda changes: "+".join(changes),
+)
+def test_nothing_is_read_or_written_outside_the_arrays(changes: dict[str, Any]) -> None:
+    call()
+    with pytest.raises(ValueError):
+        call(**changes)
+
+
+def test_the_right_classes_may_be_ignored_ones() -> None:
+    call(index=np.array([0, 1, 2, -7]), ignored=-7)
+    with pytest.raises(UserError, match=r"^backend is 'Native', .*did you mean native\?"):
+        mutual_loss(*cohort(3), backend="Native")
