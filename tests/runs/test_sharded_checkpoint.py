@@ -84,7 +84,7 @@ def run(tmp_path: Path) -> Run:
     [
         ({}, r"checksums\.json has no \.metadata"),
         ({".metadata": None}, r"'\.metadata' is None and not a whole number"),
-        ([], "is a list of 0 and not an object"),
+        ([], "is a list of length 0 and not an object"),
         ({"__0_0.distcp": 1}, r"checksums\.json has no \.metadata"),
         ({"../secret": 1}, r"names '\.\./secret', which is no file of a checkpoint"),
         ({"checksums.json": 1}, "which is no file of a checkpoint"),
