@@ -63,7 +63,7 @@ class CudaStreams:
     def __init__(self, device: torch.device) -> None:
         if not isinstance(device, torch.device) or device.type != "cuda":
             raise UserError(
-                f"streams and graphs are of a GPU and the device is {brief(device)}: give "
+                f"streams and graphs need a GPU and the device is {brief(device)}: give "
                 "torch.device('cuda'), or take Threads on a CPU"
             )
         self.device = device

@@ -173,7 +173,7 @@ def _search(
         )
     drawn = False
     if lists and out is not None:
-        with at_the_end(str(out), "the scores are whole"):
+        with at_the_end(str(out), "the scores are complete"):
             # matplotlib takes a second to import
             from dml_fast.reporting.ranked_lists import draw_ranked_lists
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from dml_fast.models.stored import Stored
 
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-_SECOND = ("ema", "teacher", "averag", "momentum")  # weights that others are taken before
+_SECOND = ("ema", "teacher", "averag", "momentum")  # other weights are taken before these
 _DEEPEST = 4  # dictionaries in one another
 
 

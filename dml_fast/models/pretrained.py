@@ -220,7 +220,7 @@ def _check_fit(wanted: Mapping[str, Tensor], match: Match, source: str, arch: st
 
 
 def _check_values(taken: Mapping[str, Tensor], parameters: Mapping[str, Any], source: str) -> None:
-    """Refuse NaN; in parameters and in statistics infinity too, also where float32 ends."""
+    """Refuse NaN; in parameters and statistics also infinity and what float32 cannot hold."""
     for name, tensor in taken.items():
         if not tensor.is_floating_point():
             continue

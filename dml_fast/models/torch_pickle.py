@@ -1,4 +1,4 @@
-"""Unpickle what ``torch.save`` wrote without running any code in it, and without its numbers.
+"""Unpickle what ``torch.save`` wrote; no code in it runs, and its numbers stay in the file.
 
 A pickle is a program that may call anything. Here it can call only stand-ins of our own: those of
 torch's functions note where a tensor lies in the file, and all others make an empty object. So a

@@ -206,7 +206,8 @@ class Reporter:
         except Exception as error:
             self._writer = None
             logger.warning(
-                "TensorBoard's events cannot be written from here on (%s): metrics.jsonl has all",
+                "TensorBoard's events cannot be written from here on (%s): "
+                "metrics.jsonl has all of them",
                 reason(error),
             )
 

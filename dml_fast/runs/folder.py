@@ -273,7 +273,7 @@ class Run:
 
 
 def is_name_of_parts(name: str) -> bool:
-    """Whether a name is that of a folder which `Run.new_parts` makes."""
+    """Return whether a name is that of a folder which `Run.new_parts` makes."""
     return name.startswith(_PARTS) and Path(name).name == name
 
 

@@ -186,7 +186,7 @@ def weights_to_start(config: TrainConfig) -> tuple[dict[str, torch.Tensor], ...]
     weights = weights_of_run(config.pretrained)
     if len(weights) < len(config.architectures):
         raise UserError(
-            f"--pretrained {config.pretrained} has {len(weights)} students, and here are "
+            f"--pretrained {config.pretrained} has {len(weights)} students and this run "
             f"{len(config.architectures)}: give the file of one of them, student_K.safetensors"
         )
     return weights

@@ -1,4 +1,4 @@
-"""What a run's last bits depend on besides its options, and what changes if it goes elsewhere."""
+"""What a run's last bits depend on besides its options, and what changes if it moves."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def changed_surroundings(state: Mapping[str, Any], here: dict[str, str], path: P
     ]
     if not changes:
         return ""
-    return f"the run continues with {', '.join(changes)}: not bit for bit as without the stop"
+    return f"the run continues with {', '.join(changes)}: not bit for bit as a run without a stop"
 
 
 def changed_mesh(saved: str, mesh: Mesh, batch_size: int, path: Path) -> str:

@@ -37,9 +37,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is not threading.main_thread():
-            _log.warning(
-                "the run does not run in the main thread, so Ctrl-C and SIGTERM do not stop it"
-            )
+            _log.warning("this is not the main thread: Ctrl-C and SIGTERM do not stop the run")
             return self
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._handle)

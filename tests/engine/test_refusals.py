@@ -119,7 +119,7 @@ def test_misspelt_algorithms_schedules_and_executors() -> None:
         make_executor("thread", 2, CPU)
     for kind in (Streams, Graph):
         for device in (CPU, "cuda"):
-            with pytest.raises(UserError, match="streams and graphs are of a GPU"):
+            with pytest.raises(UserError, match="streams and graphs need a GPU"):
                 kind(device)  # type: ignore[arg-type]
     for wrong in ((0,), (2, 0), (2, 1, -1), (1.5,), ("2",)):
         with pytest.raises(UserError, match="give a whole number of at least 1"):

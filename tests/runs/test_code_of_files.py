@@ -135,7 +135,7 @@ def test_weights_are_taken_from_a_run_without_its_code(
 
 def test_a_run_with_too_few_students_is_refused(run: Path) -> None:
     config = TrainConfig(cohort=3, arch="resnet8", pretrained=str(run))
-    with pytest.raises(UserError, match=r"has 2 students, and here are 3: give the file of one"):
+    with pytest.raises(UserError, match=r"has 2 students and this run 3: give the file of one"):
         weights_to_start(config)
 
 

@@ -121,7 +121,7 @@ def test_a_run_in_a_thread(tmp_path: Path, messages: pytest.LogCaptureFixture) -
     thread.join()
     assert codes == [0]
     assert signal.getsignal(signal.SIGINT) is before
-    assert messages.text.count("does not run in the main thread") == 1
+    assert messages.text.count("this is not the main thread") == 1
 
 
 def test_what_only_unix_has_is_used_with_an_alternative() -> None:

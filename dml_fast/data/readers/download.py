@@ -23,7 +23,7 @@ from dml_fast.errors import UserError, masked
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = 30
 _MINUTE_S = 60.0
-_SLOWEST = 1024  # bytes per second over a minute: a server that sends less is taken for dead
+_SLOWEST = 1024  # bytes per second over a minute: a server that sends less is given up
 _log = logging.getLogger("dml_fast")
 
 
@@ -33,7 +33,7 @@ def download(
     """Download a file; its folder is created if it does not exist.
 
     The file gets its name when it is complete on the disk, and its hash and content are right. A
-    download that fails leaves no file. Only http and https are spoken, after redirects too.
+    download that fails leaves no file. Only http and https are used, after redirects too.
 
     Args:
         url: where to download from; ``user:password@`` before the host is sent to it.
