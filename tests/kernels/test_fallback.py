@@ -10,7 +10,7 @@ import torch
 from kernel_cases import DEVICE, QUIET, assert_same, checked, cohort
 
 from dml_fast.kernels import autograd
-from dml_fast.loss import backends, native, mutual_loss, mutual_loss_and_grad
+from dml_fast.loss import backends, mutual_loss, mutual_loss_and_grad, native
 
 pytestmark = QUIET
 
