@@ -10,7 +10,7 @@ import torch
 from kernel_cases import DEVICE, QUIET, assert_same, checked, cohort
 
 from dml_fast.kernels import autograd
-from dml_fast.loss import backends, closed_form, mutual_loss, mutual_loss_and_grad
+from dml_fast.loss import backends, mutual_loss, mutual_loss_and_grad, native
 
 pytestmark = QUIET
 
@@ -88,5 +88,5 @@ def test_eight_distributions_are_the_kernels_own(
 
 def test_auto_takes_the_kernels_where_they_are_compiled(caplog: pytest.LogCaptureFixture) -> None:
     backend = backends.find("auto", checked(**call(2)))
-    assert backend is (autograd if DEVICE.type == "cuda" else closed_form)
+    assert backend is (autograd if DEVICE.type == "cuda" else native)
     assert not caplog.records
