@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -144,8 +144,7 @@ class Engine:
         """
         count = self.cohort.total
         given = self._views(inputs) if views else (inputs,) * count
-        chosen = tuple(range(count) if learners is None else learners)
-        self._check_roles(chosen, teacher)
+        chosen = self._roles(range(count) if learners is None else learners, teacher)
         lesson = Lesson(given, target, self.kl_weight * kl_scale, chosen, teacher)
         try:
             if self.update == "alternating":
@@ -173,23 +172,26 @@ class Engine:
             )
         return tuple(inputs)
 
-    def _check_roles(self, learners: tuple[int, ...], teacher: int | None) -> None:
-        """Refuse learners and a teacher that a step cannot have."""
+    def _roles(self, learners: Iterable[int], teacher: int | None) -> tuple[int, ...]:
+        """Return the learners; refuse those, and a teacher, that a step cannot have."""
         count = self.cohort.total
-        if len({*learners}) < len(learners) or not {*learners} <= {*range(count)}:
+        chosen = tuple(learners) if isinstance(learners, Iterable) else None
+        known = {int(k) for k in chosen or () if k in range(count)}
+        if chosen is None or len(known) < len(chosen):
             raise UserError(
                 f"the learners are {learners}: give different numbers from 0 to {count - 1}"
             )
-        if teacher is not None and (teacher in learners or teacher not in range(count)):
+        if teacher is not None and (teacher in chosen or teacher not in range(count)):
             raise UserError(
                 f"the teacher is {teacher}: give a number from 0 to {count - 1} of a student that "
                 "does not learn"
             )
-        if self.method == "distill" and teacher is None and len(learners) > 1:
+        if self.method == "distill" and teacher is None and len(chosen) > 1:
             raise UserError(
                 "method is distill and several students learn without a teacher: give teacher=0 "
                 "and the others as learners"
             )
+        return tuple(int(k) for k in chosen)
 
     def _step(self, lesson: Lesson, executor: Executor) -> StepResult:
         """Let all learn from one snapshot of predictions."""

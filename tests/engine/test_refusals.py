@@ -126,7 +126,7 @@ def test_misspelt_algorithms_schedules_and_executors() -> None:
             Threads(*wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("learners", [(0, 2), (-1,), (0, 0), ("0",)])
+@pytest.mark.parametrize("learners", [(0, 2), (-1,), (0, 0), ("0",), 0, ([0],)])
 @pytest.mark.parametrize("update", ["simultaneous", "alternating"])
 def test_learners_that_do_not_exist(learners: Any, update: str) -> None:
     with pytest.raises(UserError, match="give different numbers from 0 to 1"):
