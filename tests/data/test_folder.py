@@ -232,7 +232,7 @@ def test_a_folder_of_another_shape_is_refused(
 
 
 def test_a_negative_size_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--image-size -1"):
+    with pytest.raises(UserError, match=r"^image_size is -1: give a whole number of at least 0$"):
         opened(make_folder(tmp_path, count=2), image_size=-1)
 
 

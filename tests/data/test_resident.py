@@ -130,9 +130,16 @@ def test_memory_format_and_dtypes(channels_last: bool) -> None:
         assert target.dtype == ids.dtype == torch.int64
 
 
-@pytest.mark.parametrize("batch_size", [0, -1, 24])
-def test_a_batch_that_does_not_fit_the_data_is_refused(batch_size: int) -> None:
-    with pytest.raises(UserError, match=rf"batch size {batch_size} .* 23 .*--batch-size"):
+@pytest.mark.parametrize(
+    ("batch_size", "message"),
+    [
+        (0, "^batch_size is 0: give a whole number of at least 1$"),
+        (-1, "^batch_size is -1: give a whole number of at least 1$"),
+        (24, "batch size 24 .* 23 .*--batch-size"),
+    ],
+)
+def test_a_batch_that_does_not_fit_the_data_is_refused(batch_size: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         make_loader(random_images(23), batch_size=batch_size)
 
 
