@@ -124,7 +124,8 @@ PYBIND11_MODULE(_native, module) {
             PyErr_SetObject(type.ptr(), message.ptr());
         }
     });
-    module.doc() = "Rank a gallery, augment images and compute the mutual loss, in C++ without the GIL.";
+    module.doc() =
+        "Rank a gallery, augment images and compute the mutual loss, in C++ without the GIL.";
     module.def("average_precision", &average_precision, py::arg("ranks").noconvert());
     module.def("instruction_set", [] { return std::string(isa_name(active_isa())); });
     module.def("has_fast_bf16", &has_fast_bf16);

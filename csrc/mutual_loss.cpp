@@ -9,22 +9,22 @@
 namespace dml_fast {
 namespace {
 
-constexpr std::int64_t ROWS = 16;      // in a task: their sums are added in the order of the tasks
+constexpr std::int64_t ROWS = 16;  // in a task: their sums are added in the order of the tasks
 constexpr std::int64_t PREFETCHED = 16384;  // bytes of a row: all students' fit the second cache
-constexpr std::int64_t STRIP = 1024;   // classes whose mixture stays in the nearest cache
+constexpr std::int64_t STRIP = 1024;        // classes whose mixture stays in the nearest cache
 
 struct Distribution {
     const float* z;
     float largest;
-    float* w;               // exponentials at the temperature
-    double log_mean;        // log(mean of w), without cancellation where w is close to 1
-    double expected;        // of a under p
-    float reciprocal;       // of the sum of w
+    float* w;          // exponentials at the temperature
+    double log_mean;   // log(mean of w), without cancellation where w is close to 1
+    double expected;   // of a under p
+    float reciprocal;  // of the sum of w
 };
 
 struct AtOne {  // a student at temperature 1
     float* w;
-    double log_mean, sum_below;
+    double log_mean;
     float reciprocal;
 };
 
@@ -41,9 +41,9 @@ struct Worker {
     Worker(const MutualProblem& p, const MutualResult& o, double* ce_parts, double* kl_parts,
            std::int64_t* correct_parts, std::uint8_t* unusable_parts)
         : problem(p), out(o), ce(ce_parts), kl(kl_parts), correct(correct_parts),
-          unusable(unusable_parts),
-          simd(active_simd()), hot(p.temperature != 1.0), count(p.logits.size()), all(count),
-          at_one(static_cast<std::size_t>(p.students)), mixture(STRIP) {
+          unusable(unusable_parts), simd(active_simd()), hot(p.temperature != 1.0),
+          count(p.logits.size()), all(count), at_one(static_cast<std::size_t>(p.students)),
+          mixture(STRIP) {
         const auto c = static_cast<std::size_t>(p.classes);
         w.resize(count * c);
         if (hot) cold.resize(at_one.size() * c);
@@ -86,6 +86,7 @@ struct Worker {
         }
     }
 
+    // A row of logits in float32.
     const float* row_of(std::size_t l, std::int64_t n) {
         const std::int64_t at = n * problem.classes;
         if (!problem.bf16) return static_cast<const float*>(problem.logits[l]) + at;
@@ -109,6 +110,7 @@ struct Worker {
         for (const void* grads : out.grads) fetch(grads, n + 1, gradient.empty() ? 4 : 2);
     }
 
+    // The softmax of each distribution; false where a logit is NaN or infinite.
     bool look(std::int64_t n) {
         fetch_next(n);
         const double classes = static_cast<double>(problem.classes);
@@ -128,13 +130,12 @@ struct Worker {
             d.reciprocal = static_cast<float>(1.0 / total);
             if (l >= at_one.size()) continue;
             AtOne& one = at_one[l];
-            one = {d.w, d.log_mean, sums.a, d.reciprocal};
+            one = {d.w, d.log_mean, d.reciprocal};
             if (!hot) continue;
             one.w = &cold[l * c];
             simd.soften(d.z, problem.classes, d.largest, 1.0f, one.w, sums);
             if (!std::isfinite(sums.a)) return false;
             one.log_mean = log_of_mean(sums, classes);
-            one.sum_below = sums.a;
             one.reciprocal = static_cast<float>(1.0 / sum_of_weights(sums, classes));
         }
         return true;

@@ -113,7 +113,7 @@ def typed(value: Any, hint: Any, where: str) -> Any:
         value: of JSON, TOML or a pickle.
         hint: None, a class, a union, a Literal, list[X], tuple[X, Y], dict[X, Y], or a TypedDict,
             which may have more keys. An int is no bool, a float may be an int.
-        where: the place, for the message.
+        where: the place, for the message; "it" for a whole file.
 
     Returns:
         The value; a tuple where the hint is one, a float where it is one.
@@ -138,7 +138,7 @@ def typed(value: Any, hint: Any, where: str) -> Any:
     elif origin is dict and isinstance(value, dict):
         key, item = parts
         found = {
-            typed(k, key, f"a key of {where}"): typed(v, item, f"{where}.{brief(k)}")
+            typed(k, key, f"a key of {where}"): typed(v, item, _within(where, brief(k)))
             for k, v in value.items()
         }
         # itself where nothing was converted: a torch module's state has attributes
@@ -175,9 +175,13 @@ def _typed_dict(value: Any, hint: Any, where: str) -> dict[str, Any]:
         raise Unfit(f"{where} has no {name}")
     hints = _hints(hint)
     return {
-        key: typed(item, hints[key], f"{where}.{key}") if key in hints else item
+        key: typed(item, hints[key], _within(where, key)) if key in hints else item
         for key, item in value.items()
     }
+
+
+def _within(where: str, key: str) -> str:
+    return key if where == "it" else f"{where}.{key}"
 
 
 @lru_cache

@@ -155,3 +155,10 @@ def test_a_value_of_another_type_is_named(change: dict[str, Any], why: str) -> N
     for other in (None, [], "x"):
         with pytest.raises(Unfit, match=r"and not an object$"):
             typed(other, Line, "line")
+
+
+def test_what_is_wrong_in_a_whole_file_is_named_by_its_key() -> None:
+    with pytest.raises(Unfit, match=r"^kind is 'c' and not one of a, b$"):
+        typed(LINE | {"kind": "c"}, Line, "it")
+    with pytest.raises(Unfit, match=r"^it is a list of length 0 and not an object$"):
+        typed([], Line, "it")

@@ -284,10 +284,10 @@ def test_odd_files_are_one_sentence_of_each_command(
         ({"config": "[" * 100_000}, "RecursionError"),
         ({"history": "{}"}, "history is a dict and not such a list"),
         ({"history": '["x"]'}, r"history\[0\] is 'x' and not an object"),
-        ({"step": 2.5}, "it.step is 2.5 and not a whole number"),
+        ({"step": 2.5}, "step is 2.5 and not a whole number"),
         ({"step": 9}, "it is of step 9 and has a line of 10"),
         ({"students": []}, "it has 0 students"),
-        ({"mesh": ["1x1"]}, "it.mesh is a list of length 1 and not a text"),
+        ({"mesh": ["1x1"]}, "mesh is a list of length 1 and not a text"),
     ],
 )
 def test_what_is_wrong_in_a_checkpoint_is_named(
