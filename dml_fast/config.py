@@ -21,6 +21,7 @@ from typing import (
 )
 
 from dml_fast.errors import UserError, brief, check_choice, check_number
+from dml_fast.machine import MOST_THREADS
 
 Method = Literal["dml", "dml_e", "independent", "distill"]
 
@@ -39,7 +40,7 @@ class Bounds(NamedTuple):
 
 Count: TypeAlias = Annotated[int, Bounds("a whole number of at least 1", lambda x: x >= 1)]
 ThreadsOrZero: TypeAlias = Annotated[
-    int, Bounds("a whole number from 0 to 1024", lambda x: 0 <= x <= 1024)
+    int, Bounds(f"a whole number from 0 to {MOST_THREADS}", lambda x: 0 <= x <= MOST_THREADS)
 ]
 Seed: TypeAlias = Annotated[
     int, Bounds("a whole number from 0 to 2^63 - 1", lambda x: 0 <= x < 2**63)

@@ -13,7 +13,7 @@ from tyro.conf import Positional
 
 from dml_fast import cli
 from dml_fast.config import flag
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, check_whole
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,7 @@ class EvaluateArguments:
             UserError: which, and what to give.
         """
         for name, least in (("batch_size", 1), ("ranked_lists", 0)):
-            if (value := getattr(self, name)) < least:
-                raise UserError(f"{flag(name)} is {value}: give a whole number of at least {least}")
+            check_whole(flag(name), getattr(self, name), least)
         if (self.run is None) == (self.features is None):
             raise UserError("give the folder of a run, or --features QUERY.npz GALLERY.npz")
         if self.features is not None:

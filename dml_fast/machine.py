@@ -23,7 +23,7 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _NEVER = 2**31 - 1
 _ONE_POSITION = threading.Lock()  # of every file, where reading at an offset moves it
 
-_MOST_THREADS = 1024  # csrc/parallel.hpp starts no more
+MOST_THREADS = 1024  # csrc/parallel.hpp starts no more
 _MOST_RANKS = 10**6
 
 
@@ -44,8 +44,8 @@ def cores(*, shared: bool = True) -> int:
     if os.environ.get("DML_FAST_THREADS"):
         return _positive(
             "DML_FAST_THREADS",
-            _MOST_THREADS,
-            f"is not a number of threads: give 1 to {_MOST_THREADS}",
+            MOST_THREADS,
+            f"is not a number of threads: give 1 to {MOST_THREADS}",
         )
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
