@@ -6,9 +6,10 @@ import difflib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from dml_fast.data.decode import Size
+from dml_fast.data.labelling import Labelling
 from dml_fast.data.readers.cifar import CIFAR, locate_cifar, read_cifar
 from dml_fast.data.readers.digits import read_digits
 from dml_fast.data.readers.folder import check_folder, read_folder
@@ -74,7 +75,11 @@ def open_dataset(
     val_fraction: float = 0.1,
     camera_rule: bool = True,
     train_fraction: float = 1.0,
+    labels: str = "",
+    labels_per_class: int = 0,
     label_noise: float = 0.0,
+    unlabelled_share: float | Literal["auto"] = "auto",
+    unlabelled: bool = False,
     seed: int = 0,
     image_size: Size = 0,
     skip_corrupt: bool = False,
@@ -96,8 +101,15 @@ def open_dataset(
         camera_rule: whether a query for validation needs a match by another camera (market1501).
         train_fraction: the fraction of the remaining training images that is used, in (0, 1];
             stratified, drawn with ``seed``, at least one image of each class.
+        labels: a file of lines ``name<TAB>class`` (`dml_fast.data.label_files`): all other training
+            rows lose their label; "" for none.
+        labels_per_class: how many labels of each class are kept, drawn with ``seed``; all others
+            are hidden. 0 keeps all.
         label_noise: the fraction of the training labels that is made wrong, in [0, 1), drawn with
             ``seed``. Validation and test labels do not change.
+        unlabelled_share: 0 leaves rows without a label out of ``train``; other shares, and
+            ``auto``, are the sampler's.
+        unlabelled: whether to keep them in ``train`` in any case.
         seed: the run's seed.
         image_size: see `dml_fast.data.decode.Size`; for a folder, shards or market1501.
         skip_corrupt: whether files that cannot be decoded are left out and counted.
@@ -111,10 +123,12 @@ def open_dataset(
         The data set, split into training, validation and test images.
 
     Raises:
-        UserError: an argument or a file is wrong.
+        UserError: an argument or a file is wrong, or no row to train, to validate or to test with
+            has a label.
     """
     check_choice("loader", loader, get_args(LoaderName))
     check_whole("threads", threads, 0)
+    check_whole("labels_per_class", labels_per_class, 0)
     check_whole("seed", seed, 0)
     for side in image_size if isinstance(image_size, tuple) else (image_size,):
         check_whole("image_size", side, 0)
@@ -122,6 +136,7 @@ def open_dataset(
         ("val_fraction", val_fraction),
         ("train_fraction", train_fraction),
         ("label_noise", label_noise),
+        ("unlabelled_share", 0.0 if unlabelled_share == "auto" else unlabelled_share),
     ):
         check_number(name, share, "a number from 0 to 1", lambda x: 0 <= x <= 1)
     check_data_spec(spec, download=download)
@@ -132,19 +147,28 @@ def open_dataset(
         raise UserError(f"train_fraction {train_fraction} must be above 0 and at most 1")
     if not 0.0 <= label_noise < 1.0:
         raise UserError(f"label_noise {label_noise} must be at least 0 and below 1")
-    return build_dataset(
-        _read(
-            spec,
-            Reading(image_size, skip_corrupt, loader, resized, threads, device),
-            download=download,
-            val_fraction=val_fraction,
-            camera_rule=camera_rule,
-        ),
+    if (labels or labels_per_class) and _parse(spec)[0] == "market1501":
+        raise UserError(
+            f"{'--labels' if labels else '--labels-per-class'} means nothing with --data {spec}, "
+            "where files' names tell identities: leave it out"
+        )
+    raw = _read(
+        spec,
+        Reading(image_size, skip_corrupt, loader, resized, threads, device),
+        download=download,
+        val_fraction=val_fraction,
+        camera_rule=camera_rule,
+    )
+    how = Labelling(
         val_fraction=val_fraction,
         train_fraction=train_fraction,
         label_noise=label_noise,
+        labels=labels,
+        labels_per_class=labels_per_class,
+        unlabelled_share=unlabelled_share,
         seed=seed,
     )
+    return build_dataset(raw, how, unlabelled=unlabelled)
 
 
 def _read(
