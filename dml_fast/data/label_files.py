@@ -84,8 +84,8 @@ class LabelFile:
             if name in self._comments:
                 self._refuse(
                     self._comments[name],
-                    f"is a comment, as it begins with #, and a row is called {_quoted(name)}: rename "
-                    "the row, or write the comment without a tab",
+                    f"is a comment, as it begins with #, and a row is called {_quoted(name)}: "
+                    "rename the row, or write the comment without a tab",
                 )
             if (label := self._labels.get(name)) is None:
                 continue
@@ -146,8 +146,8 @@ class LabelFile:
         if earlier != label:
             self._refuse(
                 number,
-                f"gives {_quoted(name)} the class {_quoted(called)}, and line {line} gave it another: "
-                "remove one of the lines",
+                f"gives {_quoted(name)} the class {_quoted(called)}, and line {line} gave it "
+                "another: remove one of the lines",
             )
 
     def _refuse(self, line: int, what: str) -> NoReturn:

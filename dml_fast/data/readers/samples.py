@@ -51,8 +51,8 @@ def read_index(path: Path) -> Index:
     A tar in which no sample has a label is one of images without labels.
 
     Raises:
-        UserError: some samples have no label, or no image, a label is not a whole number, or two samples
-            have the same key.
+        UserError: some samples have no label, or one has no image, a label is not a whole number,
+            or two samples have the same key.
     """
     images: dict[str, Member] = {}
     labels: dict[str, int] = {}
@@ -190,7 +190,7 @@ class TarMembers:
 
     def shard(self, index: int) -> Path:
         """Return the tar that holds an image."""
-        return self._tars[self.tar[index]]
+        return self._tars[int(self.tar[index])]
 
     def size(self, index: int) -> int:
         """Return the size of an image file in bytes."""
