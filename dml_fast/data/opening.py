@@ -20,7 +20,7 @@ from dml_fast.data.readers.market1501 import (
 from dml_fast.data.readers.shard_names import check_shards
 from dml_fast.data.readers.shards import read_shards
 from dml_fast.data.reading import LoaderName, Reading
-from dml_fast.data.sets import DataSet, RawData, build_dataset
+from dml_fast.data.sets import DataSet, ImageSet, RawData, build_dataset
 from dml_fast.errors import UserError, check_choice, check_number, check_whole
 
 _CHECKS: dict[str, Callable[[str], None]] = {
@@ -167,6 +167,7 @@ def _read(
                 "leave it out"
             )
     raw = read_digits() if kind == "digits" else read_cifar(kind, _path(root), download=download)
+    assert isinstance(raw.train, ImageSet)
     if image_size not in (0, raw.train.images.shape[2], raw.train.images.shape[2:]):
         raise UserError(
             f"--image-size {image_size} is only for {_FILES} data, and {kind} images "

@@ -1,9 +1,10 @@
-"""What a data set is, and how it is made from the images that a reader found."""
+"""What a data set is, and how it is made from the rows that a reader found."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from dml_fast.data.corrupt import CorruptFiles
 from dml_fast.data.files import ImageFiles
 from dml_fast.data.splits import add_label_noise, split_validation, take_fraction
+from dml_fast.data.vectors import VectorSet
 
 _STATS_CHUNK = 4096  # images: limits the memory of bincount, which uses 8 bytes per pixel
 _STATS_SAMPLE = 1024  # files: to decode all of them may take an hour
@@ -80,16 +82,16 @@ class RetrievalSet(ImageSet):
 
 @dataclass(frozen=True)
 class RawData:
-    """The images that a reader found, before they are split; the fields are those of `DataSet`.
+    """The rows that a reader found, before they are split; the fields are those of `DataSet`.
 
     ``val`` is None if the data set has no validation images of its own.
     """
 
     name: str
     classes: tuple[str, ...]
-    train: ImageSet
-    val: ImageSet | None
-    test: ImageSet | None
+    train: ImageSet | VectorSet
+    val: ImageSet | VectorSet | None
+    test: ImageSet | VectorSet | None
     pad: int
     flip: bool
     corrupt: CorruptFiles | None = None
@@ -103,26 +105,27 @@ class DataSet:
     Attributes:
         name: a short name for titles.
         classes: class names; a label is an index of this tuple.
-        train: the images to learn from.
-        val: the images to choose a model by: fixed, disjoint from ``train``, never augmented. If
+        train: the rows to learn from.
+        val: the rows to choose a model by: fixed, disjoint from ``train``, never augmented. If
             identities are learned, ``val`` and ``test`` are a `RetrievalSet`.
-        test: the images for the final result, or None if the data set has none.
-        mean: of each channel of the training images, in units of 0..1.
-        std: the standard deviation of each channel, in units of 0..1; 1 for a constant channel.
+        test: the rows for the final result, or None if the data set has none.
+        mean: of each channel of the training images, in units of 0..1; () for vectors.
+        std: the standard deviation of each channel, in units of 0..1; 1 for a constant channel; ()
+            for vectors.
         pad: the most pixels by which the usual augmentation of this data set shifts an image.
         flip: whether the usual augmentation of this data set mirrors images.
-        fingerprint: SHA-256 of all images (for files: their names and sizes), labels and class
-            names after splitting, so that a run is not resumed with other data. It depends neither
-            on where the files are nor on what decodes them.
+        fingerprint: SHA-256 of all images (for files: their names and sizes) or vectors, labels
+            and class names after splitting, so that a run is not resumed with other data. It
+            depends neither on where the files are nor on what decodes them.
         corrupt: the files that could not be decoded so far; None if images are not in files.
         choice: which loader was chosen and why, in one line; "" if there was no choice.
     """
 
     name: str
     classes: tuple[str, ...]
-    train: ImageSet
-    val: ImageSet
-    test: ImageSet | None
+    train: ImageSet | VectorSet
+    val: ImageSet | VectorSet
+    test: ImageSet | VectorSet | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     pad: int
@@ -145,7 +148,8 @@ def build_dataset(
     if label_noise > 0.0:
         noisy = add_label_noise(train.labels, len(raw.classes), label_noise, seed)
         train = replace(train, labels=noisy)
-    mean, std = channel_stats(_for_stats(train))
+    images = None if isinstance(train, VectorSet) else _for_stats(train)
+    mean, std = ((), ()) if images is None else channel_stats(images)
     return DataSet(
         name=raw.name,
         classes=raw.classes,
@@ -199,8 +203,8 @@ def channel_stats(
     return tuple(means), tuple(stds)
 
 
-def _fingerprint(classes: tuple[str, ...], parts: tuple[ImageSet | None, ...]) -> str:
-    shapes = [None if part is None else part.images.shape for part in parts]
+def _fingerprint(classes: tuple[str, ...], parts: tuple[ImageSet | VectorSet | None, ...]) -> str:
+    shapes = [None if part is None else _shape(part) for part in parts]
     header: dict[str, Any] = {"classes": classes, "shapes": shapes}
     if found := [part for part in parts if isinstance(part, RetrievalSet)]:
         cams = [None if part.cams is None else part.cams.tolist() for part in found]
@@ -208,7 +212,18 @@ def _fingerprint(classes: tuple[str, ...], parts: tuple[ImageSet | None, ...]) -
     digest = hashlib.sha256(json.dumps(header).encode())
     for part in parts:
         if part is not None:
-            content = part.pixels if part.manifest is None else part.manifest.astype("<u8")
-            digest.update(np.ascontiguousarray(content).data)
+            for content in _content(part):
+                digest.update(np.ascontiguousarray(content).data)
             digest.update(np.ascontiguousarray(part.labels, dtype="<i8").data)
     return digest.hexdigest()
+
+
+def _shape(part: ImageSet | VectorSet) -> Sequence[Any]:
+    """Return the shape of the images, or that of each view of vectors."""
+    return [view.shape for view in part.views] if isinstance(part, VectorSet) else part.images.shape
+
+
+def _content(part: ImageSet | VectorSet) -> Sequence[npt.NDArray[Any]]:
+    if isinstance(part, VectorSet):
+        return [view.astype("<f4", copy=False) for view in part.views]
+    return [part.pixels if part.manifest is None else part.manifest.astype("<u8")]
