@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from dml_fast.data import text_features, vector_features
 from dml_fast.data.feature_files import ARRAYS_FILE, Columns, arrays_of, taken
+from dml_fast.data.vectors import VectorSet
 from dml_fast.foreign import Unfit, reading
 
 
@@ -52,23 +53,32 @@ class RowSet:
         columns: see `Columns`.
         labels: (N,) int64, indices of the classes; -1 where a row has no label.
         names: one for each row.
-        hidden: (N,) int64, as in `ImageSet`.
+        hidden: (N,) int64, as in `dml_fast.data.vectors.VectorSet`.
     """
 
     columns: Columns
     labels: npt.NDArray[np.int64]
-    names: tuple[str, ...]
+    names: Sequence[str] = field(kw_only=True)
     hidden: npt.NDArray[np.int64] | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def read_by(self, features: Features) -> VectorSet:
+        """Return the rows as students read them.
+
+        Raises:
+            UserError: the columns do not fit.
+        """
+        views = features.transform(self.columns)
+        return VectorSet(views, self.labels, names=self.names, hidden=self.hidden)
 
     def subset(self, ids: npt.NDArray[np.int64]) -> RowSet:
         """Return the rows ``ids`` (n,) int64, in that order."""
         return RowSet(
             {name: column[ids] for name, column in self.columns.items()},
             self.labels[ids],
-            tuple(self.names[i] for i in ids),
+            names=tuple(self.names[i] for i in ids.tolist()),
             hidden=None if self.hidden is None else self.hidden[ids],
         )
 
