@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from dml_fast.data.corrupt import CorruptFiles
+from dml_fast.data.features import Features, Fit, RowSet
 from dml_fast.data.files import ImageFiles
 from dml_fast.data.labelling import Labelling, choose_rows
 from dml_fast.data.names import Names, some_of
 from dml_fast.data.vectors import VectorSet
 from dml_fast.errors import UserError
+from dml_fast.models.inputs import InputSpec
 
 _STATS_CHUNK = 4096  # images: limits the memory of bincount, which uses 8 bytes per pixel
 _STATS_SAMPLE = 1024  # files: to decode all of them may take an hour
@@ -65,6 +67,11 @@ class ImageSet:
             hidden=None if self.hidden is None else self.hidden[ids],
         )
 
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """What a student gets for a row, one entry for each view of the data: images have one."""
+        return (InputSpec("image", tuple(self.images.shape[1:])),)
+
     def picture(self, index: int) -> npt.NDArray[np.uint8]:
         """Return one image: (C, H, W) uint8."""
         images = self.images
@@ -101,18 +108,20 @@ class RetrievalSet(ImageSet):
 class RawData:
     """The rows that a reader found, before they are split; the fields are those of `DataSet`.
 
-    ``val`` is None if the data set has no validation images of its own.
+    ``val`` is None if the data set has no validation images of its own. ``fit`` makes the features
+    of a `RowSet` from the columns of the training rows; None for images.
     """
 
     name: str
     classes: tuple[str, ...]
-    train: ImageSet | VectorSet
-    val: ImageSet | VectorSet | None
-    test: ImageSet | VectorSet | None
+    train: ImageSet | RowSet
+    val: ImageSet | RowSet | None
+    test: ImageSet | RowSet | None
     pad: int
     flip: bool
     corrupt: CorruptFiles | None = None
     choice: str = ""
+    fit: Fit | None = None
 
 
 @dataclass(frozen=True)
@@ -133,9 +142,10 @@ class DataSet:
         flip: whether the usual augmentation of this data set mirrors images.
         fingerprint: SHA-256 of all images (for files: their names and sizes) or vectors, labels
             and class names after splitting, so that a run is not resumed with other data. It
-            depends neither on where the files are nor on what decodes them.
+            depends neither on where the files are nor on what decodes them, nor on ``features``.
         corrupt: the files that could not be decoded so far; None if images are not in files.
         choice: which loader was chosen and why, in one line; "" if there was no choice.
+        features: what made the vectors, fitted on the training rows; None for images.
     """
 
     name: str
@@ -150,16 +160,25 @@ class DataSet:
     fingerprint: str
     corrupt: CorruptFiles | None = None
     choice: str = ""
+    features: Features | None = None
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """What a student gets for a row: one entry for each of V views; student k reads k % V."""
+        return self.train.inputs
 
 
-def build_dataset(raw: RawData, how: Labelling, *, unlabelled: bool = False) -> DataSet:
+def build_dataset(
+    raw: RawData, how: Labelling, *, features: Features | None = None, unlabelled: bool = False
+) -> DataSet:
     """Split the rows that a reader found, and apply the options of `open_dataset` to them.
 
     Args:
-        raw: the rows.
+        raw: what the reader found.
         how: the options.
+        features: of a run, in place of those that would be fitted.
         unlabelled: whether ``train`` keeps the rows without a label that training leaves out. They
-            count neither for the fingerprint nor for mean and deviation.
+            count neither for the fingerprint nor for mean, deviation and features.
 
     Raises:
         UserError: as `dml_fast.data.labelling.choose_rows`.
@@ -176,14 +195,15 @@ def build_dataset(raw: RawData, how: Labelling, *, unlabelled: bool = False) -> 
         train = train.subset(found.rows)
     train = replace(train, labels=found.labels, hidden=found.hidden)
     used = train if found.used is None else train.subset(found.used)
-    images = None if isinstance(used, VectorSet) else _for_stats(used)
-    mean, std = ((), ()) if images is None else channel_stats(images)
+    if features is None and raw.fit is not None and isinstance(used, RowSet):
+        features = raw.fit(used.columns)
+    mean, std = ((), ()) if isinstance(used, RowSet) else channel_stats(_for_stats(used))
     return DataSet(
         name=raw.name,
         classes=raw.classes,
-        train=train if unlabelled else used,
-        val=val,
-        test=test,
+        train=_read_by(features, train if unlabelled else used),
+        val=_read_by(features, val),
+        test=None if test is None else _read_by(features, test),
         mean=mean,
         std=std,
         pad=raw.pad,
@@ -191,12 +211,13 @@ def build_dataset(raw: RawData, how: Labelling, *, unlabelled: bool = False) -> 
         fingerprint=_fingerprint(raw.classes, (used, val, test)),
         corrupt=raw.corrupt,
         choice=raw.choice,
+        features=features,
     )
 
 
 def _labelled(
-    part: ImageSet | VectorSet, labels: npt.NDArray[np.int64], what: str
-) -> ImageSet | VectorSet:
+    part: ImageSet | RowSet, labels: npt.NDArray[np.int64], what: str
+) -> ImageSet | RowSet:
     """Return rows that are evaluated with their labels, of which there must be some."""
     if isinstance(part, RetrievalSet):
         return part
@@ -209,6 +230,14 @@ def _labelled(
     if without:
         _log.info("%d of %d %s rows have no label: they are not counted", without, len(part), what)
     return part if labels is part.labels else replace(part, labels=labels)
+
+
+def _read_by(features: Features | None, part: ImageSet | RowSet) -> ImageSet | VectorSet:
+    """Return what students read of a part."""
+    if not isinstance(part, RowSet):
+        return part
+    assert features is not None  # rows come with a way to fit them
+    return part.read_by(features)
 
 
 def _for_stats(train: ImageSet) -> npt.NDArray[np.uint8]:
@@ -248,7 +277,7 @@ def channel_stats(
     return tuple(means), tuple(stds)
 
 
-def _fingerprint(classes: tuple[str, ...], parts: tuple[ImageSet | VectorSet | None, ...]) -> str:
+def _fingerprint(classes: tuple[str, ...], parts: tuple[ImageSet | RowSet | None, ...]) -> str:
     shapes = [None if part is None else _shape(part) for part in parts]
     header: dict[str, Any] = {"classes": classes, "shapes": shapes}
     if found := [part for part in parts if isinstance(part, RetrievalSet)]:
@@ -258,17 +287,26 @@ def _fingerprint(classes: tuple[str, ...], parts: tuple[ImageSet | VectorSet | N
     for part in parts:
         if part is not None:
             for content in _content(part):
-                digest.update(np.ascontiguousarray(content).data)
+                digest.update(content)
             digest.update(np.ascontiguousarray(part.labels, dtype="<i8").data)
     return digest.hexdigest()
 
 
-def _shape(part: ImageSet | VectorSet) -> Sequence[Any]:
-    """Return the shape of the images, or that of each view of vectors."""
-    return [view.shape for view in part.views] if isinstance(part, VectorSet) else part.images.shape
+def _shape(part: ImageSet | RowSet) -> Any:
+    """Return the shape of the images, or that of each column of rows."""
+    if isinstance(part, RowSet):
+        return {name: column.shape for name, column in part.columns.items()}
+    return part.images.shape
 
 
-def _content(part: ImageSet | VectorSet) -> Sequence[npt.NDArray[Any]]:
-    if isinstance(part, VectorSet):
-        return [view.astype("<f4", copy=False) for view in part.views]
-    return [part.pixels if part.manifest is None else part.manifest.astype("<u8")]
+def _content(part: ImageSet | RowSet) -> Iterator[bytes | memoryview]:
+    """Yield all bytes of a part: a text is JSON, so that it is clear where each ends."""
+    if isinstance(part, RowSet):
+        for column in part.columns.values():
+            if column.dtype == object:
+                yield json.dumps(column.tolist()).encode()
+            else:
+                yield np.ascontiguousarray(column.astype("<f4", copy=False)).data
+    else:
+        content = part.pixels if part.manifest is None else part.manifest.astype("<u8")
+        yield np.ascontiguousarray(content).data
