@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dml_fast.data.corrupt import CorruptFiles
+from dml_fast.data.features import Features, Fit, RowSet
 from dml_fast.data.files import ImageFiles
 from dml_fast.data.splits import add_label_noise, split_validation, take_fraction
 from dml_fast.data.vectors import VectorSet
@@ -84,18 +85,20 @@ class RetrievalSet(ImageSet):
 class RawData:
     """The rows that a reader found, before they are split; the fields are those of `DataSet`.
 
-    ``val`` is None if the data set has no validation images of its own.
+    ``val`` is None if the data set has no validation images of its own. ``fit`` makes the features
+    of a `RowSet` from the columns of the training rows; None for images.
     """
 
     name: str
     classes: tuple[str, ...]
-    train: ImageSet | VectorSet
-    val: ImageSet | VectorSet | None
-    test: ImageSet | VectorSet | None
+    train: ImageSet | RowSet
+    val: ImageSet | RowSet | None
+    test: ImageSet | RowSet | None
     pad: int
     flip: bool
     corrupt: CorruptFiles | None = None
     choice: str = ""
+    fit: Fit | None = None
 
 
 @dataclass(frozen=True)
@@ -116,9 +119,10 @@ class DataSet:
         flip: whether the usual augmentation of this data set mirrors images.
         fingerprint: SHA-256 of all images (for files: their names and sizes) or vectors, labels
             and class names after splitting, so that a run is not resumed with other data. It
-            depends neither on where the files are nor on what decodes them.
+            depends neither on where the files are nor on what decodes them, nor on ``features``.
         corrupt: the files that could not be decoded so far; None if images are not in files.
         choice: which loader was chosen and why, in one line; "" if there was no choice.
+        features: what made the vectors, fitted on the training rows; None for images.
     """
 
     name: str
@@ -133,12 +137,28 @@ class DataSet:
     fingerprint: str
     corrupt: CorruptFiles | None = None
     choice: str = ""
+    features: Features | None = None
 
 
 def build_dataset(
-    raw: RawData, *, val_fraction: float, train_fraction: float, label_noise: float, seed: int
+    raw: RawData,
+    *,
+    val_fraction: float,
+    train_fraction: float,
+    label_noise: float,
+    seed: int,
+    features: Features | None = None,
 ) -> DataSet:
-    """Split the images that a reader found, and apply the options of `open_dataset` to them."""
+    """Split the rows that a reader found, and apply the options of `open_dataset` to them.
+
+    Args:
+        raw: what the reader found.
+        val_fraction: see `open_dataset`, as for the other options.
+        train_fraction: see there.
+        label_noise: see there.
+        seed: see there.
+        features: of a run, in place of those that would be fitted.
+    """
     train, val = raw.train, raw.val
     if val is None:
         train_ids, val_ids = split_validation(train.labels, val_fraction)
@@ -148,14 +168,15 @@ def build_dataset(
     if label_noise > 0.0:
         noisy = add_label_noise(train.labels, len(raw.classes), label_noise, seed)
         train = replace(train, labels=noisy)
-    images = None if isinstance(train, VectorSet) else _for_stats(train)
-    mean, std = ((), ()) if images is None else channel_stats(images)
+    if features is None and raw.fit is not None and isinstance(train, RowSet):
+        features = raw.fit(train.columns)
+    mean, std = ((), ()) if isinstance(train, RowSet) else channel_stats(_for_stats(train))
     return DataSet(
         name=raw.name,
         classes=raw.classes,
-        train=train,
-        val=val,
-        test=raw.test,
+        train=_read_by(features, train),
+        val=_read_by(features, val),
+        test=None if raw.test is None else _read_by(features, raw.test),
         mean=mean,
         std=std,
         pad=raw.pad,
@@ -163,7 +184,16 @@ def build_dataset(
         fingerprint=_fingerprint(raw.classes, (train, val, raw.test)),
         corrupt=raw.corrupt,
         choice=raw.choice,
+        features=features,
     )
+
+
+def _read_by(features: Features | None, part: ImageSet | RowSet) -> ImageSet | VectorSet:
+    """Return what students read of a part."""
+    if not isinstance(part, RowSet):
+        return part
+    assert features is not None  # rows come with a way to fit them
+    return part.read_by(features)
 
 
 def _for_stats(train: ImageSet) -> npt.NDArray[np.uint8]:
@@ -203,7 +233,7 @@ def channel_stats(
     return tuple(means), tuple(stds)
 
 
-def _fingerprint(classes: tuple[str, ...], parts: tuple[ImageSet | VectorSet | None, ...]) -> str:
+def _fingerprint(classes: tuple[str, ...], parts: tuple[ImageSet | RowSet | None, ...]) -> str:
     shapes = [None if part is None else _shape(part) for part in parts]
     header: dict[str, Any] = {"classes": classes, "shapes": shapes}
     if found := [part for part in parts if isinstance(part, RetrievalSet)]:
@@ -213,17 +243,26 @@ def _fingerprint(classes: tuple[str, ...], parts: tuple[ImageSet | VectorSet | N
     for part in parts:
         if part is not None:
             for content in _content(part):
-                digest.update(np.ascontiguousarray(content).data)
+                digest.update(content)
             digest.update(np.ascontiguousarray(part.labels, dtype="<i8").data)
     return digest.hexdigest()
 
 
-def _shape(part: ImageSet | VectorSet) -> Sequence[Any]:
-    """Return the shape of the images, or that of each view of vectors."""
-    return [view.shape for view in part.views] if isinstance(part, VectorSet) else part.images.shape
+def _shape(part: ImageSet | RowSet) -> Any:
+    """Return the shape of the images, or that of each column of rows."""
+    if isinstance(part, RowSet):
+        return {name: column.shape for name, column in part.columns.items()}
+    return part.images.shape
 
 
-def _content(part: ImageSet | VectorSet) -> Sequence[npt.NDArray[Any]]:
-    if isinstance(part, VectorSet):
-        return [view.astype("<f4", copy=False) for view in part.views]
-    return [part.pixels if part.manifest is None else part.manifest.astype("<u8")]
+def _content(part: ImageSet | RowSet) -> Iterator[bytes | memoryview]:
+    """Yield all bytes of a part: a text is JSON, so that it is clear where each ends."""
+    if isinstance(part, RowSet):
+        for column in part.columns.values():
+            if column.dtype == object:
+                yield json.dumps(column.tolist()).encode()
+            else:
+                yield np.ascontiguousarray(column.astype("<f4", copy=False)).data
+    else:
+        content = part.pixels if part.manifest is None else part.manifest.astype("<u8")
+        yield np.ascontiguousarray(content).data
