@@ -13,7 +13,7 @@ import numpy.typing as npt
 from dml_fast.data.features import RowSet
 from dml_fast.data.npz import arrays_in
 from dml_fast.data.sets import RawData
-from dml_fast.data.vector_features import VectorFeatures, array_name
+from dml_fast.data.vector_features import VectorFeatures
 from dml_fast.errors import UserError, brief
 
 _SAVE = "save with numpy.savez(PATH, x=..., y=...)"
@@ -60,10 +60,10 @@ class VectorFile(NamedTuple):
         for name, array in inputs.items():
             _check_vectors(path, name, array)
         for name, array in arrays.items():
-            if name != "classes" and len(array) != count:
+            if name != "classes" and array.shape[:1] != (count,):
                 raise UserError(
-                    f"{path} has {len(array)} rows in {name} and {count} in {first}: give one for "
-                    "each row"
+                    f"{path} has {name} of shape {array.shape} and {first} of {count} rows: give "
+                    "one entry for each row"
                 )
         names = _names(path, arrays["id"]) if "id" in arrays else tuple(map(str, range(count)))
         classes = _classes(path, arrays["classes"]) if "classes" in arrays else None
@@ -165,7 +165,7 @@ def _as_float32(
 ) -> npt.NDArray[np.float32]:
     """Return finite vectors (N, D) float32."""
     with np.errstate(over="ignore"):
-        found = array.astype(np.float32)
+        found = np.ascontiguousarray(array, dtype=np.float32)
     if len(wrong := np.flatnonzero(~np.isfinite(found).all(axis=1))):
         row = int(wrong[0])
         column = int(np.flatnonzero(~np.isfinite(found[row]))[0])
