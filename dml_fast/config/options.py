@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass, replace
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from dml_fast.config.fields import Options
 from dml_fast.config.types import check_field
@@ -21,7 +21,7 @@ class TrainConfig(Options):
     @property
     def architectures(self) -> tuple[str, ...]:
         """The architecture of each student, length K."""
-        names = tuple(name.strip() for name in (self.arch or self._usual_arch).split(","))
+        names = tuple(name.strip() for name in (self.arch or self._default_arch).split(","))
         if len(names) > 1:
             return names
         return names * (self.cohort or 2)
@@ -61,13 +61,15 @@ class TrainConfig(Options):
         return self.data.partition(":")[0] == "market1501"
 
     @property
-    def of_vectors(self) -> bool:
-        """Whether students read vectors, and not images."""
-        return self.data.partition(":")[0] in ("text", "vectors")
+    def input_kind(self) -> Literal["image", "vector"]:
+        """What the students read."""
+        return "vector" if self.data.startswith(("text:", "vectors:")) else "image"
 
     @property
-    def _usual_arch(self) -> str:
-        return "mlp_64" if self.of_vectors else "resnet32"
+    def _default_arch(self) -> str:
+        from dml_fast.models.registry import DEFAULTS
+
+        return DEFAULTS[self.input_kind]
 
     def settled(self, unlabelled: bool) -> TrainConfig:
         """Return the configuration as ``config.json`` has it: with what the data decides.
@@ -78,7 +80,7 @@ class TrainConfig(Options):
         share, ramp = self.unlabelled_share, self.kl_warmup
         return replace(
             self,
-            arch=self.arch or self._usual_arch,
+            arch=self.arch or self._default_arch,
             unlabelled_share=0.67 * unlabelled if share == "auto" else share,
             kl_warmup=0.3 * self.epochs * unlabelled if ramp == "auto" else ramp,
         )
@@ -155,7 +157,7 @@ class TrainConfig(Options):
                 "give --cohort 2, or --method independent"
             )
         for name in names:
-            check_model_name(name)
+            check_model_name(name, self.input_kind)
         if self.pretrained:
             check_pretrained(self.pretrained, names)
         self._check_retrieval()
@@ -218,7 +220,7 @@ class TrainConfig(Options):
                 ("labels", "labels_per_class", "unlabelled_share", "prior"),
                 f"{where}, whose identities are not classes",
             )
-        if self.of_vectors:
+        if self.input_kind == "vector":
             self._refuse(
                 ("image_size", "random_erasing", "color_jitter", "cutmix", "crop", "loader"),
                 f"{where}, which has no images",

@@ -41,7 +41,7 @@ USUAL: dict[str, dict[str, Any]] = {
     "Threads": {"cohort": 2},
     "create_model": {"name": "resnet8", **NETWORK},
     "evaluation_batches": {
-        "image_set": DIGITS.test, "batch_size": 8, "mean": DIGITS.mean, "std": DIGITS.std,
+        "part": DIGITS.test, "batch_size": 8, "mean": DIGITS.mean, "std": DIGITS.std,
         "device": "cpu",
     },
     "linear_mutual_loss": {**HIDDEN, "target": LOGITS["target"]},
