@@ -27,7 +27,8 @@ LAYERS = (
     ("reporting",),
     ("eval",),
     ("training",),
-    ("train", "evaluate", "predict", "report", "export"),
+    ("selection",),
+    ("train", "evaluate", "predict", "report", "export", "select"),
 )
 """Packages and modules of the root, the lowest first. A layer imports from lower ones alone."""
 EXCEPTIONS = {("loss.backends", "kernels")}  # by name, when a device needs them

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from dml_fast.data.decode import Size
+from dml_fast.data.features import Features, load_features
 from dml_fast.data.readers.cifar import CIFAR, locate_cifar, read_cifar
 from dml_fast.data.readers.digits import read_digits
 from dml_fast.data.readers.folder import check_folder, read_folder
@@ -20,7 +21,7 @@ from dml_fast.data.readers.market1501 import (
 from dml_fast.data.readers.shard_names import check_shards
 from dml_fast.data.readers.shards import read_shards
 from dml_fast.data.reading import LoaderName, Reading
-from dml_fast.data.sets import DataSet, RawData, build_dataset
+from dml_fast.data.sets import DataSet, ImageSet, RawData, build_dataset
 from dml_fast.errors import UserError, check_choice, check_number, check_whole
 
 _CHECKS: dict[str, Callable[[str], None]] = {
@@ -82,6 +83,7 @@ def open_dataset(
     resized: bool = False,
     threads: int = 0,
     device: str = "cpu",
+    features: str | os.PathLike[str] | Features | None = None,
 ) -> DataSet:
     """Read a data set into memory, or list its files for a decoder.
 
@@ -106,6 +108,8 @@ def open_dataset(
         resized: whether training will show random parts of these images.
         threads: how many threads decode; 0 for one per core.
         device: the device that trains; ``auto`` asks for its free memory.
+        features: those of a run, or its folder, for rows that are no images; None fits new ones to
+            the training rows.
 
     Returns:
         The data set, split into training, validation and test images.
@@ -144,6 +148,9 @@ def open_dataset(
         train_fraction=train_fraction,
         label_noise=label_noise,
         seed=seed,
+        features=load_features(Path(features))
+        if isinstance(features, str | os.PathLike)
+        else features,
     )
 
 
@@ -167,6 +174,7 @@ def _read(
                 "leave it out"
             )
     raw = read_digits() if kind == "digits" else read_cifar(kind, _path(root), download=download)
+    assert isinstance(raw.train, ImageSet)
     if image_size not in (0, raw.train.images.shape[2], raw.train.images.shape[2:]):
         raise UserError(
             f"--image-size {image_size} is only for {_FILES} data, and {kind} images "
