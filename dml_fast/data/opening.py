@@ -92,8 +92,6 @@ def open_dataset(
     resized: bool = False,
     threads: int = 0,
     device: str = "cpu",
-    classes: tuple[str, ...] = (),
-    levels: tuple[str, ...] | None = None,
     features: str | os.PathLike[str] | Features | None = None,
 ) -> DataSet:
     """Read a data set into memory, or list its files for a decoder.
@@ -128,8 +126,6 @@ def open_dataset(
         resized: whether training will show random parts of these images.
         threads: how many threads decode; 0 for one per core.
         device: the device that trains; ``auto`` asks for its free memory.
-        classes: the names of all classes, for text and vectors; () for those of the labels.
-        levels: names of the views to read, for text and vectors; () for all, None for one view.
         features: those of a run, or its folder, for rows that are no images; None fits new ones to
             the training rows.
 
