@@ -64,8 +64,8 @@ class TrainConfig:
 
     cohort: int = 0
     """Number of students K (0: one for each name in --arch, at least 2)."""
-    arch: str = "resnet32"
-    """One architecture, or one per student (resnet32,mobilenet_v1); docs/engine.md lists all."""
+    arch: str = ""
+    """One architecture, or one per student (resnet32,mobilenet_v1); docs/engine.md lists all. (Default: resnet32; mlp_64 for text and vectors.)"""
     pretrained: str = ""
     """Initial weights: timm (those published for timm:NAME), a run, or a file of weights. The classifier is always new."""
     method: Method = "dml"
@@ -178,10 +178,18 @@ class TrainConfig:
     @property
     def architectures(self) -> tuple[str, ...]:
         """The architecture of each student, length K."""
-        names = tuple(name.strip() for name in self.arch.split(","))
+        from dml_fast.models.registry import DEFAULTS
+
+        arch = self.arch or DEFAULTS[self.input_kind]
+        names = tuple(name.strip() for name in arch.split(","))
         if len(names) > 1:
             return names
         return names * (self.cohort or 2)
+
+    @property
+    def input_kind(self) -> Literal["image", "vector"]:
+        """What the students read."""
+        return "vector" if self.data.startswith(("text:", "vectors:")) else "image"
 
     @property
     def peak_lr(self) -> float:
@@ -283,7 +291,7 @@ class TrainConfig:
                 "give --cohort 2, or --method independent"
             )
         for name in names:
-            check_model_name(name)
+            check_model_name(name, self.input_kind)
         if self.pretrained:
             check_pretrained(self.pretrained, names)
         self._check_retrieval()

@@ -16,6 +16,7 @@ from dml_fast.data.features import Features, Fit, RowSet
 from dml_fast.data.files import ImageFiles
 from dml_fast.data.splits import add_label_noise, split_validation, take_fraction
 from dml_fast.data.vectors import VectorSet
+from dml_fast.models.inputs import InputSpec
 
 _STATS_CHUNK = 4096  # images: limits the memory of bincount, which uses 8 bytes per pixel
 _STATS_SAMPLE = 1024  # files: to decode all of them may take an hour
@@ -46,6 +47,11 @@ class ImageSet:
         manifest = None if self.manifest is None else self.manifest[ids]
         shard = None if self.shard is None else self.shard[ids]
         return ImageSet(self.images[ids], self.labels[ids], manifest=manifest, shard=shard)
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """What a student gets for a row, one entry for each view of the data: images have one."""
+        return (InputSpec("image", tuple(self.images.shape[1:])),)
 
     def picture(self, index: int) -> npt.NDArray[np.uint8]:
         """Return one image: (C, H, W) uint8."""
@@ -138,6 +144,11 @@ class DataSet:
     corrupt: CorruptFiles | None = None
     choice: str = ""
     features: Features | None = None
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """What a student gets for a row: one entry for each of V views; student k reads k % V."""
+        return self.train.inputs
 
 
 def build_dataset(

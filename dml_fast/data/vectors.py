@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from dml_fast.models.inputs import InputSpec
+
 
 @dataclass(frozen=True)
 class VectorSet:
@@ -46,3 +48,8 @@ class VectorSet:
     def widths(self) -> tuple[int, ...]:
         """The number of columns D_v of each view."""
         return tuple(view.shape[1] for view in self.views)
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """What a student gets for a row, one entry for each of the V views."""
+        return tuple(InputSpec("vector", (width,)) for width in self.widths)
