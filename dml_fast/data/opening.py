@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from dml_fast.data.decode import Size
 from dml_fast.data.features import Features, load_features
@@ -76,6 +76,13 @@ def open_dataset(
     camera_rule: bool = True,
     train_fraction: float = 1.0,
     label_noise: float = 0.0,
+    labels: str = "",
+    labels_per_class: int = 0,
+    unlabelled_share: float | Literal["auto"] = "auto",
+    unlabelled: bool = False,
+    classes: tuple[str, ...] = (),
+    levels: tuple[str, ...] | None = None,
+    dim: int = 200,
     seed: int = 0,
     image_size: Size = 0,
     skip_corrupt: bool = False,
@@ -100,6 +107,15 @@ def open_dataset(
             stratified, drawn with ``seed``, at least one image of each class.
         label_noise: the fraction of the training labels that is made wrong, in [0, 1), drawn with
             ``seed``. Validation and test labels do not change.
+        labels: a file of training labels, ``name<TAB>class`` in each line; "" for the data's own.
+            All other training rows lose their label.
+        labels_per_class: how many labels of each class are kept, drawn with ``seed``; 0 for all.
+        unlabelled_share: the share of training batches that has no label, in [0, 1); with 0, such
+            rows are left out.
+        unlabelled: whether rows without a label are kept whatever their share.
+        classes: the names of all classes, for text and vectors; () for those of the labels.
+        levels: names of the views to read, for text and vectors; () for all, None for one view.
+        dim: the most dimensions of each view's features of text.
         seed: the run's seed.
         image_size: see `dml_fast.data.decode.Size`; for a folder, shards or market1501.
         skip_corrupt: whether files that cannot be decoded are left out and counted.
@@ -119,6 +135,11 @@ def open_dataset(
     """
     check_choice("loader", loader, get_args(LoaderName))
     check_whole("threads", threads, 0)
+    check_whole("labels_per_class", labels_per_class, 0)
+    check_whole("dim", dim, 1)
+    if unlabelled_share != "auto":
+        words = "auto, or a number from 0 to below 1"
+        check_number("unlabelled_share", unlabelled_share, words, lambda x: 0 <= x < 1)
     check_whole("seed", seed, 0)
     for side in image_size if isinstance(image_size, tuple) else (image_size,):
         check_whole("image_size", side, 0)
