@@ -6,9 +6,10 @@ import difflib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from dml_fast.data.decode import Size
+from dml_fast.data.features import Features, load_features
 from dml_fast.data.readers.cifar import CIFAR, locate_cifar, read_cifar
 from dml_fast.data.readers.digits import read_digits
 from dml_fast.data.readers.folder import check_folder, read_folder
@@ -20,7 +21,7 @@ from dml_fast.data.readers.market1501 import (
 from dml_fast.data.readers.shard_names import check_shards
 from dml_fast.data.readers.shards import read_shards
 from dml_fast.data.reading import LoaderName, Reading
-from dml_fast.data.sets import DataSet, RawData, build_dataset
+from dml_fast.data.sets import DataSet, ImageSet, RawData, build_dataset
 from dml_fast.errors import UserError, check_choice, check_number, check_whole
 
 _CHECKS: dict[str, Callable[[str], None]] = {
@@ -75,6 +76,13 @@ def open_dataset(
     camera_rule: bool = True,
     train_fraction: float = 1.0,
     label_noise: float = 0.0,
+    labels: str = "",
+    labels_per_class: int = 0,
+    unlabelled_share: float | Literal["auto"] = "auto",
+    unlabelled: bool = False,
+    classes: tuple[str, ...] = (),
+    levels: tuple[str, ...] | None = None,
+    dim: int = 200,
     seed: int = 0,
     image_size: Size = 0,
     skip_corrupt: bool = False,
@@ -82,6 +90,7 @@ def open_dataset(
     resized: bool = False,
     threads: int = 0,
     device: str = "cpu",
+    features: str | os.PathLike[str] | Features | None = None,
 ) -> DataSet:
     """Read a data set into memory, or list its files for a decoder.
 
@@ -98,6 +107,15 @@ def open_dataset(
             stratified, drawn with ``seed``, at least one image of each class.
         label_noise: the fraction of the training labels that is made wrong, in [0, 1), drawn with
             ``seed``. Validation and test labels do not change.
+        labels: a file of training labels, ``name<TAB>class`` in each line; "" for the data's own.
+            All other training rows lose their label.
+        labels_per_class: how many labels of each class are kept, drawn with ``seed``; 0 for all.
+        unlabelled_share: the share of training batches that has no label, in [0, 1); with 0, such
+            rows are left out.
+        unlabelled: whether rows without a label are kept whatever their share.
+        classes: the names of all classes, for text and vectors; () for those of the labels.
+        levels: names of the views to read, for text and vectors; () for all, None for one view.
+        dim: the most dimensions of each view's features of text.
         seed: the run's seed.
         image_size: see `dml_fast.data.decode.Size`; for a folder, shards or market1501.
         skip_corrupt: whether files that cannot be decoded are left out and counted.
@@ -106,6 +124,8 @@ def open_dataset(
         resized: whether training will show random parts of these images.
         threads: how many threads decode; 0 for one per core.
         device: the device that trains; ``auto`` asks for its free memory.
+        features: those of a run, or its folder, for rows that are no images; None fits new ones to
+            the training rows.
 
     Returns:
         The data set, split into training, validation and test images.
@@ -115,6 +135,11 @@ def open_dataset(
     """
     check_choice("loader", loader, get_args(LoaderName))
     check_whole("threads", threads, 0)
+    check_whole("labels_per_class", labels_per_class, 0)
+    check_whole("dim", dim, 1)
+    if unlabelled_share != "auto":
+        words = "auto, or a number from 0 to below 1"
+        check_number("unlabelled_share", unlabelled_share, words, lambda x: 0 <= x < 1)
     check_whole("seed", seed, 0)
     for side in image_size if isinstance(image_size, tuple) else (image_size,):
         check_whole("image_size", side, 0)
@@ -144,6 +169,9 @@ def open_dataset(
         train_fraction=train_fraction,
         label_noise=label_noise,
         seed=seed,
+        features=load_features(Path(features))
+        if isinstance(features, str | os.PathLike)
+        else features,
     )
 
 
@@ -167,6 +195,7 @@ def _read(
                 "leave it out"
             )
     raw = read_digits() if kind == "digits" else read_cifar(kind, _path(root), download=download)
+    assert isinstance(raw.train, ImageSet)
     if image_size not in (0, raw.train.images.shape[2], raw.train.images.shape[2:]):
         raise UserError(
             f"--image-size {image_size} is only for {_FILES} data, and {kind} images "
