@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import tyro
 
-from benchmarks.neighbours import harness
+from benchmarks.neighbours import harness, vectors
 from benchmarks.neighbours.harness import Job, Lines, Places
 from dml_fast.reporting.markdown import table
 
@@ -72,22 +72,6 @@ class Arguments(Places):
     """Folder of banking77.tsv and trec6.tsv."""
 
 
-def write_digits(path: Path) -> None:
-    """Write scikit-learn's digits as vectors of 64 pixels; test rows are those of --data digits."""
-    from dml_fast.data import open_dataset
-
-    data = open_dataset("digits")
-    parts = {"train": [data.train, data.val], "test": [data.test]}
-    sets = [(split, part) for split, given in parts.items() for part in given]
-    images = [np.asarray(part.images, np.float32).reshape(len(part), -1) / 255 for _, part in sets]
-    np.savez(
-        path,
-        x=np.concatenate(images),
-        y=np.concatenate([part.labels for _, part in sets]).astype(np.int64),
-        split=np.concatenate([np.full(len(part), split) for split, part in sets]),
-    )
-
-
 def jobs(args: Arguments) -> Iterator[Job]:
     """Yield the loops, seed by seed, so that a killed experiment has whole pairs."""
     for task in args.tasks:
@@ -108,8 +92,8 @@ def measure(
     """Simulate; a killed loop goes on at the round that it was in."""
     data = f"text:{shared / task}.tsv"
     if task == "digits":
-        if not (path := folder / "digits.npz").exists():
-            write_digits(path)
+        path = folder / "digits.npz"
+        vectors.write_digits(path)
         data = f"vectors:{path}"
     rounds = harness.simulate(folder / "loop", [*flags, "--data", data, "--seed", str(seed)])
     ensemble = [100 * line["ensemble"] for line in rounds]
