@@ -96,7 +96,7 @@ def measure(
         vectors.write_digits(path)
         data = f"vectors:{path}"
     rounds = harness.simulate(folder / "loop", [*flags, "--data", data, "--seed", str(seed)])
-    ensemble = [100 * line["ensemble"] for line in rounds]
+    ensemble = [100 * line["ensemble_test_acc"] for line in rounds]
     labels = [line["labels"] for line in rounds]
     return {"area": fmean(ensemble), "last": ensemble[-1], "labels": labels, "ensemble": ensemble}
 
