@@ -333,6 +333,7 @@ def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, worl
         channels_last=config.channels_last,
         num_instances=config.num_instances if config.retrieval else 0,
         views=len(config.architectures) if config.views == "per-student" else 1,
+        students=len(config.architectures),
         threads=config.data_threads,
         rank=world.column,
         ranks=world.mesh.data,
