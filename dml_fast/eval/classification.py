@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dml_fast.data.loaders.assemble import Batch
+from dml_fast.data.loaders.assemble import Batch, input_of
 from dml_fast.distributed.world import World
 from dml_fast.engine.precision import Precision
 
@@ -54,7 +54,8 @@ def evaluate(
     Args:
         models: K networks, ``forward(inputs (N, ...)) -> logits (N, C)``; each of several
             processes gives those that it holds.
-        batches: every image once; each column of processes gives its share.
+        batches: every image once, with one input for all these models or one for each; each column
+            of processes gives its share.
         precision: as in training.
         world: the processes; by default there is one.
     """
@@ -63,7 +64,7 @@ def evaluate(
     with evaluating(models):
         for batch in batches:
             with precision.autocast():
-                logits = [model(batch.inputs) for model in models]
+                logits = [m(input_of(batch.inputs, place)) for place, m in enumerate(models)]
             right[:-1] += _right(world.all_students([z.float() for z in logits]), batch.target)
             right[-1] += len(batch.target)
     *counts, images = world.sum_over_data(right).tolist()
