@@ -14,7 +14,8 @@ from dml_fast.training.meter import Meter
 def result(losses: list[float], skipped: list[bool]) -> StepResult:
     values = torch.tensor(losses)
     correct = torch.tensor([3, 1])
-    return StepResult(values, values / 2, values / 4, values / 8, correct, torch.tensor(skipped))
+    parts = (values, values / 2, values / 4, values / 8, correct, torch.tensor([4, 4]))
+    return StepResult(*parts, torch.tensor(skipped))
 
 
 def test_the_meter_weighs_by_images_and_leaves_bad_steps_out() -> None:

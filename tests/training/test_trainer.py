@@ -88,7 +88,7 @@ def test_every_step_gets_its_rate_ramp_and_roles(
         assert len(rates) == 1
         seen.append((rates.pop(), kl_scale, learners, teacher))
         zeros = torch.zeros(len(learners))
-        return StepResult(*[zeros] * 5, zeros.bool())
+        return StepResult(*[zeros] * 6, zeros.bool())
 
     monkeypatch.setattr(trainer.engine, "step", step)
     assert trainer.fit()
@@ -134,7 +134,7 @@ def test_only_skips_in_a_row_end_a_run(tmp_path: Path, monkeypatch: pytest.Monke
         nonlocal calls
         calls += 1
         zeros = torch.zeros(3)
-        return StepResult(*[zeros] * 5, torch.tensor([False, calls % 2 == 0, False]))
+        return StepResult(*[zeros] * 6, torch.tensor([False, calls % 2 == 0, False]))
 
     monkeypatch.setattr(trainer.engine, "step", step)
     assert trainer.fit()
