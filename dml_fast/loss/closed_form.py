@@ -29,10 +29,10 @@ from typing import NamedTuple, overload
 import torch
 from torch import Tensor
 
-from dml_fast.loss.autograd import tie
+from dml_fast.loss.autograd import tie, tie_each
 from dml_fast.loss.checks import may_look
 from dml_fast.loss.disagreement import add_disagreement
-from dml_fast.loss.problem import MutualStats, Problem, Solution
+from dml_fast.loss.problem import Losses, MutualStats, Problem, Solution
 
 Factor = float | Tensor  # for all rows: a number or (); for each row: (N,) or (K, N)
 SCRATCH = 5  # see `dml_fast.loss.problem.Backend`
@@ -90,13 +90,13 @@ def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
 
 
 def differentiable(
-    problem: Problem, logits: tuple[Tensor, ...], stats: str
-) -> tuple[Tensor, MutualStats | None]:
+    problem: Problem, logits: tuple[Tensor, ...], stats: str, separate: bool = False
+) -> tuple[Losses, MutualStats | None]:
     """As `dml_fast.loss.problem.Backend.differentiable`, with gradients from the forward pass."""
     with torch.no_grad():
         losses, grads, measured = compute(problem, True, stats)
     assert grads is not None
-    return tie(losses, grads, logits), measured
+    return (tie_each if separate else tie)(losses, grads, logits), measured
 
 
 def compute(

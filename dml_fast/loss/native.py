@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dml_fast import _native
-from dml_fast.loss.autograd import tie
+from dml_fast.loss.autograd import tie, tie_each
 from dml_fast.loss.checks import may_look
 from dml_fast.loss.disagreement import add_disagreement
-from dml_fast.loss.problem import MutualStats, Problem, Solution
+from dml_fast.loss.problem import Losses, MutualStats, Problem, Solution
 
 SCRATCH = 0  # see `dml_fast.loss.problem.Backend`
 _PER_THREAD = 1 << 19  # logits: with fewer, a thread takes longer to start than to help
@@ -47,13 +47,13 @@ def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
 
 
 def differentiable(
-    problem: Problem, logits: tuple[Tensor, ...], stats: str
-) -> tuple[Tensor, MutualStats | None]:
+    problem: Problem, logits: tuple[Tensor, ...], stats: str, separate: bool = False
+) -> tuple[Losses, MutualStats | None]:
     """As `dml_fast.loss.problem.Backend.differentiable`, with gradients from the forward pass."""
     with torch.no_grad():
         losses, grads, measured = _compute(problem, True, torch.float32, stats)
     assert grads is not None
-    return tie(losses, grads, logits), measured
+    return (tie_each if separate else tie)(losses, grads, logits), measured
 
 
 def _is_bf16(problem: Problem) -> bool:

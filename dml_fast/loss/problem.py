@@ -6,10 +6,12 @@ Letters: K students, M teachers, L = K + M distributions, N rows, C classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+
+Losses: TypeAlias = Tensor | tuple[Tensor, ...]  # of K students: stacked, or separate
 
 
 class MutualStats(NamedTuple):
@@ -150,11 +152,12 @@ class Backend(Protocol):
         ...
 
     def differentiable(
-        self, problem: Problem, logits: tuple[Tensor, ...], stats: str
-    ) -> tuple[Tensor, MutualStats | None]:
+        self, problem: Problem, logits: tuple[Tensor, ...], stats: str, separate: bool = False
+    ) -> tuple[Losses, MutualStats | None]:
         """Return the losses of `solve`, differentiable once, and statistics.
 
         Autograd differentiates them with respect to ``logits``: K tensors (N, C), or one
-        (K, N, C), with the values of ``problem.students``.
+        (K, N, C), with the values of ``problem.students``. With ``separate`` there are K losses,
+        () or (N,), each with a backward pass of its own, which reaches ``logits[k]`` alone.
         """
         ...
