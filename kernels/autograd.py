@@ -18,6 +18,12 @@ SCRATCH = 0  # see `dml_fast.loss.problem.Backend`
 
 def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
     """As `dml_fast.loss.problem.Backend.solve`."""
+    if (own := problem.ce_weight) != 1.0:
+        scale = own if problem.grad_scale is None else problem.grad_scale * own
+        losses, grads, measured = solve(
+            replace(_relative(problem), grad_scale=scale), with_grad, stats
+        )
+        return Solution(losses * own, grads, measured)
     if torch.compiler.is_compiling():
         return ops.forward(problem, with_grad, False, stats).solution
     return launch(problem, with_grad=with_grad, save=False, stats=stats).solution
@@ -27,6 +33,11 @@ def differentiable(
     problem: Problem, logits: tuple[Tensor, ...], stats: str, separate: bool = False
 ) -> tuple[Losses, MutualStats | None]:
     """As `dml_fast.loss.problem.Backend.differentiable`, with gradients in the backward pass."""
+    if (own := problem.ce_weight) != 1.0:
+        losses, measured = differentiable(_relative(problem), logits, stats, separate)
+        if isinstance(losses, Tensor):
+            return losses * own, measured
+        return tuple(loss * own for loss in losses), measured
     if separate:
         return _separate(problem, logits, stats)
     if torch.compiler.is_compiling():
@@ -35,6 +46,11 @@ def differentiable(
     held: list[MutualStats | None] = []
     tied: Tensor = _Mutual.apply(problem, stats, held, *logits)  # type: ignore[no-untyped-call]
     return tied, held[0]
+
+
+def _relative(problem: Problem) -> Problem:
+    """Return the problem whose losses, times the cross-entropy's weight, are those of this one."""
+    return replace(problem, ce_weight=1.0, kl_weight=problem.kl_weight / problem.ce_weight)
 
 
 def _separate(

@@ -151,6 +151,7 @@ def _kind(function: _Function, problem: Problem, with_grad: bool, stats: str) ->
         problem.row_weight is None,
         problem.peer_weight is None,
         _counts_divergence(problem),
+        problem.ce_weight == 1.0,
         problem.temperature == 1.0,
         problem.label_smoothing == 0.0,
         problem.peer_reduction,

@@ -17,6 +17,7 @@ from dml_fast.loss import backends
 from dml_fast.loss.checks import (
     Array,
     Logits,
+    check_ce_weight,
     check_grad_scale,
     check_options,
     prepare,
@@ -52,6 +53,7 @@ def mutual_loss(
     return_stats: bool = False,
     class_dim: int | None = None,
     separate: bool = False,
+    ce_weight: float = 1.0,
 ) -> Losses | tuple[Losses, MutualStats]:
     """Return the mutual loss of each student, differentiable once.
 
@@ -90,6 +92,7 @@ def mutual_loss(
             the last, and a target that also fits torch's order (B, C, ...) is refused.
         separate: return K losses, each with a backward pass of its own that reaches the logits of
             its student alone: in any order, with updates of weights in between, or not at all.
+        ce_weight: a number that multiplies the cross-entropy. 0 leaves the divergence alone.
 
     Returns:
         Losses (K,), or (K, *batch) with ``reduction="none"``, in fp32 (fp64 for fp64 logits), or
@@ -113,6 +116,7 @@ def mutual_loss(
         row_weight=row_weight,
         teacher_logits=teacher_logits,
         class_dim=class_dim,
+        ce_weight=ce_weight,
     )
     solver = backends.find(backend, problem)
     inputs = problem.students
@@ -157,6 +161,7 @@ def mutual_loss_and_grad(
     return_stats: bool = False,
     class_dim: int | None = None,
     grad_scale: float | Tensor | None = None,
+    ce_weight: float = 1.0,
 ) -> tuple[Tensor, list[Tensor], MutualStats]:
     """Return the losses and their gradients without autograd, as a training engine needs them.
 
@@ -185,6 +190,7 @@ def mutual_loss_and_grad(
         row_weight=row_weight,
         teacher_logits=teacher_logits,
         class_dim=class_dim,
+        ce_weight=ce_weight,
     )
     problem.grad_scale = check_grad_scale(grad_scale, problem)
     with torch.no_grad():
@@ -219,10 +225,12 @@ class LossOptions(nn.Module):
         peer_reduction: str = "mean",
         reduction: str = "mean",
         backend: str = "auto",
+        ce_weight: float = 1.0,
     ) -> None:
         """Check and keep the options; see `mutual_loss`."""
         super().__init__()
         numbers = check_options(kl_weight, temperature, label_smoothing, peer_reduction, reduction)
+        self.ce_weight = check_ce_weight(ce_weight)
         ignore_index = integer(ignore_index, "ignore_index")
         if class_weight is not None:
             class_weight = tensor(class_weight, "class_weight", torch.get_default_device())
@@ -245,6 +253,7 @@ class LossOptions(nn.Module):
             "peer_reduction": self.peer_reduction,
             "reduction": self.reduction,
             "backend": self.backend,
+            "ce_weight": self.ce_weight,
         }
 
     def extra_repr(self) -> str:

@@ -71,6 +71,7 @@ def _compute(
     labels = problem.count_labels() if problem.whole is None else problem.whole[0]
     per_label = _inverse(_number(labels))
     per_row = _inverse(rows if problem.whole is None else problem.whole[1])
+    own = problem.ce_weight
     kl_weight = float(np.float32(_number(problem.kl_weight)))  # as if it were a tensor
     grads = torch.empty(problem.shape, dtype=dtype) if with_grad else None
     soft, index = problem.soft, problem.index
@@ -88,7 +89,7 @@ def _compute(
         problem.peer_reduction == "mean",
         kl_weight,
         (
-            *((per_label, per_row) if problem.reduction == "mean" else (1.0, 1.0)),
+            *((per_label * own, per_row) if problem.reduction == "mean" else (own, 1.0)),
             per_label,
             per_row,
         ),
@@ -100,6 +101,7 @@ def _compute(
     losses, ce, kl = torch.from_numpy(means).unbind()
     if problem.reduction == "none":
         losses, kl_rows = torch.from_numpy(each_row).unbind()
+        losses = losses if own == 1.0 else losses * own
         if kl_weight:
             losses = losses + kl_weight * kl_rows
     if stats == "none":

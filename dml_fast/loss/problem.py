@@ -25,7 +25,7 @@ class MutualStats(NamedTuple):
     Attributes:
         ce: (K,) mean cross-entropy, at temperature 1.
         kl: (K,) mean divergence from the peers, including the factor T²: with
-            ``reduction="mean"`` the losses are ``ce + kl_weight * kl``.
+            ``reduction="mean"`` the losses are ``ce_weight * ce + kl_weight * kl``.
         correct: (K,) int64, the number of labelled rows whose largest logit is the target's (for
             a target of probabilities: the most probable class's).
         finite: (K,) bool, whether every row of the student was usable.
@@ -71,6 +71,7 @@ class Problem:
             tensor, and its rows. Otherwise None.
         grad_scale: a number, or a () or (K,) tensor, that multiplies the gradients of
             `Backend.solve`; None for 1.
+        ce_weight: weight of the cross-entropy in the losses, finite and at least 0.
     """
 
     students: tuple[Tensor, ...]
@@ -90,6 +91,7 @@ class Problem:
     reduction: str
     whole: tuple[float | Tensor, int] | None = None
     grad_scale: float | Tensor | None = None
+    ce_weight: float = 1.0
 
     @property
     def shape(self) -> tuple[int, int, int]:

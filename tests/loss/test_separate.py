@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dml_fast import FusedMutualLoss
+from dml_fast import FusedLinearMutualLoss, FusedMutualLoss
 from dml_fast.errors import UserError
 from dml_fast.loss import mutual_loss
 
@@ -24,6 +24,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "hot": {"temperature": 3.0, "label_smoothing": 0.1, "kl_weight": 0.3},
     "rows": {"reduction": "none"},
+    "weighted": {"ce_weight": 0.25, "kl_weight": torch.tensor(2.0)},
     "taught": {"teacher_logits": [torch.linspace(-1, 1, 60).reshape(12, 5)]},
 }
 
@@ -109,6 +110,35 @@ def test_other_dimensions_of_the_batch_and_of_the_classes() -> None:
     losses[1].sum().backward()
     assert logits[1].grad is not None
     assert logits[1].grad.shape == (2, 5, 3, 4)
+
+
+def test_linear_heads_have_separate_losses_too() -> None:
+    torch.manual_seed(0)
+    heads = [nn.Linear(4, 5) for _ in range(3)]
+    hidden = [torch.randn(12, 4, requires_grad=True) for _ in heads]
+    target = torch.randint(5, (12,))
+    given = (hidden, [h.weight for h in heads], target, [h.bias for h in heads])
+    criterion = FusedLinearMutualLoss(ce_weight=0.5)
+    joint = criterion(*given)
+    wanted = torch.autograd.grad(joint.sum(), given[1])  # type: ignore[union-attr, call-overload]
+    losses = criterion(*given, separate=True)
+    for k in (2, 0, 1):
+        assert torch.equal(losses[k].detach(), joint[k].detach())  # type: ignore[union-attr]
+        losses[k].backward()  # type: ignore[union-attr]
+        assert torch.equal(heads[k].weight.grad, wanted[k])  # type: ignore[arg-type]
+        assert (hidden[1].grad is None) == (k != 1)
+    joint = criterion(*given)
+    joint[0].backward()  # type: ignore[union-attr]
+    with pytest.raises(RuntimeError, match="separate=True"):
+        joint[1].backward()  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="reduction"):
+        FusedLinearMutualLoss(reduction="none")(*given, separate=True)
+
+
+@pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf"), "1", None])
+def test_a_wrong_weight_of_the_cross_entropy(wrong: Any) -> None:
+    with pytest.raises(UserError, match="ce_weight"):
+        FusedMutualLoss(ce_weight=wrong)
 
 
 def test_one_tensor_of_all_logits_is_refused() -> None:
