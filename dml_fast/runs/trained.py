@@ -128,7 +128,8 @@ def open_data(run: Run, spec: str = "", split: str = "") -> DataSet:
     """
     config, facts = run.config, run.facts
     download = config.download and not spec
-    options = {**config.data_options, "loader": "auto"}  # the run's may not be installed here
+    options = {**config.data_options, "features": run.features}
+    options["loader"] = "auto"  # the run's may not be installed here
     if spec and split == "test" and config.retrieval and spec.startswith("market1501:"):
         options["val_fraction"] = 0.0
     try:
