@@ -13,7 +13,6 @@ is selected on it.
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -21,10 +20,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Literal, NamedTuple
 
 import tyro
+
+from benchmarks.common.paired import paired
 
 METHODS = {
     "independent": ["--method", "independent"],
@@ -180,17 +181,12 @@ def table(args: Table) -> None:
         seeds = sorted(by_seed.keys() & base.keys())
         what = ("students", "ensemble")
         cells = [f"{mean(by_seed[s][name] for s in seeds):.2f}" for name in what]
-        cells += [paired([by_seed[s][name] - base[s][name] for s in seeds]) for name in what]
+        cells += [
+            paired([by_seed[s][name] - base[s][name] for s in seeds]).difference for name in what
+        ]
         if method == "independent":
             cells[2:] = ["", ""]
         print(f"| {data} | {noise:.0%} | {method} | {len(seeds)} | {' | '.join(cells)} |")
-
-
-def paired(differences: Sequence[float]) -> str:
-    """Mean difference and its standard error."""
-    if len(differences) < 2:
-        return f"{mean(differences):+.2f}"
-    return f"{mean(differences):+.2f} ± {stdev(differences) / math.sqrt(len(differences)):.2f}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,7 +14,7 @@ from command_cases import QUICK, train, tree
 from run_cases import facts_of_three_classes
 
 from dml_fast.config import TrainConfig
-from dml_fast.config_files import from_mapping, load_toml
+from dml_fast.config.files import from_mapping, load_toml
 from dml_fast.errors import UserError
 from dml_fast.runs.folder import Run
 from dml_fast.train import arguments
@@ -138,6 +138,13 @@ BAD = [
     ("--val-fraction 1", "--val-fraction is 1.0"),
     ("--save-every often", "--save-every is 'often': give steps (200) or seconds (60s)"),
     ("--seed -1", "--seed is -1"),
+    ("--small-loss 0.2 --method independent", "--method independent, whose students"),
+    ("--small-loss 0.2 --method dml_e", "in the loss that is shown: give dml"),
+    ("--small-loss 0.2 --update alternating", "give simultaneous"),
+    ("--small-loss 0.2 --mixup 0.1", "--mixup 0.1 blends labels"),
+    ("--small-loss 0.2 --cutmix 1", "--cutmix 1.0 blends labels"),
+    ("--small-loss 1", "--small-loss is 1.0: give a number from 0 to below 1"),
+    ("--prior balance --data market1501:nowhere", "--prior means nothing with --data market1501"),
     ("--update alternating --method independent", "--update alternating means nothing"),
     ("--batch-size 100000", "100000"),
     ("--device cuda:77", "error: device is 'cuda:77'"),
@@ -335,6 +342,8 @@ def test_the_command_line_is_what_the_docs_describe() -> None:
         "num_instances", "val_protocol", "executor", "compile",
         "color_jitter", "mixup", "cutmix", "views",
         "crop", "loader", "data_threads", "mesh", "shares", "fsdp", "backend",
+        "labels", "labels_per_class", "unlabelled_share", "classes", "levels", "dim",
+        "epoch_steps", "small_loss", "prior",
     }  # fmt: skip
 
 

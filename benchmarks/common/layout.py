@@ -22,12 +22,12 @@ LAYERS = (
     ("models", "distributed", "ranking", "loss"),
     ("kernels", "data", "engine"),
     ("config",),
-    ("config_files",),
     ("runs",),
     ("reporting",),
     ("eval",),
     ("training",),
-    ("train", "evaluate", "predict", "report", "export"),
+    ("selection",),
+    ("train", "evaluate", "predict", "report", "export", "select"),
 )
 """Packages and modules of the root, the lowest first. A layer imports from lower ones alone."""
 EXCEPTIONS = {("loss.backends", "kernels")}  # by name, when a device needs them

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dml_fast.data.opening import check_data_spec, check_searches, open_dataset
 from dml_fast.data.sets import DataSet, ImageSet, RetrievalSet
+from dml_fast.data.vectors import VectorSet
 
 __all__ = [
     "DataSet",
     "ImageSet",
     "RetrievalSet",
+    "VectorSet",
     "check_data_spec",
     "check_searches",
     "open_dataset",

@@ -1,9 +1,11 @@
-"""What a data set is, and how it is made from the images that a reader found."""
+"""What a data set is, and how it is made from the rows that a reader found."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,11 +13,18 @@ import numpy as np
 import numpy.typing as npt
 
 from dml_fast.data.corrupt import CorruptFiles
+from dml_fast.data.features import Features, Fit, RowSet
 from dml_fast.data.files import ImageFiles
-from dml_fast.data.splits import add_label_noise, split_validation, take_fraction
+from dml_fast.data.labelling import Labelling, choose_rows
+from dml_fast.data.names import Names, some_of
+from dml_fast.data.vectors import VectorSet
+from dml_fast.errors import UserError
+from dml_fast.models.inputs import InputSpec
 
 _STATS_CHUNK = 4096  # images: limits the memory of bincount, which uses 8 bytes per pixel
 _STATS_SAMPLE = 1024  # files: to decode all of them may take an hour
+
+_log = logging.getLogger("dml_fast")
 
 
 @dataclass(frozen=True)
@@ -24,25 +33,44 @@ class ImageSet:
 
     Attributes:
         images: (N, C, H, W) uint8, or files that are decoded to such an array.
-        labels: (N,) int64, indices of `DataSet.classes`.
+        labels: (N,) int64, indices of `DataSet.classes`; -1 for an image without a label.
         manifest: (N,) uint64 of `dml_fast.data.files.manifest_of`, None if the images do not come
             from files.
         shard: (N,) int64, the tar shard that each image is in; None without shards.
+        names: N names: paths relative to the data folder; by default the numbers 0..N-1.
+        hidden: (N,) int64, the labels before options hid or changed some, for studies of how well
+            a choice of rows does; None where none did. Training does not read it.
     """
 
     images: npt.NDArray[np.uint8] | ImageFiles
     labels: npt.NDArray[np.int64]
     manifest: npt.NDArray[np.uint64] | None = field(default=None, kw_only=True)
     shard: npt.NDArray[np.int64] | None = field(default=None, kw_only=True)
+    names: Sequence[str] = field(default=(), kw_only=True)
+    hidden: npt.NDArray[np.int64] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            object.__setattr__(self, "names", Names.numbered(len(self)))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, ids: npt.NDArray[np.int64]) -> ImageSet:
         """Return copies of the images ``ids`` (n,) int64, in that order."""
-        manifest = None if self.manifest is None else self.manifest[ids]
-        shard = None if self.shard is None else self.shard[ids]
-        return ImageSet(self.images[ids], self.labels[ids], manifest=manifest, shard=shard)
+        return ImageSet(
+            self.images[ids],
+            self.labels[ids],
+            manifest=None if self.manifest is None else self.manifest[ids],
+            shard=None if self.shard is None else self.shard[ids],
+            names=some_of(self.names, ids),
+            hidden=None if self.hidden is None else self.hidden[ids],
+        )
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """What a student gets for a row, one entry for each view of the data: images have one."""
+        return (InputSpec("image", tuple(self.images.shape[1:])),)
 
     def picture(self, index: int) -> npt.NDArray[np.uint8]:
         """Return one image: (C, H, W) uint8."""
@@ -69,31 +97,31 @@ class RetrievalSet(ImageSet):
         images: the queries first, then the gallery.
         labels: (N,) int64 identities (not indices of classes); -1 is junk.
         cams: (N,) int64, the camera of each image; None where the files' names have none.
-        names: the N files, relative to the data folder.
         queries: how many of the images are queries.
     """
 
     cams: npt.NDArray[np.int64] | None
-    names: tuple[str, ...]
     queries: int
 
 
 @dataclass(frozen=True)
 class RawData:
-    """The images that a reader found, before they are split; the fields are those of `DataSet`.
+    """The rows that a reader found, before they are split; the fields are those of `DataSet`.
 
-    ``val`` is None if the data set has no validation images of its own.
+    ``val`` is None if the data set has no validation images of its own. ``fit`` makes the features
+    of a `RowSet` from the columns of the training rows; None for images.
     """
 
     name: str
     classes: tuple[str, ...]
-    train: ImageSet
-    val: ImageSet | None
-    test: ImageSet | None
+    train: ImageSet | RowSet
+    val: ImageSet | RowSet | None
+    test: ImageSet | RowSet | None
     pad: int
     flip: bool
     corrupt: CorruptFiles | None = None
     choice: str = ""
+    fit: Fit | None = None
 
 
 @dataclass(frozen=True)
@@ -103,26 +131,28 @@ class DataSet:
     Attributes:
         name: a short name for titles.
         classes: class names; a label is an index of this tuple.
-        train: the images to learn from.
-        val: the images to choose a model by: fixed, disjoint from ``train``, never augmented. If
+        train: the rows to learn from.
+        val: the rows to choose a model by: fixed, disjoint from ``train``, never augmented. If
             identities are learned, ``val`` and ``test`` are a `RetrievalSet`.
-        test: the images for the final result, or None if the data set has none.
-        mean: of each channel of the training images, in units of 0..1.
-        std: the standard deviation of each channel, in units of 0..1; 1 for a constant channel.
+        test: the rows for the final result, or None if the data set has none.
+        mean: of each channel of the training images, in units of 0..1; () for vectors.
+        std: the standard deviation of each channel, in units of 0..1; 1 for a constant channel; ()
+            for vectors.
         pad: the most pixels by which the usual augmentation of this data set shifts an image.
         flip: whether the usual augmentation of this data set mirrors images.
-        fingerprint: SHA-256 of all images (for files: their names and sizes), labels and class
-            names after splitting, so that a run is not resumed with other data. It depends neither
-            on where the files are nor on what decodes them.
+        fingerprint: SHA-256 of all images (for files: their names and sizes) or vectors, labels
+            and class names after splitting, so that a run is not resumed with other data. It
+            depends neither on where the files are nor on what decodes them, nor on ``features``.
         corrupt: the files that could not be decoded so far; None if images are not in files.
         choice: which loader was chosen and why, in one line; "" if there was no choice.
+        features: what made the vectors, fitted on the training rows; None for images.
     """
 
     name: str
     classes: tuple[str, ...]
-    train: ImageSet
-    val: ImageSet
-    test: ImageSet | None
+    train: ImageSet | VectorSet
+    val: ImageSet | VectorSet
+    test: ImageSet | VectorSet | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     pad: int
@@ -130,36 +160,84 @@ class DataSet:
     fingerprint: str
     corrupt: CorruptFiles | None = None
     choice: str = ""
+    features: Features | None = None
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """What a student gets for a row: one entry for each of V views; student k reads k % V."""
+        return self.train.inputs
 
 
 def build_dataset(
-    raw: RawData, *, val_fraction: float, train_fraction: float, label_noise: float, seed: int
+    raw: RawData, how: Labelling, *, features: Features | None = None, unlabelled: bool = False
 ) -> DataSet:
-    """Split the images that a reader found, and apply the options of `open_dataset` to them."""
-    train, val = raw.train, raw.val
+    """Split the rows that a reader found, and apply the options of `open_dataset` to them.
+
+    Args:
+        raw: what the reader found.
+        how: the options.
+        features: of a run, in place of those that would be fitted.
+        unlabelled: whether ``train`` keeps the rows without a label that training leaves out. They
+            count neither for the fingerprint nor for mean, deviation and features.
+
+    Raises:
+        UserError: as `dml_fast.data.labelling.choose_rows`.
+    """
+    others = () if raw.corrupt is None else raw.corrupt.names
+    found = choose_rows(raw.train, raw.val, raw.test, raw.classes, how, others)
+    train, val, test = raw.train, raw.val, raw.test
     if val is None:
-        train_ids, val_ids = split_validation(train.labels, val_fraction)
-        train, val = train.subset(train_ids), train.subset(val_ids)
-    if train_fraction < 1.0:
-        train = train.subset(take_fraction(train.labels, train_fraction, seed))
-    if label_noise > 0.0:
-        noisy = add_label_noise(train.labels, len(raw.classes), label_noise, seed)
-        train = replace(train, labels=noisy)
-    mean, std = channel_stats(_for_stats(train))
+        val = train.subset(found.val)
+    val = _labelled(val, found.val_labels, "validation")
+    if test is not None and found.test_labels is not None:
+        test = _labelled(test, found.test_labels, "test")
+    if len(found.rows) < len(train):
+        train = train.subset(found.rows)
+    train = replace(train, labels=found.labels, hidden=found.hidden)
+    used = train if found.used is None else train.subset(found.used)
+    if features is None and raw.fit is not None and isinstance(used, RowSet):
+        features = raw.fit(used.columns)
+    mean, std = ((), ()) if isinstance(used, RowSet) else channel_stats(_for_stats(used))
     return DataSet(
         name=raw.name,
         classes=raw.classes,
-        train=train,
-        val=val,
-        test=raw.test,
+        train=_read_by(features, train if unlabelled else used),
+        val=_read_by(features, val),
+        test=None if test is None else _read_by(features, test),
         mean=mean,
         std=std,
         pad=raw.pad,
         flip=raw.flip,
-        fingerprint=_fingerprint(raw.classes, (train, val, raw.test)),
+        fingerprint=_fingerprint(raw.classes, (used, val, test)),
         corrupt=raw.corrupt,
         choice=raw.choice,
+        features=features,
     )
+
+
+def _labelled(
+    part: ImageSet | RowSet, labels: npt.NDArray[np.int64], what: str
+) -> ImageSet | RowSet:
+    """Return rows that are evaluated with their labels, of which there must be some."""
+    if isinstance(part, RetrievalSet):
+        return part
+    without = int((labels < 0).sum())
+    if without == len(labels):
+        raise UserError(
+            f"none of {len(labels)} {what} rows has a label, so nothing can be counted: give them "
+            "labels, or leave them out"
+        )
+    if without:
+        _log.info("%d of %d %s rows have no label: they are not counted", without, len(part), what)
+    return part if labels is part.labels else replace(part, labels=labels)
+
+
+def _read_by(features: Features | None, part: ImageSet | RowSet) -> ImageSet | VectorSet:
+    """Return what students read of a part."""
+    if not isinstance(part, RowSet):
+        return part
+    assert features is not None  # rows come with a way to fit them
+    return part.read_by(features)
 
 
 def _for_stats(train: ImageSet) -> npt.NDArray[np.uint8]:
@@ -199,8 +277,8 @@ def channel_stats(
     return tuple(means), tuple(stds)
 
 
-def _fingerprint(classes: tuple[str, ...], parts: tuple[ImageSet | None, ...]) -> str:
-    shapes = [None if part is None else part.images.shape for part in parts]
+def _fingerprint(classes: tuple[str, ...], parts: tuple[ImageSet | RowSet | None, ...]) -> str:
+    shapes = [None if part is None else _shape(part) for part in parts]
     header: dict[str, Any] = {"classes": classes, "shapes": shapes}
     if found := [part for part in parts if isinstance(part, RetrievalSet)]:
         cams = [None if part.cams is None else part.cams.tolist() for part in found]
@@ -208,7 +286,27 @@ def _fingerprint(classes: tuple[str, ...], parts: tuple[ImageSet | None, ...]) -
     digest = hashlib.sha256(json.dumps(header).encode())
     for part in parts:
         if part is not None:
-            content = part.pixels if part.manifest is None else part.manifest.astype("<u8")
-            digest.update(np.ascontiguousarray(content).data)
+            for content in _content(part):
+                digest.update(content)
             digest.update(np.ascontiguousarray(part.labels, dtype="<i8").data)
     return digest.hexdigest()
+
+
+def _shape(part: ImageSet | RowSet) -> Any:
+    """Return the shape of the images, or that of each column of rows."""
+    if isinstance(part, RowSet):
+        return {name: column.shape for name, column in part.columns.items()}
+    return part.images.shape
+
+
+def _content(part: ImageSet | RowSet) -> Iterator[bytes | memoryview]:
+    """Yield all bytes of a part: a text is JSON, so that it is clear where each ends."""
+    if isinstance(part, RowSet):
+        for column in part.columns.values():
+            if column.dtype == object:
+                yield json.dumps(column.tolist()).encode()
+            else:
+                yield np.ascontiguousarray(column.astype("<f4", copy=False)).data
+    else:
+        content = part.pixels if part.manifest is None else part.manifest.astype("<u8")
+        yield np.ascontiguousarray(content).data

@@ -124,6 +124,18 @@ class World:
             dist.all_reduce(tensor, group=self.device_mesh["data"].get_group())
         return tensor
 
+    def gather_rows(self, mine: Tensor) -> Tensor:
+        """Return the rows of a whole batch (N, ...) on every rank, from those of each column.
+
+        Args:
+            mine: (N / DATA, ...), as many in every column.
+        """
+        if self.device_mesh is None or self.mesh.data == 1:
+            return mine
+        parts = [torch.empty_like(mine) for _ in range(self.mesh.data)]
+        dist.all_gather(parts, mine, group=self.device_mesh["data"].get_group())
+        return torch.cat(parts)
+
     def gather_students(self, mine: Tensor) -> Tensor:
         """Return the numbers of each column and student, on every rank.
 

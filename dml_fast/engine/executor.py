@@ -31,6 +31,7 @@ class Lesson:
             what else the models take; often the same object K times.
         target: (N,) classes or (N, C) probabilities.
         kl_weight: of the mutual term in this step.
+        left_out: the share of the labelled rows that small-loss selection leaves out in this step.
         learners: the numbers of the A students that learn.
         teacher: the number of the only student that teaches; None where all learners do.
     """
@@ -40,6 +41,7 @@ class Lesson:
     kl_weight: float | Tensor
     learners: tuple[int, ...]
     teacher: int | None = None
+    left_out: float | Tensor = 0.0
 
 
 class StepResult(NamedTuple):
@@ -50,7 +52,9 @@ class StepResult(NamedTuple):
         ce: (A,) float, cross-entropy.
         kl: (A,) float, the mutual term before its weight.
         triplet: (A,) float, the triplet loss before its weight; 0 where there is none.
-        correct: (A,) number of labelled rows whose class was predicted.
+        correct: (A,) number of labelled rows whose class was predicted, whether or not they taught.
+        labelled: (A,) number of rows that have a label.
+        kept: (A,) number of these that taught: all that small-loss selection did not leave out.
         skipped: (A,) bool, whether the update was skipped for a gradient that is not finite.
     """
 
@@ -59,13 +63,15 @@ class StepResult(NamedTuple):
     kl: Tensor
     triplet: Tensor
     correct: Tensor
+    labelled: Tensor
+    kept: Tensor
     skipped: Tensor
 
     @classmethod
     def empty(cls, device: torch.device) -> StepResult:
         """Return the result of no student."""
-        nothing = torch.zeros(0, device=device)
-        return cls(nothing, nothing, nothing, nothing, nothing, nothing.bool())
+        none = torch.zeros(0, device=device)
+        return cls(none, none, none, none, none, none, none, none.bool())
 
     @classmethod
     def joined(cls, results: Sequence[StepResult]) -> StepResult:
@@ -73,14 +79,14 @@ class StepResult(NamedTuple):
         return cls(*map(torch.cat, zip(*results, strict=True)))
 
     def pack(self) -> Tensor:
-        """Return all of it as one tensor (6, A), which takes one copy to keep."""
+        """Return all of it as one tensor (8, A), which takes one copy to keep."""
         return torch.stack([row.to(self.losses.dtype) for row in self])
 
     @classmethod
     def unpack(cls, packed: Tensor) -> StepResult:
         """Return what `pack` was given; the rows are views of ``packed``."""
-        losses, ce, kl, triplet, correct, skipped = packed
-        return cls(losses, ce, kl, triplet, correct, skipped != 0)
+        losses, ce, kl, triplet, correct, labelled, kept, skipped = packed
+        return cls(losses, ce, kl, triplet, correct, labelled, kept, skipped != 0)
 
 
 Step: TypeAlias = "Callable[[Lesson, Executor], StepResult]"

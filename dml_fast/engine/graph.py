@@ -124,12 +124,15 @@ def _refusal(cohort: Cohort, lesson: Lesson) -> str:
 def _own(lesson: Lesson) -> Lesson:
     """Return a lesson with copies for the graph to read; views that share an object still do."""
     copies = {id(x): tree_map_only(Tensor, Tensor.clone, x) for x in lesson.inputs}
-    weight = torch.as_tensor(lesson.kl_weight, dtype=torch.float32, device=lesson.target.device)
+    device = lesson.target.device
+    weight = torch.as_tensor(lesson.kl_weight, dtype=torch.float32, device=device)
+    left_out = torch.as_tensor(lesson.left_out, dtype=torch.float64, device=device)
     return replace(
         lesson,
         inputs=tuple(copies[id(x)] for x in lesson.inputs),
         target=lesson.target.clone(),
         kl_weight=weight.clone(),
+        left_out=left_out.clone(),
     )
 
 
@@ -159,9 +162,9 @@ def _fill(own: Lesson, lesson: Lesson) -> None:
             if isinstance(x, Tensor):
                 x.copy_(y, non_blocking=True)
     own.target.copy_(lesson.target, non_blocking=True)
-    weight = own.kl_weight
-    assert isinstance(weight, Tensor)
-    if isinstance(lesson.kl_weight, Tensor):
-        weight.copy_(lesson.kl_weight)
-    else:
-        weight.fill_(lesson.kl_weight)
+    for number, value in ((own.kl_weight, lesson.kl_weight), (own.left_out, lesson.left_out)):
+        assert isinstance(number, Tensor)
+        if isinstance(value, Tensor):
+            number.copy_(value)
+        else:
+            number.fill_(value)

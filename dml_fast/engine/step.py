@@ -21,9 +21,11 @@ from torch import Tensor
 
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.executor import Executor, Lesson, Sequential, StepResult
+from dml_fast.engine.prior import check_prior
+from dml_fast.engine.small_loss import UNLABELLED, check_small_loss, joint_loss, row_weights
 from dml_fast.engine.student import Student
 from dml_fast.errors import UserError, brief, check_choice, check_number, first_line
-from dml_fast.loss import mutual_loss_and_grad, peer_divergence
+from dml_fast.loss import mutual_loss, mutual_loss_and_grad, peer_divergence
 from dml_fast.loss.checks import check_options
 from dml_fast.loss.triplet import triplet_loss
 
@@ -37,6 +39,8 @@ class _Mutual(NamedTuple):
     ce: Tensor
     kl: Tensor
     correct: Tensor
+    labelled: Tensor
+    kept: Tensor
     grads: list[Tensor]
 
 
@@ -57,6 +61,11 @@ class Engine:
         triplet_weight: weight of each student's own triplet loss, for students that give features
             (`dml_fast.models.embedding.EmbeddingNet`).
         triplet_margin: margin of that loss, in units of the features' Euclidean distance.
+        prior: (C,) logarithms of the classes' shares, added to the logits of students and teacher
+            before every loss, and not in evaluation, which is then balanced (logit adjustment:
+            Menon et al., ICLR 2021).
+        small_loss: the share of a batch's labelled rows that are left out of every loss: those
+            with the largest joint loss (`dml_fast.engine.small_loss`), in [0, 1).
         executor: runs the students, by default one after the other; ``alternating`` updates have
             nothing to overlap and do not use it.
 
@@ -77,6 +86,8 @@ class Engine:
         update: str = "simultaneous",
         triplet_weight: float = 0.0,
         triplet_margin: float = 0.3,
+        prior: Tensor | None = None,
+        small_loss: float = 0.0,
         executor: Executor | None = None,
     ) -> None:
         if not isinstance(cohort, Cohort):
@@ -97,6 +108,7 @@ class Engine:
                     f"triplet_weight is {triplet_weight} and a student ({student.arch}) gives no "
                     "features: leave it out, or take an EmbeddingNet of dml_fast.models.embedding"
                 )
+        check_small_loss(small_loss, method, update, triplet_weight)
         if update == "alternating" and cohort.exchange is not None:
             raise UserError(
                 "update is alternating, for which one process must hold all students, and they "
@@ -115,6 +127,8 @@ class Engine:
         self.update = update
         self.triplet_weight = triplet_weight
         self.triplet_margin = triplet_margin
+        self.prior = None if prior is None else check_prior(prior, _device(cohort))
+        self.small_loss = small_loss
         self.executor = executor or Sequential()
 
     def step(
@@ -124,6 +138,7 @@ class Engine:
         *,
         views: bool = False,
         kl_scale: float = 1.0,
+        small_loss_scale: float = 1.0,
         learners: Sequence[int] | None = None,
         teacher: int | None = None,
     ) -> StepResult:
@@ -135,6 +150,7 @@ class Engine:
             target: (N,) classes or (N, C) probabilities.
             views: whether ``inputs`` are a sequence of K such, one for each student.
             kl_scale: multiplies the weight of the mutual term (a ramp).
+            small_loss_scale: multiplies the share of rows to leave out (a ramp), in [0, 1].
             learners: the numbers of the students that learn; by default all K.
             teacher: the number of a student that does not learn and alone teaches the learners.
 
@@ -145,7 +161,13 @@ class Engine:
         count = self.cohort.total
         given = self._views(inputs) if views else (inputs,) * count
         chosen = self._roles(range(count) if learners is None else learners, teacher)
-        lesson = Lesson(given, target, self.kl_weight * kl_scale, chosen, teacher)
+        if self.small_loss and target.is_floating_point():
+            raise UserError(
+                "small_loss is for rows of one class, and the target has probabilities: leave out "
+                "small_loss, or what blends labels, such as mixup"
+            )
+        left_out = self.small_loss * small_loss_scale
+        lesson = Lesson(given, target, self.kl_weight * kl_scale, chosen, teacher, left_out)
         try:
             if self.update == "alternating":
                 return self._alternating_step(lesson)
@@ -275,8 +297,9 @@ class Engine:
 
     def _result(self, mutual: _Mutual, updates: Sequence[tuple[Tensor, Tensor]]) -> StepResult:
         triplet, skipped = (torch.stack(column) for column in zip(*updates, strict=True))
-        losses, ce, kl, correct, _ = mutual
-        return StepResult(losses + self.triplet_weight * triplet, ce, kl, triplet, correct, skipped)
+        losses, ce, kl, correct, labelled, kept, _ = mutual
+        losses = losses + self.triplet_weight * triplet
+        return StepResult(losses, ce, kl, triplet, correct, labelled, kept, skipped)
 
     def _loss(
         self,
@@ -293,7 +316,7 @@ class Engine:
             fixed: (N, C) of a teacher.
             here: the numbers of H of the learners.
         """
-        networks = list(logits.values())
+        networks = [self._adjusted(z) for z in logits.values()]
         rows = [list(logits).index(k) for k in here]
         peer_weight = None
         if fixed is not None:  # only the teacher teaches
@@ -303,15 +326,20 @@ class Engine:
         if len(here) < len(logits):  # the others' gradients are not used
             one = next(iter(scales.values())).new_ones(())
             scales = {k: scales.get(k, one) for k in logits}
+        options: dict[str, Any] = {
+            "kl_weight": lesson.kl_weight,
+            "temperature": self.temperature,
+            "label_smoothing": self.label_smoothing,
+            "peer_reduction": self.peer_reduction,
+            "peer_weight": peer_weight,
+            "teacher_logits": None if fixed is None else [self._adjusted(fixed)],
+        }
+        row_weight, *counts = self._kept(networks, lesson, options)
         losses, grads, stats = mutual_loss_and_grad(
             networks,
             lesson.target,
-            kl_weight=lesson.kl_weight,
-            temperature=self.temperature,
-            label_smoothing=self.label_smoothing,
-            peer_reduction=self.peer_reduction,
-            peer_weight=peer_weight,
-            teacher_logits=None if fixed is None else [fixed],
+            **options,
+            row_weight=row_weight,
             grad_scale=torch.stack([scales[k] for k in logits]),
         )
         ce, kl, correct = stats.ce, stats.kl, stats.correct
@@ -323,4 +351,42 @@ class Engine:
             losses, ce, kl, correct = (
                 torch.stack([part[r] for r in rows]) for part in (losses, ce, kl, correct)
             )
-        return _Mutual(losses, ce, kl, correct, [grads[r] for r in rows])
+        mine = [grads[r].to(logits[k].dtype) for k, r in zip(here, rows, strict=True)]
+        labelled, kept = (count.expand(len(here)) for count in counts)
+        return _Mutual(losses, ce, kl, correct, labelled, kept, mine)
+
+    def _adjusted(self, logits: Tensor) -> Tensor:
+        """Return logits (N, C) with the prior, in at least single precision."""
+        if self.prior is None:
+            return logits
+        if self.prior.shape != logits.shape[-1:]:
+            raise UserError(
+                f"prior has {len(self.prior)} classes and the logits {logits.shape[-1]}: give a "
+                "number for each"
+            )
+        return logits + self.prior.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def _kept(
+        self, networks: list[Tensor], lesson: Lesson, options: dict[str, Any]
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Return weights (N,) where rows are left out; how many have a label; how many are kept."""
+        target = lesson.target
+        if target.is_floating_point():
+            every = target.new_full((), len(target), dtype=torch.float32)
+            return None, every, every
+        labelled = target != UNLABELLED
+        count = labelled.sum()
+        if not self.small_loss:
+            return None, count, count
+        losses = mutual_loss(networks, target, **options, reduction="none")
+        assert isinstance(losses, Tensor)
+        world = self.cohort.world
+        joint = world.gather_rows(joint_loss(losses, labelled))
+        start = world.column * len(target)
+        weight = row_weights(joint, lesson.left_out)[start : start + len(target)]
+        return weight, count, (labelled & (weight > 0)).sum()
+
+
+def _device(cohort: Cohort) -> torch.device:
+    """Return where the students are."""
+    return next(cohort.students[0].model.parameters()).device

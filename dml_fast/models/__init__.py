@@ -5,6 +5,7 @@ Importing this package does not import torch: names are checked first, networks 
 
 from __future__ import annotations
 
+from dml_fast.models.inputs import InputSpec
 from dml_fast.models.registry import (
     check_code,
     check_model_name,
@@ -13,4 +14,11 @@ from dml_fast.models.registry import (
     names_code,
 )
 
-__all__ = ["check_code", "check_model_name", "create_model", "model_names", "names_code"]
+__all__ = [
+    "InputSpec",
+    "check_code",
+    "check_model_name",
+    "create_model",
+    "model_names",
+    "names_code",
+]

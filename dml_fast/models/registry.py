@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from dml_fast.errors import UserError, check_whole
+from dml_fast.errors import UserError, brief, check_whole
+from dml_fast.models.inputs import InputSpec, Kind
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,16 +25,24 @@ _RESNET_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 _ZOOS = ("timm", "torchvision")
 _FORMS = (
     "other forms are wrn_DEPTH_WIDTH, wrn_DEPTH_WIDTH_dropP, inception_v1_dropP, "
+    "mlp_WIDTH and mlp_WIDTH_dropP for vectors, "
     "timm:NAME, torchvision:NAME and package.module:function"
 )
+_WIDEST = 1_000_000  # units of a hidden layer
+DEFAULTS: dict[Kind, str] = {"image": "resnet32", "vector": "mlp_64"}
+"""The network for inputs of a kind, where none is named."""
 
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How to build a network: ``target`` is "module:function", ``options`` are further keywords."""
+    """How to build a network: ``target`` is "module:function", ``options`` are further keywords.
+
+    ``takes`` is the kind of input that it is for.
+    """
 
     target: str
     options: dict[str, Any] = field(default_factory=dict)
+    takes: Kind = "image"
 
 
 _NAMED = {
@@ -44,6 +53,7 @@ _NAMED = {
     "wrn_28_10": _Recipe("dml_fast.models.wide_resnet:wide_resnet", {"depth": 28, "width": 10}),
     "mobilenet_v1": _Recipe("dml_fast.models.mobilenet:mobilenet_v1"),
     "inception_v1": _Recipe("dml_fast.models.inception:inception_v1"),
+    "mlp_64": _Recipe("dml_fast.models.mlp:mlp", {"width": 64}, "vector"),
 }
 _ALIASES = {"resnet50": "timm:resnet50"}
 
@@ -53,18 +63,23 @@ def model_names() -> list[str]:
     return list(_NAMED)
 
 
-def check_model_name(name: str) -> None:
+def check_model_name(name: str, kind: Kind | None = None) -> None:
     """Check that ``name`` can be built here, without importing torch.
 
     Args:
-        name: a built-in name (`model_names()`), ``wrn_DEPTH_WIDTH``, ``timm:NAME``,
+        name: a built-in name (`model_names()`), ``wrn_DEPTH_WIDTH``, ``mlp_WIDTH``, ``timm:NAME``,
             ``torchvision:NAME`` or ``package.module:function``. Networks with dropout take its
-            probability as a suffix: ``wrn_28_10_drop0.3``, ``inception_v1_drop0.4``.
+            probability as a suffix: ``wrn_28_10_drop0.3``, ``inception_v1_drop0.4``,
+            ``mlp_64_drop0``. ``mlp_WIDTH`` is for vectors, all others are for images.
+        kind: of the inputs that the network will get, if that is known.
 
     Raises:
-        UserError: the name is unknown or malformed, or its package is not installed.
+        UserError: the name is unknown or malformed, its package is not installed, or the network
+            is for inputs of another kind.
     """
-    _find_recipe(name)
+    recipe = _find_recipe(name)
+    if kind is not None:
+        _check_kind(name, recipe, kind)
 
 
 def names_code(name: str) -> bool:
@@ -97,6 +112,7 @@ def create_model(
     num_classes: int,
     in_channels: int = 3,
     image_size: int | tuple[int, int] = 32,
+    inputs: InputSpec | None = None,
 ) -> nn.Module:
     """Build a network by name, initialised from torch's global random generator only.
 
@@ -108,33 +124,51 @@ def create_model(
         num_classes: C, the number of logits.
         in_channels: channels of the images.
         image_size: height and width in pixels; one number means a square.
+        inputs: what the network gets, images or vectors; it replaces ``in_channels`` and
+            ``image_size``, which are for images.
 
     Returns:
-        A module that maps images (N, in_channels, H, W) to logits (N, C). The built-in networks
-        are `dml_fast.models.base.FeatureNet`, which also give the features before the classifier.
+        A module that maps images (N, in_channels, H, W), or vectors (N, D), to logits (N, C). The
+        built-in networks are `dml_fast.models.base.FeatureNet`, which also give the features before
+        the classifier.
 
     Raises:
         UserError: the name is unknown, its package is missing, or the network cannot be built
-            for such images.
+            for such inputs.
     """
     recipe = _find_recipe(name)
-    pair = isinstance(image_size, tuple | list) and len(image_size) == 2
-    height, width = image_size if pair else (image_size, image_size)  # type: ignore[misc]
-    for label, value in (
-        ("num_classes", num_classes),
-        ("in_channels", in_channels),
-        ("image_size (height)", height),
-        ("image_size (width)", width),
-    ):
-        check_whole(f"{name}: {label}", value, 1)
+    check_whole(f"{name}: num_classes", num_classes, 1)
+    if inputs is None:
+        inputs = _images(name, in_channels, image_size)
+    if not isinstance(inputs, InputSpec):
+        raise UserError(f"{name}: inputs is {brief(inputs)}: give an InputSpec of dml_fast.models")
+    _check_kind(name, recipe, inputs.kind)
+    sizes: dict[str, Any] = {"size": inputs.shape[0]}
+    if inputs.kind == "image":
+        sizes = {"in_channels": inputs.shape[0], "image_size": inputs.shape[1:]}
     module, function = recipe.target.split(":")
     build: Callable[..., nn.Module] = getattr(import_module(module), function)
-    return build(
-        num_classes=num_classes,
-        in_channels=in_channels,
-        image_size=(height, width),
-        **recipe.options,
-    )
+    return build(num_classes=num_classes, **sizes, **recipe.options)
+
+
+def _images(name: str, channels: int, image_size: int | tuple[int, int]) -> InputSpec:
+    pair = isinstance(image_size, tuple | list) and len(image_size) == 2
+    sides: Any = image_size if pair else (image_size, image_size)
+    labels = ("in_channels", "image_size (height)", "image_size (width)")
+    shape = (channels, *sides)
+    for label, value in zip(labels, shape, strict=True):
+        check_whole(f"{name}: {label}", value, 1)
+    return InputSpec("image", shape)
+
+
+def _check_kind(name: str, recipe: _Recipe, kind: Kind) -> None:
+    if recipe.takes == kind:
+        return
+    if kind in DEFAULTS:
+        advice = f"take a network for {kind}s, such as {DEFAULTS[kind]}"
+    else:
+        advice = f"no network takes {kind}s"
+    raise UserError(f"{name} is a network for {recipe.takes}s and its inputs are {kind}s: {advice}")
 
 
 def _find_recipe(name: str) -> _Recipe:
@@ -142,18 +176,18 @@ def _find_recipe(name: str) -> _Recipe:
     if ":" in name:
         return _find_external(name)
     base, found, text = name.partition("_drop")
-    recipe = _NAMED.get(base) or _wide_resnet(base)
+    recipe = _NAMED.get(base) or _wide_resnet(base) or _mlp(base)
     if recipe is None:
         raise UserError(_unknown(name))
     if not found:
         return recipe
-    if not base.startswith(("wrn_", "inception_")):
+    if not base.startswith(("wrn_", "inception_", "mlp_")):
         raise UserError(f"{base} has no dropout: write {base!r} instead of {name!r}")
     if not re.fullmatch(r"0(\.\d+)?|\.\d+", text):
         raise UserError(
             f"{name!r}: the dropout probability {text!r} must be in [0, 1), as in {base}_drop0.3"
         )
-    return _Recipe(recipe.target, {**recipe.options, "dropout": float(text)})
+    return replace(recipe, options={**recipe.options, "dropout": float(text)})
 
 
 def _wide_resnet(name: str) -> _Recipe | None:
@@ -167,6 +201,15 @@ def _wide_resnet(name: str) -> _Recipe | None:
             "and its width at least 1, as in wrn_28_10"
         )
     return _Recipe("dml_fast.models.wide_resnet:wide_resnet", {"depth": depth, "width": width})
+
+
+def _mlp(name: str) -> _Recipe | None:
+    match = re.fullmatch(r"mlp_(\d+)", name)
+    if match is None:
+        return None
+    if len(match[1]) > 7 or not 1 <= int(match[1]) <= _WIDEST:
+        raise UserError(f"{name!r}: the width is a number from 1 to {_WIDEST}, as in mlp_64")
+    return replace(_NAMED["mlp_64"], options={"width": int(match[1])})
 
 
 def _find_external(name: str) -> _Recipe:

@@ -7,26 +7,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from dml_fast.foreign import Unfit, typed
+from dml_fast.models.inputs import InputSpec
 
 if TYPE_CHECKING:
     from dml_fast.data import DataSet
 
 
-_LARGEST_SIDE = 100_000  # pixels, as for --image-size
-
-
-class _Task(TypedDict, total=False):
+class _Added(TypedDict, total=False):
     task: Literal["retrieval"]
+    inputs: list[dict[str, Any]]  # our oldest runs have none
+    in_channels: int  # these two only where the inputs are images
+    image_size: tuple[int, int]
+    features: str  # only where rows are no images
 
 
-class FactsJson(_Task):
+class FactsJson(_Added):
     """The facts as they are in files."""
 
     name: str
     num_classes: int
     classes: list[str]
-    in_channels: int
-    image_size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
@@ -39,37 +39,65 @@ class DataFacts:
     Attributes:
         name: of the data set.
         classes: their names, in the order of the logits.
-        in_channels: of each image.
-        image_size: (height, width) in pixels.
-        mean, std: of each channel, for pixels in 0..1.
+        inputs: what a student gets for a row, one entry for each of V views of the data.
+        mean, std: of each channel, for pixels in 0..1; none where the inputs are vectors.
         fingerprint: a hash of all images and labels.
         retrieval: whether students give embeddings, to find identities, and not logits of classes.
+        features: the SHA-256 of the features in the run folder; "" for images, which have none.
     """
 
     name: str
     classes: tuple[str, ...]
-    in_channels: int
-    image_size: tuple[int, int]
+    inputs: tuple[InputSpec, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
     retrieval: bool = False
+    features: str = ""
+
+    def view_of(self, student: int) -> int:
+        """Return which of the V views a student reads, by its number."""
+        return student % len(self.inputs)
+
+    def input_of(self, student: int) -> InputSpec:
+        """Return what a student gets, by its number."""
+        return self.inputs[self.view_of(student)]
+
+    @property
+    def in_channels(self) -> int:
+        """Of each image; the inputs must be images."""
+        return self._image[0]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels; the inputs must be images."""
+        _, height, width = self._image
+        return height, width
+
+    @property
+    def of_images(self) -> bool:
+        """Whether the inputs are images."""
+        return self.inputs[0].kind == "image"
+
+    @property
+    def _image(self) -> tuple[int, ...]:
+        assert self.of_images
+        return self.inputs[0].shape
 
     @classmethod
     def of(cls, data: DataSet) -> DataFacts:
         """Collect the facts of an open data set."""
         from dml_fast.data import RetrievalSet  # loads numpy, which --help does without
 
-        channels, height, width = data.train.images.shape[1:]
         return cls(
             name=data.name,
             classes=tuple(data.classes),
-            in_channels=channels,
-            image_size=(height, width),
+            inputs=data.inputs,
             mean=tuple(data.mean),
             std=tuple(data.std),
             fingerprint=data.fingerprint,
             retrieval=isinstance(data.val, RetrievalSet),
+            features="" if data.features is None else data.features.digest,
         )
 
     @classmethod
@@ -80,38 +108,63 @@ class DataFacts:
             Unfit: one is missing, of another type, or contradicts another.
         """
         facts: FactsJson = typed(dict(found), FactsJson, where)
-        sizes = (facts["in_channels"], *facts["image_size"])
-        if not all(0 < size < _LARGEST_SIDE for size in sizes):
-            raise Unfit(f"{where} has images of {' x '.join(map(str, sizes))}")
+        inputs = _inputs_of(facts, where)
         if len(facts["classes"]) != facts["num_classes"] or not facts["classes"]:
             raise Unfit(
                 f"{where} has {len(facts['classes'])} classes and not {facts['num_classes']}"
             )
-        if not len(facts["mean"]) == len(facts["std"]) == facts["in_channels"]:
-            raise Unfit(f"{where} has {facts['in_channels']} channels, not as many mean and std")
+        channels = inputs[0].shape[0] if inputs[0].kind == "image" else 0
+        if not len(facts["mean"]) == len(facts["std"]) == channels:
+            raise Unfit(f"{where} has {channels} channels, not as many mean and std")
         if not all(std > 0 for std in facts["std"]):
             raise Unfit(f"{where}.std is not above 0")
         return cls(
             name=facts["name"],
             classes=tuple(facts["classes"]),
-            in_channels=facts["in_channels"],
-            image_size=facts["image_size"],
+            inputs=inputs,
             mean=facts["mean"],
             std=facts["std"],
             fingerprint=facts["fingerprint"],
             retrieval=facts.get("task") == "retrieval",
+            features=facts.get("features", ""),
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts as they are in ``config.json`` and in the header of a student's file."""
+        image = (
+            {"in_channels": self.in_channels, "image_size": list(self.image_size)}
+            if self.of_images
+            else {}
+        )
         facts = {
             "name": self.name,
             "num_classes": len(self.classes),
             "classes": list(self.classes),
-            "in_channels": self.in_channels,
-            "image_size": list(self.image_size),
+            "inputs": [one.to_json() for one in self.inputs],
+            **image,
             "mean": list(self.mean),
             "std": list(self.std),
             "fingerprint": self.fingerprint,
+            **({"features": self.features} if self.features else {}),
         }
         return {**facts, "task": "retrieval"} if self.retrieval else facts
+
+
+def _inputs_of(facts: FactsJson, where: str) -> tuple[InputSpec, ...]:
+    """Return what students get: ``inputs`` or, of our oldest runs, one image."""
+    found = [
+        InputSpec.from_json(entry, f"{where}.inputs[{i}]")
+        for i, entry in enumerate(facts.get("inputs", []))
+    ]
+    if "inputs" in facts and not found:
+        raise Unfit(f"{where} has no inputs")
+    if found and found[0].kind != "image":
+        return tuple(found)
+    for key in ("in_channels", "image_size"):
+        if key not in facts:
+            raise Unfit(f"{where} has no {key}")
+    shape = [facts["in_channels"], *facts["image_size"]]
+    image = InputSpec.from_json({"kind": "image", "shape": shape}, where)
+    if found and found != [image]:
+        raise Unfit(f"{where} has {image.words}, and inputs of {found[0].words}")
+    return (image,)

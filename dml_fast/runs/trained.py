@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from dml_fast.config import flag
-from dml_fast.data import DataSet, RetrievalSet, open_dataset
+from dml_fast.data import DataSet, ImageSet, RetrievalSet, open_dataset
 from dml_fast.data.files import ImageFiles
 from dml_fast.errors import UserError
 from dml_fast.foreign import Unfit, reading
@@ -128,12 +128,14 @@ def open_data(run: Run, spec: str = "", split: str = "") -> DataSet:
     """
     config, facts = run.config, run.facts
     download = config.download and not spec
-    options = {**config.data_options, "loader": "auto"}  # the run's may not be installed here
+    options = {**config.data_options, "features": run.features}
+    options["loader"] = "auto"  # the run's may not be installed here
     if spec and split == "test" and config.retrieval and spec.startswith("market1501:"):
         options["val_fraction"] = 0.0
     try:
         data = open_dataset(spec or config.data, download=download, **options)
-        streams = isinstance(data.train.images, ImageFiles)
+        train = data.train
+        streams = isinstance(train, ImageSet) and isinstance(train.images, ImageFiles)
         same = spec or data.fingerprint == facts.fingerprint
         if not same and config.skip_corrupt and not (streams and config.resized_crop):
             # only the resident loader leaves corrupt files out of the data set

@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
 from dml_fast.config import TrainConfig, flag
 from dml_fast.data import DataSet, RetrievalSet, open_dataset
+from dml_fast.data.features import Features
 from dml_fast.data.loaders import train_loader
 from dml_fast.data.loaders.assemble import Loader
 from dml_fast.data.plan import Augmentation
@@ -23,6 +25,7 @@ from dml_fast.engine import Cohort, Engine, Precision, Student
 from dml_fast.engine.choice import check_executor, make_executor
 from dml_fast.engine.optim import make_optimizer
 from dml_fast.engine.precision import pick_device
+from dml_fast.engine.prior import log_prior
 from dml_fast.errors import UserError, reason
 from dml_fast.eval.checks import check_images
 from dml_fast.machine import keep_freed_memory
@@ -73,7 +76,9 @@ def build_trainer(
         keep_freed_memory()
     reporter = Reporter(run.folder / "tensorboard" if config.tensorboard and world.main else None)
     with stop.at_once():  # downloading and decoding may take hours
-        data = _open_data(config, device, world)
+        data = _open_data(config, device, world, run.features if resume else None)
+    unlabelled = not config.retrieval and bool((data.train.labels < 0).any())
+    config = config.settled(unlabelled)
     facts = DataFacts.of(data)
     if config.shares == "measured":
         _measure_shares(config, facts, precision, world)
@@ -87,13 +92,15 @@ def build_trainer(
         image_size=facts.image_size,
         world=world,
     )
-    engine = _build_engine(config, cohort, device)
+    engine = _build_engine(config, data, cohort, device)
     progress = Progress(Meter(len(cohort), device, world), config.executor)
     saver = Saver(config, run, facts, data.corrupt, cohort, progress)
     needed = saver.bytes_needed()
+    features = data.features.files() if data.features and not resume else {}
     with world.all_or_none():
         if world.main:
-            run.check_writable(needed)
+            run.check_writable(needed + sum(map(len, features.values())))
+            run.write_features(features)
         if checkpoint:
             saver.resume(checkpoint)
     reporter.open_events()
@@ -254,15 +261,25 @@ def _try(student: Student, images: torch.Tensor, num_classes: int) -> None:
         raise UserError(f"{student.arch} keeps state that is no tensor, which cannot be saved")
 
 
-def _open_data(config: TrainConfig, device: torch.device, world: World) -> DataSet:
+def _open_data(
+    config: TrainConfig, device: torch.device, world: World, features: Features | None
+) -> DataSet:
     """Open the data on every rank, after rank 0 has fetched what is not there.
+
+    Args:
+        config: of the run.
+        device: of this process.
+        world: the processes.
+        features: of the run that is resumed, or None. Rank 0 fits new ones, for all.
 
     Raises:
         UserError: it cannot be read, or ranks see different data.
     """
-    options = {**config.data_options, "device": str(device)}
+    options = {**config.data_options, "device": str(device), "features": features}
     if config.download and not world.single:
         world.from_main(lambda: open_dataset(config.data, download=True, **options).fingerprint)
+    if config.input_kind == "vector" and features is None and not world.single:
+        options["features"] = world.from_main(lambda: open_dataset(config.data, **options).features)
     with world.all_or_none():
         data = open_dataset(config.data, download=config.download and world.main, **options)
         if isinstance(data.val, RetrievalSet):  # some of its files may have been skipped
@@ -318,13 +335,22 @@ def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, worl
         channels_last=config.channels_last,
         num_instances=config.num_instances if config.retrieval else 0,
         views=len(config.architectures) if config.views == "per-student" else 1,
+        students=len(config.architectures),
         threads=config.data_threads,
         rank=world.column,
         ranks=world.mesh.data,
     )
 
 
-def _build_engine(config: TrainConfig, cohort: Cohort, device: torch.device) -> Engine:
+def _build_engine(
+    config: TrainConfig, data: DataSet, cohort: Cohort, device: torch.device
+) -> Engine:
+    if config.small_loss:
+        logger.info(
+            "small loss: up to %g %% of the labels of a batch are left out, as many from epoch %g",
+            100 * config.small_loss,
+            config.small_loss_warmup,
+        )
     return Engine(
         cohort,
         method=config.method,
@@ -335,5 +361,16 @@ def _build_engine(config: TrainConfig, cohort: Cohort, device: torch.device) -> 
         update=config.update,
         triplet_weight=config.triplet_weight,
         triplet_margin=config.triplet_margin,
+        prior=_prior(data) if config.prior == "balance" else None,
+        small_loss=config.small_loss,
         executor=make_executor(config.executor, len(cohort), device),
     )
+
+
+def _prior(data: DataSet) -> torch.Tensor:
+    """Return the logarithms of the classes' shares of the training labels, as training has them."""
+    labels = data.train.labels
+    counts = np.bincount(labels[labels >= 0], minlength=len(data.classes))
+    if not counts.all():
+        logger.info("prior: a class without a label counts as if it had one")
+    return log_prior(counts.tolist())

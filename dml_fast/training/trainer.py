@@ -93,7 +93,7 @@ class Trainer:
 
             plot_curves(curves, {folder.name: history})
         with at_the_end("the table of results", later):
-            show_run(history, best_epoch(history), folder)
+            show_run(history, best_epoch(history), folder, self.config.shows_f1)
 
     def close(self) -> None:
         """Stop the loader's threads and flush what is still to be written."""
@@ -113,6 +113,8 @@ class Trainer:
         epoch, per_epoch = len(progress.history), self.loader.steps_per_epoch
         learners, teacher = self._roles(epoch)
         places = [i for i, k in enumerate(self.engine.cohort.numbers) if k in learners]
+        kl_warmup = self.config.kl_warmup
+        assert kl_warmup != "auto"  # the configuration is settled
         start = time.monotonic() - progress.seconds
         for batch in self.loader.epoch(epoch, progress.step - epoch * per_epoch):
             stop, overdue = world.vote(self.stop.signal != 0, self.saver.seconds_due())
@@ -138,7 +140,10 @@ class Trainer:
                 batch.inputs,
                 batch.target,
                 views=isinstance(batch.inputs, tuple),
-                kl_scale=ramp(self._local_epoch(progress.step), self.config.kl_warmup),
+                kl_scale=ramp(self._local_epoch(progress.step), kl_warmup),
+                small_loss_scale=ramp(
+                    self._local_epoch(progress.step), self.config.small_loss_warmup
+                ),
                 learners=learners,
                 teacher=teacher,
             )
@@ -169,6 +174,7 @@ class Trainer:
                 "ce": sums.ce,
                 "kl": sums.kl,
                 **({"triplet": sums.triplet} if config.triplet_weight else {}),
+                **({"kept": sums.kept} if config.small_loss else {}),
                 "train_acc": sums.accuracy,
                 **score,
                 "skipped": sums.skipped,

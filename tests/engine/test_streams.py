@@ -172,6 +172,22 @@ def test_the_numbers_are_those_of_sequential_from_step_0(
         assert_same(mine.model, theirs.model, 1e-6)
 
 
+@pytest.mark.parametrize("kind", [Streams, Graph])
+def test_the_rows_that_are_left_out_follow_the_ramp_in_a_graph(kind: Any) -> None:
+    results, kept = [], []
+    for executor in (Sequential, kind):
+        made = cohort()
+        chosen: Executor = executor() if executor is Sequential else kind(CPU, FakeStreams(made))
+        engine = Engine(made, executor=chosen, small_loss=0.5, prior=torch.arange(5.0).neg())
+        steps = [
+            engine.step(*batch(step, torch.float32), small_loss_scale=step / 3) for step in range(4)
+        ]
+        results.append(torch.stack([step.losses for step in steps]))
+        kept.append([step.kept[0].item() for step in steps])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-7)
+    assert kept == [[6, 5, 4, 3]] * 2
+
+
 def test_views_of_their_own_and_results_that_stay() -> None:
     made, reference = cohort(2), cohort(2)
     engine, _ = graph_engine(made)

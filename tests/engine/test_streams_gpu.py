@@ -90,9 +90,20 @@ def test_mixed_precision_follows(kind: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_rows_that_are_left_out_are_those_of_sequential(kind: str) -> None:
+    options = {"small_loss": 0.4, "prior": torch.arange(5.0).neg()}
+    expected, found = (run(engine(name, **options), 10, 0.01) for name in ("sequential", kind))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["sequential", *KINDS])
+@pytest.mark.parametrize("small_loss", [0.0, 0.3])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
-def test_a_step_never_waits_for_the_gpu(kind: str, dtype: torch.dtype | None) -> None:
-    made = engine(kind, dtype)
+def test_a_step_never_waits_for_the_gpu(
+    kind: str, dtype: torch.dtype | None, small_loss: float
+) -> None:
+    prior = torch.zeros(5) if small_loss else None
+    made = engine(kind, dtype, small_loss=small_loss, prior=prior)
     meter = Meter(3, torch.device("cuda"))
     x, y = (t.cuda() for t in batch(0, torch.float32))
 

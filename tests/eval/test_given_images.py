@@ -16,6 +16,7 @@ from run_cases import facts_of_three_classes
 from dml_fast.config import TrainConfig
 from dml_fast.errors import UserError
 from dml_fast.eval.given_images import GivenImages, find_images, known_identities
+from dml_fast.models import InputSpec
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +114,7 @@ def test_gray_and_size_are_the_students(tmp_path: Path) -> None:
     pixels = np.zeros((4, 8, 3), np.uint8)
     pixels[:, 2:6] = 10, 200, 90
     Image.fromarray(pixels).save(tmp_path / "wide.png")
-    facts = facts_of_three_classes(image_size=(4, 4))
+    facts = facts_of_three_classes(inputs=(InputSpec("image", (1, 4, 4)),))
     images = GivenImages.for_run([tmp_path / "wide.png"], TrainConfig(), facts)
     luma = round(0.299 * 10 + 0.587 * 200 + 0.114 * 90)
     np.testing.assert_array_equal(images.decoded(0), np.full((4, 4, 1), luma, np.uint8))
@@ -121,5 +122,6 @@ def test_gray_and_size_are_the_students(tmp_path: Path) -> None:
 
 
 def test_students_of_other_channels_take_no_files(tmp_path: Path) -> None:
+    facts = facts_of_three_classes(inputs=(InputSpec("image", (2, 8, 8)),))
     with pytest.raises(UserError, match="take images of 2 channels, and image files have 1 or 3"):
-        GivenImages.for_run([tmp_path], TrainConfig(), facts_of_three_classes(in_channels=2))
+        GivenImages.for_run([tmp_path], TrainConfig(), facts)

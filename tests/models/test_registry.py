@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dml_fast.errors import UserError
-from dml_fast.models import check_model_name, create_model, model_names, registry
+from dml_fast.models import InputSpec, check_model_name, create_model, model_names, registry
 from dml_fast.models.base import FeatureNet
 from dml_fast.models.resnet import BasicBlock
 
@@ -239,8 +239,10 @@ def test_every_name_builds() -> None:
     with torch.device("meta"):
         for name in model_names():
             check_model_name(name)
-            net = create_model(name, num_classes=3, in_channels=1, image_size=8)
-            assert net(torch.zeros(2, 1, 8, 8)).shape == (2, 3), name
+            shape = (5,) if name == "mlp_64" else (1, 8, 8)
+            spec = InputSpec("vector" if name == "mlp_64" else "image", shape)
+            net = create_model(name, num_classes=3, inputs=spec)
+            assert net(torch.zeros(2, *shape)).shape == (2, 3), name
 
 
 @pytest.mark.parametrize(

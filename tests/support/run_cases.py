@@ -12,6 +12,7 @@ from state_cases import cohort
 
 from dml_fast import rng
 from dml_fast.config import TrainConfig
+from dml_fast.models import InputSpec
 from dml_fast.runs import checkpoint
 from dml_fast.runs.facts import DataFacts
 from dml_fast.training.meter import Totals
@@ -21,8 +22,7 @@ def facts_of_three_classes(**changes: Any) -> DataFacts:
     facts: dict[str, Any] = {
         "name": "made up",
         "classes": ("a", "b", "c"),
-        "in_channels": 1,
-        "image_size": (8, 8),
+        "inputs": (InputSpec("image", (1, 8, 8)),),
         "mean": (0.5,),
         "std": (0.2,),
         "fingerprint": "",

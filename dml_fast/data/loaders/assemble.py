@@ -16,29 +16,33 @@ from dml_fast.data.loaders.mixing import mix_inputs, mix_targets
 from dml_fast.data.plan import Augmentation, BatchPlan
 from dml_fast.machine import cores
 
+UNLABELLED_TARGET = -100  # what a row without a label has for a target, which the loss leaves out
+
 
 class Batch(NamedTuple):
-    """B images on the device, not augmented.
+    """B images or vectors on the device, not augmented.
 
     Attributes:
-        inputs: (B, C, H, W) float32, normalised.
-        target: (B,) int64 labels.
-        ids: (B,) int64, each image's index in its `ImageSet`.
+        inputs: (B, C, H, W) or (B, D) float32, normalised; with several views of vectors a tuple,
+            one for each student.
+        target: (B,) int64 labels, `UNLABELLED_TARGET` for rows without one.
+        ids: (B,) int64, each row's index in its set.
     """
 
-    inputs: Tensor
+    inputs: Tensor | tuple[Tensor, ...]
     target: Tensor
     ids: Tensor
 
 
 class TrainBatch(NamedTuple):
-    """B images on the device, augmented.
+    """B images or vectors on the device, images augmented.
 
     Attributes:
-        inputs: (B, C, H, W) float32, normalised; with V views a tuple of V of them, one for each
+        inputs: (B, C, H, W) or (B, D) float32, normalised; with views a tuple of them, one for each
             student.
-        target: (B,) int64 labels, or (B, classes) float32 probabilities of mixed images.
-        ids: (B,) int64, each image's index in its `ImageSet`.
+        target: (B,) int64 labels, `UNLABELLED_TARGET` for rows without one, or (B, classes) float32
+            probabilities of mixed images.
+        ids: (B,) int64, each row's index in its set.
     """
 
     inputs: Tensor | tuple[Tensor, ...]
@@ -87,7 +91,7 @@ class Assembler:
         threads: int = 0,
     ) -> None:
         self.device = torch.device(device)
-        self._labels = torch.as_tensor(labels).to(self.device)
+        self._labels = as_targets(labels, self.device)
         self._num_classes = num_classes
         self._pad = 0 if augmentation.resized else augmentation.pad
         self._normalize = Normalizer(mean, std, self.device)
@@ -170,3 +174,13 @@ def to_nchw(inputs: Tensor, channels_last: bool) -> Tensor:
     """Turn (B, H, W, C) into (B, C, H, W), a view of it or, without ``channels_last``, a copy."""
     inputs = inputs.permute(0, 3, 1, 2)
     return inputs if channels_last else inputs.contiguous()
+
+
+def as_targets(labels: npt.NDArray[np.int64], device: torch.device | str) -> Tensor:
+    """Return labels (N,), -1 for none, as targets (N,) int64 on the device."""
+    return torch.from_numpy(np.where(labels < 0, UNLABELLED_TARGET, labels)).to(device)
+
+
+def input_of(inputs: Tensor | tuple[Tensor, ...], place: int) -> Tensor:
+    """Return the input of the student at a place, 0.. among those that a batch was made for."""
+    return inputs[place] if isinstance(inputs, tuple) else inputs

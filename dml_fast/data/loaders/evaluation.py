@@ -1,4 +1,4 @@
-"""Batches for evaluation: each image once and in order, from memory or from files."""
+"""Batches for evaluation: each row once and in order, from memory or from files."""
 
 from __future__ import annotations
 
@@ -8,51 +8,62 @@ import numpy as np
 import torch
 
 from dml_fast.data.files import ImageFiles
-from dml_fast.data.loaders.assemble import Batch, to_nchw
+from dml_fast.data.loaders.assemble import Batch, as_targets, to_nchw
 from dml_fast.data.loaders.augment import Normalizer
 from dml_fast.data.loaders.decoder import Request
 from dml_fast.data.loaders.stream import open_decoder
+from dml_fast.data.loaders.vectors import vector_batches
 from dml_fast.data.sampling import sequential
 from dml_fast.data.sets import ImageSet, RetrievalSet
 from dml_fast.data.storage import Ids
+from dml_fast.data.vectors import VectorSet
 from dml_fast.errors import check_whole
 
 
 def evaluation_batches(
-    image_set: ImageSet,
+    part: ImageSet | VectorSet,
     *,
     batch_size: int,
     mean: Sequence[float],
     std: Sequence[float],
     device: torch.device | str,
     channels_last: bool = True,
+    students: Sequence[int] = (0,),
     rank: int = 0,
     ranks: int = 1,
 ) -> Generator[Batch]:
-    """Yield every image once, in order, normalised and not augmented.
+    """Yield every row once, in order, images normalised and not augmented.
 
     The last batch is short if N is not a multiple of ``batch_size``. Corrupt files, if they are
     skipped, are left out; in a `RetrievalSet` they become black images.
 
     Args:
-        image_set: N images.
+        part: N images or vectors.
         batch_size: B, at least 1; it may exceed N.
-        mean: C floats in units of 0..1.
-        std: C floats in units of 0..1.
+        mean: C floats in units of 0..1; unused for vectors.
+        std: C floats in units of 0..1; unused for vectors.
         device: where batches are made.
-        channels_last: whether ``inputs`` are channels-last in memory, otherwise contiguous.
+        channels_last: whether images are channels-last in memory, otherwise contiguous.
+        students: the numbers of the students that the batches are for: with several views of
+            vectors, ``inputs`` are one tensor for each of them.
         rank: the rank of this process, 0..ranks-1, which yields every R-th batch.
-        ranks: R; all ranks together see each image once.
+        ranks: R; all ranks together see each row once.
 
     Raises:
         UserError: a file is corrupt and that is not allowed, or sizes differ.
     """
     check_whole("batch_size", batch_size, 1)
+    device = torch.device(device)
+    if isinstance(part, VectorSet):
+        yield from vector_batches(
+            part, batch_size=batch_size, device=device, students=students, rank=rank, ranks=ranks
+        )
+        return
     normalize = Normalizer(mean, std, device)
-    order = sequential(len(image_set), batch_size, rank, ranks)
-    for ids, images in _pixels(image_set, order, batch_size, torch.device(device)):
+    order = sequential(len(part), batch_size, rank, ranks)
+    for ids, images in _pixels(part, order, batch_size, device):
         inputs = to_nchw(normalize(images), channels_last)
-        target = torch.as_tensor(image_set.labels[ids]).to(device)
+        target = as_targets(part.labels[ids], device)
         yield Batch(inputs, target, torch.from_numpy(ids).to(device))
 
 

@@ -1,0 +1,1 @@
+"""Which rows to label next, and which labels to doubt: a cohort as a committee."""

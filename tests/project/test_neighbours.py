@@ -1,0 +1,84 @@
+"""The experiments' harness: a killed one goes on, and its statistics are right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks.common.paired import paired
+from benchmarks.neighbours import harness
+from benchmarks.neighbours.harness import Job
+
+
+def job(setting: str, seed: int, ran: list[str], value: float = 1.0, *options: str) -> Job:
+    def measure(folder: Path) -> Mapping[str, float]:
+        assert folder.is_dir()
+        ran.append(f"{setting} {seed}")
+        return {"score": value}
+
+    return Job(setting, seed, options, measure)
+
+
+def test_a_rerun_measures_what_is_missing(tmp_path: Path) -> None:
+    path, work, ran = tmp_path / "x.jsonl", tmp_path / "work", []
+    harness.finish([job("a", 0, ran, 0.5)], path, work)
+    half = path.read_bytes()[:-20]
+    path.write_bytes(path.read_bytes() + half)  # as a killed process leaves it
+    assert len(harness.read(path)) == 1
+    harness.finish([job("a", 0, ran), job("a", 1, ran, 0.25)], path, work)
+    assert ran == ["a 0", "a 1"]
+    assert harness.figures(harness.read(path), "a", "score") == {0: 0.5, 1: 0.25}
+    assert path.read_bytes().count(b"\n") == 2
+    assert not any(work.iterdir())
+
+
+def test_a_line_of_other_options_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    harness.finish([job("a", 0, [], 1.0, "--epochs", "1")], path, tmp_path)
+    with pytest.raises(ValueError, match=r"a, seed 0, with other options \(--epochs 1\)"):
+        harness.finish([job("a", 0, [], 1.0, "--epochs", "2")], path, tmp_path)
+
+
+def test_a_command_that_is_stopped_leaves_no_line(tmp_path: Path) -> None:
+    def stopped(folder: Path) -> Mapping[str, float]:
+        harness._printed(lambda arguments: 143, [])
+        return {}
+
+    path = tmp_path / "x.jsonl"
+    with pytest.raises(SystemExit, match="143"):
+        harness.finish([Job("a", 0, (), stopped)], path, tmp_path)
+    assert not path.exists()
+
+
+def test_paired_statistics() -> None:
+    ours, theirs = np.array([3.0, 5.5, 2.0, 4.0, 4.5]), np.array([2.0, 5.0, 2.5, 4.0, 1.0])
+    found = paired([*(ours - theirs)])
+    assert math.isclose(found.mean, np.mean(ours - theirs))
+    assert math.isclose(found.error, stats.sem(ours - theirs))
+    t = stats.ttest_rel(ours, theirs).statistic
+    assert math.isclose(found.mean / found.error, t)
+    assert (found.wins, found.count) == (3, 5)  # a tie is no win
+    assert str(found) == f"{found.mean:+.2f} ± {found.error:.2f} (3/5)"
+    assert str(paired([-0.5])) == "-0.50 (0/1)"
+
+
+def test_a_comparison_pairs_by_seed() -> None:
+    values = {
+        ("dml", 0): 3.0,
+        ("dml", 1): 5.0,
+        ("dml", 2): 99.0,
+        ("base", 1): 2.0,
+        ("base", 0): 1.0,
+    }
+    lines = {
+        key: {"setting": key[0], "seed": key[1], "score": value} for key, value in values.items()
+    }
+    text = harness.comparison(lines, ["base", "dml", "absent"], ["score"], lambda _: "base")
+    assert "absent" not in text
+    assert "+2.50 ± 0.50 (2/2)" in text  # seed 2 has no partner
+    assert harness.comparison({}, ["base"], ["score"], str) == "Not measured yet."
