@@ -49,6 +49,7 @@ def test_a_run_keeps_the_labels_that_it_learned(
     assert train(tmp_path / "run", config, resume=True)
     assert digest(tmp_path / "run") == digest(tmp_path / "straight")
     file.unlink()
+    capsys.readouterr()
     assert evaluate([str(tmp_path / "run"), "--split", "train", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["labelled"] == 96
 
