@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from dml_fast.data.decode import Size
 from dml_fast.data.features import Features, load_features
+from dml_fast.data.labelling import Labelling
 from dml_fast.data.readers.cifar import CIFAR, locate_cifar, read_cifar
 from dml_fast.data.readers.digits import read_digits
 from dml_fast.data.readers.folder import check_folder, read_folder
@@ -20,6 +21,8 @@ from dml_fast.data.readers.market1501 import (
 )
 from dml_fast.data.readers.shard_names import check_shards
 from dml_fast.data.readers.shards import read_shards
+from dml_fast.data.readers.text import check_text, read_text
+from dml_fast.data.readers.vectors import check_vectors, read_vectors
 from dml_fast.data.reading import LoaderName, Reading
 from dml_fast.data.sets import DataSet, ImageSet, RawData, build_dataset
 from dml_fast.errors import UserError, check_choice, check_number, check_whole
@@ -28,8 +31,11 @@ _CHECKS: dict[str, Callable[[str], None]] = {
     "folder": lambda root: check_folder(_path(root)),
     "shards": check_shards,
     "market1501": lambda root: check_market1501(_path(root)),
+    "text": check_text,
+    "vectors": lambda root: check_vectors(_path(root)),
 }
 _KINDS = ("digits", *CIFAR, *_CHECKS)
+_ROWS = {"text": "FILE.tsv", "vectors": "FILE.npz"}  # kinds without images, each in a file
 _FILES = "folder:, shards: and market1501:"
 
 
@@ -75,9 +81,9 @@ def open_dataset(
     val_fraction: float = 0.1,
     camera_rule: bool = True,
     train_fraction: float = 1.0,
-    label_noise: float = 0.0,
     labels: str = "",
     labels_per_class: int = 0,
+    label_noise: float = 0.0,
     unlabelled_share: float | Literal["auto"] = "auto",
     unlabelled: bool = False,
     classes: tuple[str, ...] = (),
@@ -96,7 +102,8 @@ def open_dataset(
 
     Args:
         spec: ``digits``, ``cifar10:DIR``, ``cifar100:DIR``, ``folder:DIR``, ``shards:DIR``,
-            ``shards:URL`` or ``market1501:DIR`` (docs/data.md).
+            ``shards:URL``, ``market1501:DIR``, ``text:FILE.tsv`` or ``vectors:FILE.npz``
+            (docs/data.md, docs/text.md).
         download: whether to download CIFAR into DIR if it is not there.
         val_fraction: the fraction of the training images that becomes the validation set, in
             (0, 1), stratified and the same for every seed. It is unused where the data set has
@@ -105,11 +112,12 @@ def open_dataset(
         camera_rule: whether a query for validation needs a match by another camera (market1501).
         train_fraction: the fraction of the remaining training images that is used, in (0, 1];
             stratified, drawn with ``seed``, at least one image of each class.
+        labels: a file of lines ``name<TAB>class`` (`dml_fast.data.label_files`): all other training
+            rows lose their label; "" for none.
+        labels_per_class: how many labels of each class are kept, drawn with ``seed``; all others
+            are hidden. 0 keeps all.
         label_noise: the fraction of the training labels that is made wrong, in [0, 1), drawn with
             ``seed``. Validation and test labels do not change.
-        labels: a file of training labels, ``name<TAB>class`` in each line; "" for the data's own.
-            All other training rows lose their label.
-        labels_per_class: how many labels of each class are kept, drawn with ``seed``; 0 for all.
         unlabelled_share: the share of training batches that has no label, in [0, 1); with 0, such
             rows are left out.
         unlabelled: whether rows without a label are kept whatever their share.
@@ -131,7 +139,8 @@ def open_dataset(
         The data set, split into training, validation and test images.
 
     Raises:
-        UserError: an argument or a file is wrong.
+        UserError: an argument or a file is wrong, or no row to train, to validate or to test with
+            has a label.
     """
     check_choice("loader", loader, get_args(LoaderName))
     check_whole("threads", threads, 0)
@@ -157,30 +166,49 @@ def open_dataset(
         raise UserError(f"train_fraction {train_fraction} must be above 0 and at most 1")
     if not 0.0 <= label_noise < 1.0:
         raise UserError(f"label_noise {label_noise} must be at least 0 and below 1")
-    return build_dataset(
-        _read(
-            spec,
-            Reading(image_size, skip_corrupt, loader, resized, threads, device),
-            download=download,
-            val_fraction=val_fraction,
-            camera_rule=camera_rule,
-        ),
+    if (labels or labels_per_class) and _parse(spec)[0] == "market1501":
+        raise UserError(
+            f"{'--labels' if labels else '--labels-per-class'} means nothing with --data {spec}, "
+            "where files' names tell identities: leave it out"
+        )
+    raw = _read(
+        spec,
+        Reading(image_size, skip_corrupt, loader, resized, threads, device),
+        download=download,
+        val_fraction=val_fraction,
+        camera_rule=camera_rule,
+        classes=classes,
+        levels=levels,
+        dim=dim,
+    )
+    how = Labelling(
         val_fraction=val_fraction,
         train_fraction=train_fraction,
         label_noise=label_noise,
+        labels=labels,
+        labels_per_class=labels_per_class,
+        unlabelled_share=unlabelled_share,
         seed=seed,
-        features=load_features(Path(features))
-        if isinstance(features, str | os.PathLike)
-        else features,
     )
+    if isinstance(features, str | os.PathLike):
+        features = load_features(Path(features))
+    return build_dataset(raw, how, features=features, unlabelled=unlabelled)
 
 
 def _read(
-    spec: str, how: Reading, *, download: bool, val_fraction: float, camera_rule: bool
+    spec: str,
+    how: Reading,
+    *,
+    download: bool,
+    val_fraction: float,
+    camera_rule: bool,
+    classes: tuple[str, ...],
+    levels: tuple[str, ...] | None,
+    dim: int,
 ) -> RawData:
     kind, root = _parse(spec)
     image_size = how.size
-    if kind in _CHECKS:
+    if kind in _CHECKS and kind not in _ROWS:
         if min(image_size if isinstance(image_size, tuple) else (image_size + 1,)) < 1:
             raise UserError(f"--image-size {image_size} must be 0 or a number of pixels")
         if kind == "shards":
@@ -194,6 +222,14 @@ def _read(
                 f"{name} {given} is only for {_FILES} data, and {kind} is held in memory: "
                 "leave it out"
             )
+    if kind in _ROWS:
+        if image_size:
+            raise UserError(
+                f"--image-size {image_size} is only for images, and {kind} has none: leave it out"
+            )
+        if kind == "text":
+            return read_text(root, levels=levels, classes=classes, dim=dim)
+        return read_vectors(_path(root), levels=levels, classes=classes)
     raw = read_digits() if kind == "digits" else read_cifar(kind, _path(root), download=download)
     assert isinstance(raw.train, ImageSet)
     if image_size not in (0, raw.train.images.shape[2], raw.train.images.shape[2:]):
@@ -216,7 +252,8 @@ def _parse(spec: str) -> tuple[str, str]:
     if kind == "digits" and colon:
         raise UserError(f"data {spec!r} should be 'digits' alone: they need no folder")
     if kind != "digits" and not folder:
-        raise UserError(f"data {spec!r} needs a folder: write {kind}:DIR")
+        what, form = ("file", _ROWS[kind]) if kind in _ROWS else ("folder", "DIR")
+        raise UserError(f"data {spec!r} needs a {what}: write {kind}:{form}")
     return kind, folder
 
 

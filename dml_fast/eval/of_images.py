@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dml_fast.data.loaders import evaluation_batches
-from dml_fast.data.loaders.assemble import Batch
+from dml_fast.data.loaders.assemble import Batch, input_of
 from dml_fast.engine.precision import Precision, pick_device
 from dml_fast.errors import UserError
 from dml_fast.eval.classification import evaluating
@@ -95,6 +95,7 @@ def predict_run(
         std=facts.std,
         device=precision.device,
         channels_last=config.channels_last,
+        students=chosen,
     )
     top, together = min(top, len(facts.classes)), student == "ensemble"
     kept: list[Path] = []
@@ -182,7 +183,9 @@ def _parts(
             if not len(batch.ids):  # none of its files can be decoded
                 continue
             with precision.autocast():
-                logits = [model(batch.inputs).float() for model in models]
+                logits = [
+                    m(input_of(batch.inputs, place)).float() for place, m in enumerate(models)
+                ]
             features = [seen[k].float().cpu().numpy() for k in range(len(models)) if embed]
             yield _Part(batch.ids.tolist(), logits, features)
 
