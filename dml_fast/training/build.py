@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -24,6 +25,7 @@ from dml_fast.engine import Cohort, Engine, Precision, Student
 from dml_fast.engine.choice import check_executor, make_executor
 from dml_fast.engine.optim import make_optimizer
 from dml_fast.engine.precision import pick_device
+from dml_fast.engine.prior import log_prior
 from dml_fast.errors import UserError, reason
 from dml_fast.eval.checks import check_images
 from dml_fast.machine import keep_freed_memory
@@ -89,7 +91,7 @@ def build_trainer(
         inputs=facts.inputs,
         world=world,
     )
-    engine = _build_engine(config, cohort, device)
+    engine = _build_engine(config, data, cohort, device)
     progress = Progress(Meter(len(cohort), device, world), config.executor)
     saver = Saver(config, run, facts, data.corrupt, cohort, progress)
     needed = saver.bytes_needed()
@@ -341,7 +343,15 @@ def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, worl
     )
 
 
-def _build_engine(config: TrainConfig, cohort: Cohort, device: torch.device) -> Engine:
+def _build_engine(
+    config: TrainConfig, data: DataSet, cohort: Cohort, device: torch.device
+) -> Engine:
+    if config.small_loss:
+        logger.info(
+            "small loss: up to %g %% of the labels of a batch are left out, as many from epoch %g",
+            100 * config.small_loss,
+            config.small_loss_warmup,
+        )
     return Engine(
         cohort,
         method=config.method,
@@ -352,5 +362,16 @@ def _build_engine(config: TrainConfig, cohort: Cohort, device: torch.device) -> 
         update=config.update,
         triplet_weight=config.triplet_weight,
         triplet_margin=config.triplet_margin,
+        prior=_prior(data) if config.prior == "balance" else None,
+        small_loss=config.small_loss,
         executor=make_executor(config.executor, len(cohort), device),
     )
+
+
+def _prior(data: DataSet) -> torch.Tensor:
+    """Return the logarithms of the classes' shares of the training labels, as training has them."""
+    labels = data.train.labels
+    counts = np.bincount(labels[labels >= 0], minlength=len(data.classes))
+    if not counts.all():
+        logger.info("prior: a class without a label counts as if it had one")
+    return log_prior(counts.tolist())
