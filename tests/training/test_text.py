@@ -24,7 +24,7 @@ from dml_fast.runs.trained import Trained, open_data
 from dml_fast.runs.weights import load_student
 
 LEVELS = ("args", "pairs", "edges")
-DIM = 12
+DIM = 40
 
 
 def config(table: Path, **options: Any) -> TrainConfig:
@@ -34,9 +34,9 @@ def config(table: Path, **options: Any) -> TrainConfig:
         "levels": ",".join(LEVELS),
         "cohort": 3,
         "dim": DIM,
-        "epochs": 3,
+        "epochs": 4,
         "batch_size": 32,
-        "temperature": 4.0,
+        "lr": 0.03,
     }
     return TrainConfig(**(usual | options))  # type: ignore[arg-type]
 
@@ -148,7 +148,8 @@ def test_rows_of_a_file_are_predicted_as_in_evaluation(
 def test_an_exported_student_reads_its_own_level(run: Path, tmp_path: Path, student: int) -> None:
     out = tmp_path / "student.safetensors"
     assert export([str(run), "--student", str(student), "--out", str(out)]) == 0
-    model = load_student(out)
+    model, header = load_student(out)
+    assert header["view"] == student
     test = open_data(Run.open(run)).test
     assert isinstance(test, VectorSet)
     with torch.no_grad():
