@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 from dml_fast import cli
 from dml_fast.config import TrainConfig
-from dml_fast.config_files import check_same_run, load_toml
+from dml_fast.config.files import check_same_run, load_toml
 from dml_fast.distributed.launch import Launch, end, silence
 from dml_fast.errors import UserError
 from dml_fast.models import check_code

@@ -14,7 +14,7 @@ from command_cases import QUICK, train, tree
 from run_cases import facts_of_three_classes
 
 from dml_fast.config import TrainConfig
-from dml_fast.config_files import from_mapping, load_toml
+from dml_fast.config.files import from_mapping, load_toml
 from dml_fast.errors import UserError
 from dml_fast.runs.folder import Run
 from dml_fast.train import arguments
@@ -335,6 +335,8 @@ def test_the_command_line_is_what_the_docs_describe() -> None:
         "num_instances", "val_protocol", "executor", "compile",
         "color_jitter", "mixup", "cutmix", "views",
         "crop", "loader", "data_threads", "mesh", "shares", "fsdp", "backend",
+        "labels", "labels_per_class", "unlabelled_share", "classes", "levels", "dim",
+        "epoch_steps", "small_loss", "prior",
     }  # fmt: skip
 
 

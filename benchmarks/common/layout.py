@@ -22,7 +22,6 @@ LAYERS = (
     ("models", "distributed", "ranking", "loss"),
     ("kernels", "data", "engine"),
     ("config",),
-    ("config_files",),
     ("runs",),
     ("reporting",),
     ("eval",),

@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from dml_fast.data.decode import Size
 from dml_fast.data.features import Features, load_features
@@ -20,6 +20,7 @@ from dml_fast.data.readers.market1501 import (
 )
 from dml_fast.data.readers.shard_names import check_shards
 from dml_fast.data.readers.shards import read_shards
+from dml_fast.data.readers.vectors import check_vectors, read_vectors
 from dml_fast.data.reading import LoaderName, Reading
 from dml_fast.data.sets import DataSet, ImageSet, RawData, build_dataset
 from dml_fast.errors import UserError, check_choice, check_number, check_whole
@@ -28,6 +29,7 @@ _CHECKS: dict[str, Callable[[str], None]] = {
     "folder": lambda root: check_folder(_path(root)),
     "shards": check_shards,
     "market1501": lambda root: check_market1501(_path(root)),
+    "vectors": lambda root: check_vectors(_path(root)),
 }
 _KINDS = ("digits", *CIFAR, *_CHECKS)
 _FILES = "folder:, shards: and market1501:"
@@ -76,6 +78,13 @@ def open_dataset(
     camera_rule: bool = True,
     train_fraction: float = 1.0,
     label_noise: float = 0.0,
+    labels: str = "",
+    labels_per_class: int = 0,
+    unlabelled_share: float | Literal["auto"] = "auto",
+    unlabelled: bool = False,
+    classes: tuple[str, ...] = (),
+    levels: tuple[str, ...] | None = None,
+    dim: int = 200,
     seed: int = 0,
     image_size: Size = 0,
     skip_corrupt: bool = False,
@@ -89,7 +98,7 @@ def open_dataset(
 
     Args:
         spec: ``digits``, ``cifar10:DIR``, ``cifar100:DIR``, ``folder:DIR``, ``shards:DIR``,
-            ``shards:URL`` or ``market1501:DIR`` (docs/data.md).
+            ``shards:URL``, ``market1501:DIR`` or ``vectors:FILE.npz`` (docs/data.md).
         download: whether to download CIFAR into DIR if it is not there.
         val_fraction: the fraction of the training images that becomes the validation set, in
             (0, 1), stratified and the same for every seed. It is unused where the data set has
@@ -100,6 +109,15 @@ def open_dataset(
             stratified, drawn with ``seed``, at least one image of each class.
         label_noise: the fraction of the training labels that is made wrong, in [0, 1), drawn with
             ``seed``. Validation and test labels do not change.
+        labels: a file of training labels, ``name<TAB>class`` in each line; "" for the data's own.
+            All other training rows lose their label.
+        labels_per_class: how many labels of each class are kept, drawn with ``seed``; 0 for all.
+        unlabelled_share: the share of training batches that has no label, in [0, 1); with 0, such
+            rows are left out.
+        unlabelled: whether rows without a label are kept whatever their share.
+        classes: the names of all classes, for text and vectors; () for those of the labels.
+        levels: names of the views to read, for text and vectors; () for all, None for one view.
+        dim: the most dimensions of each view's features of text.
         seed: the run's seed.
         image_size: see `dml_fast.data.decode.Size`; for a folder, shards or market1501.
         skip_corrupt: whether files that cannot be decoded are left out and counted.
@@ -119,6 +137,11 @@ def open_dataset(
     """
     check_choice("loader", loader, get_args(LoaderName))
     check_whole("threads", threads, 0)
+    check_whole("labels_per_class", labels_per_class, 0)
+    check_whole("dim", dim, 1)
+    if unlabelled_share != "auto":
+        words = "auto, or a number from 0 to below 1"
+        check_number("unlabelled_share", unlabelled_share, words, lambda x: 0 <= x < 1)
     check_whole("seed", seed, 0)
     for side in image_size if isinstance(image_size, tuple) else (image_size,):
         check_whole("image_size", side, 0)
@@ -143,6 +166,8 @@ def open_dataset(
             download=download,
             val_fraction=val_fraction,
             camera_rule=camera_rule,
+            classes=classes,
+            levels=levels,
         ),
         val_fraction=val_fraction,
         train_fraction=train_fraction,
@@ -155,11 +180,18 @@ def open_dataset(
 
 
 def _read(
-    spec: str, how: Reading, *, download: bool, val_fraction: float, camera_rule: bool
+    spec: str,
+    how: Reading,
+    *,
+    download: bool,
+    val_fraction: float,
+    camera_rule: bool,
+    classes: tuple[str, ...],
+    levels: tuple[str, ...] | None,
 ) -> RawData:
     kind, root = _parse(spec)
     image_size = how.size
-    if kind in _CHECKS:
+    if kind in _CHECKS and kind != "vectors":
         if min(image_size if isinstance(image_size, tuple) else (image_size + 1,)) < 1:
             raise UserError(f"--image-size {image_size} must be 0 or a number of pixels")
         if kind == "shards":
@@ -173,6 +205,12 @@ def _read(
                 f"{name} {given} is only for {_FILES} data, and {kind} is held in memory: "
                 "leave it out"
             )
+    if kind == "vectors":
+        if image_size:
+            raise UserError(
+                f"--image-size {image_size} is only for images, and {kind} has none: leave it out"
+            )
+        return read_vectors(_path(root), levels=levels, classes=classes)
     raw = read_digits() if kind == "digits" else read_cifar(kind, _path(root), download=download)
     assert isinstance(raw.train, ImageSet)
     if image_size not in (0, raw.train.images.shape[2], raw.train.images.shape[2:]):
@@ -195,7 +233,8 @@ def _parse(spec: str) -> tuple[str, str]:
     if kind == "digits" and colon:
         raise UserError(f"data {spec!r} should be 'digits' alone: they need no folder")
     if kind != "digits" and not folder:
-        raise UserError(f"data {spec!r} needs a folder: write {kind}:DIR")
+        what, form = ("file", "FILE.npz") if kind == "vectors" else ("folder", "DIR")
+        raise UserError(f"data {spec!r} needs a {what}: write {kind}:{form}")
     return kind, folder
 
 

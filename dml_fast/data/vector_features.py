@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,11 @@ from dml_fast.data.feature_files import (
     taken,
 )
 from dml_fast.errors import UserError
+from dml_fast.foreign import Unfit
 
 KIND = "vectors"
+
+_TOGETHER = 4096  # rows
 
 
 @dataclass(frozen=True)
@@ -28,29 +31,24 @@ class VectorFeatures:
 
     Attributes:
         names: of the V views, which are columns of the data; "" for a view without a name.
-        mean: V arrays (D_v,) float32.
-        std: V arrays (D_v,) float32, above 0.
+        mean: V arrays (D_v,) float64.
+        std: V arrays (D_v,) float64, above 0; 1 for a column that was constant.
     """
 
     names: tuple[str, ...]
-    mean: tuple[npt.NDArray[np.float32], ...]
-    std: tuple[npt.NDArray[np.float32], ...]
+    mean: tuple[npt.NDArray[np.float64], ...]
+    std: tuple[npt.NDArray[np.float64], ...]
 
     @classmethod
     def fit(cls, columns: Columns, names: tuple[str, ...]) -> VectorFeatures:
-        """Measure the training rows, in float64.
+        """Measure the training rows, in float64; the result does not depend on the machine's cores.
 
         Args:
             columns: by name, (N, D_v) float32.
             names: of those that are views, in the order of the students.
         """
-        views = [columns[name].astype(np.float64) for name in names]
-        deviations = [view.std(axis=0).astype(np.float32) for view in views]
-        return cls(
-            names,
-            tuple(view.mean(axis=0).astype(np.float32) for view in views),
-            tuple(np.where(std > 0, std, np.float32(1)) for std in deviations),
-        )
+        mean, std = zip(*(_mean_and_std(columns[name]) for name in names), strict=True)
+        return cls(names, mean, std)
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, Array]) -> VectorFeatures:
@@ -60,10 +58,12 @@ class VectorFeatures:
             Unfit: one is missing or of another type or shape.
         """
         names = tuple(map(str, taken(arrays, "views", str, -1)))
-        mean = tuple(taken(arrays, f"{i}.mean", np.float32, -1) for i in range(len(names)))
+        mean = tuple(taken(arrays, f"{i}.mean", np.float64, -1) for i in range(len(names)))
         std = tuple(
-            taken(arrays, f"{i}.std", np.float32, len(found)) for i, found in enumerate(mean)
+            taken(arrays, f"{i}.std", np.float64, len(found)) for i, found in enumerate(mean)
         )
+        if not names or not all((found > 0).all() for found in std):
+            raise Unfit("its deviations are not above 0")
         return cls(names, mean, std)
 
     def transform(self, columns: Columns) -> tuple[npt.NDArray[np.float32], ...]:
@@ -75,14 +75,23 @@ class VectorFeatures:
         views = []
         for name, mean, std in zip(self.names, self.mean, self.std, strict=True):
             if name not in columns:
-                raise UserError(f"the vectors have no {_shown(name)}: give them with that name")
+                raise UserError(f"there is no {array_name(name)}: give vectors of that name")
             found = columns[name]
             if found.shape[1:] != mean.shape:
                 raise UserError(
-                    f"{_shown(name)} has shape {found.shape} and the run's students take vectors "
-                    f"of {len(mean)} numbers: give such vectors"
+                    f"{array_name(name)} has {found.shape[1]} columns, and the run's students take "
+                    f"vectors of {len(mean)} numbers: give such vectors"
                 )
-            views.append((found.astype(np.float32, copy=False) - mean) / std)
+            view = np.empty(found.shape, np.float32)
+            with np.errstate(over="ignore"):
+                for part in _parts(len(found)):
+                    view[part] = (found[part] - mean) / std
+            if len(far := np.flatnonzero(~np.isfinite(view).all(axis=1))):
+                raise UserError(
+                    f"{array_name(name)}, row {far[0]}, is too far from the training rows for "
+                    "float32: leave it out"
+                )
+            views.append(view)
         return tuple(views)
 
     @property
@@ -104,5 +113,27 @@ class VectorFeatures:
         return arrays
 
 
-def _shown(name: str) -> str:
-    return f"array {name}" if name else "array x"
+def array_name(view: str) -> str:
+    """Return what a view is called in a file of vectors."""
+    return f"x_{view}" if view else "x"
+
+
+def _mean_and_std(
+    view: npt.NDArray[np.float32],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return mean and population deviation of each column, (D,); that of a constant one is 1."""
+    total, squares = (np.zeros(view.shape[1]) for _ in range(2))
+    for part in _parts(len(view)):
+        total += view[part].sum(axis=0, dtype=np.float64)
+    mean = total / len(view)
+    for part in _parts(len(view)):
+        squares += np.square(view[part] - mean).sum(axis=0)
+    constant = (view == view[0]).all(axis=0)  # its mean need not be exact
+    deviation = np.sqrt(squares / len(view))
+    return np.where(constant, view[0], mean), np.where(constant, 1.0, deviation)
+
+
+def _parts(count: int) -> Iterator[slice]:
+    """Yield slices of rows, so that their copies in float64 stay small."""
+    for start in range(0, count, _TOGETHER):
+        yield slice(start, start + _TOGETHER)

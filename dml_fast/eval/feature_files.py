@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import zipfile
-from io import BytesIO
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
+from dml_fast.data.npz import arrays_in
 from dml_fast.errors import UserError
 from dml_fast.eval import RankingResult, rank_features, rank_hamming, rerank
 from dml_fast.eval.checks import check_reranking
-from dml_fast.foreign import reading
-from dml_fast.machine import available_bytes
 from dml_fast.ranking.inputs import as_ids
 from dml_fast.ranking.labels import check_search, junk_mask
 
@@ -53,14 +50,10 @@ class FeatureFile(NamedTuple):
         name = f"--features {path}"
         if not path.is_file():
             raise UserError(f"{name} does not exist: give two .npz files")
-        with reading(name, _SAVE), path.open("rb") as file:
-            if file.read(6) == np.lib.format.MAGIC_PREFIX:
-                raise UserError(f"{name} is one array: {_SAVE}")
-            with zipfile.ZipFile(file) as archive:
-                found = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
-                _check_names(name, found)
-                features, pids = (_array(archive, key, name) for key in ("features", "pids"))
-                cams = _array(archive, "cams", name) if "cams" in found else None
+        with arrays_in(path, name, _SAVE) as file:
+            _check_names(name, file.names)
+            features, pids = file.read("features"), file.read("pids")
+            cams = file.read("cams") if "cams" in file.names else None
         if features.ndim != 2 or features.dtype.kind not in "fiu":
             raise UserError(
                 f"{name} has features of shape {features.shape} and type {features.dtype}: save "
@@ -72,7 +65,7 @@ class FeatureFile(NamedTuple):
         return cls(path, features, pids, cams)
 
 
-def _check_names(name: str, found: list[str]) -> None:
+def _check_names(name: str, found: Sequence[str]) -> None:
     missing = [key for key in ("features", "pids") if key not in found]
     if missing == ["pids"]:
         raise UserError(
@@ -82,21 +75,6 @@ def _check_names(name: str, found: list[str]) -> None:
     if missing:
         there = ", ".join(found) or "no array"
         raise UserError(f"{name} has {there} and no {' and no '.join(missing)}: {_SAVE}")
-
-
-def _array(archive: zipfile.ZipFile, key: str, name: str) -> NDArray[Any]:
-    """Read one array. Its whole entry is read first, which tests its checksum."""
-    entry = archive.getinfo(f"{key}.npy")
-    if entry.file_size > available_bytes() // 2:
-        raise UserError(
-            f"{name} has {key} of {entry.file_size / 1e9:.1f} GB, more than half of the free memory"
-            ": give smaller files"
-        )
-    content = BytesIO(archive.read(entry))
-    array: NDArray[Any] = np.lib.format.read_array(content, allow_pickle=False)
-    if content.read(1):
-        raise ValueError(f"{key} has another shape than its data")
-    return array
 
 
 def rank_files(

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from dml_fast.config_files import NOT_A_SETTING
+from dml_fast.config.files import NOT_A_SETTING
 from dml_fast.errors import UserError
 from dml_fast.reporting.markdown import plain, table
 from dml_fast.reporting.plots import plot_curves, plot_groups
@@ -48,7 +48,7 @@ class Entry:
     @cached_property
     def setting(self) -> tuple[tuple[str, Any], ...]:
         """All options in which two runs agree that differ only by chance."""
-        config = self.run.config
+        config = self.run.config.settled(unlabelled=False)  # a run from before an option lacks it
         options = {k: v for k, v in config.to_dict().items() if k not in NOT_A_SETTING}
         return (*options.items(), ("architectures", config.architectures))
 

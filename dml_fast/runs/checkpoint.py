@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dml_fast.config import flag
-from dml_fast.config_files import difference, from_mapping
+from dml_fast.config.files import difference, from_mapping
 from dml_fast.errors import UserError
 from dml_fast.foreign import Unfit, json_value, opened, reading, typed
 from dml_fast.machine import sync_folder

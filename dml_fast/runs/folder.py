@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from dml_fast.config import TrainConfig
-from dml_fast.config_files import from_mapping
+from dml_fast.config.files import from_mapping
 from dml_fast.errors import UserError
 from dml_fast.foreign import Unfit, content, json_value, reading, shown, typed
 from dml_fast.machine import locked

@@ -74,6 +74,8 @@ def build_trainer(
     reporter = Reporter(run.folder / "tensorboard" if config.tensorboard and world.main else None)
     with stop.at_once():  # downloading and decoding may take hours
         data = _open_data(config, device, world)
+    unlabelled = not config.retrieval and bool((data.train.labels < 0).any())
+    config = config.settled(unlabelled)
     facts = DataFacts.of(data)
     if config.shares == "measured":
         _measure_shares(config, facts, precision, world)

@@ -113,6 +113,8 @@ class Trainer:
         epoch, per_epoch = len(progress.history), self.loader.steps_per_epoch
         learners, teacher = self._roles(epoch)
         places = [i for i, k in enumerate(self.engine.cohort.numbers) if k in learners]
+        kl_warmup = self.config.kl_warmup
+        assert kl_warmup != "auto"  # the configuration is settled
         start = time.monotonic() - progress.seconds
         for batch in self.loader.epoch(epoch, progress.step - epoch * per_epoch):
             stop, overdue = world.vote(self.stop.signal != 0, self.saver.seconds_due())
@@ -138,7 +140,7 @@ class Trainer:
                 batch.inputs,
                 batch.target,
                 views=isinstance(batch.inputs, tuple),
-                kl_scale=ramp(self._local_epoch(progress.step), self.config.kl_warmup),
+                kl_scale=ramp(self._local_epoch(progress.step), kl_warmup),
                 learners=learners,
                 teacher=teacher,
             )

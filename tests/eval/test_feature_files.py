@@ -204,6 +204,6 @@ def test_an_archive_that_would_fill_the_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = feature_files(tmp_path)[1]
-    monkeypatch.setattr("dml_fast.eval.feature_files.available_bytes", lambda: 2_000)
+    monkeypatch.setattr("dml_fast.data.npz.available_bytes", lambda: 2_000)
     with pytest.raises(UserError, match="more than half of the free memory"):
         FeatureFile.read(path)

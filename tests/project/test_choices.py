@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from importlib import import_module
-from typing import Any, Literal, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ USUAL: dict[str, dict[str, Any]] = {
     "Threads": {"cohort": 2},
     "create_model": {"name": "resnet8", **NETWORK},
     "evaluation_batches": {
-        "image_set": DIGITS.test, "batch_size": 8, "mean": DIGITS.mean, "std": DIGITS.std,
+        "part": DIGITS.test, "batch_size": 8, "mean": DIGITS.mean, "std": DIGITS.std,
         "device": "cpu",
     },
     "linear_mutual_loss": {**HIDDEN, "target": LOGITS["target"]},
@@ -62,8 +62,8 @@ USUAL: dict[str, dict[str, Any]] = {
 """Arguments with which each works; those that are not here have no such option."""
 FREE = {
     *(("DataSet", name) for name in ("choice", "pad")), ("Student", "arch"),
-    ("open_dataset", "device"), ("evaluation_batches", "rank"), ("evaluation_batches", "ranks"),
-    ("train_loader", "rank"), ("train_loader", "ranks"),
+    ("open_dataset", "device"), ("open_dataset", "labels"), ("evaluation_batches", "rank"),
+    ("evaluation_batches", "ranks"), ("train_loader", "rank"), ("train_loader", "ranks"),
 }  # fmt: skip
 """Options that may be any word, and those that the engine itself fills in."""
 
@@ -130,6 +130,8 @@ def test_options_of_a_run_by_name_and_type() -> None:
     for field in fields(TrainConfig):
         hint, default = hints[field.name], field.default
         wrong: list[Any] = [None, [default], 3 if isinstance(default, str | bool) else "3"]
+        if get_origin(hint) is Union:  # auto or a number
+            wrong[2:] = ["3", "autox", -1, math.nan]
         if get_origin(hint) is Literal:
             wrong += [f"{default}x", default.upper()]
         if isinstance(default, float):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dml_fast import cli
-from dml_fast.config_files import from_mapping
+from dml_fast.config.files import from_mapping
 from dml_fast.report import main
 from dml_fast.reporting.comparison import group, read_entries
 from dml_fast.reporting.markdown import table

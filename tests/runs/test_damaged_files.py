@@ -19,7 +19,7 @@ from state_cases import assert_equal, cohort
 
 from dml_fast import cli, evaluate, export, report, rng, train
 from dml_fast.config import TrainConfig
-from dml_fast.config_files import from_mapping, load_toml
+from dml_fast.config.files import from_mapping, load_toml
 from dml_fast.distributed.world import World
 from dml_fast.reporting.comparison import read_entries, to_markdown
 from dml_fast.runs import checkpoint, sharded_checkpoint

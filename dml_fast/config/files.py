@@ -9,9 +9,9 @@ import difflib
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from dml_fast.config import TrainConfig, flag
+from dml_fast.config.options import TrainConfig, flag
 from dml_fast.errors import UserError, brief
 from dml_fast.foreign import Unfit, reading, typed
 
@@ -92,7 +92,11 @@ def check_same_run(own: TrainConfig, wanted: TrainConfig, run: object) -> None:
 
 
 def difference(first: TrainConfig, second: TrainConfig) -> str:
-    """Return the first field in which two configurations are not of one run, or ""."""
+    """Return the first field in which two configurations are not of one run, or "".
+
+    A run's own are settled. Those of runs before an option was there lack it, as does "auto" here.
+    """
+    first, second = first.settled(unlabelled=False), second.settled(unlabelled=False)
     for field in fields(TrainConfig):
         name = field.name
         if name not in MAY_CHANGE_ON_RESUME and getattr(first, name) != getattr(second, name):
@@ -108,6 +112,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     except Unfit:
         if get_origin(hint) is Literal:
             wanted = f"one of {', '.join(get_args(hint))}"
+        elif get_origin(hint) is Union:
+            wanted = "auto or a number"
         else:
             wanted = f"a value of type {hint.__name__}"
         raise UserError(f"{where} is {brief(value)}: give {wanted}") from None

@@ -1,0 +1,275 @@
+"""The configuration of a training run: its options, what follows from them, and their checks.
+
+Nothing here imports torch, so that ``--help`` and messages about arguments appear at once.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_type_hints
+
+from dml_fast.config.fields import Options
+from dml_fast.config.types import check_field
+from dml_fast.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainConfig(Options):
+    """Train a cohort of networks that teach each other (Deep Mutual Learning, CVPR 2018)."""
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """The architecture of each student, length K."""
+        names = tuple(name.strip() for name in (self.arch or self._default_arch).split(","))
+        if len(names) > 1:
+            return names
+        return names * (self.cohort or 2)
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate at the top of the schedule."""
+        return self.lr or {"sgd": 0.1, "adamw": 1e-3}[self.algorithm]
+
+    @property
+    def algorithm(self) -> str:
+        """The optimizer with ``auto`` resolved: sgd or adamw."""
+        if self.optimizer == "auto":
+            return "adamw" if self.retrieval else "sgd"
+        return self.optimizer
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of the whole run: distillation trains the teacher first and then the others."""
+        return self.epochs * (2 if self.method == "distill" else 1)
+
+    @property
+    def save_interval(self) -> tuple[int, float]:
+        """``save_every`` as (steps, seconds); 0 means never."""
+        if not self.save_every:
+            return 0, 0.0
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)s|(\d+)", self.save_every)
+        if not match or float(match[1] or match[2]) <= 0:
+            raise UserError(
+                f"--save-every is {self.save_every!r}: give steps (200) or seconds (60s)"
+            )
+        return (0, float(match[1])) if match[1] else (int(match[2]), 0.0)
+
+    @property
+    def retrieval(self) -> bool:
+        """Whether the students learn to find images of one identity, and not to classify."""
+        return self.data.partition(":")[0] == "market1501"
+
+    @property
+    def input_kind(self) -> Literal["image", "vector"]:
+        """What the students read."""
+        return "vector" if self.data.startswith(("text:", "vectors:")) else "image"
+
+    @property
+    def _default_arch(self) -> str:
+        from dml_fast.models.registry import DEFAULTS
+
+        return DEFAULTS[self.input_kind]
+
+    def settled(self, unlabelled: bool) -> TrainConfig:
+        """Return the configuration as ``config.json`` has it: with what the data decides.
+
+        Args:
+            unlabelled: whether training rows have no label.
+        """
+        share, ramp = self.unlabelled_share, self.kl_warmup
+        return replace(
+            self,
+            arch=self.arch or self._default_arch,
+            unlabelled_share=0.67 * unlabelled if share == "auto" else share,
+            kl_warmup=0.3 * self.epochs * unlabelled if ramp == "auto" else ramp,
+        )
+
+    @property
+    def camera_rule(self) -> bool:
+        """Whether validation counts matches by other cameras only."""
+        return self.val_protocol != "all"
+
+    @property
+    def data_options(self) -> dict[str, Any]:
+        """Arguments of `dml_fast.data.open_dataset`, without ``data`` and ``download``."""
+        return {
+            "val_fraction": self.val_fraction,
+            "camera_rule": self.camera_rule,
+            "train_fraction": self.train_fraction,
+            "label_noise": self.label_noise,
+            "labels": self.labels,
+            "labels_per_class": self.labels_per_class,
+            "unlabelled_share": self.unlabelled_share,
+            "classes": _names(self.classes),
+            "levels": _names(self.levels) if self.views == "levels" else None,
+            "dim": self.dim,
+            "seed": self.seed,
+            "skip_corrupt": self.skip_corrupt,
+            "loader": self.loader,
+            "image_size": self._image_size,
+            "resized": self.resized_crop,
+            "threads": self.data_threads,
+        }
+
+    @property
+    def resized_crop(self) -> bool:
+        """Whether images are cropped as usual on ImageNet: see ``crop``."""
+        if self.crop != "auto":
+            return self.crop == "resized"
+        size = self._image_size
+        return (
+            self.data.startswith(("folder:", "shards:")) and isinstance(size, int) and size >= 128
+        )
+
+    @property
+    def _image_size(self) -> int | tuple[int, int]:
+        size = self.image_size or ("128x64" if self.retrieval else "0")
+        match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", size)
+        if not match or (match[2] and not int(match[1]) * int(match[2])):
+            raise UserError(
+                f"--image-size is {self.image_size!r}: give pixels (64), or height x width (128x64)"
+            )
+        return (int(match[1]), int(match[2])) if match[2] else int(match[1])
+
+    def check(self) -> None:
+        """Refuse values that cannot work.
+
+        Raises:
+            UserError: it names the option, its value and what to do.
+        """
+        from dml_fast.data import check_data_spec, check_searches
+        from dml_fast.models import check_model_name
+        from dml_fast.models.pretrained import check_pretrained
+
+        self.check_numbers()
+        if not 0 <= self.cohort < 10_000:
+            raise UserError(f"--cohort is {self.cohort}: give a number of students, such as 2")
+        names = self.architectures
+        if self.cohort not in (0, len(names)):
+            raise UserError(
+                f"--cohort is {self.cohort} but --arch names {len(names)} ({self.arch}): "
+                "give one name, or one per student"
+            )
+        if len(names) < 2 and self.method != "independent":
+            raise UserError(
+                f"--cohort is {len(names)} but --method {self.method} needs at least 2 students: "
+                "give --cohort 2, or --method independent"
+            )
+        for name in names:
+            check_model_name(name, self.input_kind)
+        if self.pretrained:
+            check_pretrained(self.pretrained, names)
+        self._check_retrieval()
+        self._check_rows()
+        if self.update == "alternating" and self.method not in ("dml", "dml_e"):
+            raise UserError(
+                f"--update alternating means nothing with --method {self.method}: leave it out"
+            )
+        if self.tensorboard:
+            _require("tensorboard", "--tensorboard", "log")
+        check_data_spec(self.data, download=self.download)
+        if self.retrieval:
+            check_searches(self.data, val_fraction=self.val_fraction, camera_rule=self.camera_rule)
+
+    def check_numbers(self) -> None:
+        """Refuse values of another type, numbers out of bounds, and names that do not exist.
+
+        Raises:
+            UserError: it names the option, its value and what may be given.
+        """
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            check_field(flag(name), getattr(self, name), hint)
+        validates_on_test = self.retrieval and self.val_fraction == 0
+        if not (0 < self.val_fraction < 1 or validates_on_test):
+            raise UserError(f"--val-fraction is {self.val_fraction}: give a number between 0 and 1")
+        _ = self.save_interval, self._image_size  # these raise too
+
+    def _check_retrieval(self) -> None:
+        if not self.retrieval:
+            for name in ("triplet_weight", "triplet_margin", "num_instances", "val_protocol"):
+                if getattr(self, name) != getattr(TrainConfig, name):
+                    raise UserError(
+                        f"{flag(name)} means nothing with --data {self.data}, which has no "
+                        "identities: leave it out, or give market1501:DIR"
+                    )
+        elif self.num_instances < 0 or (
+            self.num_instances and self.batch_size % self.num_instances
+        ):
+            raise UserError(
+                f"--num-instances is {self.num_instances} and --batch-size {self.batch_size}: a "
+                "batch holds that many images of each of its identities, so give a divisor of it, "
+                "or 0"
+            )
+        elif self.triplet_weight and self.num_instances in (0, 1):
+            raise UserError(
+                f"--triplet-weight {self.triplet_weight} needs several images of an identity in a "
+                f"batch and --num-instances is {self.num_instances}: give 2 or more"
+            )
+        elif self.triplet_weight and (self.mixup or self.cutmix):
+            raise UserError(
+                f"--triplet-weight {self.triplet_weight} compares identities, and --mixup and "
+                "--cutmix blend them: leave out one or the other"
+            )
+
+    def _check_rows(self) -> None:
+        """Refuse options that mean nothing for this kind of data, or together."""
+        where = f"with --data {self.data}"
+        if self.retrieval:
+            self._refuse(
+                ("labels", "labels_per_class", "unlabelled_share", "prior"),
+                f"{where}, whose identities are not classes",
+            )
+        if self.input_kind == "vector":
+            self._refuse(
+                ("image_size", "random_erasing", "color_jitter", "cutmix", "crop", "loader"),
+                f"{where}, which has no images",
+            )
+            if self.views == "per-student":
+                raise UserError(
+                    f"--views per-student means nothing {where}, which is not augmented: leave it "
+                    "out, or give --views levels"
+                )
+        else:
+            self._refuse(
+                ("classes", "levels"), f"{where}, but only with text:FILE.tsv and vectors:FILE.npz"
+            )
+            if self.views == "levels":
+                raise UserError(
+                    f"--views levels means nothing {where}: give text:FILE.tsv or "
+                    "vectors:FILE.npz, or --views per-student"
+                )
+        if self.data.partition(":")[0] != "text":
+            self._refuse(("dim",), f"{where}, but only with text:FILE.tsv")
+        if self.levels and self.views != "levels":
+            raise UserError(f"--levels is {self.levels!r} without --views levels: add that")
+        for name in ("classes", "levels"):
+            if len(set(found := _names(getattr(self, name)))) < len(found) or "" in found:
+                raise UserError(
+                    f"{flag(name)} is {getattr(self, name)!r}: give different names, as in a,b,c"
+                )
+
+    def _refuse(self, names: tuple[str, ...], why: str) -> None:
+        for name in names:
+            if getattr(self, name) != getattr(TrainConfig, name):
+                raise UserError(f"{flag(name)} means nothing {why}: leave it out")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name, in types that JSON has."""
+        return asdict(self)
+
+
+def flag(name: str) -> str:
+    """Return the command line's name of a field: ``kl_weight`` is ``--kl-weight``."""
+    return "--" + name.replace("_", "-")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",")) if text else ()
+
+
+def _require(module: str, option: str, extra: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec(module) is None:
+        raise UserError(f"{option} needs {module}: pip install 'dml_fast[{extra}]'")

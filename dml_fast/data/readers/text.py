@@ -1,0 +1,252 @@
+"""Rows of text in tab-separated files: ``text:FILE.tsv``, or several as ``text:A.tsv,B.tsv``."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dml_fast.data.feature_files import Array, Columns
+from dml_fast.data.features import RowSet
+from dml_fast.data.sets import RawData
+from dml_fast.data.text_features import ARGUMENTS, ONE_TEXT, TextFeatures, check_levels
+from dml_fast.errors import UserError, brief
+from dml_fast.foreign import content, opened, reading
+
+_ADVICE = "give UTF-8 with tabs between columns, and a header line with text, or arg1 and arg2"
+_PARTS = {"train": "train", "val": "val", "dev": "val", "test": "test"}
+_LONGEST_HEADER = 2**16  # bytes
+
+_log = logging.getLogger("dml_fast")
+
+
+class TextRows(NamedTuple):
+    """N rows of one file or of several.
+
+    Attributes:
+        texts: ``text`` (N,), or ``arg1`` and ``arg2``; of dtype object.
+        labels: N class names, "" where a row has none.
+        splits: N values of the column ``split``; all "train" without one.
+        names: N values of the column ``id``; the numbers of the rows, from 0, without one.
+        places: N files and lines, for messages.
+    """
+
+    texts: Columns
+    labels: list[str]
+    splits: list[str]
+    names: tuple[str, ...]
+    places: list[tuple[Path, int]]
+
+
+def text_files(spec: str) -> list[Path]:
+    """Return the files that a spec names: one, or several with commas between them."""
+    whole = Path(os.path.expanduser(spec))
+    if "," not in spec or whole.exists():
+        return [whole]
+    return [Path(os.path.expanduser(part)) for part in spec.split(",")]
+
+
+def check_text(spec: str) -> None:
+    """Check the files' headers.
+
+    Raises:
+        UserError: a file is missing or has a header that does not do.
+    """
+    _columns_of_all(text_files(spec))
+
+
+def read_text(
+    spec: str, *, levels: Sequence[str] | None, classes: Sequence[str], dim: int
+) -> RawData:
+    """Read the rows of files; those of ``split`` val and test are set aside.
+
+    Args:
+        spec: one file, or several with commas.
+        levels: of `dml_fast.data.text_features`; () for all that suit the columns but ``words`` of
+            two arguments; None for ``words``.
+        classes: the names of all classes; () for the labels in the files, sorted.
+        dim: the most dimensions of a level.
+
+    Raises:
+        UserError: a file, a line, a class or a level is wrong.
+    """
+    files = text_files(spec)
+    columns = text_columns(files)
+    if levels is None:
+        levels = ("words",)
+    elif not levels:
+        levels = ("words", "chars") if columns == ONE_TEXT else ("args", "pairs", "edges")
+    check_levels(levels, columns, spec)
+    found = read_rows(files)
+    ids = _ids_of_parts(found, spec)
+    read = np.concatenate([*ids.values()])
+    known = _known_classes(found, np.sort(read).tolist(), classes, spec)
+    place = {name: index for index, name in enumerate(known)} | {"": -1}
+    labels = np.array([place.get(label, -1) for label in found.labels], dtype=np.int64)
+    rows = RowSet(found.texts, labels, names=found.names)
+    parts = {part: rows.subset(ids[part]) if len(ids[part]) else None for part in ids}
+    train = parts["train"]
+    if train is None:
+        raise UserError(f"{spec} has no row whose split is train: mark the rows to learn from")
+    return RawData(
+        name=files[0].stem,
+        classes=known,
+        train=train,
+        val=parts["val"],
+        test=parts["test"],
+        pad=0,
+        flip=False,
+        fit=partial(TextFeatures.fit, levels=tuple(levels), dim=dim, where=spec),
+    )
+
+
+def text_columns(files: Sequence[Path]) -> tuple[str, ...]:
+    """Return which columns the files have: ``arg1`` and ``arg2``, or ``text``.
+
+    Raises:
+        UserError: one is missing, has neither, or other ones than the first.
+    """
+    return _columns_of_all(files)[0]
+
+
+def _columns_of_all(files: Sequence[Path]) -> list[tuple[str, ...]]:
+    found = []
+    for path in files:
+        with reading(path, _ADVICE), opened(path) as file:
+            line = file.readline(_LONGEST_HEADER).decode("utf-8-sig")
+        found.append(_text_columns(path, _fields(line)))
+        if found[-1] != found[0]:
+            raise UserError(
+                f"{path} has {' and '.join(found[-1])}, and {files[0]} "
+                f"{' and '.join(found[0])}: give files with the same columns of text"
+            )
+    return found
+
+
+def _fields(line: str) -> list[str]:
+    return line.removesuffix("\n").removesuffix("\r").split("\t")
+
+
+def _text_columns(path: Path, header: Sequence[str]) -> tuple[str, ...]:
+    if len(set(header)) < len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        raise UserError(f"{path} has the column {brief(twice)} twice: name each column once")
+    for columns in (ARGUMENTS, ONE_TEXT):
+        if set(columns) <= set(header):
+            return columns
+    there = ", ".join(map(brief, header[:6]))
+    raise UserError(f"{path} has the columns {there}: {_ADVICE}")
+
+
+def read_rows(files: Sequence[Path]) -> TextRows:
+    """Read all rows of files, one file after the other.
+
+    Raises:
+        UserError: a file is missing or no UTF-8, or a line has too few or too many fields, no text,
+            or the id of another.
+    """
+    columns = text_columns(files)
+    found = TextRows({}, [], [], (), [])
+    texts: dict[str, list[str]] = {name: [] for name in columns}
+    names: list[str] = []
+    for path in files:
+        lines = _lines(path)
+        header = _fields(lines[0])
+        for number, line in enumerate(lines[1:], 2):
+            fields = _fields(line)
+            if len(fields) != len(header):
+                raise UserError(
+                    f"{path}, line {number}, has {len(fields)} fields and the header "
+                    f"{len(header)}: put one tab between two fields, and none into a text"
+                )
+            row = dict(zip(header, fields, strict=True))
+            for name in columns:
+                if not row[name].strip():
+                    raise UserError(
+                        f"{path}, line {number}, has nothing in the column {name}: leave the line "
+                        "out, or fill it"
+                    )
+                texts[name].append(row[name])
+            found.labels.append(row.get("label", ""))
+            found.splits.append(row.get("split", "train"))
+            found.places.append((path, number))
+            names.append(row.get("id", str(len(names))))
+    if not names:
+        raise UserError(f"{files[0]} has a header and no rows: add some")
+    _check_names(names, found.places)
+    return found._replace(texts={name: _column(texts[name]) for name in columns}, names=(*names,))
+
+
+def _lines(path: Path) -> list[str]:
+    data = content(path, _ADVICE)
+    try:
+        lines = data.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{path}, line {line}, is no UTF-8 (byte {data[error.start]:#04x}): convert the file, "
+            "for example with iconv"
+        ) from None
+    if not lines[-1]:
+        lines.pop()  # the last line ended as all do
+    return lines
+
+
+def _column(texts: list[str]) -> Array:
+    column = np.empty(len(texts), dtype=object)
+    column[:] = texts
+    return column
+
+
+def _check_names(names: Sequence[str], places: Sequence[tuple[Path, int]]) -> None:
+    seen: dict[str, int] = {}
+    for row, name in enumerate(names):
+        path, line = places[row]
+        if not name or not name.isprintable():
+            raise UserError(
+                f"{path}, line {line}, has the id {brief(name)}: give a name that can be printed"
+            )
+        if (first := seen.setdefault(name, row)) != row:
+            raise UserError(
+                f"{path}, line {line}, has the id {brief(name)}, as line {places[first][1]} of "
+                f"{places[first][0]}: give each row its own"
+            )
+
+
+def _ids_of_parts(found: TextRows, spec: str) -> dict[str, Array]:
+    """Return the rows of each part (n,) int64, and say how many are of none."""
+    parts = np.array([_PARTS.get(split, "") for split in found.splits])
+    if others := Counter(split for split in found.splits if split not in _PARTS):
+        counts = ", ".join(f"{brief(split)} ({n})" for split, n in others.most_common(4))
+        _log.warning(
+            "%s: %d rows are left out, as their split is none of train, val, dev, test: %s",
+            *(spec, others.total(), counts),
+        )
+    return {part: np.flatnonzero(parts == part) for part in ("train", "val", "test")}
+
+
+def _known_classes(
+    found: TextRows, rows: Sequence[int], declared: Sequence[str], spec: str
+) -> tuple[str, ...]:
+    """Return the classes that the user declares, or those of the labels of the rows in use."""
+    labels = {found.labels[row] for row in rows} - {""}
+    if not declared:
+        if not labels:
+            raise UserError(
+                f"{spec} has no labels, so its classes are not known: give --classes a,b,c"
+            )
+        return tuple(sorted(labels))
+    if labels <= set(declared):
+        return tuple(declared)
+    row = next(row for row in rows if found.labels[row] not in {"", *declared})
+    path, line = found.places[row]
+    raise UserError(
+        f"{path}, line {line}, has the label {brief(found.labels[row])}, which is none of the "
+        f"{len(declared)} declared classes: add it to --classes"
+    )
