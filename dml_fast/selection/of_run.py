@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,9 +16,7 @@ from dml_fast.eval.prediction_files import STDOUT, new_file
 from dml_fast.runs.files import check_place
 from dml_fast.runs.trained import open_data
 from dml_fast.selection.committee import Committee, Opinions, Rows
-from dml_fast.selection.scores import Floats, How, Ids, acquire
-
-Score = Literal["mutual_information", "entropy", "margin", "random"]
+from dml_fast.selection.scores import Floats, How, Ids, Score, acquire
 
 _log = logging.getLogger("dml_fast")
 _COLUMNS = ("name", "score", "predicted", "probability")

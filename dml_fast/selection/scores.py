@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,10 @@ from dml_fast.ranking.inputs import ArrayLike, as_numpy
 
 Floats: TypeAlias = NDArray[np.float64]
 Ids: TypeAlias = NDArray[np.int64]
+Score = Literal["mutual_information", "entropy", "margin", "random"]
 How = Literal["power", "topk"]
+SCORES: tuple[str, ...] = get_args(Score)
+HOWS: tuple[str, ...] = get_args(How)
 
 _AT_ONCE = 2**20  # numbers of float64, so that a pool of any size needs little memory beside it
 _SMALLEST = 2.0**-1074  # the smallest positive double
@@ -146,7 +149,7 @@ def acquire(
     Raises:
         UserError: q is more than there are rows to choose from, or an argument is wrong.
     """
-    check_choice("how", how, ("power", "topk"))
+    check_choice("how", how, HOWS)
     check_whole("q", q, 0)
     check_whole("seed", seed, 0)
     check_number("beta", beta, "a finite number, 0 or more", lambda x: 0 <= x < np.inf)
