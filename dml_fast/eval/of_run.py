@@ -17,7 +17,7 @@ from dml_fast.data.loaders.assemble import Batch
 from dml_fast.engine.precision import Precision, keep_in_full_precision, pick_device
 from dml_fast.errors import UserError, check_choice
 from dml_fast.eval.checks import check_images, check_reranking, known_protocol
-from dml_fast.eval.classification import evaluate
+from dml_fast.eval.classification import ClassScores, evaluate
 from dml_fast.eval.retrieval import evaluate_retrieval
 from dml_fast.ranking.result import RankingResult
 from dml_fast.reporting.console import at_the_end
@@ -103,7 +103,7 @@ def evaluate_run(
         how = {"protocol": protocol, "reranked": reranked}
         found = _search(models, batches, images, precision, run.folder, how, lists, out)
     else:
-        found = _classify(models, batches, precision)
+        found = _classify(models, batches, precision, trained.facts.classes)
     line = trained.validation
     key = (MAP if config.retrieval else ACCURACY).key
     return {
@@ -141,16 +141,25 @@ class _Found(NamedTuple):
     """
 
     facts: dict[str, Any]
-    students: list[dict[str, float | None]]
+    students: Sequence[dict[str, Any]]
     ensemble: dict[str, Any]
 
 
 def _classify(
-    models: Sequence[nn.Module], batches: Iterator[Batch], precision: Precision
+    models: Sequence[nn.Module],
+    batches: Iterator[Batch],
+    precision: Precision,
+    classes: Sequence[str],
 ) -> _Found:
-    accuracy = evaluate(models, batches, precision)
-    students: list[dict[str, float | None]] = [{"accuracy": a} for a in accuracy.students]
-    return _Found({}, students, {"ensemble_accuracy": accuracy.ensemble})
+    found = evaluate(models, batches, precision, len(classes))
+
+    def entries(scores: ClassScores, prefix: str = "") -> dict[str, Any]:
+        recall = dict(zip(classes, scores.recall, strict=True))
+        named = {"accuracy": scores.accuracy, "f1": scores.f1, "recall": recall}
+        return {prefix + name: value for name, value in named.items()}
+
+    students = [entries(scores) for scores in found.students]
+    return _Found({"labelled": found.images}, students, entries(found.ensemble, "ensemble_"))
 
 
 def _search(

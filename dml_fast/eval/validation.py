@@ -8,7 +8,7 @@ from dml_fast.data import DataSet, RetrievalSet
 from dml_fast.data.loaders import evaluation_batches
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.precision import Precision
-from dml_fast.eval.classification import evaluate
+from dml_fast.eval.classification import ClassScores, evaluate
 from dml_fast.eval.retrieval import evaluate_retrieval
 from dml_fast.ranking.result import RankingResult
 
@@ -45,12 +45,16 @@ def validate(
     )
     with cohort.whole():
         if isinstance(val, RetrievalSet):
-            found = evaluate_retrieval(
+            search = evaluate_retrieval(
                 models, batches, val, precision, protocol=protocol, world=world
             )
-            return [_scores(r) for r in found.students], _scores(found.ensemble)
-        accuracy = evaluate(models, batches, precision, world)
-    return [{"val_acc": a} for a in accuracy.students], {"val_acc": accuracy.ensemble}
+            return [_scores(r) for r in search.students], _scores(search.ensemble)
+        found = evaluate(models, batches, precision, len(data.classes), world)
+    return [_of_classes(s) for s in found.students], _of_classes(found.ensemble)
+
+
+def _of_classes(found: ClassScores) -> Scores:
+    return {"val_acc": found.accuracy, "val_f1": found.f1}
 
 
 def _scores(result: RankingResult | None) -> Scores:

@@ -25,25 +25,27 @@ from dml_fast.runs.history import (
 _SHARES = {"mAP": "mAP", "rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10", "mINP": "mINP"}
 
 
-def show_run(history: History, best: int, folder: Path) -> None:
+def show_run(history: History, best: int, folder: Path, f1: bool = False) -> None:
     """Print a finished run: the last and the best epoch of each student and of the ensemble.
 
     Args:
         history: all lines of metrics.
         best: the epoch of ``best.pt``, from 1.
         folder: the run's.
+        f1: whether macro-F1 of the best epoch is shown too.
     """
     last, top = history[-1], history[best - 1]
     score = score_of(last)
     table = _table(
-        ("student", "architecture", "last epoch", "best epoch"),
+        ("student", "architecture", "last epoch", "best epoch", *["its macro-F1"] * f1),
         title=f"Validation {score.name}, % (best: epoch {best})",
     )
     for k, (now, then) in enumerate(zip(last["students"], top["students"], strict=True)):
         arch = shown(now["arch"])
-        table.add_row(str(k), arch, percent(now[score.key], 1), percent(then[score.key], 1))
-    ensembles = (percent(ensemble_score(line), 1) for line in (last, top))
-    table.add_row("ensemble", score.ensemble, *ensembles)
+        shares = [now[score.key], then[score.key], *[then.get("val_f1")] * f1]
+        table.add_row(str(k), arch, *(percent(share, 1) for share in shares))
+    shares = [ensemble_score(last), ensemble_score(top), *[top.get("ensemble_val_f1")] * f1]
+    table.add_row("ensemble", score.ensemble, *(percent(share, 1) for share in shares))
     _print(table, width=72)
     _say(
         f"{images_per_s(history):,.0f} images/s (median epoch; every student sees each image)\n"
@@ -60,9 +62,12 @@ def show_evaluation(result: Mapping[str, Any]) -> None:
 
 
 def _show_accuracies(result: Mapping[str, Any]) -> None:
-    rows = [[student["val_acc"], student["accuracy"]] for student in result["students"]]
-    ensemble = [ACCURACY.ensemble, "", "", percent(result["ensemble_accuracy"])]
-    _show_students(result, ["validation, %", f"{result['split']}, %"], rows, ensemble)
+    split = result["split"]
+    rows = [[s["val_acc"], s["accuracy"], s["f1"]] for s in result["students"]]
+    scores = [percent(result[f"ensemble_{name}"]) for name in ("accuracy", "f1")]
+    ensemble = [ACCURACY.ensemble, "", "", *scores]
+    columns = ["validation, %", f"{split}, %", f"{split}, macro-F1, %"]
+    _show_students(result, columns, rows, ensemble)
     _show_facts(result, "images")
 
 

@@ -14,6 +14,8 @@ class StudentScores(TypedDict, total=False):
     """What a student's entry has in some runs only: scores are in 0..1, None if it diverged."""
 
     triplet: float | None
+    kept: float | None
+    val_f1: float | None
     val_acc: float | None
     val_mAP: float | None
     val_rank1: float | None
@@ -34,6 +36,7 @@ class EnsembleScores(TypedDict, total=False):
     """The ensemble's validation scores, in 0..1."""
 
     ensemble_val_acc: float | None
+    ensemble_val_f1: float | None
     ensemble_val_mAP: float | None
     ensemble_val_rank1: float | None
 

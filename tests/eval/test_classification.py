@@ -1,4 +1,4 @@
-"""Accuracy on a validation set."""
+"""Accuracy, macro-F1 and recall on a set."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from dml_fast.data.loaders.assemble import Batch
+from dml_fast.distributed.world import World
 from dml_fast.engine.precision import Precision
-from dml_fast.eval.classification import evaluate
+from dml_fast.eval.classification import ClassScores, evaluate
 
 
 class Fixed(nn.Module):
@@ -34,9 +35,57 @@ def test_accuracy_counts_every_image_once_and_averages_probabilities() -> None:
     ]
     a.train()
     b.eval()
-    accuracy = evaluate([a, b], batches, Precision(torch.device("cpu")))
-    assert accuracy.students == pytest.approx((1.0, 1 / 3))
-    assert accuracy.ensemble == pytest.approx(2 / 3)
-    assert accuracy.images == 3
+    found = evaluate([a, b], batches, Precision(torch.device("cpu")), 3)
+    assert [s.accuracy for s in found.students] == pytest.approx((1.0, 1 / 3))
+    assert found.ensemble.accuracy == pytest.approx(2 / 3)
+    assert found.images == 3
     assert a.training
     assert not b.training
+
+
+class Columns(World):
+    """One process that counts as the sum of two columns, of which the test gives the other's."""
+
+    other: torch.Tensor | None = None
+
+    def sum_over_data(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.other is None:
+            self.other = tensor.clone()
+            return tensor
+        return tensor + self.other
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_f1_and_recall_are_those_of_scikit_learn(seed: int) -> None:
+    """Class 5 never occurs, class 4 is only predicted; some rows have no label."""
+    metrics = pytest.importorskip("sklearn.metrics")
+    g = torch.Generator().manual_seed(seed)
+    rows, classes = 60, 6
+    logits = torch.randn(2, rows, classes, generator=g)
+    logits[..., 5] = -9
+    target = torch.randint(4, (rows,), generator=g)
+    target[torch.randperm(rows, generator=g)[:20]] = -100
+    models = [Fixed(z.tolist()) for z in logits]
+    ids = torch.arange(rows)
+    parts = [slice(0, 0), slice(0, 7), slice(7, 30), slice(30, rows)]
+    batches = [Batch(ids[p, None].float(), target[p], ids[p]) for p in parts]
+    cpu, world = Precision(torch.device("cpu")), Columns.alone(2)
+    evaluate(models, batches[:2], cpu, classes, world)  # the first column
+    found = evaluate(models, batches[2:], cpu, classes, world)
+    known = target >= 0
+    answers = [*logits.argmax(-1), logits.softmax(-1).mean(0).argmax(-1)]
+    assert found.images == known.sum() == 40
+    for scores, answer in zip([*found.students, found.ensemble], answers, strict=True):
+        y, guess = target[known].numpy(), answer[known].numpy()
+        assert 4 in guess
+        assert scores.accuracy == pytest.approx((y == guess).mean())
+        assert scores.f1 == pytest.approx(metrics.f1_score(y, guess, average="macro"))
+        expected = metrics.recall_score(y, guess, labels=range(4), average=None)
+        assert scores.recall[:4] == pytest.approx(expected)
+        assert scores.recall[4:] == (None, None)
+
+
+def test_a_set_without_labels_has_the_scores_0() -> None:
+    batch = Batch(torch.zeros(2, 1), torch.tensor([-100, -100]), torch.arange(2))
+    found = evaluate([Fixed([[1.0, 2.0]])], [batch], Precision(torch.device("cpu")), 2)
+    assert (found.images, found.ensemble) == (0, ClassScores(0.0, 0.0, (None, None)))

@@ -106,6 +106,9 @@ def test_the_best_checkpoint_gives_the_validation_accuracies_of_its_epoch(
     assert [s["accuracy"] for s in result["students"]] == recorded
     assert [s["val_acc"] for s in result["students"]] == recorded
     assert result["ensemble_accuracy"] == line["ensemble_val_acc"]
+    assert [s["f1"] for s in result["students"]] == [s["val_f1"] for s in line["students"]]
+    assert result["ensemble_f1"] == line["ensemble_val_f1"] > 0
+    assert list(result["ensemble_recall"]) == [str(digit) for digit in range(10)]
     assert recorded[result["best_student"]] == max(recorded)
 
 
@@ -117,6 +120,7 @@ def test_the_table_marks_the_best_student(folder: Path, capsys: pytest.CaptureFi
         [row] = [line for line in lines if student["arch"] in line]
         assert ("*" in row) == (k == result["best_student"])
         assert f"{100 * student['accuracy']:.2f}" in row
+        assert f"{100 * student['f1']:.2f}" in row
     [ensemble] = [line for line in lines if "ensemble" in line]
     assert f"{100 * result['ensemble_accuracy']:.2f}" in ensemble
     assert "359 images of the test split of digits" in "\n".join(lines)

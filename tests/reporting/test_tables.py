@@ -32,6 +32,15 @@ def test_a_runs_table_shows_names_as_they_are(
     assert f" {shown(name)} " in out
 
 
+def test_a_runs_table_shows_f1_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    students = [{"val_acc": 0.5, "val_f1": 0.123, "arch": "mlp_64"}]
+    line = {**LINE, "students": students, "ensemble_val_f1": 0.456}
+    for f1 in (False, True):
+        show_run([line], 1, Path("runs"), f1)  # type: ignore[list-item]
+        out = capsys.readouterr().out
+        assert [text in out for text in ("macro-F1", "12.3", "45.6")] == [f1] * 3
+
+
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_an_evaluations_table_shows_names_as_they_are(
     name: str, capsys: pytest.CaptureFixture[str]
@@ -49,8 +58,9 @@ def test_an_evaluations_table_shows_names_as_they_are(
         "best_student": 0,
     }
     student = {"arch": name, "parameters": 5}
-    accuracies = [{**student, "val_acc": 0.5, "accuracy": 0.5}]
-    show_evaluation({**result, "students": accuracies, "ensemble_accuracy": 0.5})
+    accuracies = [{**student, "val_acc": 0.5, "accuracy": 0.5, "f1": 0.5}]
+    ensemble = {"ensemble_accuracy": 0.5, "ensemble_f1": 0.5}
+    show_evaluation({**result, "students": accuracies, **ensemble})
     searched = [{**student, "val_mAP": 0.5, **shares}]
     how = {"protocol": "market1501", "reranked": False, "ranked_lists": name}
     counts = {"queries": 2, "gallery": 8, "n_valid": 1, **how}

@@ -13,7 +13,7 @@ from dml_fast.config import TrainConfig
 from dml_fast.engine import StepResult
 from dml_fast.engine.optim import lr_factor, ramp
 from dml_fast.eval import validation
-from dml_fast.eval.classification import Accuracy
+from dml_fast.eval.classification import Classified, ClassScores
 from dml_fast.runs.folder import Run
 from dml_fast.training.build import build_trainer
 from dml_fast.training.signals import StopRequest
@@ -146,9 +146,9 @@ def test_the_best_checkpoint_is_the_best_epochs(
 ) -> None:
     scores = iter([0.3, 0.9, 0.5])
 
-    def evaluate(models: Any, batches: Any, precision: Any, world: Any) -> Accuracy:
-        score = next(scores)
-        return Accuracy((score,) * len(models), score, 1)
+    def evaluate(models: Any, *rest: Any) -> Classified:
+        score = ClassScores(next(scores), 0.5, ())
+        return Classified((score,) * len(models), score, 1)
 
     monkeypatch.setattr(validation, "evaluate", evaluate)
     trainer = build(tmp_path / "run", epochs=3)
