@@ -73,7 +73,7 @@ class _Options(TypedDict):
 
 @dataclass(frozen=True)
 class Rounds:
-    """A folder of rounds, each an ordinary run in ``round-NN`` with its labels in ``labels-NN.tsv``.
+    """A folder of rounds: ``round-NN`` are ordinary runs, ``labels-NN.tsv`` their labels.
 
     Whatever else is there follows from ``rounds.jsonl``, which grows by a whole line.
     """
@@ -133,9 +133,7 @@ class Rounds:
                 "plan": asdict(plan),
                 "config": config.to_dict(),
             }
-            with writing(self.options_file, "give another folder with --out"):
-                with atomic_write(self.options_file) as file:
-                    file.write((json.dumps(options, indent=2) + "\n").encode())
+            self._write(self.options_file, [json.dumps(options, indent=2)])
             return
         found = json_value(content(self.options_file), self.options_file)
         with reading(self.options_file):
@@ -195,6 +193,6 @@ class Rounds:
         self._write(self.labels_file(number), ("name\tclass", *pairs))
 
     def _write(self, path: Path, lines: Iterable[str]) -> None:
-        with writing(path, "make room, then give the same command again"):
-            with atomic_write(path) as file:
-                file.write("".join(f"{line}\n" for line in lines).encode())
+        advice = "make room, then give the same command again"
+        with writing(path, advice), atomic_write(path) as file:
+            file.write("".join(f"{line}\n" for line in lines).encode())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
@@ -15,9 +17,10 @@ from dml_fast.data.philox import Draws
 from dml_fast.distributed.launch import Launch
 from dml_fast.engine.precision import pick_device
 from dml_fast.errors import UserError
+from dml_fast.foreign import shown
 from dml_fast.reporting.console import at_the_end
 from dml_fast.rng import derive_seed
-from dml_fast.runs.trained import open_data
+from dml_fast.runs.history import percent
 from dml_fast.selection.committee import Committee, Rows
 from dml_fast.selection.of_run import check_committee, choose, unfit_for_information
 from dml_fast.selection.rounds import Plan, RoundLine, Rounds
@@ -99,6 +102,7 @@ class _Loop:
         classes: the names of all classes.
         train: the training rows, with the labels that the data have.
         test: the rows on which rounds are compared.
+        rows: the training rows' indices by name.
         lines: of finished rounds.
     """
 
@@ -108,6 +112,7 @@ class _Loop:
     classes: tuple[str, ...]
     train: Rows
     test: Rows
+    rows: Mapping[str, int]
     lines: list[RoundLine]
 
     @classmethod
@@ -120,24 +125,109 @@ class _Loop:
                 f"{config.data} has no test split, on which --simulate compares rounds: give data "
                 "that has one"
             )
-        lines = rounds.lines({name: row for row, name in enumerate(data.train.names)})
-        return cls(config, plan, rounds, data.classes, data.train, data.test, lines)
+        rows = {name: row for row, name in enumerate(data.train.names)}
+        lines = rounds.lines(rows)
+        return cls(config, plan, rounds, data.classes, data.train, data.test, rows, lines)
 
     def go_on(self, launch: Launch) -> int:
         """Do the rounds that are left; return the exit code."""
-        labels = self._start()
-        for line in self.lines:
-            labels |= self._labels(line["acquired"])
-        while len(self.lines) <= self.plan.rounds and (not self.lines or self.lines[-1]["acquired"]):
+        ids = [
+            *self._start(),
+            *(self.rows[name] for line in self.lines for name in line["acquired"]),
+        ]
+        while not self.lines or self.lines[-1]["acquired"]:
             number = len(self.lines)
-            code = self._train(number, labels, launch)
-            if code:
-                print(f"round {number} is not complete; the same command goes on with it")
+            if code := self._train(number, ids, launch):
+                print("the same command goes on with this round", file=sys.stderr)
                 return code
-            line = self._judge(number, labels)
+            line = self._judge(number, ids)
+            ids += [self.rows[name] for name in line["acquired"]]
             self.lines.append(line)
             self.rounds.write_lines(self.lines)
-            labels |= self._labels(line["acquired"])
             print(_words(line, self.plan.rounds), flush=True)
+        left = self.plan.rounds + 1 - len(self.lines)
+        if left:
+            _log.warning("every row has a label: %d rounds are left out", left)
         self._draw()
         return 0
+
+    def _start(self) -> list[int]:
+        """Return the rows that have a label in round 0, in the order of the draw."""
+        known = np.flatnonzero(self.train.labels >= 0)
+        if self.plan.start > len(known):
+            raise UserError(
+                f"--start is {self.plan.start} and {self.config.data} has {len(known)} training "
+                "rows with a label: give at most that"
+            )
+        order = Draws(self.config.seed, "start").permutation(len(known), 0)
+        drawn: list[int] = known[order[: self.plan.start]].tolist()
+        return drawn
+
+    def _train(self, number: int, ids: Sequence[int], launch: Launch) -> int:
+        """Train a round, or what is left of it; return the exit code."""
+        names, classes = self.train.names, self.classes
+        labels = {names[i]: classes[self.train.labels[i]] for i in ids}
+        self.rounds.write_labels(number, labels)
+        run = self.rounds.run(number)
+        file, folder = str(self.rounds.labels_file(number)), str(run.folder)
+        config = replace(self.config, labels=file, out=folder)
+        return job.train(config, folder if run.config_file.exists() else "", launch, brief=True)
+
+    def _judge(self, number: int, ids: Sequence[int]) -> RoundLine:
+        """Test the students of a round, and let them choose rows."""
+        committee = Committee.load(
+            self.rounds.run(number),
+            "last",
+            allow_code=self.config.architectures,
+            device=self.config.device,
+        )
+        accuracy = committee.accuracy(self.test)
+        return {
+            "round": number,
+            "labels": len(ids),
+            "test_acc": list(accuracy.students),
+            "ensemble_test_acc": accuracy.ensemble,
+            "acquired": self._acquired(committee, number, ids),
+        }
+
+    def _acquired(self, committee: Committee, number: int, ids: Sequence[int]) -> list[str]:
+        """Return the names of the rows that a round chooses; the last one chooses none."""
+        hidden = self.train.labels >= 0
+        hidden[ids] = False
+        pool = np.flatnonzero(hidden)
+        if number == self.plan.rounds or not len(pool):
+            return []
+        found = committee.ask(self.train.subset(pool))
+        found = found._replace(ids=pool[found.ids])
+        places = choose(
+            found,
+            len(self.train),
+            self.plan.acquire,
+            score=self.plan.score,
+            how=self.plan.how,
+            seed=derive_seed(self.config.seed, "round", number),
+        )
+        return [self.train.names[i] for i in found.ids[places]]
+
+    def _draw(self) -> None:
+        with at_the_end(str(self.rounds.picture), "the same command draws it again"):
+            from dml_fast.reporting.rounds import plot_rounds  # takes a second to import
+
+            plot_rounds(
+                self.rounds.picture,
+                f"{self.config.data}: {self.plan.score}, {self.plan.how}",
+                [line["labels"] for line in self.lines],
+                [line["test_acc"] for line in self.lines],
+                [line["ensemble_test_acc"] for line in self.lines],
+            )
+        area = fmean(line["ensemble_test_acc"] for line in self.lines)
+        print(f"mean of {len(self.lines)} rounds: ensemble {percent(area)} % of the test rows")
+        print(f"wrote {shown(self.rounds.lines_file)} and {shown(self.rounds.picture)}")
+
+
+def _words(line: RoundLine, rounds: int) -> str:
+    students = " ".join(percent(share, 1) for share in line["test_acc"])
+    return (
+        f"round {line['round']}/{rounds}  {line['labels']} labels  "
+        f"test {students} %  ensemble {percent(line['ensemble_test_acc'], 1)} %"
+    )
