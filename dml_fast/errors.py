@@ -128,7 +128,12 @@ def printable(text: str) -> str:
 
     URLs in it lose their passwords and signatures.
     """
-    return masked("".join(c if c.isprintable() else _escaped(c) for c in text))
+    return masked(escaped(text))
+
+
+def escaped(text: str) -> str:
+    """Return a text as `printable` does, but with whole URLs."""
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
 
 
 def masked(text: str) -> str:

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from dml_fast.data.decode import Size
 from dml_fast.data.features import Features, load_features
+from dml_fast.data.labelling import Labelling
 from dml_fast.data.readers.cifar import CIFAR, locate_cifar, read_cifar
 from dml_fast.data.readers.digits import read_digits
 from dml_fast.data.readers.folder import check_folder, read_folder
@@ -77,9 +78,9 @@ def open_dataset(
     val_fraction: float = 0.1,
     camera_rule: bool = True,
     train_fraction: float = 1.0,
-    label_noise: float = 0.0,
     labels: str = "",
     labels_per_class: int = 0,
+    label_noise: float = 0.0,
     unlabelled_share: float | Literal["auto"] = "auto",
     unlabelled: bool = False,
     classes: tuple[str, ...] = (),
@@ -107,11 +108,12 @@ def open_dataset(
         camera_rule: whether a query for validation needs a match by another camera (market1501).
         train_fraction: the fraction of the remaining training images that is used, in (0, 1];
             stratified, drawn with ``seed``, at least one image of each class.
+        labels: a file of lines ``name<TAB>class`` (`dml_fast.data.label_files`): all other training
+            rows lose their label; "" for none.
+        labels_per_class: how many labels of each class are kept, drawn with ``seed``; all others
+            are hidden. 0 keeps all.
         label_noise: the fraction of the training labels that is made wrong, in [0, 1), drawn with
             ``seed``. Validation and test labels do not change.
-        labels: a file of training labels, ``name<TAB>class`` in each line; "" for the data's own.
-            All other training rows lose their label.
-        labels_per_class: how many labels of each class are kept, drawn with ``seed``; 0 for all.
         unlabelled_share: the share of training batches that has no label, in [0, 1); with 0, such
             rows are left out.
         unlabelled: whether rows without a label are kept whatever their share.
@@ -133,7 +135,8 @@ def open_dataset(
         The data set, split into training, validation and test images.
 
     Raises:
-        UserError: an argument or a file is wrong.
+        UserError: an argument or a file is wrong, or no row to train, to validate or to test with
+            has a label.
     """
     check_choice("loader", loader, get_args(LoaderName))
     check_whole("threads", threads, 0)
@@ -159,24 +162,32 @@ def open_dataset(
         raise UserError(f"train_fraction {train_fraction} must be above 0 and at most 1")
     if not 0.0 <= label_noise < 1.0:
         raise UserError(f"label_noise {label_noise} must be at least 0 and below 1")
-    return build_dataset(
-        _read(
-            spec,
-            Reading(image_size, skip_corrupt, loader, resized, threads, device),
-            download=download,
-            val_fraction=val_fraction,
-            camera_rule=camera_rule,
-            classes=classes,
-            levels=levels,
-        ),
+    if (labels or labels_per_class) and _parse(spec)[0] == "market1501":
+        raise UserError(
+            f"{'--labels' if labels else '--labels-per-class'} means nothing with --data {spec}, "
+            "where files' names tell identities: leave it out"
+        )
+    raw = _read(
+        spec,
+        Reading(image_size, skip_corrupt, loader, resized, threads, device),
+        download=download,
+        val_fraction=val_fraction,
+        camera_rule=camera_rule,
+        classes=classes,
+        levels=levels,
+    )
+    how = Labelling(
         val_fraction=val_fraction,
         train_fraction=train_fraction,
         label_noise=label_noise,
+        labels=labels,
+        labels_per_class=labels_per_class,
+        unlabelled_share=unlabelled_share,
         seed=seed,
-        features=load_features(Path(features))
-        if isinstance(features, str | os.PathLike)
-        else features,
     )
+    if isinstance(features, str | os.PathLike):
+        features = load_features(Path(features))
+    return build_dataset(raw, how, features=features, unlabelled=unlabelled)
 
 
 def _read(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,12 +15,16 @@ import numpy.typing as npt
 from dml_fast.data.corrupt import CorruptFiles
 from dml_fast.data.features import Features, Fit, RowSet
 from dml_fast.data.files import ImageFiles
-from dml_fast.data.splits import add_label_noise, split_validation, take_fraction
+from dml_fast.data.labelling import Labelling, choose_rows
+from dml_fast.data.names import Names, some_of
 from dml_fast.data.vectors import VectorSet
+from dml_fast.errors import UserError
 from dml_fast.models.inputs import InputSpec
 
 _STATS_CHUNK = 4096  # images: limits the memory of bincount, which uses 8 bytes per pixel
 _STATS_SAMPLE = 1024  # files: to decode all of them may take an hour
+
+_log = logging.getLogger("dml_fast")
 
 
 @dataclass(frozen=True)
@@ -28,25 +33,39 @@ class ImageSet:
 
     Attributes:
         images: (N, C, H, W) uint8, or files that are decoded to such an array.
-        labels: (N,) int64, indices of `DataSet.classes`.
+        labels: (N,) int64, indices of `DataSet.classes`; -1 for an image without a label.
         manifest: (N,) uint64 of `dml_fast.data.files.manifest_of`, None if the images do not come
             from files.
         shard: (N,) int64, the tar shard that each image is in; None without shards.
+        names: N names: paths relative to the data folder; by default the numbers 0..N-1.
+        hidden: (N,) int64, the labels before options hid or changed some, for studies of how well
+            a choice of rows does; None where none did. Training does not read it.
     """
 
     images: npt.NDArray[np.uint8] | ImageFiles
     labels: npt.NDArray[np.int64]
     manifest: npt.NDArray[np.uint64] | None = field(default=None, kw_only=True)
     shard: npt.NDArray[np.int64] | None = field(default=None, kw_only=True)
+    names: Sequence[str] = field(default=(), kw_only=True)
+    hidden: npt.NDArray[np.int64] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            object.__setattr__(self, "names", Names.numbered(len(self)))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, ids: npt.NDArray[np.int64]) -> ImageSet:
         """Return copies of the images ``ids`` (n,) int64, in that order."""
-        manifest = None if self.manifest is None else self.manifest[ids]
-        shard = None if self.shard is None else self.shard[ids]
-        return ImageSet(self.images[ids], self.labels[ids], manifest=manifest, shard=shard)
+        return ImageSet(
+            self.images[ids],
+            self.labels[ids],
+            manifest=None if self.manifest is None else self.manifest[ids],
+            shard=None if self.shard is None else self.shard[ids],
+            names=some_of(self.names, ids),
+            hidden=None if self.hidden is None else self.hidden[ids],
+        )
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
@@ -78,12 +97,10 @@ class RetrievalSet(ImageSet):
         images: the queries first, then the gallery.
         labels: (N,) int64 identities (not indices of classes); -1 is junk.
         cams: (N,) int64, the camera of each image; None where the files' names have none.
-        names: the N files, relative to the data folder.
         queries: how many of the images are queries.
     """
 
     cams: npt.NDArray[np.int64] | None
-    names: tuple[str, ...]
     queries: int
 
 
@@ -152,51 +169,67 @@ class DataSet:
 
 
 def build_dataset(
-    raw: RawData,
-    *,
-    val_fraction: float,
-    train_fraction: float,
-    label_noise: float,
-    seed: int,
-    features: Features | None = None,
+    raw: RawData, how: Labelling, *, features: Features | None = None, unlabelled: bool = False
 ) -> DataSet:
     """Split the rows that a reader found, and apply the options of `open_dataset` to them.
 
     Args:
         raw: what the reader found.
-        val_fraction: see `open_dataset`, as for the other options.
-        train_fraction: see there.
-        label_noise: see there.
-        seed: see there.
+        how: the options.
         features: of a run, in place of those that would be fitted.
+        unlabelled: whether ``train`` keeps the rows without a label that training leaves out. They
+            count neither for the fingerprint nor for mean, deviation and features.
+
+    Raises:
+        UserError: as `dml_fast.data.labelling.choose_rows`.
     """
-    train, val = raw.train, raw.val
+    others = () if raw.corrupt is None else raw.corrupt.names
+    found = choose_rows(raw.train, raw.val, raw.test, raw.classes, how, others)
+    train, val, test = raw.train, raw.val, raw.test
     if val is None:
-        train_ids, val_ids = split_validation(train.labels, val_fraction)
-        train, val = train.subset(train_ids), train.subset(val_ids)
-    if train_fraction < 1.0:
-        train = train.subset(take_fraction(train.labels, train_fraction, seed))
-    if label_noise > 0.0:
-        noisy = add_label_noise(train.labels, len(raw.classes), label_noise, seed)
-        train = replace(train, labels=noisy)
-    if features is None and raw.fit is not None and isinstance(train, RowSet):
-        features = raw.fit(train.columns)
-    mean, std = ((), ()) if isinstance(train, RowSet) else channel_stats(_for_stats(train))
+        val = train.subset(found.val)
+    val = _labelled(val, found.val_labels, "validation")
+    if test is not None and found.test_labels is not None:
+        test = _labelled(test, found.test_labels, "test")
+    if len(found.rows) < len(train):
+        train = train.subset(found.rows)
+    train = replace(train, labels=found.labels, hidden=found.hidden)
+    used = train if found.used is None else train.subset(found.used)
+    if features is None and raw.fit is not None and isinstance(used, RowSet):
+        features = raw.fit(used.columns)
+    mean, std = ((), ()) if isinstance(used, RowSet) else channel_stats(_for_stats(used))
     return DataSet(
         name=raw.name,
         classes=raw.classes,
-        train=_read_by(features, train),
+        train=_read_by(features, train if unlabelled else used),
         val=_read_by(features, val),
-        test=None if raw.test is None else _read_by(features, raw.test),
+        test=None if test is None else _read_by(features, test),
         mean=mean,
         std=std,
         pad=raw.pad,
         flip=raw.flip,
-        fingerprint=_fingerprint(raw.classes, (train, val, raw.test)),
+        fingerprint=_fingerprint(raw.classes, (used, val, test)),
         corrupt=raw.corrupt,
         choice=raw.choice,
         features=features,
     )
+
+
+def _labelled(
+    part: ImageSet | RowSet, labels: npt.NDArray[np.int64], what: str
+) -> ImageSet | RowSet:
+    """Return rows that are evaluated with their labels, of which there must be some."""
+    if isinstance(part, RetrievalSet):
+        return part
+    without = int((labels < 0).sum())
+    if without == len(labels):
+        raise UserError(
+            f"none of {len(labels)} {what} rows has a label, so nothing can be counted: give them "
+            "labels, or leave them out"
+        )
+    if without:
+        _log.info("%d of %d %s rows have no label: they are not counted", without, len(part), what)
+    return part if labels is part.labels else replace(part, labels=labels)
 
 
 def _read_by(features: Features | None, part: ImageSet | RowSet) -> ImageSet | VectorSet:

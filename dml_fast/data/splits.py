@@ -1,10 +1,15 @@
-"""Stratified splits of label arrays, and label noise; all functions are pure."""
+"""Stratified splits of label arrays, label noise and hidden labels; all functions are pure.
+
+A label of -1 means that a row has none. What is drawn among rows that have one does not depend on
+the others.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
+from dml_fast.data.sampling import place_among_equals
 from dml_fast.errors import UserError
 from dml_fast.rng import numpy_generator
 
@@ -54,8 +59,8 @@ def split_validation(labels: Ids, fraction: float) -> tuple[Ids, Ids]:
     """Split N samples into training and validation samples, always in the same way.
 
     Args:
-        labels: (N,) int64.
-        fraction: the fraction of the samples that goes to validation, in (0, 1).
+        labels: (N,) int64; samples without a label are for training.
+        fraction: the fraction of the labelled samples that goes to validation, in (0, 1).
 
     Returns:
         Indices for training and for validation, both increasing.
@@ -63,10 +68,13 @@ def split_validation(labels: Ids, fraction: float) -> tuple[Ids, Ids]:
     Raises:
         UserError: no sample would go to validation.
     """
-    val = stratified_sample(labels, round(fraction * len(labels)), numpy_generator(_SPLIT_SEED))
+    known = np.flatnonzero(labels >= 0)
+    count = round(fraction * len(known))
+    val = known[stratified_sample(labels[known], count, numpy_generator(_SPLIT_SEED))]
     if len(val) == 0:
+        what = "images" if len(known) == len(labels) else "rows with a label"
         raise UserError(
-            f"--val-fraction {fraction} of {len(labels)} training images leaves none for "
+            f"--val-fraction {fraction} of {len(known)} training {what} leaves none for "
             "validation: raise it, add images, or add a val/ folder"
         )
     return remaining(len(labels), val), val
@@ -76,6 +84,7 @@ def take_fraction(labels: Ids, fraction: float, seed: int) -> Ids:
     """Draw a stratified fraction of N samples, at least one of each class.
 
     With the same seed, smaller fractions are subsets of larger ones, up to one sample per class.
+    Samples without a label are a class of their own.
 
     Args:
         labels: (N,) int64.
@@ -85,19 +94,42 @@ def take_fraction(labels: Ids, fraction: float, seed: int) -> Ids:
     Returns:
         (<= N,) int64, increasing indices.
     """
-    dropped = len(labels) - round(fraction * len(labels))
-    generator = numpy_generator(seed, "train_fraction")
-    return remaining(len(labels), stratified_sample(labels, dropped, generator))
+    dropped = []
+    for part, stream in ((labels >= 0, ()), (labels < 0, ("unlabelled",))):
+        rows = np.flatnonzero(part)
+        count = len(rows) - round(fraction * len(rows))
+        generator = numpy_generator(seed, "train_fraction", *stream)
+        dropped.append(rows[stratified_sample(labels[rows], count, generator)])
+    return remaining(len(labels), np.concatenate(dropped))
+
+
+def hide_labels(labels: Ids, keep: int, seed: int) -> Ids:
+    """Return a copy of labels in which each class keeps ``keep`` of them and the others are -1.
+
+    Those of a class that has fewer are all kept. With the same seed, fewer kept labels are some of
+    more.
+
+    Args:
+        labels: (N,) int64, not changed.
+        keep: at least 1.
+        seed: the run's seed.
+    """
+    known = np.flatnonzero(labels >= 0)
+    order = known[numpy_generator(seed, "labels_per_class").permutation(len(known))]
+    kept = order[place_among_equals(labels[order]) < keep]
+    out = np.full_like(labels, -1)
+    out[kept] = labels[kept]
+    return out
 
 
 def add_label_noise(labels: Ids, num_classes: int, fraction: float, seed: int) -> Ids:
-    """Return a copy of labels in which exactly ``round(fraction * N)`` are wrong.
+    """Return a copy of N labels in which exactly ``round(fraction * N)`` are wrong.
 
     The wrong ones are drawn without replacement. Each becomes one of the other classes, all of them
     equally likely (symmetric noise).
 
     Args:
-        labels: (N,) int64, not changed.
+        labels: int64, not changed; N of them are not -1.
         num_classes: C.
         fraction: in [0, 1).
         seed: the run's seed.
@@ -111,8 +143,9 @@ def add_label_noise(labels: Ids, num_classes: int, fraction: float, seed: int) -
             "leave it out"
         )
     rng = numpy_generator(seed, "label_noise")
-    count = round(fraction * len(labels))
-    wrong = rng.choice(len(labels), count, replace=False)
+    known = np.flatnonzero(labels >= 0)
+    count = round(fraction * len(known))
+    wrong = known[rng.choice(len(known), count, replace=False)]
     noisy = labels.copy()
     noisy[wrong] = (noisy[wrong] + rng.integers(1, num_classes, count)) % num_classes
     return noisy

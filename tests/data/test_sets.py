@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dml_fast.data import DataSet, ImageSet
+from dml_fast.data.labelling import Labelling
 from dml_fast.data.sets import RawData, build_dataset, channel_stats
 
 
@@ -24,8 +25,7 @@ def raw_data(**changes: object) -> RawData:
 
 
 def built(raw: RawData | None = None, **changes: float) -> DataSet:
-    options: dict = {"val_fraction": 0.1, "train_fraction": 1.0, "label_noise": 0.0, "seed": 0}
-    return build_dataset(raw or raw_data(), **(options | changes))
+    return build_dataset(raw or raw_data(), Labelling(**changes))
 
 
 def test_validation_and_test_do_not_move_with_seed_fraction_or_noise() -> None:

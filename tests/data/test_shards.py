@@ -18,6 +18,7 @@ from dml_fast.data import DataSet, check_data_spec, open_dataset
 from dml_fast.data.__main__ import main as data_command
 from dml_fast.data.loaders import evaluation_batches
 from dml_fast.data.plan import Augmentation
+from dml_fast.data.readers.samples import read_index
 from dml_fast.data.sampling import ShardOrder
 from dml_fast.data.splits import split_validation
 from dml_fast.errors import UserError
@@ -264,8 +265,34 @@ def test_labels_and_classes_must_fit(tmp_path: Path) -> None:
     refused(tmp_path, r"odd\.tar is not named train, val or test")
     write_tar(tmp_path / "alone" / "val.tar", sample("x", image, 0))
     refused(tmp_path / "alone", "has no training shards")
-    write_tar(tmp_path / "half" / "0.tar", [("x.jpg", image)])
-    refused(tmp_path / "half", r"has no label \(x\.cls\)", skip_corrupt=True)
+    half = [*sample("a", image, 0), ("x.jpg", image)]
+    write_tar(tmp_path / "half" / "0.tar", half)
+    refused(tmp_path / "half", r"has no label \(x\.cls\) .*shards of their own", skip_corrupt=True)
+
+
+def test_a_training_shard_without_labels_is_one_of_images_without_labels(tmp_path: Path) -> None:
+    image = _image()
+    write_tar(
+        tmp_path / "train-0.tar", [f for i in range(20) for f in sample(f"{i}", image, i % 2)]
+    )
+    without = [(f"{i}.jpg", image) for i in range(5)]
+    write_tar(tmp_path / "train-1.tar", without)
+    data = opened(tmp_path)
+    assert data.classes == ("0", "1") and (data.train.labels < 0).sum() == 5
+    rows = np.flatnonzero(data.train.labels < 0)
+    assert [data.train.names[i] for i in rows] == [f"train-1.tar/{i}.jpg" for i in range(5)]
+    assert len(data.val) == 2 and (data.val.labels >= 0).all()
+    cut = (tmp_path / "train-1.tar").read_bytes()
+    (tmp_path / "train-1.tar").write_bytes(cut[: len(cut) // 3])
+    damaged = opened(tmp_path, skip_corrupt=True)
+    whole = read_index(tmp_path / "train-1.tar").images
+    assert 0 < len(whole) < 4 and (damaged.train.labels < 0).sum() == len(whole)
+    (tmp_path / "train-0.tar").unlink()
+    write_tar(tmp_path / "train-1.tar", without)
+    refused(tmp_path, "no training shard has labels .*give --labels FILE")
+    write_tar(tmp_path / "train-0.tar", sample("a", image, 0))
+    write_tar(tmp_path / "val-0.tar", without)
+    refused(tmp_path, r"val-0\.tar has no labels .*which only training shards may lack")
 
 
 def empty(path: Path) -> None:
@@ -287,8 +314,6 @@ def folder(path: Path) -> None:
 
 def cut(path: Path) -> None:
     """Cut a tar in the middle of the fourth sample."""
-    from dml_fast.data.readers.samples import read_index
-
     path.write_bytes(path.read_bytes()[: read_index(path).images[3].offset + 10])
 
 

@@ -9,12 +9,14 @@ import gzip
 import os
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from dml_fast.data.names import Names
 from dml_fast.data.readers.download import download as fetch
 from dml_fast.data.readers.unpickle import read_batch
 from dml_fast.data.sets import ImageSet, RawData
@@ -170,6 +172,7 @@ def read_cifar(kind: str, root: Path, *, download: bool) -> RawData:
     for name, part in parts.items():
         _check_part(part, len(classes), f"{place}/{name}")
     train = [parts[name] for name in form.train]
+    test, count = parts[form.test], sum(map(len, train))
     return RawData(
         name=kind,
         classes=classes,
@@ -178,7 +181,8 @@ def read_cifar(kind: str, root: Path, *, download: bool) -> RawData:
             np.concatenate([part.labels for part in train]),
         ),
         val=None,
-        test=parts[form.test],
+        # numbered on, so that no name of a test image is that of a training image
+        test=replace(test, names=Names.numbered(len(test), first=count)),
         pad=4,
         flip=True,
     )

@@ -1,7 +1,11 @@
-"""``folder:DIR``: images in DIR/train/CLASS/, and optionally DIR/val/CLASS/ and DIR/test/CLASS/."""
+"""``folder:DIR``: images in DIR/train/CLASS/, and optionally DIR/val/CLASS/ and DIR/test/CLASS/.
+
+DIR/train/unlabelled/ is no class: the images below it have no label.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -16,12 +20,16 @@ from dml_fast.data.listing import (
     is_folder,
     take_image,
 )
+from dml_fast.data.names import Names
 from dml_fast.data.reading import Loaded, Reading, load
 from dml_fast.data.sets import ImageSet, RawData
 from dml_fast.data.storage import SUFFIXES, LooseFiles, is_image
 from dml_fast.errors import UserError
+from dml_fast.foreign import shown
 
 _PARTS = ("train", "val", "test")
+UNLABELLED = "unlabelled"
+_log = logging.getLogger("dml_fast")
 
 Listing = dict[str, list[str]]  # for each class its files, both sorted
 
@@ -39,16 +47,17 @@ def check_folder(root: Path) -> None:
         raise UserError(f"folder:{root} is empty: {wanted}")
     if not os.path.isdir(root / "train"):
         raise UserError(f"folder:{root} has no train folder: {wanted}")
-    if not _class_folders(root / "train", PassedOver()):
+    if not set(_class_folders(root / "train", PassedOver())) - {UNLABELLED}:
         raise UserError(f"{root}/train has no class folders: {wanted}")
 
 
 def read_folder(root: Path, how: Reading) -> RawData:
     """Read a folder of images as RGB, or list its files for a decoder.
 
-    Classes are the sorted names of the folders in train/. The images of a class are all below its
-    folder, in the order of `images_below`. Hidden files and files without the suffix of an image
-    are passed over; one log line counts them.
+    Classes are the sorted names of the folders in train/, without unlabelled/, whose images have no
+    label and come last. Beside it a class may be empty: its labels may come from a file. The
+    images of a class are all below its folder, in the order of `images_below`. Hidden files and
+    files without the suffix of an image are passed over; one log line counts them.
 
     Args:
         root: the folder.
@@ -67,8 +76,22 @@ def read_folder(root: Path, how: Reading) -> RawData:
         part: _list_part(root / part, passed) for part in _PARTS if os.path.isdir(root / part)
     }
     passed.report(root)
-    classes = tuple(listings["train"])
+    classes = tuple(name for name in listings["train"] if name != UNLABELLED)
+    if "unlabeled" in classes:
+        _log.warning(
+            "%s is a class: images without a label belong in train/%s",
+            shown(root / "train" / "unlabeled"),
+            UNLABELLED,
+        )
+    for part in ("val", "test"):
+        if UNLABELLED in listings.get(part, ()):
+            raise UserError(
+                f"{root / part / UNLABELLED} holds images without a label, which only {root}/train "
+                "may have: move them there, or remove them"
+            )
     for part, listing in listings.items():
+        if part == "train":
+            continue
         if unknown := [name for name in listing if name not in classes]:
             raise UserError(
                 f"{root / part / unknown[0]} is a class that {root}/train does not have: add "
@@ -104,6 +127,11 @@ def _list_part(part: Path, passed: PassedOver) -> Listing:
     listing = {name: images_below(part / name, passed) for name in _class_folders(part, passed)}
     if not listing:
         raise UserError(f"{part} has no class folders: fill it or remove it")
+    if UNLABELLED in listing:
+        listing[UNLABELLED] = listing.pop(UNLABELLED)
+        if not any(listing.values()):
+            raise UserError(f"{part} holds no images: add some to its folders")
+        return listing
     for name, files in listing.items():
         if not files:
             raise UserError(
@@ -117,23 +145,30 @@ def _load_parts(
     root: Path, listings: dict[str, Listing], classes: tuple[str, ...], how: Reading
 ) -> tuple[dict[str, ImageSet], Loaded]:
     """Load all parts at once: all images must have the same size."""
-    index = {name: label for label, name in enumerate(classes)}
+    index = {UNLABELLED: -1} | {name: label for label, name in enumerate(classes)}
     rows = [
         (index[name], path)
         for listing in listings.values()
         for name, files in listing.items()
         for path in files
     ]
-    loaded = load(root, LooseFiles.of([path for _, path in rows]), how)
+    files = LooseFiles.of([path for _, path in rows])
+    loaded = load(root, files, how)
+    names = Names.of_files(root, files)[loaded.kept]
     labels = np.array([label for label, _ in rows], dtype=np.int64)[loaded.kept]
     sets, end = {}, 0
     for part, listing in listings.items():
         start, end = end, end + sum(map(len, listing.values()))
         piece = loaded.among(start, end)
-        sets[part] = ImageSet(loaded.images[piece], labels[piece], manifest=loaded.manifest[piece])
+        sets[part] = ImageSet(
+            loaded.images[piece],
+            labels[piece],
+            manifest=loaded.manifest[piece],
+            names=names[piece],
+        )
         present = set(labels[piece].tolist())
-        for name in listing:
-            if index[name] not in present:
+        for name, paths in listing.items():
+            if name != UNLABELLED and paths and index[name] not in present:
                 raise UserError(
                     f"class folder {root / part / name} holds no image that can be decoded: add "
                     "some or remove it"

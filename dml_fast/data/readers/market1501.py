@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dml_fast.data.listing import BESIDE, OTHER, PassedOver, entries, is_folder, take_image
+from dml_fast.data.names import Names
 from dml_fast.data.reading import Loaded, Reading, load
 from dml_fast.data.sets import ImageSet, RawData, RetrievalSet
 from dml_fast.data.splits import split_identities
@@ -112,7 +113,9 @@ def read_market1501(root: Path, how: Reading, *, val_fraction: float, camera_rul
             shown(root),
         )
     flat = [image for part in parts for image in part]
-    loaded = load(root, LooseFiles.of([image.path for image in flat]), how)
+    files = LooseFiles.of([image.path for image in flat])
+    loaded = load(root, files, how)
+    names = Names.of_files(root, files)[loaded.kept]
     whole = set(loaded.kept.tolist())
     starts = np.cumsum([0] + [len(part) for part in parts])
     kept = [
@@ -124,20 +127,23 @@ def read_market1501(root: Path, how: Reading, *, val_fraction: float, camera_rul
             raise UserError(f"{root / part} holds no image that can be decoded: replace them")
     ends = np.cumsum([len(part) for part in kept])
     train, search = kept[0], kept[1] + kept[2]
-    test = _retrieval_set(root, loaded, np.arange(ends[0], ends[-1]), search, queries=len(kept[1]))
+    test = _retrieval_set(loaded, names, np.arange(ends[0], ends[-1]), search, queries=len(kept[1]))
     pids, cams = _pids(train), _cams(train) if camera_rule else None
     learned, query, gallery = split_identities(pids, cams, val_fraction)
     val = test
     if val_fraction > 0:
         chosen = np.concatenate([query, gallery])
         held_out = [train[i] for i in chosen]
-        val = _retrieval_set(root, loaded, chosen, held_out, queries=len(query))
+        val = _retrieval_set(loaded, names, chosen, held_out, queries=len(query))
     known, labels = np.unique(pids[learned], return_inverse=True)
     return RawData(
         name=root.resolve().name,
         classes=tuple(f"{pid:04d}" for pid in known.tolist()),
         train=ImageSet(
-            loaded.images[learned], labels.astype(np.int64), manifest=loaded.manifest[learned]
+            loaded.images[learned],
+            labels.astype(np.int64),
+            manifest=loaded.manifest[learned],
+            names=names[learned],
         ),
         val=val,
         test=test,
@@ -223,13 +229,13 @@ def _image(path: Path) -> _Image:
 
 
 def _retrieval_set(
-    root: Path, loaded: Loaded, rows: Ids, images: list[_Image], queries: int
+    loaded: Loaded, names: Names, rows: Ids, images: list[_Image], queries: int
 ) -> RetrievalSet:
     return RetrievalSet(
         images=loaded.images[rows],
         manifest=loaded.manifest[rows],
         labels=_pids(images),
         cams=_cams(images),
-        names=tuple(image.path.relative_to(root).as_posix() for image in images),
+        names=names[rows],
         queries=queries,
     )

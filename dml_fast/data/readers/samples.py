@@ -34,7 +34,7 @@ class Index(NamedTuple):
 
     Attributes:
         images: n images, in the order of the tar.
-        labels: their n labels.
+        labels: their n labels; -1 for each image of a shard without labels.
         damage: what is wrong with the tar after these samples; "" if nothing is.
         passed: the members that are no part of a sample.
     """
@@ -48,9 +48,11 @@ class Index(NamedTuple):
 def read_index(path: Path) -> Index:
     """Read the headers and labels of a tar, up to its end or to the first damage.
 
+    A tar in which no sample has a label is one of images without labels.
+
     Raises:
-        UserError: a sample has no label or no image, a label is not a whole number, or two samples
-            have the same key.
+        UserError: some samples have no label, or one has no image, a label is not a whole number,
+            or two samples have the same key.
     """
     images: dict[str, Member] = {}
     labels: dict[str, int] = {}
@@ -85,11 +87,24 @@ def read_index(path: Path) -> Index:
         damage = str(error)
     except OSError as error:
         damage = reason(error)
+    if images and not labels:
+        kept = list(images)
+        if damage:
+            # the label of the last one may have been lost: files of a sample are side by side
+            kept.pop()
+        return Index([images[key] for key in kept], [-1] * len(kept), damage, passed)
     whole = images.keys() & labels.keys()
     if not damage and (odd := (images.keys() | labels.keys()) - whole):
         key = min(odd)
-        has = f"no label ({key}{_LABEL})" if key in images else f"no image ({key}.jpg or the like)"
-        raise UserError(f"{path} has {has} for the sample {key!r}: add it, or remove the sample")
+        if key in images:
+            raise UserError(
+                f"{path} has no label ({key}{_LABEL}) for the sample {key!r}: add it, remove the "
+                "sample, or put samples without a label into shards of their own"
+            )
+        raise UserError(
+            f"{path} has no image ({key}.jpg or the like) for the sample {key!r}: add it, or "
+            "remove the sample"
+        )
     if not damage and not whole:
         damage = "it holds no sample: an image and its label, such as 0001.jpg and 0001.cls"
     kept = [key for key in images if key in whole]
@@ -122,7 +137,7 @@ class TarMembers:
     Args:
         tars: the tars.
         tar: (N,) int64, the index of the tar that each image is in.
-        labels: (N,) int64, the label of each image.
+        labels: (N,) int64, the label of each image; -1 for none.
         names: (N,) str, the name of each image in its tar.
         offsets: (N,) int64, in bytes.
         sizes: (N,) int64, in bytes.
@@ -172,6 +187,10 @@ class TarMembers:
     def path(self, index: int) -> Path:
         """Return the path of an image: the tar, then the name in the tar."""
         return Path(self._tars[self.tar[index]], self._names[index])
+
+    def shard(self, index: int) -> Path:
+        """Return the tar that holds an image."""
+        return self._tars[int(self.tar[index])]
 
     def size(self, index: int) -> int:
         """Return the size of an image file in bytes."""

@@ -1,7 +1,7 @@
 """``shards:DIR`` or ``shards:URL``: tar files of samples, as WebDataset writes them.
 
-A sample is an image and its label: ``0001.jpg``, and ``0001.cls`` with the number of its class. The
-tar files are not unpacked.
+A sample is an image and its label: ``0001.jpg``, and ``0001.cls`` with the number of its class. In
+a training shard without any ``.cls``, no image has a label. The tar files are not unpacked.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from dml_fast.data.corrupt import BadImage, CorruptFiles
+from dml_fast.data.names import Names
 from dml_fast.data.readers.samples import TarMembers, read_index
 from dml_fast.data.readers.shard_names import CLASSES, ShardNames, find_shards
 from dml_fast.data.reading import Reading, load
@@ -36,7 +37,8 @@ def read_shards(spec: str, how: Reading) -> RawData:
 
     Raises:
         UserError: shards are missing or damaged, a sample is incomplete, a label is out of range,
-            an image is corrupt, sizes differ, or the images do not fit in memory.
+            an image is corrupt, sizes differ, or the images do not fit in memory; or a shard for
+            validation or testing has no labels.
     """
     names = find_shards(spec)
     corrupt = CorruptFiles(names.root, allowed=how.skip_corrupt)
@@ -50,9 +52,15 @@ def read_shards(spec: str, how: Reading) -> RawData:
         raise UserError(
             f"the training shards of shards:{spec} hold no complete sample: replace them"
         )
+    if len(without := ends[1] + np.flatnonzero(labels[ends[1] :] < 0)):
+        raise UserError(
+            f"{members.shard(without[0])} has no labels (0001.cls and so on), which only training "
+            "shards may lack: add them, or rename it"
+        )
     classes = _classes(names.root / CLASSES, labels[: ends[1]])
     _check_labels(names.root, members, classes)
     loaded = load(names.root, members, how, corrupt=corrupt)
+    of_files = Names.of_files(names.root, members)
     sets = {}
     for part, start, end in zip(names.parts, ends, ends[1:], strict=False):
         piece = loaded.among(start, end)
@@ -66,6 +74,7 @@ def read_shards(spec: str, how: Reading) -> RawData:
             labels[rows],
             manifest=loaded.manifest[piece],
             shard=members.tar[rows],
+            names=of_files[rows],
         )
     return RawData(
         name=names.root.resolve().name,
@@ -116,6 +125,11 @@ def _classes(path: Path, train: Ids) -> tuple[str, ...]:
             text = content(path, "replace it").decode("utf-8").strip()
     if not text:
         count = int(train.max()) + 1
+        if not count:
+            raise UserError(
+                f"no training shard has labels (0001.cls and so on): add some, or name all classes "
+                f"in {path} and give --labels FILE"
+            )
         if count > _MOST_CLASSES:
             raise UserError(
                 f"the largest label is {count - 1}: number the classes from 0 without gaps, or "
