@@ -129,10 +129,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         done = select_next(
             committee, args.acquire, score=args.score, how=args.how, seed=args.seed, out=args.out
         )
-    place = sys.stderr if args.out == "-" else sys.stdout
-    print(f"wrote {shown(args.out)}: {shown(done.words)}", file=place)
-    if done.planted:
-        print(done.planted, file=place)
+    printed = args.out == "-"
+    what = "" if printed else f"wrote {shown(args.out)}: "
+    for line in (f"{what}{shown(done.words)}", done.planted):
+        if line:
+            print(line, file=sys.stderr if printed else sys.stdout)
     return 0
 
 

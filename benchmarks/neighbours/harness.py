@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -213,3 +214,15 @@ def comparison(
         differences = [difference(lines, setting, other, name) for name in names]
         rows.append(row + (["" for _ in names] if other == setting else differences))
     return table(header, rows) if rows else "Not measured yet."
+
+
+def origin(lines: Lines, command: str) -> str:
+    """Say where figures come from: command, machines, dates, commits."""
+    if not lines:
+        return f"Command: `{command}`."
+    days = sorted({line["date"][:10] for line in lines.values()})
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    machines = " and ".join(sorted({line["cpu"] for line in lines.values()}))
+    commits = ", ".join(sorted({str(line["commit"]).partition("-")[0] for line in lines.values()}))
+    text = f"`{command}`; {machines}; {when}; commit {commits}."
+    return "\n".join(textwrap.wrap(text, 100, break_long_words=False, break_on_hyphens=False))

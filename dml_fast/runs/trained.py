@@ -133,11 +133,8 @@ def open_data(
     """
     config, facts = run.config, run.facts
     download = config.download and not spec
-    options = {
-        **config.data_options,
-        "loader": "auto",
-        "unlabelled": unlabelled,
-    }  # the run's may not be installed here
+    options = {**config.data_options, "features": run.features, "unlabelled": unlabelled}
+    options["loader"] = "auto"  # the run's may not be installed here
     if spec and split == "test" and config.retrieval and spec.startswith("market1501:"):
         options["val_fraction"] = 0.0
     try:

@@ -18,7 +18,7 @@ from dml_fast.data.loaders.assemble import input_of
 from dml_fast.data.vectors import VectorSet
 from dml_fast.engine.precision import Precision, pick_device
 from dml_fast.errors import UserError
-from dml_fast.eval.classification import Accuracy, evaluate, evaluating
+from dml_fast.eval.classification import Classified, evaluate, evaluating
 from dml_fast.eval.of_run import run_precision, run_students
 from dml_fast.runs.folder import Run
 from dml_fast.runs.trained import Trained
@@ -96,9 +96,10 @@ class Committee:
         where = f"{self.trained.path.name} of {self.run.folder}"
         return f"{students}; {where}; {self.precision} on {self.precision.device}"
 
-    def accuracy(self, part: Rows) -> Accuracy:
-        """Classify labelled rows."""
-        return evaluate(self.models, self._batches(part), self.precision)
+    def classify(self, part: Rows) -> Classified:
+        """Return how well the students predict labelled rows."""
+        classes = len(self.trained.facts.classes)
+        return evaluate(self.models, self._batches(part), self.precision, classes)
 
     @torch.inference_mode()
     def ask(self, part: Rows) -> Opinions:

@@ -54,14 +54,16 @@ class Plan:
 class RoundLine(TypedDict):
     """A line of ``rounds.jsonl``: a cohort that was trained, and what it asked for.
 
-    ``test_acc`` is the accuracy of each of K students on the test rows, ``ensemble_test_acc`` that
-    of the ensemble, in 0..1. ``acquired`` are the names of rows, best first; none in the last line.
+    ``test_acc`` and ``test_f1`` (macro-F1) are those of each of K students on the test rows, in
+    0..1. ``acquired`` are the names of rows, best first; none in the last line.
     """
 
     round: int
     labels: int
     test_acc: list[float]
     ensemble_test_acc: float
+    test_f1: list[float]
+    ensemble_test_f1: float
     acquired: list[str]
 
 

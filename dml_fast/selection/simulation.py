@@ -181,12 +181,14 @@ class _Loop:
             allow_code=self.config.architectures,
             device=self.config.device,
         )
-        accuracy = committee.accuracy(self.test)
+        found = committee.classify(self.test)
         return {
             "round": number,
             "labels": len(ids),
-            "test_acc": list(accuracy.students),
-            "ensemble_test_acc": accuracy.ensemble,
+            "test_acc": [scores.accuracy for scores in found.students],
+            "ensemble_test_acc": found.ensemble.accuracy,
+            "test_f1": [scores.f1 for scores in found.students],
+            "ensemble_test_f1": found.ensemble.f1,
             "acquired": self._acquired(committee, number, ids),
         }
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from dml_fast.config import TrainConfig, flag
 from dml_fast.data import DataSet, RetrievalSet, open_dataset
+from dml_fast.data.features import Features
 from dml_fast.data.loaders import train_loader
 from dml_fast.data.loaders.assemble import Loader
 from dml_fast.data.plan import Augmentation
@@ -73,7 +74,7 @@ def build_trainer(
         keep_freed_memory()
     reporter = Reporter(run.folder / "tensorboard" if config.tensorboard and world.main else None)
     with stop.at_once():  # downloading and decoding may take hours
-        data = _open_data(config, device, world)
+        data = _open_data(config, device, world, run.features if resume else None)
     unlabelled = not config.retrieval and bool((data.train.labels < 0).any())
     config = config.settled(unlabelled)
     facts = DataFacts.of(data)
@@ -93,9 +94,11 @@ def build_trainer(
     progress = Progress(Meter(len(cohort), device, world), config.executor)
     saver = Saver(config, run, facts, data.corrupt, cohort, progress)
     needed = saver.bytes_needed()
+    features = data.features.files() if data.features and not resume else {}
     with world.all_or_none():
         if world.main:
-            run.check_writable(needed)
+            run.check_writable(needed + sum(map(len, features.values())))
+            run.write_features(features)
         if checkpoint:
             saver.resume(checkpoint)
     reporter.open_events()
@@ -256,15 +259,25 @@ def _try(student: Student, images: torch.Tensor, num_classes: int) -> None:
         raise UserError(f"{student.arch} keeps state that is no tensor, which cannot be saved")
 
 
-def _open_data(config: TrainConfig, device: torch.device, world: World) -> DataSet:
+def _open_data(
+    config: TrainConfig, device: torch.device, world: World, features: Features | None
+) -> DataSet:
     """Open the data on every rank, after rank 0 has fetched what is not there.
+
+    Args:
+        config: of the run.
+        device: of this process.
+        world: the processes.
+        features: of the run that is resumed, or None. Rank 0 fits new ones, for all.
 
     Raises:
         UserError: it cannot be read, or ranks see different data.
     """
-    options = {**config.data_options, "device": str(device)}
+    options = {**config.data_options, "device": str(device), "features": features}
     if config.download and not world.single:
         world.from_main(lambda: open_dataset(config.data, download=True, **options).fingerprint)
+    if config.input_kind == "vector" and features is None and not world.single:
+        options["features"] = world.from_main(lambda: open_dataset(config.data, **options).features)
     with world.all_or_none():
         data = open_dataset(config.data, download=config.download and world.main, **options)
         if isinstance(data.val, RetrievalSet):  # some of its files may have been skipped
@@ -320,6 +333,7 @@ def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, worl
         channels_last=config.channels_last,
         num_instances=config.num_instances if config.retrieval else 0,
         views=len(config.architectures) if config.views == "per-student" else 1,
+        students=len(config.architectures),
         threads=config.data_threads,
         rank=world.column,
         ranks=world.mesh.data,
