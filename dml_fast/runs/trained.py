@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from dml_fast.data import DataSet, ImageSet, RetrievalSet, open_dataset
 from dml_fast.data.files import ImageFiles
 from dml_fast.errors import UserError
 from dml_fast.foreign import Unfit, reading
-from dml_fast.models import check_code
+from dml_fast.models import InputSpec, check_code
 from dml_fast.runs import checkpoint
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.folder import Run
@@ -90,7 +90,12 @@ class Trained:
             UserError: its weights do not fit its architecture.
         """
         with reading(self.path):
-            return build_student(self.archs[student], self.facts, self.states[student])
+            return build_student(
+                self.archs[student],
+                self.facts,
+                self.states[student],
+                self.facts.view_of(student),
+            )
 
 
 def weights_of_run(source: str) -> tuple[dict[str, Any], ...]:
@@ -163,20 +168,30 @@ def open_data(
 
 
 def _check_fit(data: DataSet, facts: DataFacts, spec: str) -> None:
-    """Refuse images of another size, and other classes."""
+    """Refuse images or vectors of another size, other views, and other classes."""
     _check_classes(data, facts, spec)
-    channels, *size = data.train.images.shape[1:]
-    if channels != facts.in_channels:
+    new, old = data.inputs, facts.inputs
+    if new == old:
+        return
+    if new[0].kind != "image" or old[0].kind != "image":
+        raise UserError(
+            f"--data {spec} gives {_listed(new)} for a row and the run's students take "
+            f"{_listed(old)}: give data with the same columns"
+        )
+    (channels, *size), (wanted, height, width) = new[0].shape, old[0].shape
+    if channels != wanted:
         raise UserError(
             f"--data {spec} has images of {channels} channels and the run's students take "
-            f"{facts.in_channels}: give data with that many channels"
+            f"{wanted}: give data with that many channels"
         )
-    if tuple(size) != facts.image_size:
-        height, width = facts.image_size
-        raise UserError(
-            f"--data {spec} has images of {size[0]} x {size[1]} pixels and the run's are "
-            f"{height} x {width}: give data of that size"
-        )
+    raise UserError(
+        f"--data {spec} has images of {size[0]} x {size[1]} pixels and the run's are "
+        f"{height} x {width}: give data of that size"
+    )
+
+
+def _listed(inputs: Sequence[InputSpec]) -> str:
+    return " and ".join(spec.words for spec in inputs)
 
 
 def _check_classes(data: DataSet, facts: DataFacts, spec: str) -> None:

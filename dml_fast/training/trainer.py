@@ -96,7 +96,7 @@ class Trainer:
 
             plot_curves(curves, {folder.name: history})
         with at_the_end("the table of results", later):
-            show_run(history, best_epoch(history), folder)
+            show_run(history, best_epoch(history), folder, self.config.shows_f1)
 
     def close(self) -> None:
         """Stop the loader's threads and flush what is still to be written."""
@@ -144,6 +144,9 @@ class Trainer:
                 batch.target,
                 views=isinstance(batch.inputs, tuple),
                 kl_scale=ramp(self._local_epoch(progress.step), kl_warmup),
+                small_loss_scale=ramp(
+                    self._local_epoch(progress.step), self.config.small_loss_warmup
+                ),
                 learners=learners,
                 teacher=teacher,
             )
@@ -174,6 +177,7 @@ class Trainer:
                 "ce": sums.ce,
                 "kl": sums.kl,
                 **({"triplet": sums.triplet} if config.triplet_weight else {}),
+                **({"kept": sums.kept} if config.small_loss else {}),
                 "train_acc": sums.accuracy,
                 **score,
                 "skipped": sums.skipped,
