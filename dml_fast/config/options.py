@@ -44,6 +44,16 @@ class TrainConfig(Options):
         return self.epochs * (2 if self.method == "distill" else 1)
 
     @property
+    def small_loss_warmup(self) -> float:
+        """Epochs over which the share of ``small_loss`` grows from 0: JoCoR's 10, or fewer."""
+        return min(10.0, 0.3 * self.epochs)
+
+    @property
+    def shows_f1(self) -> bool:
+        """Whether the table at the end has macro-F1 too, which a balanced run is about."""
+        return self.prior != "none" or self.data.startswith("text:")
+
+    @property
     def save_interval(self) -> tuple[int, float]:
         """``save_every`` as (steps, seconds); 0 means never."""
         if not self.save_every:
@@ -161,6 +171,7 @@ class TrainConfig(Options):
         if self.pretrained:
             check_pretrained(self.pretrained, names)
         self._check_retrieval()
+        self._check_small_loss()
         self._check_rows()
         if self.update == "alternating" and self.method not in ("dml", "dml_e"):
             raise UserError(
@@ -247,6 +258,34 @@ class TrainConfig(Options):
             if len(set(found := _names(getattr(self, name)))) < len(found) or "" in found:
                 raise UserError(
                     f"{flag(name)} is {getattr(self, name)!r}: give different names, as in a,b,c"
+                )
+
+    def _check_small_loss(self) -> None:
+        if not self.small_loss:
+            return
+        for name, wrong, why, remedy in (
+            (
+                "method",
+                "independent",
+                "whose students decide nothing together",
+                "dml, with --kl-weight 0",
+            ),
+            ("method", "dml_e", "which differs from dml in the loss that is shown", "dml"),
+            ("update", "alternating", "where students see different predictions", "simultaneous"),
+        ):
+            if getattr(self, name) == wrong:
+                raise UserError(
+                    f"--small-loss means nothing with {flag(name)} {wrong}, {why}: give {remedy}"
+                )
+        for name, why in (
+            ("mixup", "blends labels"),
+            ("cutmix", "blends labels"),
+            ("triplet_weight", "would still compare the rows that are left out"),
+        ):
+            if value := getattr(self, name):
+                raise UserError(
+                    f"--small-loss is {self.small_loss} and {flag(name)} {value} {why}: leave out "
+                    "one or the other"
                 )
 
     def _refuse(self, names: tuple[str, ...], why: str) -> None:

@@ -21,6 +21,7 @@ from dml_fast.data.readers.market1501 import (
 )
 from dml_fast.data.readers.shard_names import check_shards
 from dml_fast.data.readers.shards import read_shards
+from dml_fast.data.readers.text import check_text, read_text
 from dml_fast.data.readers.vectors import check_vectors, read_vectors
 from dml_fast.data.reading import LoaderName, Reading
 from dml_fast.data.sets import DataSet, ImageSet, RawData, build_dataset
@@ -30,9 +31,11 @@ _CHECKS: dict[str, Callable[[str], None]] = {
     "folder": lambda root: check_folder(_path(root)),
     "shards": check_shards,
     "market1501": lambda root: check_market1501(_path(root)),
+    "text": check_text,
     "vectors": lambda root: check_vectors(_path(root)),
 }
 _KINDS = ("digits", *CIFAR, *_CHECKS)
+_ROWS = {"text": "FILE.tsv", "vectors": "FILE.npz"}  # kinds without images, each in a file
 _FILES = "folder:, shards: and market1501:"
 
 
@@ -99,7 +102,8 @@ def open_dataset(
 
     Args:
         spec: ``digits``, ``cifar10:DIR``, ``cifar100:DIR``, ``folder:DIR``, ``shards:DIR``,
-            ``shards:URL``, ``market1501:DIR`` or ``vectors:FILE.npz`` (docs/data.md).
+            ``shards:URL``, ``market1501:DIR``, ``text:FILE.tsv`` or ``vectors:FILE.npz``
+            (docs/data.md, docs/text.md).
         download: whether to download CIFAR into DIR if it is not there.
         val_fraction: the fraction of the training images that becomes the validation set, in
             (0, 1), stratified and the same for every seed. It is unused where the data set has
@@ -175,6 +179,7 @@ def open_dataset(
         camera_rule=camera_rule,
         classes=classes,
         levels=levels,
+        dim=dim,
     )
     how = Labelling(
         val_fraction=val_fraction,
@@ -199,10 +204,11 @@ def _read(
     camera_rule: bool,
     classes: tuple[str, ...],
     levels: tuple[str, ...] | None,
+    dim: int,
 ) -> RawData:
     kind, root = _parse(spec)
     image_size = how.size
-    if kind in _CHECKS and kind != "vectors":
+    if kind in _CHECKS and kind not in _ROWS:
         if min(image_size if isinstance(image_size, tuple) else (image_size + 1,)) < 1:
             raise UserError(f"--image-size {image_size} must be 0 or a number of pixels")
         if kind == "shards":
@@ -216,11 +222,13 @@ def _read(
                 f"{name} {given} is only for {_FILES} data, and {kind} is held in memory: "
                 "leave it out"
             )
-    if kind == "vectors":
+    if kind in _ROWS:
         if image_size:
             raise UserError(
                 f"--image-size {image_size} is only for images, and {kind} has none: leave it out"
             )
+        if kind == "text":
+            return read_text(root, levels=levels, classes=classes, dim=dim)
         return read_vectors(_path(root), levels=levels, classes=classes)
     raw = read_digits() if kind == "digits" else read_cifar(kind, _path(root), download=download)
     assert isinstance(raw.train, ImageSet)
@@ -244,7 +252,7 @@ def _parse(spec: str) -> tuple[str, str]:
     if kind == "digits" and colon:
         raise UserError(f"data {spec!r} should be 'digits' alone: they need no folder")
     if kind != "digits" and not folder:
-        what, form = ("file", "FILE.npz") if kind == "vectors" else ("folder", "DIR")
+        what, form = ("file", _ROWS[kind]) if kind in _ROWS else ("folder", "DIR")
         raise UserError(f"data {spec!r} needs a {what}: write {kind}:{form}")
     return kind, folder
 

@@ -53,7 +53,8 @@ class StepResult(NamedTuple):
         kl: (A,) float, the mutual term before its weight.
         triplet: (A,) float, the triplet loss before its weight; 0 where there is none.
         correct: (A,) number of labelled rows whose class was predicted, whether or not they taught.
-        kept: (A,) number of labelled rows that taught: all that small-loss selection kept.
+        labelled: (A,) number of rows that have a label.
+        kept: (A,) number of these that taught: all that small-loss selection did not leave out.
         skipped: (A,) bool, whether the update was skipped for a gradient that is not finite.
     """
 
@@ -62,14 +63,15 @@ class StepResult(NamedTuple):
     kl: Tensor
     triplet: Tensor
     correct: Tensor
+    labelled: Tensor
     kept: Tensor
     skipped: Tensor
 
     @classmethod
     def empty(cls, device: torch.device) -> StepResult:
         """Return the result of no student."""
-        nothing = torch.zeros(0, device=device)
-        return cls(nothing, nothing, nothing, nothing, nothing, nothing, nothing.bool())
+        none = torch.zeros(0, device=device)
+        return cls(none, none, none, none, none, none, none, none.bool())
 
     @classmethod
     def joined(cls, results: Sequence[StepResult]) -> StepResult:
@@ -77,14 +79,14 @@ class StepResult(NamedTuple):
         return cls(*map(torch.cat, zip(*results, strict=True)))
 
     def pack(self) -> Tensor:
-        """Return all of it as one tensor (7, A), which takes one copy to keep."""
+        """Return all of it as one tensor (8, A), which takes one copy to keep."""
         return torch.stack([row.to(self.losses.dtype) for row in self])
 
     @classmethod
     def unpack(cls, packed: Tensor) -> StepResult:
         """Return what `pack` was given; the rows are views of ``packed``."""
-        losses, ce, kl, triplet, correct, kept, skipped = packed
-        return cls(losses, ce, kl, triplet, correct, kept, skipped != 0)
+        losses, ce, kl, triplet, correct, labelled, kept, skipped = packed
+        return cls(losses, ce, kl, triplet, correct, labelled, kept, skipped != 0)
 
 
 Step: TypeAlias = "Callable[[Lesson, Executor], StepResult]"

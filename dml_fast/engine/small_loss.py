@@ -64,19 +64,13 @@ def check_small_loss(rate: float, method: str, update: str, triplet_weight: floa
     check_number("small_loss", rate, "a number from 0 to below 1", lambda x: 0 <= x < 1)
     if not rate:
         return
-    for name, value, remedy in (
-        (
-            "method",
-            method == "independent" and method,
-            "dml with a kl_weight of 0, since the students choose the rows together",
-        ),
-        ("method", method == "dml_e" and method, "dml, which gives the same weights"),
-        (
-            "update",
-            update == "alternating" and update,
-            "simultaneous, since all students leave out the same rows",
-        ),
-        ("triplet_weight", triplet_weight, "0, since the triplet loss would keep these rows"),
-    ):
-        if value:
-            raise UserError(f"small_loss is {rate} and {name} is {value}: give {remedy}")
+    if method in ("independent", "dml_e"):
+        remedy = "dml" if method == "dml_e" else "dml with a kl_weight of 0"
+        raise UserError(f"small_loss is {rate} and method is {method}: give {remedy}")
+    if update == "alternating":
+        raise UserError(f"small_loss is {rate} and update is alternating: give simultaneous")
+    if triplet_weight:
+        raise UserError(
+            f"small_loss is {rate} and triplet_weight {triplet_weight}, which would still compare "
+            "the rows that are left out: leave out one or the other"
+        )

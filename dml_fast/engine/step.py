@@ -39,6 +39,7 @@ class _Mutual(NamedTuple):
     ce: Tensor
     kl: Tensor
     correct: Tensor
+    labelled: Tensor
     kept: Tensor
     grads: list[Tensor]
 
@@ -296,9 +297,9 @@ class Engine:
 
     def _result(self, mutual: _Mutual, updates: Sequence[tuple[Tensor, Tensor]]) -> StepResult:
         triplet, skipped = (torch.stack(column) for column in zip(*updates, strict=True))
-        losses, ce, kl, correct, kept, _ = mutual
+        losses, ce, kl, correct, labelled, kept, _ = mutual
         losses = losses + self.triplet_weight * triplet
-        return StepResult(losses, ce, kl, triplet, correct, kept, skipped)
+        return StepResult(losses, ce, kl, triplet, correct, labelled, kept, skipped)
 
     def _loss(
         self,
@@ -333,7 +334,7 @@ class Engine:
             "peer_weight": peer_weight,
             "teacher_logits": None if fixed is None else [self._adjusted(fixed)],
         }
-        row_weight, kept = self._kept(networks, lesson, options)
+        row_weight, *counts = self._kept(networks, lesson, options)
         losses, grads, stats = mutual_loss_and_grad(
             networks,
             lesson.target,
@@ -351,7 +352,8 @@ class Engine:
                 torch.stack([part[r] for r in rows]) for part in (losses, ce, kl, correct)
             )
         mine = [grads[r].to(logits[k].dtype) for k, r in zip(here, rows, strict=True)]
-        return _Mutual(losses, ce, kl, correct, kept.expand(len(here)), mine)
+        labelled, kept = (count.expand(len(here)) for count in counts)
+        return _Mutual(losses, ce, kl, correct, labelled, kept, mine)
 
     def _adjusted(self, logits: Tensor) -> Tensor:
         """Return logits (N, C) with the prior, in at least single precision."""
@@ -366,21 +368,23 @@ class Engine:
 
     def _kept(
         self, networks: list[Tensor], lesson: Lesson, options: dict[str, Any]
-    ) -> tuple[Tensor | None, Tensor]:
-        """Return the weights (N,) of the rows, if some are left out, and () how many are kept."""
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Return weights (N,) where rows are left out; how many have a label; how many are kept."""
         target = lesson.target
         if target.is_floating_point():
-            return None, target.new_full((), len(target), dtype=torch.float32)
+            every = target.new_full((), len(target), dtype=torch.float32)
+            return None, every, every
         labelled = target != UNLABELLED
+        count = labelled.sum()
         if not self.small_loss:
-            return None, labelled.sum()
+            return None, count, count
         losses = mutual_loss(networks, target, **options, reduction="none")
         assert isinstance(losses, Tensor)
         world = self.cohort.world
         joint = world.gather_rows(joint_loss(losses, labelled))
         start = world.column * len(target)
         weight = row_weights(joint, lesson.left_out)[start : start + len(target)]
-        return weight, (labelled & (weight > 0)).sum()
+        return weight, count, (labelled & (weight > 0)).sum()
 
 
 def _device(cohort: Cohort) -> torch.device:

@@ -98,6 +98,7 @@ def evaluate_run(
         std=trained.facts.std,
         device=precision.device,
         channels_last=config.channels_last,
+        students=range(len(models)),
     )
     if config.retrieval:
         how = {"protocol": protocol, "reranked": reranked}

@@ -18,6 +18,7 @@ class _Added(TypedDict, total=False):
     inputs: list[dict[str, Any]]  # our oldest runs have none
     in_channels: int  # these two only where the inputs are images
     image_size: tuple[int, int]
+    features: str  # only where rows are no images
 
 
 class FactsJson(_Added):
@@ -42,6 +43,7 @@ class DataFacts:
         mean, std: of each channel, for pixels in 0..1; none where the inputs are vectors.
         fingerprint: a hash of all images and labels.
         retrieval: whether students give embeddings, to find identities, and not logits of classes.
+        features: the SHA-256 of the features in the run folder; "" for images, which have none.
     """
 
     name: str
@@ -51,6 +53,7 @@ class DataFacts:
     std: tuple[float, ...]
     fingerprint: str
     retrieval: bool = False
+    features: str = ""
 
     def view_of(self, student: int) -> int:
         """Return which of the V views a student reads, by its number."""
@@ -94,6 +97,7 @@ class DataFacts:
             std=tuple(data.std),
             fingerprint=data.fingerprint,
             retrieval=isinstance(data.val, RetrievalSet),
+            features="" if data.features is None else data.features.digest,
         )
 
     @classmethod
@@ -122,6 +126,7 @@ class DataFacts:
             std=facts["std"],
             fingerprint=facts["fingerprint"],
             retrieval=facts.get("task") == "retrieval",
+            features=facts.get("features", ""),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -140,6 +145,7 @@ class DataFacts:
             "mean": list(self.mean),
             "std": list(self.std),
             "fingerprint": self.fingerprint,
+            **({"features": self.features} if self.features else {}),
         }
         return {**facts, "task": "retrieval"} if self.retrieval else facts
 

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from dml_fast.config import TrainConfig
 from dml_fast.config.files import from_mapping
@@ -23,6 +23,9 @@ from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import atomic_write, writing
 from dml_fast.runs.history import EpochLine, History, checked
 from dml_fast.version import __version__
+
+if TYPE_CHECKING:
+    from dml_fast.data.features import Features
 
 
 class StudentJson(TypedDict):
@@ -149,6 +152,32 @@ class Run:
         """What the run records about its data."""
         with reading(self.config_file):
             return DataFacts.from_json(self.description["data"], "its data")
+
+    @cached_property
+    def features(self) -> Features | None:
+        """What makes vectors of the rows of its data; None if its students read images.
+
+        Raises:
+            UserError: a file is missing, damaged, or of another run.
+        """
+        if not self.facts.features:
+            return None
+        from dml_fast.data.features import load_features  # loads numpy, which --help does without
+
+        found = load_features(self.folder)
+        if found.digest != self.facts.features:
+            raise UserError(
+                f"{self.folder} holds other features ({', '.join(found.files())}) than those that "
+                "its students were trained with: restore them"
+            )
+        return found
+
+    def write_features(self, files: Mapping[str, bytes]) -> None:
+        """Write the files of `dml_fast.data.features.Features`, before ``config.json``."""
+        with self._writing():
+            for name, data in files.items():
+                with atomic_write(self.folder / name) as file:
+                    file.write(data)
 
     def describe(self, config: TrainConfig, facts: DataFacts, students: list[StudentJson]) -> None:
         """Write ``config.json``."""

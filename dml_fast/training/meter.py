@@ -19,7 +19,8 @@ class StudentSums:
 
     Attributes:
         loss, ce, kl, triplet: means over the images of good steps; None before the first.
-        accuracy: share of these images whose label was predicted; None before the first.
+        accuracy: share of the labelled ones of these images whose label was predicted, or None.
+        kept: share of the labelled ones that small-loss selection let teach, or None.
         skipped: steps whose update was skipped.
         in_a_row: how many steps were skipped since the last good one.
     """
@@ -29,6 +30,7 @@ class StudentSums:
     kl: float | None
     triplet: float | None
     accuracy: float | None
+    kept: float | None
     skipped: int
     in_a_row: int
 
@@ -40,6 +42,8 @@ class Totals(NamedTuple):
         loss, ce, kl, triplet: sums over the images of good steps.
         correct: the number of these images whose label was predicted.
         images: their number.
+        labelled: how many of them have a label.
+        kept: how many of those were not left out by small-loss selection.
         skipped, in_a_row: as in `StudentSums`. They are the same in every column of the mesh; all
             other totals must be added up over the columns.
     """
@@ -52,6 +56,8 @@ class Totals(NamedTuple):
     skipped: Tensor
     in_a_row: Tensor
     triplet: Tensor
+    labelled: Tensor
+    kept: Tensor
 
 
 class Meter:
@@ -87,7 +93,12 @@ class Meter:
             (totals.loss, totals.ce, totals.kl, totals.triplet), sums, strict=True
         ):
             total += new
-        totals.correct.add_(torch.where(good, result.correct, 0))
+        for total, count in (
+            (totals.correct, result.correct),
+            (totals.labelled, result.labelled),
+            (totals.kept, result.kept),
+        ):
+            total += torch.where(good, count, 0)
         totals.images.add_(good * images)
         totals.skipped.add_(result.skipped)
         totals.in_a_row.add_(1).mul_(result.skipped)
@@ -95,25 +106,29 @@ class Meter:
     def read(self) -> list[StudentSums]:
         """Return what each of K students did, over whole batches; this waits for the device."""
         whole = _over_columns(self.state())
-        images = whole.images.tolist()
 
-        def means(total: Tensor) -> list[float | None]:
-            return [x / n if n else None for x, n in zip(total.tolist(), images, strict=True)]
+        def means(total: Tensor, over: Tensor) -> list[float | None]:
+            pairs = zip(total.tolist(), over.tolist(), strict=True)
+            return [x / n if n else None for x, n in pairs]
 
         columns = (
-            *map(means, (whole.loss, whole.ce, whole.kl, whole.triplet, whole.correct)),
+            *(means(x, whole.images) for x in (whole.loss, whole.ce, whole.kl, whole.triplet)),
+            *(means(x, whole.labelled) for x in (whole.correct, whole.kept)),
             whole.skipped.long().tolist(),
             whole.in_a_row.long().tolist(),
         )
         return [StudentSums(*values) for values in zip(*columns, strict=True)]
 
     def state(self) -> Tensor:
-        """Return the totals of all students in each column: (DATA, K, 8) on the CPU."""
+        """Return the totals of all students in each column: (DATA, K, 10) on the CPU."""
         return self._world.gather_students(torch.stack(self.totals, -1))
 
     def load(self, state: Tensor) -> None:
         """Put back what ``state`` gave, perhaps to another number of columns."""
         world = self._world
+        if state.shape[-1] < len(Totals._fields):  # of before, when every image had a label
+            images = state[..., Totals._fields.index("images"), None]
+            state = torch.cat([state, images, images], -1)
         if len(state) == world.mesh.data:
             saved = Totals(*state[world.column].unbind(-1))
         else:
@@ -132,7 +147,7 @@ class Meter:
 
 
 def _over_columns(state: Tensor) -> Totals:
-    """Add up the columns' parts of each batch, (DATA, K, 8)."""
+    """Add up the columns' parts of each batch, (DATA, K, 10)."""
     first = Totals(*state[0].unbind(-1))
     whole = Totals(*state.sum(0).unbind(-1))
     return whole._replace(skipped=first.skipped, in_a_row=first.in_a_row)

@@ -219,7 +219,9 @@ class Saver:
         for found in self.world.gather(mine) or ():
             if found is not None:
                 number, arch, weights = found
-                save_student(self.run.weights(number), weights, arch, self.facts)
+                save_student(
+                    self.run.weights(number), weights, arch, self.facts, self.facts.view_of(number)
+                )
 
     def _write_corrupt(self) -> None:
         """List the files that any rank has skipped so far."""

@@ -74,16 +74,19 @@ class Trainer:
                     return len(progress.history) == epochs
         return True
 
-    def finish(self) -> None:
+    def finish(self, *, brief: bool = False) -> None:
         """Write the students' weights and curves, and show the last table.
 
         Curves or a table that fail are named in one line each.
+
+        Args:
+            brief: whether to write the weights alone.
 
         Raises:
             TrainingError: the weights cannot be written.
         """
         self.saver.write_results()
-        if not self.saver.world.main:
+        if brief or not self.saver.world.main:
             return
         history, folder = self.progress.history, self.saver.run.folder
         later = f"python -m dml_fast.report {folder} gives it"
@@ -93,7 +96,7 @@ class Trainer:
 
             plot_curves(curves, {folder.name: history})
         with at_the_end("the table of results", later):
-            show_run(history, best_epoch(history), folder)
+            show_run(history, best_epoch(history), folder, self.config.shows_f1)
 
     def close(self) -> None:
         """Stop the loader's threads and flush what is still to be written."""
@@ -141,6 +144,9 @@ class Trainer:
                 batch.target,
                 views=isinstance(batch.inputs, tuple),
                 kl_scale=ramp(self._local_epoch(progress.step), kl_warmup),
+                small_loss_scale=ramp(
+                    self._local_epoch(progress.step), self.config.small_loss_warmup
+                ),
                 learners=learners,
                 teacher=teacher,
             )
@@ -171,6 +177,7 @@ class Trainer:
                 "ce": sums.ce,
                 "kl": sums.kl,
                 **({"triplet": sums.triplet} if config.triplet_weight else {}),
+                **({"kept": sums.kept} if config.small_loss else {}),
                 "train_acc": sums.accuracy,
                 **score,
                 "skipped": sums.skipped,

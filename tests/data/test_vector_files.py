@@ -94,6 +94,14 @@ def test_features_of_a_run_are_read_and_not_fitted_again(tmp_path: Path) -> None
     assert fitted.fingerprint == kept.fingerprint != data.fingerprint
 
 
+def test_dev_is_val_and_rows_of_other_parts_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = opened(tmp_path, split=np.array(["train"] * 30 + ["dev"] * 6 + ["pool"] * 4))
+    assert [len(data.train), len(data.val), data.test] == [30, 6, None]
+    assert "4 rows are left out, as their split is none of train, val" in caplog.text
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int8, np.uint64])
 def test_numbers_of_any_type_become_float32(tmp_path: Path, dtype: type) -> None:
     x = np.random.default_rng(1).integers(0, 100, (COUNT, 4))
@@ -179,7 +187,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a name without letters": ({"id": np.array([""] * 40)}, "'' for the id of row 0"),
     "a name with a tab": ({"id": np.array(["a\tb"] * 40)}, "for the id of row 0: give a name"),
     "names that are fractions": ({"id": np.arange(40) / 2}, "id of shape .* float64"),
-    "another part": ({"split": np.array(["dev"] * 40)}, "'dev' in split, row 0"),
+    "parts that are numbers": ({"split": np.arange(40)}, "split of shape .* int64"),
     "no training rows": ({"split": np.array(["test"] * 40)}, "no row whose split is train"),
     "no labels": ({"y": None}, "no y, so its classes are not known: give --classes"),
     "no label at all": ({"y": np.full(COUNT, -1)}, "no label in y, so its classes"),
@@ -198,7 +206,7 @@ def test_what_a_file_may_not_hold_is_named(tmp_path: Path, case: str) -> None:
     ("levels", "changes", "message"),
     [
         (None, {}, "the views 'a', 'b': add --views levels"),
-        ((), one(), "one array x and no views x_NAME: leave out --views levels"),
+        ((), one(), "one array x and no views x_NAME: .* leave out --views levels"),
         (("a", "c"), {}, "--levels names 'c', and .* the views 'a', 'b'"),
         (("x_a",), {}, "--levels names 'x_a'"),
     ],

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.processes
 
 Options = dict[str, Any]
 TWO, FOUR = {"cohort": 2}, {"cohort": 4}
+CHOOSY = {"small_loss": 0.3, "label_noise": 0.3, "prior": "balance"}
 GROUP_NORM = {"arch": "group_norm_net:build", "lr": 0.02}
 
 ROWS: dict[str, tuple[int, Options]] = {  # processes, and what is trained
@@ -51,6 +52,7 @@ ROWS: dict[str, tuple[int, Options]] = {  # processes, and what is trained
         {**FOUR, "views": "per-student", "mixup": 0.2, "label_smoothing": 0.1, "kl_warmup": 1.5},
     ),
     "adamw": (2, {**TWO, "optimizer": "adamw"}),
+    "rows left out": (2, {**FOUR, **CHOOSY}),
     "2x1 market": (2, TWO),
 }
 COLUMNS: dict[str, tuple[int, Options]] = {
@@ -64,6 +66,7 @@ COLUMNS: dict[str, tuple[int, Options]] = {
         4,
         {**FOUR, **GROUP_NORM, "mesh": "2x2", "fsdp": True, "optimizer": "adamw", "lr": 1e-4},
     ),
+    "1x2 rows left out": (2, {**TWO, **GROUP_NORM, **CHOOSY, "mesh": "1x2"}),
     "1x2 alternating": (2, {**TWO, **GROUP_NORM, "mesh": "1x2", "update": "alternating"}),
 }
 # networks with BatchNorm, whose statistics are of each column's images

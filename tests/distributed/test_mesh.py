@@ -102,7 +102,7 @@ def test_half_an_environment_is_refused(
 
 def test_sums_of_a_batch_go_over_to_another_number_of_columns() -> None:
     """Losses and images add up over columns; skips are the same in all of them."""
-    state = torch.arange(2 * 3 * 8, dtype=torch.float64).reshape(2, 3, 8)
+    state = torch.arange(2 * 3 * 10, dtype=torch.float64).reshape(2, 3, 10)
     state[1, :, 5:7] = state[0, :, 5:7]
     whole = Meter(3, torch.device("cpu"))
     whole.load(state)

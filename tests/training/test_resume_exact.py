@@ -27,6 +27,7 @@ CASES = {
         "color_jitter": 0.3,
         "random_erasing": 0.5,
     },
+    "rows left out, prior": {"small_loss": 0.3, "label_noise": 0.3, "prior": "balance"},
     "distill": {"method": "distill", "epochs": 2, "schedule": "paper"},
 }
 

@@ -79,16 +79,25 @@ def test_every_step_gets_its_rate_ramp_and_roles(
     options = {"epochs": 3, "warmup": 0.5, "kl_warmup": 1.5, "schedule": "cosine", "lr": 0.2}
     trainer = build(tmp_path / "run", method=method, **options)
     seen: list[tuple[float, float, tuple[int, ...], int | None]] = []
+    left_out: list[float] = []
 
     def step(
-        inputs: Any, target: Any, *, views: bool, kl_scale: float, learners: Any, teacher: Any
+        inputs: Any,
+        target: Any,
+        *,
+        views: bool,
+        kl_scale: float,
+        small_loss_scale: float,
+        learners: Any,
+        teacher: Any,
     ) -> Any:
         assert not views
+        left_out.append(small_loss_scale)
         rates = {float(s.optimizer.param_groups[0]["lr"]) for s in trainer.engine.cohort}
         assert len(rates) == 1
         seen.append((rates.pop(), kl_scale, learners, teacher))
         zeros = torch.zeros(len(learners))
-        return StepResult(*[zeros] * 6, zeros.bool())
+        return StepResult(*[zeros] * 7, zeros.bool())
 
     monkeypatch.setattr(trainer.engine, "step", step)
     assert trainer.fit()
@@ -105,6 +114,8 @@ def test_every_step_gets_its_rate_ramp_and_roles(
     for mine, theirs in zip(seen, expected, strict=True):
         assert mine == (pytest.approx(theirs[0], abs=1e-7), pytest.approx(theirs[1]), *theirs[2:])
     assert len({kl for _, kl, _, _ in seen}) > per_epoch  # a ramp, not a stair of whole epochs
+    scales = [min(1.0, n / per_epoch / 0.9) for n in range(3 * per_epoch)]  # 30 % of 3 epochs
+    assert left_out == pytest.approx(scales * len(phases))
 
 
 def test_images_per_second_are_those_of_the_epoch(tmp_path: Path) -> None:
@@ -134,7 +145,7 @@ def test_only_skips_in_a_row_end_a_run(tmp_path: Path, monkeypatch: pytest.Monke
         nonlocal calls
         calls += 1
         zeros = torch.zeros(3)
-        return StepResult(*[zeros] * 6, torch.tensor([False, calls % 2 == 0, False]))
+        return StepResult(*[zeros] * 7, torch.tensor([False, calls % 2 == 0, False]))
 
     monkeypatch.setattr(trainer.engine, "step", step)
     assert trainer.fit()

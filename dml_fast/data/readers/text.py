@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,16 +12,14 @@ import numpy as np
 
 from dml_fast.data.feature_files import Array, Columns
 from dml_fast.data.features import RowSet
+from dml_fast.data.readers.parts import ids_of_parts
 from dml_fast.data.sets import RawData
 from dml_fast.data.text_features import ARGUMENTS, ONE_TEXT, TextFeatures, check_levels
 from dml_fast.errors import UserError, brief
 from dml_fast.foreign import content, opened, reading
 
 _ADVICE = "give UTF-8 with tabs between columns, and a header line with text, or arg1 and arg2"
-_PARTS = {"train": "train", "val": "val", "dev": "val", "test": "test"}
 _LONGEST_HEADER = 2**16  # bytes
-
-_log = logging.getLogger("dml_fast")
 
 
 class TextRows(NamedTuple):
@@ -84,20 +80,18 @@ def read_text(
         levels = ("words", "chars") if columns == ONE_TEXT else ("args", "pairs", "edges")
     check_levels(levels, columns, spec)
     found = read_rows(files)
-    ids = _ids_of_parts(found, spec)
+    ids = ids_of_parts(found.splits, spec)
     read = np.concatenate([*ids.values()])
     known = _known_classes(found, np.sort(read).tolist(), classes, spec)
     place = {name: index for index, name in enumerate(known)} | {"": -1}
     labels = np.array([place.get(label, -1) for label in found.labels], dtype=np.int64)
     rows = RowSet(found.texts, labels, names=found.names)
     parts = {part: rows.subset(ids[part]) if len(ids[part]) else None for part in ids}
-    train = parts["train"]
-    if train is None:
-        raise UserError(f"{spec} has no row whose split is train: mark the rows to learn from")
+    assert parts["train"] is not None
     return RawData(
         name=files[0].stem,
         classes=known,
-        train=train,
+        train=parts["train"],
         val=parts["val"],
         test=parts["test"],
         pad=0,
@@ -217,18 +211,6 @@ def _check_names(names: Sequence[str], places: Sequence[tuple[Path, int]]) -> No
                 f"{path}, line {line}, has the id {brief(name)}, as line {places[first][1]} of "
                 f"{places[first][0]}: give each row its own"
             )
-
-
-def _ids_of_parts(found: TextRows, spec: str) -> dict[str, Array]:
-    """Return the rows of each part (n,) int64, and say how many are of none."""
-    parts = np.array([_PARTS.get(split, "") for split in found.splits])
-    if others := Counter(split for split in found.splits if split not in _PARTS):
-        counts = ", ".join(f"{brief(split)} ({n})" for split, n in others.most_common(4))
-        _log.warning(
-            "%s: %d rows are left out, as their split is none of train, val, dev, test: %s",
-            *(spec, others.total(), counts),
-        )
-    return {part: np.flatnonzero(parts == part) for part in ("train", "val", "test")}
 
 
 def _known_classes(

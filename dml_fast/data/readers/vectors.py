@@ -12,13 +12,13 @@ import numpy.typing as npt
 
 from dml_fast.data.features import RowSet
 from dml_fast.data.npz import arrays_in
+from dml_fast.data.readers.parts import ids_of_parts
 from dml_fast.data.sets import RawData
 from dml_fast.data.vector_features import VectorFeatures
 from dml_fast.errors import UserError, brief
 
 _SAVE = "save with numpy.savez(PATH, x=..., y=...)"
 _OTHERS = ("y", "classes", "split", "id")
-_PARTS = ("train", "val", "test")
 
 Array = npt.NDArray[Any]
 
@@ -32,7 +32,7 @@ class VectorFile(NamedTuple):
         names: the rows' names: those of the array ``id``, otherwise their indices.
         labels: (N,) int64, -1 for none; with text in ``y`` indices of ``classes``; None without y.
         classes: the names of the classes that the file tells, or None.
-        split: (N,) text, each train, val or test; None if the file has none.
+        splits: N values of the array ``split``; all "train" without one.
     """
 
     path: Path
@@ -40,7 +40,7 @@ class VectorFile(NamedTuple):
     names: tuple[str, ...]
     labels: npt.NDArray[np.int64] | None
     classes: tuple[str, ...] | None
-    split: Array | None
+    splits: tuple[str, ...]
 
     @classmethod
     def read(cls, path: Path) -> VectorFile:
@@ -76,7 +76,9 @@ class VectorFile(NamedTuple):
             names,
             labels,
             classes,
-            _split(path, arrays["split"]) if "split" in arrays else None,
+            tuple(_texts(path, "split", arrays["split"], "U", "text"))
+            if "split" in arrays
+            else ("train",) * count,
         )
 
 
@@ -97,15 +99,9 @@ def read_vectors(path: Path, *, levels: Sequence[str] | None, classes: Sequence[
     known = _known_classes(file, classes)
     labels = _among(file, known)
     rows = RowSet({name: file.views[name] for name in views}, labels, names=file.names)
-    parts: dict[str, RowSet | None] = dict.fromkeys(_PARTS)
-    if file.split is None:
-        parts["train"] = rows
-    else:
-        for part in _PARTS:
-            ids = np.flatnonzero(file.split == part).astype(np.int64)
-            parts[part] = rows.subset(ids) if len(ids) else None
-    if parts["train"] is None:
-        raise UserError(f"{path} has no row whose split is train: mark the rows to learn from")
+    ids = ids_of_parts(file.splits, path)
+    parts = {part: rows.subset(ids[part]) if len(ids[part]) else None for part in ids}
+    assert parts["train"] is not None
     return RawData(
         name=path.stem,
         classes=known,
@@ -247,15 +243,6 @@ def _labels(
     return y.astype(np.int64), classes
 
 
-def _split(path: Path, array: Array) -> Array:
-    for row, part in enumerate(_texts(path, "split", array, "U", "text")):
-        if part not in _PARTS:
-            raise UserError(
-                f"{path} has {brief(part)} in split, row {row}: give train, val or test"
-            )
-    return array
-
-
 def _chosen(file: VectorFile, levels: Sequence[str] | None) -> tuple[str, ...]:
     """Return the names of the views to read."""
     there = [name for name in file.views if name]
@@ -268,7 +255,8 @@ def _chosen(file: VectorFile, levels: Sequence[str] | None) -> tuple[str, ...]:
         return tuple(file.views)
     if not there:
         raise UserError(
-            f"{file.path} has one array x and no views x_NAME: leave out --views levels"
+            f"{file.path} has one array x and no views x_NAME: give a file with "
+            "views, or leave out --views levels"
         )
     for name in levels:
         if name not in file.views or not name:

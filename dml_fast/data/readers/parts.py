@@ -1,0 +1,42 @@
+"""Which rows of a file are for training, for validation and for testing."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from dml_fast.errors import UserError, brief
+
+_PARTS = {"train": "train", "val": "val", "dev": "val", "test": "test"}
+
+_log = logging.getLogger("dml_fast")
+
+
+def ids_of_parts(
+    splits: Sequence[str], where: str | os.PathLike[str]
+) -> dict[str, npt.NDArray[np.int64]]:
+    """Return the rows of each part, (n,) int64 and rising; log how many are of none.
+
+    Args:
+        splits: of each row, train, val (or dev), test, or what else the file says.
+        where: the file.
+
+    Raises:
+        UserError: none is for training.
+    """
+    parts = np.array([_PARTS.get(split, "") for split in splits])
+    if others := Counter(split for split in splits if split not in _PARTS):
+        counts = ", ".join(f"{brief(split)} ({n})" for split, n in others.most_common(4))
+        _log.warning(
+            "%s: %d rows are left out, as their split is none of train, val, dev, test: %s",
+            *(where, others.total(), counts),
+        )
+    ids = {part: np.flatnonzero(parts == part) for part in ("train", "val", "test")}
+    if not len(ids["train"]):
+        raise UserError(f"{where} has no row whose split is train: mark the rows to learn from")
+    return ids
