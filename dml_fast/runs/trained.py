@@ -119,7 +119,9 @@ def weights_of_run(source: str) -> tuple[dict[str, Any], ...]:
     )
 
 
-def open_data(run: Run, spec: str = "", split: str = "") -> DataSet:
+def open_data(
+    run: Run, spec: str = "", split: str = "", *, unlabelled: bool = False, remedy: str = ""
+) -> DataSet:
     """Open the data of a run, with the same split.
 
     Args:
@@ -127,6 +129,9 @@ def open_data(run: Run, spec: str = "", split: str = "") -> DataSet:
         spec: other data in place of the run's own.
         split: the only part that is wanted, or "": so other data to search in need not have
             identities to set aside for validation.
+        unlabelled: whether to keep training rows without a label that the run did not train on.
+        remedy: what a message advises where the data have changed; by default to restore them, or
+            to give them as ``spec``.
 
     Raises:
         UserError: it cannot be read, or does not fit the run's students.
@@ -135,7 +140,7 @@ def open_data(run: Run, spec: str = "", split: str = "") -> DataSet:
     if spec and spec != config.data:  # of rows with other names
         config = replace(config, labels="", labels_per_class=0)
     download = config.download and not spec
-    options = {**config.data_options, "features": run.features}
+    options = {**config.data_options, "features": run.features, "unlabelled": unlabelled}
     options["loader"] = "auto"  # the run's may not be installed here
     if spec and split == "test" and config.retrieval and spec.startswith("market1501:"):
         options["val_fraction"] = 0.0
@@ -159,7 +164,7 @@ def open_data(run: Run, spec: str = "", split: str = "") -> DataSet:
     elif data.fingerprint != facts.fingerprint:
         raise UserError(
             f"{config.data} no longer holds the images and labels that {run.folder} was trained "
-            f"on: restore them, or accept the new ones with --data {config.data}"
+            f"on: {remedy or f'restore them, or accept the new ones with --data {config.data}'}"
         )
     return data
 

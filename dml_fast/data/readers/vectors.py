@@ -255,7 +255,8 @@ def _chosen(file: VectorFile, levels: Sequence[str] | None) -> tuple[str, ...]:
         return tuple(file.views)
     if not there:
         raise UserError(
-            f"{file.path} has one array x and no views x_NAME: leave out --views levels"
+            f"{file.path} has one array x and no views x_NAME: give a file with "
+            "views, or leave out --views levels"
         )
     for name in levels:
         if name not in file.views or not name:
