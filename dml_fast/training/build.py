@@ -42,6 +42,7 @@ from dml_fast.training.saving import Progress, Saver
 from dml_fast.training.shares import share_out_by_cost
 from dml_fast.training.signals import StopRequest
 from dml_fast.training.trainer import Trainer
+from dml_fast.training.unlabelled import settled
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -77,8 +78,8 @@ def build_trainer(
     reporter = Reporter(run.folder / "tensorboard" if config.tensorboard and world.main else None)
     with stop.at_once():  # downloading and decoding may take hours
         data = _open_data(config, device, world, run.features if resume else None)
-    unlabelled = not config.retrieval and bool((data.train.labels < 0).any())
-    config = config.settled(unlabelled)
+    with world.all_or_none():
+        config = settled(config, data)
     facts = DataFacts.of(data)
     if config.shares == "measured":
         _measure_shares(config, facts, precision, world)
@@ -319,6 +320,7 @@ def _measure_shares(
 
 
 def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, world: World) -> Loader:
+    assert config.unlabelled_share != "auto"  # the configuration is settled
     return train_loader(
         data,
         Augmentation(
@@ -335,6 +337,8 @@ def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, worl
         device=device,
         channels_last=config.channels_last,
         num_instances=config.num_instances if config.retrieval else 0,
+        unlabelled_share=config.unlabelled_share,
+        epoch_steps=config.epoch_steps,
         views=len(config.architectures) if config.views == "per-student" else 1,
         students=len(config.architectures),
         threads=config.data_threads,
