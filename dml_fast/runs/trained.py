@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from dml_fast.config import flag
-from dml_fast.data import DataSet, ImageSet, RetrievalSet, open_dataset
+from dml_fast.data import DataSet, ImageSet, RetrievalSet, VectorSet, open_dataset, open_part
 from dml_fast.data.files import ImageFiles
 from dml_fast.errors import UserError
 from dml_fast.foreign import Unfit, reading
@@ -119,7 +119,30 @@ def weights_of_run(source: str) -> tuple[dict[str, Any], ...]:
     )
 
 
-def open_data(run: Run, spec: str = "", split: str = "") -> DataSet:
+def open_split(run: Run, spec: str, split: str) -> ImageSet | VectorSet:
+    """Open the rows that a run is evaluated on.
+
+    Args:
+        run: the run.
+        spec: other data in place of the run's own, or "".
+        split: train, val or test; for other vectors or texts that say no parts, all rows.
+
+    Raises:
+        UserError: as `open_data`, or there are no such rows.
+    """
+    own = run.config.data
+    alike = spec.partition(":")[0] == own.partition(":")[0]
+    if run.features is not None and alike and spec != own:
+        return open_part(spec, split, features=run.features, classes=run.facts.classes)
+    part: ImageSet | VectorSet | None = getattr(open_data(run, spec, split), split)
+    if part is None:
+        raise UserError(f"{spec or own} has no test split: give --split val")
+    return part
+
+
+def open_data(
+    run: Run, spec: str = "", split: str = "", *, unlabelled: bool = False, remedy: str = ""
+) -> DataSet:
     """Open the data of a run, with the same split.
 
     Args:
@@ -127,13 +150,18 @@ def open_data(run: Run, spec: str = "", split: str = "") -> DataSet:
         spec: other data in place of the run's own.
         split: the only part that is wanted, or "": so other data to search in need not have
             identities to set aside for validation.
+        unlabelled: whether to keep training rows without a label that the run did not train on.
+        remedy: what a message advises where the data have changed; by default to restore them, or
+            to give them as ``spec``.
 
     Raises:
         UserError: it cannot be read, or does not fit the run's students.
     """
-    config, facts = run.config, run.facts
+    config, facts = run.with_own_labels(run.config), run.facts
+    if spec and spec != config.data:  # of rows with other names
+        config = replace(config, labels="", labels_per_class=0)
     download = config.download and not spec
-    options = {**config.data_options, "features": run.features}
+    options = {**config.data_options, "features": run.features, "unlabelled": unlabelled}
     options["loader"] = "auto"  # the run's may not be installed here
     if spec and split == "test" and config.retrieval and spec.startswith("market1501:"):
         options["val_fraction"] = 0.0
@@ -157,22 +185,22 @@ def open_data(run: Run, spec: str = "", split: str = "") -> DataSet:
     elif data.fingerprint != facts.fingerprint:
         raise UserError(
             f"{config.data} no longer holds the images and labels that {run.folder} was trained "
-            f"on: restore them, or accept the new ones with --data {config.data}"
+            f"on: {remedy or f'restore them, or accept the new ones with --data {config.data}'}"
         )
     return data
 
 
 def _check_fit(data: DataSet, facts: DataFacts, spec: str) -> None:
     """Refuse images or vectors of another size, other views, and other classes."""
-    _check_classes(data, facts, spec)
     new, old = data.inputs, facts.inputs
-    if new == old:
-        return
-    if new[0].kind != "image" or old[0].kind != "image":
+    if new != old and (new[0].kind != "image" or old[0].kind != "image"):
         raise UserError(
             f"--data {spec} gives {_listed(new)} for a row and the run's students take "
             f"{_listed(old)}: give data with the same columns"
         )
+    _check_classes(data, facts, spec)
+    if new == old:
+        return
     (channels, *size), (wanted, height, width) = new[0].shape, old[0].shape
     if channels != wanted:
         raise UserError(

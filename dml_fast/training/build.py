@@ -77,7 +77,8 @@ def build_trainer(
         keep_freed_memory()
     reporter = Reporter(run.folder / "tensorboard" if config.tensorboard and world.main else None)
     with stop.at_once():  # downloading and decoding may take hours
-        data = _open_data(config, device, world, run.features if resume else None)
+        own = run.with_own_labels(config) if resume else config
+        data = _open_data(own, device, world, run.features if resume else None)
     with world.all_or_none():
         config = settled(config, data)
     facts = DataFacts.of(data)
@@ -101,6 +102,8 @@ def build_trainer(
         if world.main:
             run.check_writable(needed + sum(map(len, features.values())))
             run.write_features(features)
+            if not resume:
+                run.write_labels(config)
         if checkpoint:
             saver.resume(checkpoint)
     reporter.open_events()
