@@ -225,11 +225,13 @@ def wait(root: Path) -> Iterator[dict[str, Pass]]:
     from dml_fast.config import TrainConfig
     from dml_fast.engine import Engine
     from dml_fast.engine.precision import Precision
+    from dml_fast.models import InputSpec
     from dml_fast.training.build import build_cohort
 
     config = TrainConfig(cohort=2, arch="resnet32", batch_size=BATCH)
     precision = Precision(DEVICE)
-    cohort = build_cohort(config, precision, num_classes=10, in_channels=3, image_size=(32, 32))
+    image = InputSpec("image", (3, 32, 32))
+    cohort = build_cohort(config, precision, num_classes=10, inputs=[image])
     engine = Engine(cohort)
     how = Augmentation(pad=4, flip=True)
 

@@ -34,6 +34,7 @@ from dml_fast.distributed.launch import Launch, end
 from dml_fast.engine import Engine
 from dml_fast.engine.choice import make_executor
 from dml_fast.engine.precision import Precision
+from dml_fast.models import InputSpec
 from dml_fast.reporting.markdown import table
 from dml_fast.training.build import build_cohort, facts_of
 from dml_fast.training.shares import place
@@ -120,8 +121,7 @@ def work(text: str) -> None:
             config,
             Precision.choose(config.amp, config.amp_dtype, cpu),
             num_classes=CLASSES,
-            in_channels=3,
-            image_size=(SIZE, SIZE),
+            inputs=[InputSpec("image", (3, SIZE, SIZE))],
             world=world,
         )
         executor = make_executor(config.executor, len(cohort), cpu)

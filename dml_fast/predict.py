@@ -1,4 +1,4 @@
-"""Classes or embeddings of images: ``python -m dml_fast.predict RUN FILES --out FILE.csv``."""
+"""Classes or embeddings of rows: ``python -m dml_fast.predict RUN FILES --out FILE.csv``."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from dml_fast.foreign import shown
 
 @dataclass(frozen=True)
 class PredictArguments:
-    """Write the likeliest classes of images, or their embeddings, as a run's students see them.
+    """Write the likeliest classes of images, vectors or texts, or their embeddings.
 
-    Files that cannot be decoded are named and left out; then the exit code is 1.
+    Image files that cannot be decoded are named and left out; then the exit code is 1.
     """
 
     run: Positional[Path]
     """Folder of the run."""
     images: Positional[tuple[Path, ...]]
-    """Image files, and folders that hold some at any depth."""
+    """Image files, and folders that hold some at any depth. For a run that learned vectors, an .npz
+    file of them; for one that learned texts, .tsv files."""
     out: str = ""
     """File for classes and probabilities: .csv or .jsonl; - for CSV on the standard output."""
     features: Path | None = None
@@ -36,7 +37,7 @@ class PredictArguments:
     """best: the one with the highest validation score. ensemble: the mean of all students'
     probabilities; their embeddings side by side. Or a student's number, from 0."""
     top: int = 5
-    """How many classes to write for each image."""
+    """How many classes to write for each row."""
     checkpoint: Literal["best", "last", "previous"] = "best"
     """best: of the epoch with the highest mean validation score."""
     allow_code: str = ""
@@ -45,7 +46,7 @@ class PredictArguments:
     device: str = "auto"
     """Where to compute: auto, cpu, cuda or cuda:N."""
     batch_size: int = 512
-    """Images at a time."""
+    """Rows at a time."""
 
     def check(self) -> None:
         """Refuse what can be seen to be wrong without the run.
@@ -54,7 +55,7 @@ class PredictArguments:
             UserError: which, and what to give.
         """
         if not self.images:
-            raise UserError("there are no images to predict: give files or folders")
+            raise UserError("there is nothing to predict: give files or folders")
         for name in ("top", "batch_size"):
             check_whole(flag(name), getattr(self, name), 1)
         if not self.out and self.features is None:
@@ -87,11 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"left out: {shown(path)} ({shown(why)})", file=sys.stderr)
     if done.left_out:
         count = len(done.left_out)
-        print(f"{count} of {done.images + count} files were left out", file=sys.stderr)
+        print(f"{count} of {done.rows + count} files were left out", file=sys.stderr)
     arrays = ", ".join(f"{name} {shape}" for name, shape in done.arrays.items())
     for name, content in ((args.out, "classes"), (args.features, arrays)):
         if name and name != "-":
-            print(f"wrote {shown(name)}: {content} of {done.images:,} images; {shown(done.by)}")
+            print(f"wrote {shown(name)}: {content} of {done.rows:,} {done.what}; {shown(done.by)}")
     return 1 if done.left_out else 0
 
 

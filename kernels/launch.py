@@ -42,6 +42,8 @@ def unsupported_reason(problem: Problem) -> str | None:
         return "the batch is empty"
     if rows >= 2**31:
         return "they take fewer than 2^31 rows"
+    if problem.ce_weight == 0:
+        return "they weigh the divergence against the cross-entropy, and ce_weight is 0"
     return None
 
 

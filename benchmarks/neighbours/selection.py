@@ -52,7 +52,10 @@ class Task(NamedTuple):
     options: tuple[str, ...] = ()
 
 
-RECIPE = ("--arch", "mlp_64", "--batch-size", "32", "--epochs", "10", "--epoch-steps", "30")
+RECIPE = (
+    *("--arch", "mlp_64", "--optimizer", "adamw", "--lr", "0.01", "--batch-size", "32"),
+    *("--epochs", "10", "--epoch-steps", "30"),
+)
 TASKS = {
     "digits": Task(20, 10, 18, 4),
     "banking77": Task(200, 100, 8, 3),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -95,7 +94,7 @@ def choose_rows(
             or the file of labels is wrong.
     """
     own, rows, aside = train.labels, np.arange(len(train.labels)), np.arange(0)
-    file = LabelFile(Path(how.labels).expanduser(), classes) if how.labels else None
+    file = LabelFile(how.labels, classes) if how.labels else None
     given = None if file is None else file.of(train.names)
     val_given, test_given = (
         None if file is None or part is None else file.of(part.names) for part in (val, test)
@@ -170,9 +169,9 @@ def _say_what_was_given(file: LabelFile, labels: Ids, before: Ids, named: int) -
     if lost:
         pieces.append(f"{lost} lose theirs")
     if named:
-        pieces.append(f"{named} names are of validation or test rows, which stay where they are")
+        pieces.append(f"validation or test rows that it names, which stay as they are: {named}")
     if unused := len(file) - here - named:
-        pieces.append(f"{unused} names are of rows that are not in use")
+        pieces.append(f"rows that it names and that are not in use: {unused}")
     _log.info("--labels %s: %s", file.path, "; ".join(pieces))
 
 

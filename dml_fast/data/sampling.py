@@ -69,6 +69,59 @@ class ShuffledOrder:
         return self._draws.permutation(self._count, epoch)
 
 
+class CyclicOrder:
+    """Permutations of the images end to end: they come round as often as the steps need.
+
+    The second epoch goes on where the first ended. A batch may hold an image twice, at the seam of
+    two permutations, or because it is larger than N.
+
+    Args:
+        count: N.
+        batch_size: B, at least 1.
+        seed: of the permutations.
+        steps: the number of batches per epoch, at least 1.
+        purpose: of the random numbers.
+    """
+
+    def __init__(
+        self, count: int, batch_size: int, seed: int, steps: int, purpose: str = "order"
+    ) -> None:
+        for name, value in (("count", count), ("batch_size", batch_size), ("steps", steps)):
+            check_whole(name, value, 1)
+        self.steps = steps
+        self._count, self._batch_size = count, batch_size
+        self._draws = Draws(seed, purpose)
+
+    def __call__(self, epoch: int) -> Ids:
+        """Return indices of images: (steps, B) int64."""
+        length = self.steps * self._batch_size
+        first, start = divmod(epoch * length, self._count)
+        turns = range(first, first - (-(start + length) // self._count))
+        drawn = np.concatenate([self._draws.permutation(self._count, turn) for turn in turns])
+        return drawn[start : start + length].reshape(self.steps, self._batch_size)
+
+
+class Regrouped:
+    """Batches of another order in epochs of another length; they come round as often as needed.
+
+    Args:
+        order: the batches.
+        steps: the number of batches per epoch, at least 1.
+    """
+
+    def __init__(self, order: Order, steps: int) -> None:
+        check_whole("steps", steps, 1)
+        self.steps = steps
+        self._order = order
+
+    def __call__(self, epoch: int) -> Ids:
+        """Return indices of images: (steps, B) int64."""
+        first, start = divmod(epoch * self.steps, self._order.steps)
+        rounds = range(first, first - (-(start + self.steps) // self._order.steps))
+        drawn = np.concatenate([self._order(each) for each in rounds])
+        return drawn[start : start + self.steps]
+
+
 class ShardOrder:
     """An order that reads tar shards one after another and mixes images of several shards.
 
@@ -117,6 +170,29 @@ class ShardOrder:
             windows[shard] = number
             held, left = held + int(self._sizes[shard]), left - int(self._sizes[shard])
         return windows
+
+
+def repeated(
+    count: int, batch_size: int, seed: int, *, steps: int = 0, shards: Ids | None = None
+) -> Order:
+    """Return the order of all rows: one pass in an epoch, or as many rounds as the steps need.
+
+    Args:
+        count: N.
+        batch_size: B.
+        seed: of the permutations.
+        steps: the number of batches per epoch; 0 for one pass.
+        shards: (N,) int64, the shard of each row; None where rows are not read from shards.
+
+    Raises:
+        UserError: ``batch_size`` is above N, where that is not allowed.
+    """
+    if shards is not None:
+        order = ShardOrder(shards, batch_size, seed, WINDOW)
+        return Regrouped(order, steps) if steps else order
+    if steps:
+        return CyclicOrder(count, batch_size, seed, steps)
+    return ShuffledOrder(count, batch_size, seed)
 
 
 class IdentityOrder:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dml_fast.data.loaders.assemble import UNLABELLED_TARGET, Batch
+from dml_fast.data.loaders.assemble import UNLABELLED_TARGET, Batch, input_of
 from dml_fast.distributed.world import World
 from dml_fast.engine.precision import Precision
 
@@ -88,8 +88,8 @@ def evaluate(
     Args:
         models: K networks, ``forward(inputs (N, ...)) -> logits (N, C)``; each of several
             processes gives those that it holds.
-        batches: every image once; each column of processes gives its share. Rows without a label
-            are left out.
+        batches: every row once, with one input for all these models or one for each; each column
+            of processes gives its share. Rows without a label are left out.
         precision: as in training.
         classes: C.
         world: the processes; by default there is one.
@@ -101,7 +101,7 @@ def evaluate(
     with evaluating(models):
         for batch in batches:
             with precision.autocast():
-                logits = [model(batch.inputs) for model in models]
+                logits = [m(input_of(batch.inputs, place)) for place, m in enumerate(models)]
             found = _answers(world.all_students([z.float() for z in logits]))
             known = (batch.target != UNLABELLED_TARGET).long()
             target = batch.target * known

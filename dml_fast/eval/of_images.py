@@ -1,4 +1,4 @@
-"""A finished run applied to images without labels: classes and probabilities, or embeddings."""
+"""A finished run applied to rows without labels: classes and probabilities, or embeddings."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dml_fast.data.loaders import evaluation_batches
-from dml_fast.data.loaders.assemble import Batch
+from dml_fast.data.loaders.assemble import Batch, input_of
 from dml_fast.engine.precision import Precision, pick_device
 from dml_fast.errors import UserError
 from dml_fast.eval.classification import evaluating
 from dml_fast.eval.given_images import GivenImages, find_images, known_identities
+from dml_fast.eval.given_rows import read_given_rows
 from dml_fast.eval.of_run import run_precision, run_students
 from dml_fast.eval.prediction_files import STDOUT, Row, new_file, prediction_file
 from dml_fast.eval.retrieval import Features, concatenate
@@ -34,13 +35,15 @@ class Predicted(NamedTuple):
     """What was done.
 
     Attributes:
-        images: how many images were predicted.
+        rows: how many rows were predicted.
+        what: what they are, images or rows.
         left_out: the files that could not be decoded, each with the reason.
         by: the students, the checkpoint, the precision and the device, in words.
         arrays: the shape of each array in the file of features, by its name.
     """
 
-    images: int
+    rows: int
+    what: str
     left_out: dict[Path, str]
     by: str
     arrays: dict[str, tuple[int, ...]]
@@ -59,73 +62,82 @@ def predict_run(
     out: str = "",
     features: Path | None = None,
 ) -> Predicted:
-    """Predict the classes of images, or embed them, with a run's students.
+    """Predict the classes of images, vectors or texts, or embed them, with a run's students.
 
-    Pixels are prepared and students run as in `dml_fast.eval.of_run.evaluate_run`: the images of a
+    Rows are prepared and students run as in `dml_fast.eval.of_run.evaluate_run`: the rows of a
     split get the predictions that were counted there.
 
     Args:
         folder: the run's.
-        given: files and folders.
+        given: image files and folders; for a run that learned vectors or texts, files of its form.
         student: best, ensemble, or a student's number.
-        top: how many classes to write for each image.
+        top: how many classes to write for each row.
         checkpoint: best, last or previous.
         allow_code: the functions, as ``package.module:function``, that may build students.
         device: auto, cpu, cuda or cuda:N.
-        batch_size: images at a time.
+        batch_size: rows at a time.
         out: the file for classes, .csv or .jsonl; - for CSV on the standard output; "" for none.
         features: the .npz file for embeddings, or None.
 
     Raises:
-        UserError: no such run, checkpoint, student, device or image; no image can be decoded; a
-            student gives no numbers or no embeddings; a file cannot be written.
+        UserError: no such run, checkpoint, student, device or file; no image can be decoded, or a
+            file is not of the run's form; a student gives no numbers or no embeddings; a file
+            cannot be written.
     """
-    paths = find_images(given)
     run = Run.open(folder)
+    paths = find_images(given) if run.facts.of_images else []
     trained = Trained.load(run, checkpoint, allow_code)
     config, facts = run.config, trained.facts
     chosen = _chosen(student, trained, run)
     precision = run_precision(config, pick_device(device))
     models = run_students(trained, config, precision, chosen)
-    images = GivenImages.for_run(paths, config, facts)
+    images = GivenImages.for_run(paths, config, facts) if facts.of_images else None
+    part = images.as_set() if images else read_given_rows(given, run)
+    names = part.names if images is None else [str(path) for path in paths]
     batches = evaluation_batches(
-        images.as_set(),
+        part,
         batch_size=batch_size,
         mean=facts.mean,
         std=facts.std,
         device=precision.device,
         channels_last=config.channels_last,
+        students=chosen,
     )
     top, together = min(top, len(facts.classes)), student == "ensemble"
-    kept: list[Path] = []
+    kept: list[int] = []
+    key = "path" if images else "name"
     embedded: list[list[Features]] = []
     arrays: dict[str, NDArray[Any]] = {}
     with ExitStack() as stack:
         array_file = features and stack.enter_context(new_file("--features", features))
-        write = stack.enter_context(prediction_file(out, top)) if out else None
-        done = stack.enter_context(progress("predicting", len(paths), hidden=out == STDOUT))
+        write = stack.enter_context(prediction_file(out, top, key)) if out else None
+        done = stack.enter_context(progress("predicting", len(names), hidden=out == STDOUT))
         parts = stack.enter_context(closing(_parts(models, batches, precision, bool(features))))
-        for part in parts:
-            here = [paths[index] for index in part.ids]
+        for seen in parts:
             if write is not None:
-                write(_rows(here, part.logits, facts.classes, top, together))
-            kept += here
-            embedded.append(part.features)
-            done(part.ids[-1] + 1)
-        _check_some(kept, images)
+                here = [names[index] for index in seen.ids]
+                write(_rows(here, seen.logits, facts.classes, top, together))
+            kept += seen.ids
+            embedded.append(seen.features)
+            done(seen.ids[-1] + 1)
+        if images and not kept:
+            raise _none_decoded(images)
         if array_file:
+            found = [paths[index] for index in kept] if images else []
             arrays = {
                 "features": _features(embedded, chosen, together),
-                "names": np.array([str(path) for path in kept]),
-                **known_identities(kept, config, facts),
+                "names": np.array([names[index] for index in kept]),
+                **(known_identities(found, config, facts) if images else {}),
             }
             np.savez(array_file, **arrays)  # type: ignore[arg-type]
-    images.report_sizes(config)
-    names = ", ".join(f"{k} ({trained.archs[k]})" for k in chosen)
-    whose = f"ensemble of students {names}" if together else f"student {names}"
+    if images:
+        images.report_sizes(config)
+    archs = ", ".join(f"{k} ({trained.archs[k]})" for k in chosen)
+    whose = f"ensemble of students {archs}" if together else f"student {archs}"
     return Predicted(
-        images=len(kept),
-        left_out=images.corrupt.reasons,
+        rows=len(kept),
+        what="images" if images else "rows",
+        left_out=images.corrupt.reasons if images else {},
         by=f"{whose}; {checkpoint}.pt of {run.folder}; {precision} on {precision.device}",
         arrays={name: array.shape for name, array in arrays.items()},
     )
@@ -152,10 +164,10 @@ def _chosen(student: str, trained: Trained, run: Run) -> list[int]:
 
 
 class _Part(NamedTuple):
-    """What K students say about B images.
+    """What K students say about B rows.
 
     Attributes:
-        ids: (B,) the indices of the images; B is at least 1.
+        ids: (B,) the indices of the rows; B is at least 1.
         logits: K tensors (B, C) float32.
         features: K arrays (B, D) float32; none unless they are asked for.
     """
@@ -182,19 +194,21 @@ def _parts(
             if not len(batch.ids):  # none of its files can be decoded
                 continue
             with precision.autocast():
-                logits = [model(batch.inputs).float() for model in models]
+                logits = [
+                    m(input_of(batch.inputs, place)).float() for place, m in enumerate(models)
+                ]
             features = [seen[k].float().cpu().numpy() for k in range(len(models)) if embed]
             yield _Part(batch.ids.tolist(), logits, features)
 
 
 def _rows(
-    paths: Sequence[Path],
+    names: Sequence[str],
     logits: Sequence[Tensor],
     classes: Sequence[str],
     top: int,
     together: bool,
 ) -> list[Row]:
-    """Return the ``top`` likeliest classes of each image.
+    """Return the ``top`` likeliest classes of each row.
 
     The first is the one that `dml_fast.eval.classification.evaluate` counts, also among equals: by
     the logits of one student, by the mean probabilities of students ``together``.
@@ -205,7 +219,7 @@ def _rows(
     probabilities = torch.stack([z.softmax(1) for z in logits]).mean(0)  # (B, C)
     if len(wrong := (~probabilities.isfinite()).any(1).nonzero()):
         raise UserError(
-            f"the logits for {paths[int(wrong[0])]} are not finite, so it has no class: give "
+            f"the logits for {names[int(wrong[0])]} are not finite, so it has no class: give "
             "another --student or --checkpoint"
         )
     scores = probabilities if together else logits[0]
@@ -213,15 +227,15 @@ def _rows(
     shares = probabilities.gather(1, order).cpu().numpy()
     return [
         # the shortest decimal of each float32
-        Row(str(path), [classes[c] for c in found], [float(str(p)) for p in row])
-        for path, found, row in zip(paths, order.tolist(), shares, strict=True)
+        Row(name, [classes[c] for c in found], [float(str(p)) for p in row])
+        for name, found, row in zip(names, order.tolist(), shares, strict=True)
     ]
 
 
 def _features(
     embedded: Sequence[Sequence[Features]], chosen: Sequence[int], together: bool
 ) -> Features:
-    """Return the embeddings of N images: of one student, or of all at length 1, side by side.
+    """Return the embeddings of N rows: of one student, or of all at length 1, side by side.
 
     Args:
         embedded: for each batch, the features of K students.
@@ -243,9 +257,8 @@ def _features(
     return concatenate(good) if together else good[0]
 
 
-def _check_some(kept: Sequence[Path], images: GivenImages) -> None:
-    if not kept:
-        path, why = next(iter(images.corrupt.reasons.items()))
-        raise UserError(
-            f"none of {len(images)} files can be decoded, such as {path} ({why}): give image files"
-        )
+def _none_decoded(images: GivenImages) -> UserError:
+    path, why = next(iter(images.corrupt.reasons.items()))
+    return UserError(
+        f"none of {len(images)} files can be decoded, such as {path} ({why}): give image files"
+    )

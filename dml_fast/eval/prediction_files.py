@@ -17,10 +17,10 @@ STDOUT = "-"
 
 
 class Row(NamedTuple):
-    """The prediction for one image.
+    """The prediction for one row.
 
     Attributes:
-        name: of its file.
+        name: its own, or that of its file.
         classes: the names of the likeliest ones, the first is the prediction.
         probabilities: of these classes.
     """
@@ -50,12 +50,13 @@ def new_file(flag: str, path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def prediction_file(out: str, top: int) -> Iterator[Callable[[Sequence[Row]], object]]:
+def prediction_file(out: str, top: int, key: str) -> Iterator[Callable[[Sequence[Row]], object]]:
     """Open a file for predictions: CSV with a header, or one JSON object per line for ``.jsonl``.
 
     Args:
         out: the new file, or - for CSV on the standard output.
-        top: how many classes each image has.
+        top: how many classes each row has.
+        key: what the names of rows are called: path or name.
 
     Yields:
         A function that writes rows.
@@ -65,25 +66,25 @@ def prediction_file(out: str, top: int) -> Iterator[Callable[[Sequence[Row]], ob
     """
     if Path(out).suffix == ".jsonl":
         with new_file("--out", Path(out)) as file:
-            yield lambda rows: file.write(json_lines(rows))
+            yield lambda rows: file.write(json_lines(rows, key))
     elif out == STDOUT:
-        sys.stdout.buffer.write(csv_header(top))
+        sys.stdout.buffer.write(csv_header(top, key))
         yield lambda rows: sys.stdout.buffer.write(csv_lines(rows))
         sys.stdout.buffer.flush()
     else:
         with new_file("--out", Path(out)) as file:
-            file.write(csv_header(top))
+            file.write(csv_header(top, key))
             yield lambda rows: file.write(csv_lines(rows))
 
 
-def csv_header(top: int) -> bytes:
-    """Return the first line of a CSV file with ``top`` classes for each image."""
+def csv_header(top: int, key: str) -> bytes:
+    """Return the first line of a CSV file with ``top`` classes for each row."""
     pairs = ([f"class_{place}", f"probability_{place}"] for place in range(1, top + 1))
-    return (",".join(["path", *chain(*pairs)]) + "\n").encode()
+    return (",".join([key, *chain(*pairs)]) + "\n").encode()
 
 
 def csv_lines(rows: Sequence[Row]) -> bytes:
-    """Return one line for each image, in UTF-8; bytes of a name that are not stay as they are."""
+    """Return one line for each row, in UTF-8; bytes of a name that are not stay as they are."""
     lines = []
     for row in rows:
         pairs = zip(map(_cell, row.classes), map(str, row.probabilities), strict=True)
@@ -91,9 +92,9 @@ def csv_lines(rows: Sequence[Row]) -> bytes:
     return _encoded("".join(lines))
 
 
-def json_lines(rows: Sequence[Row]) -> bytes:
-    r"""Return one object for each image, in ASCII; a byte that is not UTF-8 becomes ``\udcXX``."""
-    found = ({"path": n, "classes": [*c], "probabilities": [*p]} for n, c, p in rows)
+def json_lines(rows: Sequence[Row], key: str) -> bytes:
+    r"""Return one object for each row, in ASCII; a byte that is not UTF-8 becomes ``\udcXX``."""
+    found = ({key: n, "classes": [*c], "probabilities": [*p]} for n, c, p in rows)
     return "".join(json.dumps(row) + "\n" for row in found).encode()
 
 

@@ -40,6 +40,7 @@ def validate(
         std=data.std,
         device=precision.device,
         channels_last=channels_last,
+        students=cohort.numbers,
         rank=world.column,
         ranks=world.mesh.data,
     )

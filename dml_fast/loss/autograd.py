@@ -21,6 +21,40 @@ def tie(losses: Tensor, grads: Tensor, logits: tuple[Tensor, ...]) -> Tensor:
     return tied
 
 
+def tie_each(losses: Tensor, grads: Tensor, logits: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return K losses, each differentiable once with respect to its own logits alone.
+
+    Args:
+        losses: (K,), or (K, N) with one for each row.
+        grads: (K, N, C), where [k] is the gradient of ``losses[k].sum()``.
+        logits: K tensors (N, C).
+    """
+    return tuple(
+        tie(loss.unsqueeze(0), grad.unsqueeze(0), (z,)).squeeze(0)
+        for loss, grad, z in zip(losses, grads, logits, strict=True)
+    )
+
+
+def saved_once(ctx: Any) -> tuple[Any, ...]:
+    """Return what a joint loss saved for its one backward pass.
+
+    Raises:
+        RuntimeError: that pass is over; the message says what to do.
+    """
+    if torch.compiler.is_compiling():  # which traces no handler of errors
+        return tuple(ctx.saved_tensors)
+    try:
+        return tuple(ctx.saved_tensors)
+    except RuntimeError as error:
+        if "second time" not in str(error):  # such as logits that were overwritten
+            raise
+        raise RuntimeError(
+            "the mutual losses of one call have one backward pass together, and it is over: call "
+            "losses.sum().backward() once, or, to call backward on one student's loss after the "
+            "other, get separate losses with separate=True"
+        ) from error
+
+
 def once(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Return the gradients of a backward pass, which refuse to be differentiated again."""
     if not torch.is_grad_enabled():  # only create_graph=True enables it in a backward pass
@@ -41,7 +75,7 @@ class _Tied(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
-        (grads,) = ctx.saved_tensors
+        (grads,) = saved_once(ctx)
         scaled = grads * outer.detach().reshape(len(grads), -1, 1)
         parts = (scaled,) if ctx.stacked else scaled.unbind()
         return None, None, *once([g.to(one) for g, one in zip(parts, ctx.dtypes, strict=True)])

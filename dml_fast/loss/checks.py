@@ -44,6 +44,7 @@ def prepare(
     row_weight: Array | None,
     teacher_logits: Logits | None,
     class_dim: int | None = -1,
+    ce_weight: float = 1.0,
 ) -> Problem:
     """Check the arguments of a call and flatten its batch dimensions.
 
@@ -54,6 +55,7 @@ def prepare(
     kl_weight, temperature, label_smoothing = check_options(
         kl_weight, temperature, label_smoothing, peer_reduction, reduction
     )
+    ce_weight = check_ce_weight(ce_weight)
     ignore_index = integer(ignore_index, "ignore_index")
     students = distributions(logits, "logits", class_dim)
     _no_transform(students)
@@ -113,7 +115,16 @@ def prepare(
         label_smoothing=label_smoothing,
         peer_reduction=peer_reduction,
         reduction=reduction,
+        ce_weight=ce_weight,
     )
+
+
+def check_ce_weight(value: float) -> float:
+    """Return the weight of the cross-entropy; refuse all but finite numbers of at least 0."""
+    value = number(value, "ce_weight")
+    if not 0 <= value < math.inf:
+        fail(f"ce_weight is {value}", "pass a finite number, 0 or more")
+    return value
 
 
 def check_options(

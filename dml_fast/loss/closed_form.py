@@ -29,10 +29,10 @@ from typing import NamedTuple, overload
 import torch
 from torch import Tensor
 
-from dml_fast.loss.autograd import tie
+from dml_fast.loss.autograd import tie, tie_each
 from dml_fast.loss.checks import may_look
 from dml_fast.loss.disagreement import add_disagreement
-from dml_fast.loss.problem import MutualStats, Problem, Solution
+from dml_fast.loss.problem import Losses, MutualStats, Problem, Solution
 
 Factor = float | Tensor  # for all rows: a number or (); for each row: (N,) or (K, N)
 SCRATCH = 5  # see `dml_fast.loss.problem.Backend`
@@ -90,13 +90,13 @@ def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
 
 
 def differentiable(
-    problem: Problem, logits: tuple[Tensor, ...], stats: str
-) -> tuple[Tensor, MutualStats | None]:
+    problem: Problem, logits: tuple[Tensor, ...], stats: str, separate: bool = False
+) -> tuple[Losses, MutualStats | None]:
     """As `dml_fast.loss.problem.Backend.differentiable`, with gradients from the forward pass."""
     with torch.no_grad():
         losses, grads, measured = compute(problem, True, stats)
     assert grads is not None
-    return tie(losses, grads, logits), measured
+    return (tie_each if separate else tie)(losses, grads, logits), measured
 
 
 def compute(
@@ -118,11 +118,11 @@ def compute(
     per_label, per_row = _inverse(whole[0]), _inverse(whole[1])
     mean_ce, mean_kl = ce * per_label, kl * per_row
     if problem.reduction == "mean":
-        losses = _total(mean_ce, mean_kl, problem.kl_weight)
+        losses = _total(problem, mean_ce, mean_kl)
     else:
         per_label = per_row = 1.0
         parts = (ce, kl) if problem.reduction == "sum" else (ce_rows, kl_rows)
-        losses = _total(*parts, problem.kl_weight)
+        losses = _total(problem, *parts)
 
     measured = None
     if stats != "none":
@@ -295,6 +295,8 @@ def _gradient(
     """Return the gradients (K, N, C), in the buffer of `views.q`, which is not read again."""
     row_weight: Factor = 1.0 if problem.row_weight is None else problem.row_weight
     ce_scale = per_label * row_weight
+    if problem.ce_weight != 1.0:
+        ce_scale = ce_scale * problem.ce_weight
     push = labels.mass * ce_scale  # A, of q
     pull = None  # -U
     if labels.dense is not None:
@@ -364,7 +366,10 @@ def _inverse(denominator: Factor) -> Factor:
     return 1.0 / denominator if denominator else 0.0
 
 
-def _total(ce: Tensor, kl: Tensor, kl_weight: float | Tensor) -> Tensor:
+def _total(problem: Problem, ce: Tensor, kl: Tensor) -> Tensor:
+    kl_weight = problem.kl_weight
+    if problem.ce_weight != 1.0:
+        ce = ce * problem.ce_weight
     if isinstance(kl_weight, Tensor):
         return ce + kl * kl_weight
     if kl_weight:

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from dml_fast.errors import UserError, first_line
 from dml_fast.loss import closed_form
-from dml_fast.loss.autograd import tie
-from dml_fast.loss.problem import MutualStats, Problem, Solution
+from dml_fast.loss.autograd import tie, tie_each
+from dml_fast.loss.problem import Losses, MutualStats, Problem, Solution
 
 SCRATCH = 0  # see `dml_fast.loss.problem.Backend`
 
@@ -38,12 +38,12 @@ def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
 
 
 def differentiable(
-    problem: Problem, logits: tuple[Tensor, ...], stats: str
-) -> tuple[Tensor, MutualStats | None]:
+    problem: Problem, logits: tuple[Tensor, ...], stats: str, separate: bool = False
+) -> tuple[Losses, MutualStats | None]:
     """As `dml_fast.loss.problem.Backend.differentiable`."""
     with torch.no_grad():
         losses, grads, measured = _run(closed_form.compute, problem, True, stats)
-    return tie(losses, grads, logits), measured
+    return (tie_each if separate else tie)(losses, grads, logits), measured
 
 
 def _run(function: _Function, problem: Problem, with_grad: bool, stats: str) -> Any:
@@ -151,6 +151,7 @@ def _kind(function: _Function, problem: Problem, with_grad: bool, stats: str) ->
         problem.row_weight is None,
         problem.peer_weight is None,
         _counts_divergence(problem),
+        problem.ce_weight == 1.0,
         problem.temperature == 1.0,
         problem.label_smoothing == 0.0,
         problem.peer_reduction,

@@ -18,8 +18,8 @@ from dml_fast.loss.checks import Array, prepare
 from dml_fast.loss.linear_chunks import Plan, Wanted, default_rows, differentiable, sweep
 from dml_fast.loss.linear_heads import Biases, Tensors, read
 from dml_fast.loss.mutual import LossOptions
-from dml_fast.loss.problem import MutualStats
-from dml_fast.loss.values import integer
+from dml_fast.loss.problem import Losses, MutualStats
+from dml_fast.loss.values import fail, integer
 
 __all__ = ["FusedLinearMutualLoss", "linear_mutual_loss"]
 
@@ -45,7 +45,9 @@ def linear_mutual_loss(
     teacher_bias: Biases = None,
     chunk_rows: int | None = None,
     return_stats: bool = False,
-) -> Tensor | tuple[Tensor, MutualStats]:
+    separate: bool = False,
+    ce_weight: float = 1.0,
+) -> Losses | tuple[Losses, MutualStats]:
     """Return `mutual_loss` of the logits ``F.linear(hidden[k], weight[k], bias[k])``.
 
     All logits never exist at once. The forward pass computes the gradients of those hidden states,
@@ -80,6 +82,8 @@ def linear_mutual_loss(
         chunk_rows: rows per chunk. By default as many as take a quarter of the memory of the fp32
             gradients of all weights, and at least 64 MiB.
         return_stats: also return the first four fields of `MutualStats`; the others are None.
+        separate: see `mutual_loss`; not with ``reduction="none"``.
+        ce_weight: see there.
 
     Returns:
         Losses (K,), or (K, *batch) with ``reduction="none"``, in fp32 (fp64 for fp64);
@@ -99,6 +103,7 @@ def linear_mutual_loss(
         backend,
         chunk_rows,
         "cheap" if return_stats else "none",
+        separate,
         kl_weight=kl_weight,
         temperature=temperature,
         label_smoothing=label_smoothing,
@@ -108,6 +113,7 @@ def linear_mutual_loss(
         reduction=reduction,
         peer_weight=peer_weight,
         row_weight=row_weight,
+        ce_weight=ce_weight,
     )
     return losses if stats is None else (losses, stats)
 
@@ -119,9 +125,15 @@ def _compute(
     backend: str,
     chunk_rows: int | None,
     stats: str,
+    separate: bool,
     **options: Any,
-) -> tuple[Tensor, MutualStats | None]:
+) -> tuple[Losses, MutualStats | None]:
     _check_rows(chunk_rows)
+    if separate and options["reduction"] == "none":
+        fail(
+            "separate is True and reduction 'none'",
+            "take reduction 'mean' or 'sum', or one of them",
+        )
     heads, logits = read(*students)
     if not heads:
         raise UserError("hidden is empty: pass the hidden states of at least one student")
@@ -139,10 +151,11 @@ def _compute(
         Wanted(*(t is not None and t.requires_grad and with_grad for t in head)) for head in heads
     ]
     if any(map(any, wanted)):
-        losses, measured = differentiable(plan, heads, wanted, stats)
+        losses, measured = differentiable(plan, heads, wanted, stats, separate)
     else:
         losses, _, measured = sweep(plan, heads, wanted, stats)
-    if problem.reduction == "none":
+        losses = losses.unbind() if separate else losses
+    if isinstance(losses, Tensor) and problem.reduction == "none":
         losses = losses.reshape(len(heads), *problem.batch_shape)
     return losses, measured
 
@@ -178,7 +191,8 @@ class FusedLinearMutualLoss(LossOptions):
         teacher_weight: Tensors | None = None,
         teacher_bias: Biases = None,
         return_stats: bool = False,
-    ) -> Tensor | tuple[Tensor, MutualStats]:
+        separate: bool = False,
+    ) -> Losses | tuple[Losses, MutualStats]:
         """Return (K,) losses, or (K, *batch) with ``reduction="none"``.
 
         See `linear_mutual_loss`.
@@ -196,6 +210,7 @@ class FusedLinearMutualLoss(LossOptions):
             teacher_bias=teacher_bias,
             chunk_rows=self.chunk_rows,
             return_stats=return_stats,
+            separate=separate,
         )
 
     def extra_repr(self) -> str:

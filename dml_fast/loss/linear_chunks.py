@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dml_fast.loss.autograd import once
+from dml_fast.loss.autograd import once, saved_once
 from dml_fast.loss.linear_heads import Head
-from dml_fast.loss.problem import Backend, MutualStats, Problem
+from dml_fast.loss.problem import Backend, Losses, MutualStats, Problem
 
 LIFT = 16.0  # scales g_k, so that fp16 has full precision from 4e-6 and overflows at 4,000
 LEAST_BYTES = 2**26  # a chunk may take this much, however small the heads are
@@ -91,8 +91,8 @@ def default_rows(heads: Sequence[Head], problem: Problem, solver: Backend) -> in
 
 
 def differentiable(
-    plan: Plan, heads: Sequence[Head], wanted: Sequence[Wanted], stats: str
-) -> tuple[Tensor, MutualStats | None]:
+    plan: Plan, heads: Sequence[Head], wanted: Sequence[Wanted], stats: str, separate: bool
+) -> tuple[Losses, MutualStats | None]:
     """Return losses, differentiable once with respect to what is wanted, and statistics.
 
     The forward pass computes the gradients, since it has the logits. With reduction "none" they
@@ -106,7 +106,7 @@ def differentiable(
     losses, grads, measured = sweep(plan, heads, wanted, stats)
     # One node per student: its gradients are freed before the next student's are scaled.
     nodes = [_TiedHead.apply(*each, *h) for *each, h in zip(losses, grads, heads, strict=True)]  # type: ignore[no-untyped-call]
-    return torch.stack(nodes), measured
+    return tuple(nodes) if separate else torch.stack(nodes), measured
 
 
 def sweep(
@@ -227,7 +227,7 @@ class _TiedHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
         scale = outer.detach()
-        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        pairs = zip(saved_once(ctx), ctx.dtypes, strict=True)
         return None, None, *once([_scaled(g, scale, dtype) for g, dtype in pairs])
 
 

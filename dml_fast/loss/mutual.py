@@ -17,13 +17,14 @@ from dml_fast.loss import backends
 from dml_fast.loss.checks import (
     Array,
     Logits,
+    check_ce_weight,
     check_grad_scale,
     check_options,
     prepare,
 )
 from dml_fast.loss.disagreement import peer_divergence
-from dml_fast.loss.problem import MutualStats
-from dml_fast.loss.values import integer, tensor
+from dml_fast.loss.problem import Losses, MutualStats
+from dml_fast.loss.values import fail, integer, tensor
 
 __all__ = [
     "FusedMutualLoss",
@@ -51,10 +52,13 @@ def mutual_loss(
     teacher_logits: Logits | None = None,
     return_stats: bool = False,
     class_dim: int | None = None,
-) -> Tensor | tuple[Tensor, MutualStats]:
+    separate: bool = False,
+    ce_weight: float = 1.0,
+) -> Losses | tuple[Losses, MutualStats]:
     """Return the mutual loss of each student, differentiable once.
 
-    ``losses.sum().backward()`` gives each student the gradient of its own loss.
+    ``losses.sum().backward()`` gives each student the gradient of its own loss. In a loop that
+    calls ``backward`` and steps student by student, take ``separate=True``.
 
     The cross-entropy is that of `torch.nn.functional.cross_entropy` with every option, except that
     a batch without any label has the cross-entropy 0, not NaN. Both terms are means over rows: the
@@ -86,10 +90,13 @@ def mutual_loss(
         return_stats: also return every field of `MutualStats`.
         class_dim: the dimension of each student's logits that has the classes. By default it is
             the last, and a target that also fits torch's order (B, C, ...) is refused.
+        separate: return K losses, each with a backward pass of its own that reaches the logits of
+            its student alone: in any order, with updates of weights in between, or not at all.
+        ce_weight: a number that multiplies the cross-entropy. 0 leaves the divergence alone.
 
     Returns:
-        Losses (K,), or (K, *batch) with ``reduction="none"``, in fp32 (fp64 for fp64 logits);
-        ``(losses, stats)`` with ``return_stats``.
+        Losses (K,), or (K, *batch) with ``reduction="none"``, in fp32 (fp64 for fp64 logits), or
+        with ``separate`` a tuple of K tensors; ``(losses, stats)`` with ``return_stats``.
 
     Raises:
         UserError: if an argument has a wrong shape, device, dtype or value.
@@ -109,21 +116,30 @@ def mutual_loss(
         row_weight=row_weight,
         teacher_logits=teacher_logits,
         class_dim=class_dim,
+        ce_weight=ce_weight,
     )
     solver = backends.find(backend, problem)
     inputs = problem.students
+    if separate and isinstance(logits, Tensor) and logits.requires_grad:
+        fail(
+            "logits are one tensor, whose gradient is one too", "for separate=True pass a list of K"
+        )
     if isinstance(logits, Tensor):  # whose gradient is one tensor too
         if class_dim is not None:
             logits = logits.movedim(class_dim + (class_dim >= 0), -1)
         inputs = (logits if logits.dim() == 3 else logits.reshape(problem.shape),)
     wanted = "all" if return_stats else "none"
     if torch.is_grad_enabled() and any(z.requires_grad for z in inputs):
-        losses, stats = solver.differentiable(problem, inputs, wanted)
+        losses, stats = solver.differentiable(problem, inputs, wanted, separate)
     else:
         with torch.no_grad():
             losses, _, stats = solver.solve(problem, False, wanted)
+        losses = losses.unbind() if separate else losses
     if reduction == "none":
-        losses = losses.reshape(len(problem.students), *problem.batch_shape)
+        if isinstance(losses, Tensor):
+            losses = losses.reshape(len(problem.students), *problem.batch_shape)
+        else:
+            losses = tuple(loss.reshape(problem.batch_shape) for loss in losses)
     return losses if stats is None else (losses, stats)
 
 
@@ -145,6 +161,7 @@ def mutual_loss_and_grad(
     return_stats: bool = False,
     class_dim: int | None = None,
     grad_scale: float | Tensor | None = None,
+    ce_weight: float = 1.0,
 ) -> tuple[Tensor, list[Tensor], MutualStats]:
     """Return the losses and their gradients without autograd, as a training engine needs them.
 
@@ -173,6 +190,7 @@ def mutual_loss_and_grad(
         row_weight=row_weight,
         teacher_logits=teacher_logits,
         class_dim=class_dim,
+        ce_weight=ce_weight,
     )
     problem.grad_scale = check_grad_scale(grad_scale, problem)
     with torch.no_grad():
@@ -207,10 +225,12 @@ class LossOptions(nn.Module):
         peer_reduction: str = "mean",
         reduction: str = "mean",
         backend: str = "auto",
+        ce_weight: float = 1.0,
     ) -> None:
         """Check and keep the options; see `mutual_loss`."""
         super().__init__()
         numbers = check_options(kl_weight, temperature, label_smoothing, peer_reduction, reduction)
+        self.ce_weight = check_ce_weight(ce_weight)
         ignore_index = integer(ignore_index, "ignore_index")
         if class_weight is not None:
             class_weight = tensor(class_weight, "class_weight", torch.get_default_device())
@@ -233,6 +253,7 @@ class LossOptions(nn.Module):
             "peer_reduction": self.peer_reduction,
             "reduction": self.reduction,
             "backend": self.backend,
+            "ce_weight": self.ce_weight,
         }
 
     def extra_repr(self) -> str:
@@ -267,7 +288,8 @@ class FusedMutualLoss(LossOptions):
         row_weight: Array | None = None,
         teacher_logits: Logits | None = None,
         return_stats: bool = False,
-    ) -> Tensor | tuple[Tensor, MutualStats]:
+        separate: bool = False,
+    ) -> Losses | tuple[Losses, MutualStats]:
         """Return (K,) losses, or (K, *batch) with ``reduction="none"``; see `mutual_loss`."""
         return mutual_loss(
             logits,
@@ -277,4 +299,5 @@ class FusedMutualLoss(LossOptions):
             row_weight=row_weight,
             teacher_logits=teacher_logits,
             return_stats=return_stats,
+            separate=separate,
         )

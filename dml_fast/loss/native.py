@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dml_fast import _native
-from dml_fast.loss.autograd import tie
+from dml_fast.loss.autograd import tie, tie_each
 from dml_fast.loss.checks import may_look
 from dml_fast.loss.disagreement import add_disagreement
-from dml_fast.loss.problem import MutualStats, Problem, Solution
+from dml_fast.loss.problem import Losses, MutualStats, Problem, Solution
 
 SCRATCH = 0  # see `dml_fast.loss.problem.Backend`
 _PER_THREAD = 1 << 19  # logits: with fewer, a thread takes longer to start than to help
@@ -47,13 +47,13 @@ def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
 
 
 def differentiable(
-    problem: Problem, logits: tuple[Tensor, ...], stats: str
-) -> tuple[Tensor, MutualStats | None]:
+    problem: Problem, logits: tuple[Tensor, ...], stats: str, separate: bool = False
+) -> tuple[Losses, MutualStats | None]:
     """As `dml_fast.loss.problem.Backend.differentiable`, with gradients from the forward pass."""
     with torch.no_grad():
         losses, grads, measured = _compute(problem, True, torch.float32, stats)
     assert grads is not None
-    return tie(losses, grads, logits), measured
+    return (tie_each if separate else tie)(losses, grads, logits), measured
 
 
 def _is_bf16(problem: Problem) -> bool:
@@ -71,6 +71,7 @@ def _compute(
     labels = problem.count_labels() if problem.whole is None else problem.whole[0]
     per_label = _inverse(_number(labels))
     per_row = _inverse(rows if problem.whole is None else problem.whole[1])
+    own = problem.ce_weight
     kl_weight = float(np.float32(_number(problem.kl_weight)))  # as if it were a tensor
     grads = torch.empty(problem.shape, dtype=dtype) if with_grad else None
     soft, index = problem.soft, problem.index
@@ -88,7 +89,7 @@ def _compute(
         problem.peer_reduction == "mean",
         kl_weight,
         (
-            *((per_label, per_row) if problem.reduction == "mean" else (1.0, 1.0)),
+            *((per_label * own, per_row) if problem.reduction == "mean" else (own, 1.0)),
             per_label,
             per_row,
         ),
@@ -100,6 +101,7 @@ def _compute(
     losses, ce, kl = torch.from_numpy(means).unbind()
     if problem.reduction == "none":
         losses, kl_rows = torch.from_numpy(each_row).unbind()
+        losses = losses if own == 1.0 else losses * own
         if kl_weight:
             losses = losses + kl_weight * kl_rows
     if stats == "none":

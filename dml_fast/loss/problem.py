@@ -6,10 +6,12 @@ Letters: K students, M teachers, L = K + M distributions, N rows, C classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+
+Losses: TypeAlias = Tensor | tuple[Tensor, ...]  # of K students: stacked, or separate
 
 
 class MutualStats(NamedTuple):
@@ -23,7 +25,7 @@ class MutualStats(NamedTuple):
     Attributes:
         ce: (K,) mean cross-entropy, at temperature 1.
         kl: (K,) mean divergence from the peers, including the factor T²: with
-            ``reduction="mean"`` the losses are ``ce + kl_weight * kl``.
+            ``reduction="mean"`` the losses are ``ce_weight * ce + kl_weight * kl``.
         correct: (K,) int64, the number of labelled rows whose largest logit is the target's (for
             a target of probabilities: the most probable class's).
         finite: (K,) bool, whether every row of the student was usable.
@@ -69,6 +71,7 @@ class Problem:
             tensor, and its rows. Otherwise None.
         grad_scale: a number, or a () or (K,) tensor, that multiplies the gradients of
             `Backend.solve`; None for 1.
+        ce_weight: weight of the cross-entropy in the losses, finite and at least 0.
     """
 
     students: tuple[Tensor, ...]
@@ -88,6 +91,7 @@ class Problem:
     reduction: str
     whole: tuple[float | Tensor, int] | None = None
     grad_scale: float | Tensor | None = None
+    ce_weight: float = 1.0
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -150,11 +154,12 @@ class Backend(Protocol):
         ...
 
     def differentiable(
-        self, problem: Problem, logits: tuple[Tensor, ...], stats: str
-    ) -> tuple[Tensor, MutualStats | None]:
+        self, problem: Problem, logits: tuple[Tensor, ...], stats: str, separate: bool = False
+    ) -> tuple[Losses, MutualStats | None]:
         """Return the losses of `solve`, differentiable once, and statistics.
 
         Autograd differentiates them with respect to ``logits``: K tensors (N, C), or one
-        (K, N, C), with the values of ``problem.students``.
+        (K, N, C), with the values of ``problem.students``. With ``separate`` there are K losses,
+        () or (N,), each with a backward pass of its own, which reaches ``logits[k]`` alone.
         """
         ...

@@ -28,6 +28,7 @@ def mutual_loss(
     peer_weight: Tensor | None = None,
     row_weight: Tensor | None = None,
     teacher_logits: Sequence[Tensor] = (),
+    ce_weight: float = 1.0,
 ) -> Tensor:
     """Return (K,) losses, or (K, *batch) with ``reduction="none"``.
 
@@ -60,7 +61,7 @@ def mutual_loss(
         if reduction == "mean":
             ce = ce / label_mass(z, target, class_weight, ignore_index)
             kl = kl / usable[k].numel()
-        losses.append(ce + kl_weight * kl)
+        losses.append(ce_weight * ce + kl_weight * kl)
     return torch.stack(losses)
 
 

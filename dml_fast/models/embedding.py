@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dml_fast.errors import UserError, first_line
+from dml_fast.models.inputs import InputSpec
 from dml_fast.models.registry import create_model
 
 
@@ -74,6 +75,26 @@ def create_embedding_net(
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     width = _feature_width(backbone, (2, in_channels, *size), name)
     return EmbeddingNet(backbone, width, num_classes)
+
+
+def new_network(name: str, num_classes: int, inputs: InputSpec, *, embeds: bool) -> nn.Module:
+    """Build a student's network: one that embeds by `create_embedding_net`, else `create_model`.
+
+    Args:
+        name: as in `dml_fast.models.create_model`.
+        num_classes: of classes or identities.
+        inputs: what it gets; a network that embeds gets images.
+        embeds: whether it has a BNNeck.
+
+    Raises:
+        UserError: as those.
+    """
+    if not embeds:
+        return create_model(name, num_classes=num_classes, inputs=inputs)
+    channels, height, width = inputs.shape
+    return create_embedding_net(
+        name, num_classes=num_classes, in_channels=channels, image_size=(height, width)
+    )
 
 
 def last_linear(net: nn.Module) -> str | None:

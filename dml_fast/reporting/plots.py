@@ -99,13 +99,13 @@ def run_figure(label: str, history: History) -> Figure:
     figure, axes = _figure(label)
     epochs = [line["epoch"] for line in history]
     best = history[best_epoch(history) - 1]
-    styles = _styles(len(best["students"]))
+    chosen = styles(len(best["students"]))
     score = score_of(best)
     val = _Panel(f"Validation {score.name}", score.key, True)
     for axis, panel in zip(axes, (val, *_TRAIN), strict=False):
         curves = [
             _Curve(epochs, [_number(panel.values(line)[k]) for line in history], *style)
-            for k, style in enumerate(styles)
+            for k, style in enumerate(chosen)
         ]
         if panel is val:
             ensemble = [_number(ensemble_score(line)) for line in history]
@@ -115,7 +115,7 @@ def run_figure(label: str, history: History) -> Figure:
         axes[0].axvline(best["epoch"], color=_GRAY, linewidth=1.2, linestyle=":", zorder=1)
     entries = [
         (f"{_percent(s[score.key])}  student {k}: {s['arch']}", *style)
-        for k, (s, style) in enumerate(zip(best["students"], styles, strict=True))
+        for k, (s, style) in enumerate(zip(best["students"], chosen, strict=True))
     ]
     entries.append((f"{_percent(ensemble_score(best))}  ensemble", "black", "-"))
     _legend(axes[5], f"{val.title}, best epoch: {best['epoch']} (dotted)", entries)
@@ -127,7 +127,7 @@ def groups_figure(groups: Mapping[str, Sequence[History]]) -> Figure:
     runs = sum(map(len, groups.values()))
     settings = f"{len(groups)} settings, " if runs > len(groups) else ""
     figure, axes = _figure(f"{settings}{runs} runs")
-    styles = _styles(len(groups))
+    chosen = styles(len(groups))
     score = score_of(next(iter(groups.values()))[0][0])
     val = _Panel(f"Validation {score.name}", score.key, True)
     ensemble = _Panel(f"{val.title} of the ensemble", "ensemble", True)
@@ -135,12 +135,12 @@ def groups_figure(groups: Mapping[str, Sequence[History]]) -> Figure:
         spreads = (_spread(histories, panel) for histories in groups.values())
         curves = [
             _Curve(epochs, mean, *style, band=(low, high))
-            for (epochs, mean, low, high), style in zip(spreads, styles, strict=True)
+            for (epochs, mean, low, high), style in zip(spreads, chosen, strict=True)
         ]
         _draw(axis, panel, curves)
     entries = [
         (_group_label(label, histories), *style)
-        for (label, histories), style in zip(groups.items(), styles, strict=True)
+        for (label, histories), style in zip(groups.items(), chosen, strict=True)
     ]
     _legend(
         axes[5],
@@ -164,11 +164,11 @@ def _figure(title: str) -> tuple[Figure, list[Axes]]:
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
     figure = Figure(figsize=(13, 7.5), layout=layout)
     FigureCanvasAgg(figure)
-    figure.suptitle(_short(title, 100), fontsize=13, fontweight="bold", parse_math=False)
+    figure.suptitle(short(title, 100), fontsize=13, fontweight="bold", parse_math=False)
     return figure, list(figure.subplots(2, 3).flat)
 
 
-def _styles(count: int) -> list[tuple[str, Any]]:
+def styles(count: int) -> list[tuple[str, Any]]:
     """Return ``count`` colours and dash patterns, which repeat after 24 (6 colours, 4 patterns)."""
     pairs = [(colour, dash) for dash, colour in product(_DASHES, _COLOURS)]
     return [pairs[i % len(pairs)] for i in range(count)]
@@ -237,7 +237,7 @@ def _legend(axis: Axes, title: str, entries: Sequence[tuple[str, str, Any]]) -> 
     crowded = len(entries) > 14
     length = (56 if crowded else 43) // columns
     handles = [
-        Line2D([], [], color=colour, linestyle=dash, linewidth=2, label=_short(text, length))
+        Line2D([], [], color=colour, linestyle=dash, linewidth=2, label=short(text, length))
         for text, colour, dash in entries
     ]
     legend = axis.legend(
@@ -293,7 +293,7 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
 
-def _short(text: str, length: int) -> str:
+def short(text: str, length: int) -> str:
     """Return the text in one line, without its middle where it is too long."""
     text = shown(text)
     if len(text) <= length:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dml_fast.data.loaders import evaluation_batches
+from dml_fast.data.loaders.assemble import input_of
 from dml_fast.errors import UserError, first_line
 from dml_fast.foreign import shown
 from dml_fast.machine import sync_folder
@@ -23,11 +24,11 @@ from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import writing
 from dml_fast.runs.folder import Run
 from dml_fast.runs.trained import Trained, open_data
-from dml_fast.runs.weights import header_of, load_student, save_student
+from dml_fast.runs.weights import header_of, load_student, save_student, view_of
 
 logger = logging.getLogger(__name__)
 
-_IMAGES = 32
+_ROWS = 32
 
 
 class TrainedStudent(NamedTuple):
@@ -37,11 +38,18 @@ class TrainedStudent(NamedTuple):
         model: in evaluation mode, on the CPU.
         arch: its name for ``create_model``.
         facts: of the data that it was trained on.
+        view: which of the data's views it reads.
     """
 
     model: nn.Module
     arch: str
     facts: DataFacts
+    view: int = 0
+
+    @property
+    def input_name(self) -> str:
+        """What the network gets: images or vectors."""
+        return f"{self.facts.inputs[self.view].kind}s"
 
     @property
     def output(self) -> str:
@@ -58,7 +66,7 @@ class TrainedStudent(NamedTuple):
     @property
     def header(self) -> str:
         """The JSON that each format carries beside the network."""
-        return header_of(self.arch, self.facts)
+        return header_of(self.arch, self.facts, self.view)
 
 
 class Check(NamedTuple):
@@ -105,9 +113,10 @@ def export_student(
             "yet: give --student with a number"
         )
     k = best if name == "best" and best is not None else int(name)
-    student = TrainedStudent(trained.model(k), trained.archs[k], trained.facts)
+    facts = trained.facts
+    student = TrainedStudent(trained.model(k), trained.archs[k], facts, facts.view_of(k))
     path = Path(out) if out else run.folder / f"student_{k}-{which}.{kind}"
-    inputs, source = _images(run, trained.facts)
+    inputs, source = _rows(run, facts, k)
     check = export(student, kind, path, inputs)
     comparison = (
         f"largest difference of {student.output} {check.difference:.2g}, "
@@ -123,23 +132,25 @@ def export_student(
     return check.passed
 
 
-def _images(run: Run, facts: DataFacts) -> tuple[Tensor, str]:
-    """Return up to 32 normalised images for the comparison, and words for what they are."""
+def _rows(run: Run, facts: DataFacts, student: int) -> tuple[Tensor, str]:
+    """Return up to 32 inputs of a student for the comparison, and words for what they are."""
+    spec = facts.input_of(student)
     try:
         data = open_data(run)
     except UserError as error:
-        logger.warning("no real images to compare on: %s", error)
-        shape = (_IMAGES, facts.in_channels, *facts.image_size)
-        return torch.randn(shape, generator=torch.Generator().manual_seed(0)), "random images"
+        logger.warning("no real %ss to compare on: %s", spec.kind, error)
+        made = torch.randn((_ROWS, *spec.shape), generator=torch.Generator().manual_seed(0))
+        return made, f"random {spec.kind}s"
     batches = evaluation_batches(
         data.val,
-        batch_size=_IMAGES,
+        batch_size=_ROWS,
         mean=facts.mean,
         std=facts.std,
         device="cpu",
         channels_last=False,
+        students=(student,),
     )
-    return next(batches).inputs, "images of the validation split"
+    return input_of(next(batches).inputs, 0), f"{spec.kind}s of the validation split"
 
 
 def export(student: TrainedStudent, kind: str, out: Path, inputs: Tensor) -> Check:
@@ -149,7 +160,7 @@ def export(student: TrainedStudent, kind: str, out: Path, inputs: Tensor) -> Che
         student: what to export.
         kind: the format: safetensors, pt2 or onnx.
         out: the file; an old one is replaced only by one that passes.
-        inputs: (N, C, H, W) float32, normalised images for the comparison.
+        inputs: (N, ...) float32 for the comparison: normalised images, or vectors.
 
     Raises:
         UserError: a package is missing, the network cannot be traced, or ``out`` cannot be written.
@@ -177,7 +188,7 @@ def export(student: TrainedStudent, kind: str, out: Path, inputs: Tensor) -> Che
 @torch.inference_mode()
 def _compare(model: nn.Module, apply: Apply, inputs: Tensor, exact: bool) -> Check:
     difference = scale = 0.0
-    # two sizes, to see that tracing has not fixed the number of images
+    # two sizes, to see that tracing has not fixed the number of rows
     for batch in (inputs[:1], torch.cat([inputs, inputs[:1]])):
         expected, got = model(batch), apply(batch)
         if got.shape != expected.shape:
@@ -189,17 +200,18 @@ def _compare(model: nn.Module, apply: Apply, inputs: Tensor, exact: bool) -> Che
 
 
 def _write_safetensors(student: TrainedStudent, _: Tensor, path: Path) -> None:
-    save_student(path, student.model.state_dict(), student.arch, student.facts)
+    save_student(path, student.model.state_dict(), student.arch, student.facts, student.view)
 
 
 def _read_safetensors(student: TrainedStudent, path: Path) -> Apply:
     model, header = load_student(path, allow_code=[student.arch])
-    return TrainedStudent(model, header["arch"], DataFacts.from_json(header, "its header")).network
+    facts = DataFacts.from_json(header, "its header")
+    return TrainedStudent(model, header["arch"], facts, view_of(header, facts)).network
 
 
 def _trace(student: TrainedStudent, inputs: Tensor) -> torch.export.ExportedProgram:
-    """Trace the network as a graph for any number of images."""
-    example = inputs[:1].repeat(2, 1, 1, 1)  # torch.export makes a size of 1 a constant
+    """Trace the network as a graph for any number of rows."""
+    example = torch.cat([inputs[:1], inputs[:1]])  # torch.export makes a size of 1 a constant
     try:
         return torch.export.export(
             student.network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
@@ -228,7 +240,7 @@ def _write_onnx(student: TrainedStudent, inputs: Tensor, path: Path) -> None:
     program = torch.onnx.export(
         _trace(student, inputs),
         dynamo=True,
-        input_names=["images"],
+        input_names=[student.input_name],
         output_names=[student.output],
         verbose=False,
     )
@@ -237,13 +249,13 @@ def _write_onnx(student: TrainedStudent, inputs: Tensor, path: Path) -> None:
     program.save(path, external_data=False)
 
 
-def _read_onnx(_: TrainedStudent, path: Path) -> Apply:
+def _read_onnx(student: TrainedStudent, path: Path) -> Apply:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
 
     def apply(inputs: Tensor) -> Tensor:
-        [output] = session.run(None, {"images": inputs.contiguous().numpy()})
+        [output] = session.run(None, {student.input_name: inputs.contiguous().numpy()})
         return torch.from_numpy(output)
 
     return apply

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from dml_fast.config import flag
-from dml_fast.data import DataSet, ImageSet, RetrievalSet, open_dataset
+from dml_fast.data import DataSet, ImageSet, RetrievalSet, VectorSet, open_dataset, open_part
 from dml_fast.data.files import ImageFiles
 from dml_fast.errors import UserError
 from dml_fast.foreign import Unfit, reading
-from dml_fast.models import check_code
+from dml_fast.models import InputSpec, check_code
 from dml_fast.runs import checkpoint
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.folder import Run
@@ -90,7 +90,12 @@ class Trained:
             UserError: its weights do not fit its architecture.
         """
         with reading(self.path):
-            return build_student(self.archs[student], self.facts, self.states[student])
+            return build_student(
+                self.archs[student],
+                self.facts,
+                self.states[student],
+                self.facts.view_of(student),
+            )
 
 
 def weights_of_run(source: str) -> tuple[dict[str, Any], ...]:
@@ -114,7 +119,30 @@ def weights_of_run(source: str) -> tuple[dict[str, Any], ...]:
     )
 
 
-def open_data(run: Run, spec: str = "", split: str = "") -> DataSet:
+def open_split(run: Run, spec: str, split: str) -> ImageSet | VectorSet:
+    """Open the rows that a run is evaluated on.
+
+    Args:
+        run: the run.
+        spec: other data in place of the run's own, or "".
+        split: train, val or test; for other vectors or texts that say no parts, all rows.
+
+    Raises:
+        UserError: as `open_data`, or there are no such rows.
+    """
+    own = run.config.data
+    alike = spec.partition(":")[0] == own.partition(":")[0]
+    if run.features is not None and alike and spec != own:
+        return open_part(spec, split, features=run.features, classes=run.facts.classes)
+    part: ImageSet | VectorSet | None = getattr(open_data(run, spec, split), split)
+    if part is None:
+        raise UserError(f"{spec or own} has no test split: give --split val")
+    return part
+
+
+def open_data(
+    run: Run, spec: str = "", split: str = "", *, unlabelled: bool = False, remedy: str = ""
+) -> DataSet:
     """Open the data of a run, with the same split.
 
     Args:
@@ -122,13 +150,18 @@ def open_data(run: Run, spec: str = "", split: str = "") -> DataSet:
         spec: other data in place of the run's own.
         split: the only part that is wanted, or "": so other data to search in need not have
             identities to set aside for validation.
+        unlabelled: whether to keep training rows without a label that the run did not train on.
+        remedy: what a message advises where the data have changed; by default to restore them, or
+            to give them as ``spec``.
 
     Raises:
         UserError: it cannot be read, or does not fit the run's students.
     """
-    config, facts = run.config, run.facts
+    config, facts = run.with_own_labels(run.config), run.facts
+    if spec and spec != config.data:  # of rows with other names
+        config = replace(config, labels="", labels_per_class=0)
     download = config.download and not spec
-    options = {**config.data_options, "features": run.features}
+    options = {**config.data_options, "features": run.features, "unlabelled": unlabelled}
     options["loader"] = "auto"  # the run's may not be installed here
     if spec and split == "test" and config.retrieval and spec.startswith("market1501:"):
         options["val_fraction"] = 0.0
@@ -152,26 +185,36 @@ def open_data(run: Run, spec: str = "", split: str = "") -> DataSet:
     elif data.fingerprint != facts.fingerprint:
         raise UserError(
             f"{config.data} no longer holds the images and labels that {run.folder} was trained "
-            f"on: restore them, or accept the new ones with --data {config.data}"
+            f"on: {remedy or f'restore them, or accept the new ones with --data {config.data}'}"
         )
     return data
 
 
 def _check_fit(data: DataSet, facts: DataFacts, spec: str) -> None:
-    """Refuse images of another size, and other classes."""
+    """Refuse images or vectors of another size, other views, and other classes."""
+    new, old = data.inputs, facts.inputs
+    if new != old and (new[0].kind != "image" or old[0].kind != "image"):
+        raise UserError(
+            f"--data {spec} gives {_listed(new)} for a row and the run's students take "
+            f"{_listed(old)}: give data with the same columns"
+        )
     _check_classes(data, facts, spec)
-    channels, *size = data.train.images.shape[1:]
-    if channels != facts.in_channels:
+    if new == old:
+        return
+    (channels, *size), (wanted, height, width) = new[0].shape, old[0].shape
+    if channels != wanted:
         raise UserError(
             f"--data {spec} has images of {channels} channels and the run's students take "
-            f"{facts.in_channels}: give data with that many channels"
+            f"{wanted}: give data with that many channels"
         )
-    if tuple(size) != facts.image_size:
-        height, width = facts.image_size
-        raise UserError(
-            f"--data {spec} has images of {size[0]} x {size[1]} pixels and the run's are "
-            f"{height} x {width}: give data of that size"
-        )
+    raise UserError(
+        f"--data {spec} has images of {size[0]} x {size[1]} pixels and the run's are "
+        f"{height} x {width}: give data of that size"
+    )
+
+
+def _listed(inputs: Sequence[InputSpec]) -> str:
+    return " and ".join(spec.words for spec in inputs)
 
 
 def _check_classes(data: DataSet, facts: DataFacts, spec: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from dml_fast.errors import UserError
-from dml_fast.foreign import reading
-from dml_fast.models import check_code, create_model
-from dml_fast.models.embedding import create_embedding_net
+from dml_fast.foreign import Unfit, reading, typed
+from dml_fast.models import check_code
+from dml_fast.models.embedding import new_network
 from dml_fast.models.safetensors_files import HEADER, NO_SEAL, SEAL, read_safetensors, seal
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import atomic_write
@@ -25,12 +25,14 @@ from dml_fast.version import __version__
 _STUDENT = re.compile(r"student_(\d{1,9})(-best|-last)?\.safetensors")  # in a run folder
 
 
-def header_of(arch: str, facts: DataFacts) -> str:
+def header_of(arch: str, facts: DataFacts, view: int = 0) -> str:
     """Return the JSON that every file of a student carries beside its weights."""
-    return json.dumps({"version": __version__, "arch": arch, **facts.to_json()})
+    return json.dumps({"version": __version__, "arch": arch, "view": view, **facts.to_json()})
 
 
-def save_student(path: Path, state: dict[str, Tensor], arch: str, facts: DataFacts) -> None:
+def save_student(
+    path: Path, state: dict[str, Tensor], arch: str, facts: DataFacts, view: int = 0
+) -> None:
     """Write a student.
 
     Args:
@@ -38,12 +40,13 @@ def save_student(path: Path, state: dict[str, Tensor], arch: str, facts: DataFac
         state: the model's ``state_dict``.
         arch: its name for ``create_model``.
         facts: of the run's data; they are in the file's header.
+        view: which of the data's views the student reads.
     """
     tensors = {  # no shared storage and no channels_last: the format refuses both
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in state.items()
     }
-    header = json.loads(header_of(arch, facts)) | {SEAL: NO_SEAL}
+    header = json.loads(header_of(arch, facts, view)) | {SEAL: NO_SEAL}
     metadata = {HEADER: json.dumps(header)}  # one key: several are written in random order
     with atomic_write(path) as file:
         file.write(seal(save(tensors, metadata=metadata)))
@@ -60,8 +63,9 @@ def load_student(
             file that names another one is refused: to build its network would run its code.
 
     Returns:
-        The network in evaluation mode on the CPU, and the file's header: ``arch``, ``version`` and
-        the data's facts (see `DataFacts.to_json`).
+        The network in evaluation mode on the CPU, and the file's header: ``arch``, ``version``,
+        ``view``, which is the place in ``inputs`` of what the network takes, and the data's facts
+        (see `DataFacts.to_json`).
 
     Raises:
         UserError: it is not such a file, names code that is not allowed, or lies in the folder of
@@ -74,36 +78,46 @@ def load_student(
         raise UserError(f"{path} is not a student of dml_fast: check the path")
     with reading(path):
         arch, facts = header["arch"], DataFacts.from_json(header, "its header")
+        view = view_of(header, facts)
         if not isinstance(arch, str):
             raise TypeError("arch is no name")
     check_code([arch], allow_code, path, "give load_student allow_code=[{!r}]")
-    _check_run(Path(path), arch, facts)
+    _check_run(Path(path), arch, facts, view)
     with reading(path):
-        return build_student(arch, facts, state), header
+        return build_student(arch, facts, state, view), header
 
 
-def _check_run(path: Path, arch: str, facts: DataFacts) -> None:
+def view_of(header: Mapping[str, Any], facts: DataFacts) -> int:
+    """Return which of the data's views a student reads, by its file's header.
+
+    Raises:
+        Unfit: there is no such view.
+    """
+    view: int = typed(header.get("view", 0), int, "view")  # our oldest files have none
+    if not 0 <= view < len(facts.inputs):
+        raise Unfit(f"view is {view} of {len(facts.inputs)} views")
+    return view
+
+
+def _check_run(path: Path, arch: str, facts: DataFacts, view: int) -> None:
     """Refuse a file with the name of a run's student, in its folder, that is of another run."""
     run = Run(path.parent)
     number = _STUDENT.fullmatch(path.name)
     if number is None or not run.config_file.is_file():
         return
-    archs = run.config.architectures
-    if int(number[1]) >= len(archs) or archs[int(number[1])] != arch or facts != run.facts:
+    archs, k = run.config.architectures, int(number[1])
+    known = facts == run.facts and view == facts.view_of(k)
+    if k >= len(archs) or archs[k] != arch or not known:
         raise UserError(
             f"{path} is of another run, its architecture or data are not those in "
             f"{run.config_file.name}: restore it, or give it another name"
         )
 
 
-def build_student(arch: str, facts: DataFacts, state: dict[str, Tensor]) -> nn.Module:
+def build_student(
+    arch: str, facts: DataFacts, state: dict[str, Tensor], view: int = 0
+) -> nn.Module:
     """Build a network from its ``state_dict``: in evaluation mode, on the CPU."""
-    create = create_embedding_net if facts.retrieval else create_model
-    model = create(
-        arch,
-        num_classes=len(facts.classes),
-        in_channels=facts.in_channels,
-        image_size=facts.image_size,
-    )
+    model = new_network(arch, len(facts.classes), facts.inputs[view], embeds=facts.retrieval)
     model.load_state_dict(state)
     return model.eval()

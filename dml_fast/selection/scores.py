@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,10 @@ from dml_fast.ranking.inputs import ArrayLike, as_numpy
 
 Floats: TypeAlias = NDArray[np.float64]
 Ids: TypeAlias = NDArray[np.int64]
+Score = Literal["mutual_information", "entropy", "margin", "random"]
 How = Literal["power", "topk"]
+SCORES: tuple[str, ...] = get_args(Score)
+HOWS: tuple[str, ...] = get_args(How)
 
 _AT_ONCE = 2**20  # numbers of float64, so that a pool of any size needs little memory beside it
 _SMALLEST = 2.0**-1074  # the smallest positive double
@@ -60,44 +63,38 @@ def pool_scores(logits: ArrayLike) -> Scores:
         raise UserError(f"logits have type {z.dtype}: pass real numbers")
     students, rows, classes = z.shape
     step = max(1, _AT_ONCE // (students * classes))
-    parts = [_scores(z[:, first : first + step]) for first in range(0, rows, step)]
+    parts = [judged(z[:, first : first + step])[0] for first in range(0, rows, step)]
     empty = Scores(*[np.empty(0)] * 3)
     return Scores(*map(np.concatenate, zip(empty, *parts, strict=True)))
 
 
-def committee(logits: NDArray[Any]) -> tuple[Floats, NDArray[np.bool_], Floats]:
-    """Return what the students say: p_k (K, N, C), who is usable (K, N), their mean p (N, C).
+def judged(logits: NDArray[Any]) -> tuple[Scores, Floats]:
+    """Return the scores of rows as `pool_scores`, and what the ensemble says about them.
 
     Args:
-        logits: (K, N, C).
+        logits: (K, N, C), of which this makes a few copies in float64.
 
     Returns:
-        Probabilities in float64. An unusable student has NaN for that row; so has the mean where
-        there is no usable one.
+        The scores, and p (N, C), the mean of the usable students' probabilities; NaN where there
+        is no such student.
     """
     z = logits.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         e = np.exp(z - z.max(2, keepdims=True))
         p = e / e.sum(2, keepdims=True)
     usable = ~np.isnan(p).any(2)
+    count = np.maximum(usable.sum(0), 1)
     # relative to one of them, so that the mean of equals is exactly what they are
     base = p[usable.argmax(0), np.arange(p.shape[1])]
-    apart = np.where(usable[..., None], p - base, 0.0)
-    mean = base + apart.sum(0) / np.maximum(usable.sum(0), 1)[:, None]
-    return p, usable, mean
-
-
-def _scores(logits: NDArray[Any]) -> Scores:
-    p, usable, mean = committee(logits)
+    mean = base + np.where(usable[..., None], p - base, 0.0).sum(0) / count[:, None]
     log_mean = _log(mean)
-    terms = np.where(usable[..., None], _terms(p, mean, log_mean), 0.0)
-    information = terms.sum((0, 2)) / np.maximum(usable.sum(0), 1)
-    first, second = np.partition(mean, (-1, -2), axis=1)[:, [-1, -2]].T
+    apart = np.where(usable[..., None], _terms(p, mean, log_mean), 0.0)
     none = ~usable.any(0)
-    information[none] = np.nan
+    information = np.where(none, np.nan, apart.sum((0, 2)) / count)
     entropy = np.maximum(-(mean * log_mean).sum(1), 0.0)
+    first, second = np.partition(mean, (-1, -2), axis=1)[:, [-1, -2]].T
     margin = np.where(none, np.nan, 1.0 - (first - second))
-    return Scores(information, entropy, margin)
+    return Scores(information, entropy, margin), mean
 
 
 def _terms(p: Floats, mean: Floats, log_mean: Floats) -> Floats:
@@ -152,7 +149,7 @@ def acquire(
     Raises:
         UserError: q is more than there are rows to choose from, or an argument is wrong.
     """
-    check_choice("how", how, ("power", "topk"))
+    check_choice("how", how, HOWS)
     check_whole("q", q, 0)
     check_whole("seed", seed, 0)
     check_number("beta", beta, "a finite number, 0 or more", lambda x: 0 <= x < np.inf)

@@ -29,8 +29,8 @@ from dml_fast.engine.prior import log_prior
 from dml_fast.errors import UserError, reason
 from dml_fast.eval.checks import check_images
 from dml_fast.machine import keep_freed_memory
-from dml_fast.models import create_model
-from dml_fast.models.embedding import create_embedding_net
+from dml_fast.models import InputSpec
+from dml_fast.models.embedding import new_network
 from dml_fast.models.pretrained import is_run, load_pretrained
 from dml_fast.reporting.console import Reporter
 from dml_fast.rng import derive_seed, seed_everything
@@ -76,7 +76,8 @@ def build_trainer(
         keep_freed_memory()
     reporter = Reporter(run.folder / "tensorboard" if config.tensorboard and world.main else None)
     with stop.at_once():  # downloading and decoding may take hours
-        data = _open_data(config, device, world, run.features if resume else None)
+        own = run.with_own_labels(config) if resume else config
+        data = _open_data(own, device, world, run.features if resume else None)
     unlabelled = not config.retrieval and bool((data.train.labels < 0).any())
     config = config.settled(unlabelled)
     facts = DataFacts.of(data)
@@ -88,8 +89,7 @@ def build_trainer(
         replace(config, pretrained="") if checkpoint else config,
         precision,
         num_classes=len(facts.classes),
-        in_channels=facts.in_channels,
-        image_size=facts.image_size,
+        inputs=facts.inputs,
         world=world,
     )
     engine = _build_engine(config, data, cohort, device)
@@ -101,6 +101,8 @@ def build_trainer(
         if world.main:
             run.check_writable(needed + sum(map(len, features.values())))
             run.write_features(features)
+            if not resume:
+                run.write_labels(config)
         if checkpoint:
             saver.resume(checkpoint)
     reporter.open_events()
@@ -131,8 +133,7 @@ def build_cohort(
     precision: Precision,
     *,
     num_classes: int,
-    in_channels: int,
-    image_size: tuple[int, int],
+    inputs: Sequence[InputSpec],
     world: World | None = None,
 ) -> Cohort:
     """Create those students of a run that this process holds, each from its own seed.
@@ -144,12 +145,11 @@ def build_cohort(
         config: checked.
         precision: device and type.
         num_classes: C.
-        in_channels: of the images.
-        image_size: height and width.
+        inputs: what each of V views of the data gives; student k reads view k % V.
         world: the processes that train together; by default there is one.
 
     Raises:
-        UserError: a student cannot be made, or cannot be trained on such images.
+        UserError: a student cannot be made, or cannot be trained on such inputs.
     """
     world = world or World.alone(len(config.architectures))
     groups = world.row_groups()
@@ -159,20 +159,15 @@ def build_cohort(
         for k in world.students:
             arch = config.architectures[k]
             seed_everything(derive_seed(config.seed, "student", k))
-            create = create_embedding_net if config.retrieval else create_model
-            model = create(
-                arch, num_classes=num_classes, in_channels=in_channels, image_size=image_size
-            )
+            spec = inputs[k % len(inputs)]
+            model = new_network(arch, num_classes, spec, embeds=config.retrieval)
             if config.pretrained:
                 load_pretrained(model, config.pretrained, arch, weights[k] if weights else None)
             model = model.to(precision.device)
             if config.channels_last:
                 model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             student = Student(model, _optimizer(config, _trainable(model)), precision, arch)
-            images = torch.zeros(
-                (min(2, config.batch_size), in_channels, *image_size), device=precision.device
-            )
-            _try(student, images, num_classes)
+            _try(student, _blank(min(2, config.batch_size), spec, precision), spec, num_classes)
             students.append(student)
     if groups:
         students = [_joined(s, config, world, g) for s, g in zip(students, groups, strict=False)]
@@ -245,18 +240,22 @@ def _joined(student: Student, config: TrainConfig, world: World, group: ProcessG
     )
 
 
-def _try(student: Student, images: torch.Tensor, num_classes: int) -> None:
+def _blank(rows: int, spec: InputSpec, precision: Precision) -> torch.Tensor:
+    """Return inputs of zeros, (rows, ...)."""
+    return torch.zeros((rows, *spec.shape), device=precision.device)
+
+
+def _try(student: Student, blank: torch.Tensor, spec: InputSpec, num_classes: int) -> None:
     """Refuse a student that cannot do in training what it does in evaluation."""
-    size = " x ".join(map(str, images.shape[1:]))
-    subject = f"{student.arch} cannot train on batches of {len(images)} images of {size}"
+    subject = f"{student.arch} cannot train on batches of {len(blank)} {spec.words}"
     try:
-        logits = student.predict(images, training=True)
+        logits = student.predict(blank, training=True)
     except Exception as error:
         raise UserError(
             f"{subject} ({reason(error)}): give a larger --batch-size or another --arch"
         ) from error
-    if not isinstance(logits, torch.Tensor) or logits.shape != (len(images), num_classes):
-        raise UserError(f"{subject}: it must return logits ({len(images)}, {num_classes})")
+    if not isinstance(logits, torch.Tensor) or logits.shape != (len(blank), num_classes):
+        raise UserError(f"{subject}: it must return logits ({len(blank)}, {num_classes})")
     if not all(isinstance(v, torch.Tensor) for v in student.model.state_dict().values()):
         raise UserError(f"{student.arch} keeps state that is no tensor, which cannot be saved")
 
@@ -284,6 +283,7 @@ def _open_data(
         data = open_dataset(config.data, download=config.download and world.main, **options)
         if isinstance(data.val, RetrievalSet):  # some of its files may have been skipped
             check_images(data.val, config.val_protocol, "--val-protocol")
+        _check_views(config, data)
     found = world.all_gather(data.fingerprint)
     for rank, fingerprint in enumerate(found):
         if fingerprint != found[0]:
@@ -296,25 +296,29 @@ def _open_data(
     return data
 
 
+def _check_views(config: TrainConfig, data: DataSet) -> None:
+    """Refuse more views than students: some would be read by none."""
+    views, students = len(data.inputs), len(config.architectures)
+    if views > students:
+        raise UserError(
+            f"--data {config.data} has {views} views and the cohort {students} students, so nobody "
+            f"would read the last: give --cohort {views}, or fewer views"
+        )
+
+
 def _measure_shares(
     config: TrainConfig, facts: DataFacts, precision: Precision, world: World
 ) -> None:
-    """Share the students out by the time that a step of each takes on a column's images."""
+    """Share the students out by the time that a step of each takes on a column's rows."""
 
-    def student(arch: str) -> Student:
+    def student(arch: str, spec: InputSpec) -> tuple[Student, torch.Tensor]:
         alone = replace(config, arch=arch, cohort=1, method="independent", compile=False)
-        cohort = build_cohort(
-            alone,
-            precision,
-            num_classes=len(facts.classes),
-            in_channels=facts.in_channels,
-            image_size=facts.image_size,
-        )
-        return cohort.students[0]
+        cohort = build_cohort(alone, precision, num_classes=len(facts.classes), inputs=[spec])
+        rows = config.batch_size // world.mesh.data
+        return cohort.students[0], _blank(rows, spec, precision)
 
-    rows = config.batch_size // world.mesh.data
-    images = torch.zeros((rows, facts.in_channels, *facts.image_size), device=precision.device)
-    share_out_by_cost(world, config.architectures, student, images)
+    archs = config.architectures
+    share_out_by_cost(world, [(arch, facts.input_of(k)) for k, arch in enumerate(archs)], student)
 
 
 def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, world: World) -> Loader:

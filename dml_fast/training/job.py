@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from dml_fast.distributed.world import World
 
 
-def train(config: TrainConfig, resume: str, launch: Launch) -> int:
+def train(config: TrainConfig, resume: str, launch: Launch, *, brief: bool = False) -> int:
     """Train a run, or what is left of it.
 
     Args:
         config: of the run.
         resume: a run folder, or a checkpoint in one, to continue from; "" for a new run.
         launch: how this process was started.
+        brief: whether to leave out curves and the last table, for one of many runs.
 
     Returns:
         The exit code: 0, or 128 + the signal that stopped the run.
@@ -56,7 +57,7 @@ def train(config: TrainConfig, resume: str, launch: Launch) -> int:
                 world.watch.where = trainer.whereabouts
             complete = trainer.fit()
             if complete:
-                trainer.finish()
+                trainer.finish(brief=brief)
     if complete:
         return 0
     step = trainer.progress.step

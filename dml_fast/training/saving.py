@@ -200,8 +200,9 @@ class Saver:
         """Refuse a checkpoint of another run, or of other data."""
         checkpoint.check_run(self.run, state, path)
         if state["fingerprint"] != self.facts.fingerprint:
+            what = "images" if self.facts.of_images else "rows"
             raise UserError(
-                f"{self.run.folder} was trained on other images or labels than "
+                f"{self.run.folder} was trained on other {what} or labels than "
                 f"--data {self.config.data} holds: give the data it was trained on"
             )
 
@@ -219,7 +220,9 @@ class Saver:
         for found in self.world.gather(mine) or ():
             if found is not None:
                 number, arch, weights = found
-                save_student(self.run.weights(number), weights, arch, self.facts)
+                save_student(
+                    self.run.weights(number), weights, arch, self.facts, self.facts.view_of(number)
+                )
 
     def _write_corrupt(self) -> None:
         """List the files that any rank has skipped so far."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from dml_fast.distributed.world import World
     from dml_fast.engine import Student
+    from dml_fast.models import InputSpec
 
 logger = logging.getLogger(__name__)
 
@@ -79,25 +80,29 @@ def place(config: TrainConfig, processes: int) -> tuple[Mesh, Shares]:
 
 
 def share_out_by_cost(
-    world: World, archs: Sequence[str], make_student: Callable[[str], Student], images: Tensor
+    world: World,
+    students: Sequence[tuple[str, InputSpec]],
+    make: Callable[[str, InputSpec], tuple[Student, Tensor]],
 ) -> None:
-    """Let rank 0 time a step of each architecture, and share the students out by that.
+    """Let rank 0 time a step of each kind of student, and share the students out by that.
 
     Args:
         world: whose shares are set, on all ranks alike.
-        archs: the architecture of each of K students.
-        make_student: makes one to be timed.
-        images: (N, C, H, W), those of one column of the mesh.
+        students: the architecture and the input of each of K students.
+        make: makes one to be timed, and its rows of one column of the mesh, (N, ...).
     """
-    seconds = world.from_main(
-        lambda: {arch: _step_seconds(make_student(arch), images) for arch in sorted({*archs})}
+    kinds = sorted({*students}, key=str)
+    seconds = world.from_main(lambda: {kind: _step_seconds(*make(*kind)) for kind in kinds})
+    world.share_out(balanced([seconds[kind] for kind in students], world.mesh.cohort))
+    several = len({spec for _, spec in kinds}) > 1
+    times = ", ".join(
+        f"{arch}{f' on {spec.words}' if several else ''} {1e3 * seconds[arch, spec]:.0f} ms"
+        for arch, spec in kinds
     )
-    world.share_out(balanced([seconds[arch] for arch in archs], world.mesh.cohort))
-    times = ", ".join(f"{arch} {1e3 * s:.0f} ms" for arch, s in seconds.items())
     logger.info("shares measured: a step of %s", times)
 
 
-def _step_seconds(student: Student, images: Tensor) -> float:
+def _step_seconds(student: Student, inputs: Tensor) -> float:
     """Return the median time of a training step, after one to warm up."""
     import torch
 
@@ -105,9 +110,9 @@ def _step_seconds(student: Student, images: Tensor) -> float:
     times = []
     for _ in range(_STEPS + 1):
         begun = time.perf_counter()
-        logits = student.forward(images)
+        logits = student.forward(inputs)
         student.update(logits, torch.zeros_like(logits))
-        if images.is_cuda:
-            torch.cuda.synchronize(images.device)
+        if inputs.is_cuda:
+            torch.cuda.synchronize(inputs.device)
         times.append(time.perf_counter() - begun)
     return statistics.median(times[1:])

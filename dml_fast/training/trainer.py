@@ -74,16 +74,19 @@ class Trainer:
                     return len(progress.history) == epochs
         return True
 
-    def finish(self) -> None:
+    def finish(self, *, brief: bool = False) -> None:
         """Write the students' weights and curves, and show the last table.
 
         Curves or a table that fail are named in one line each.
+
+        Args:
+            brief: whether to write the weights alone.
 
         Raises:
             TrainingError: the weights cannot be written.
         """
         self.saver.write_results()
-        if not self.saver.world.main:
+        if brief or not self.saver.world.main:
             return
         history, folder = self.progress.history, self.saver.run.folder
         later = f"python -m dml_fast.report {folder} gives it"

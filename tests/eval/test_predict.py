@@ -354,7 +354,7 @@ def test_what_is_wrong_is_said_in_a_line(
 ) -> None:
     out, refused = ("--out", tmp_path / "a.csv"), partial(refusal, capsys, digits)
     assert "nothing.png is no file and no folder" in refused(tmp_path / "nothing.png", *out)
-    assert "there are no images to predict" in refused(*out)
+    assert "there is nothing to predict" in refused(*out)
     assert "give --out FILE.csv or .jsonl" in refused(pictures)
     assert "a.txt does not end in .csv or .jsonl" in refused(pictures, "--out", "a.txt")
     assert "a.csv does not end in .npz" in refused(pictures, "--features", "a.csv")

@@ -18,7 +18,7 @@ ROWS = [Row(name, [name, "cat"], [0.75, 1e-30]) for name in NAMES]
 
 
 def test_csv_is_read_back() -> None:
-    content = (csv_header(2) + csv_lines(ROWS)).decode("utf-8", "surrogateescape")
+    content = (csv_header(2, "path") + csv_lines(ROWS)).decode("utf-8", "surrogateescape")
     assert content.startswith("path,class_1,probability_1,class_2,probability_2\nplain,plain,0.75,")
     found = list(csv.DictReader(io.StringIO(content, newline="")))
     assert [(row["path"], row["class_1"]) for row in found] == [(name, name) for name in NAMES]
@@ -26,7 +26,7 @@ def test_csv_is_read_back() -> None:
 
 
 def test_json_is_read_back() -> None:
-    found = [json.loads(line) for line in json_lines(ROWS).decode("ascii").splitlines()]
+    found = [json.loads(line) for line in json_lines(ROWS, "path").decode("ascii").splitlines()]
     assert [(row["path"], row["classes"][0]) for row in found] == [(name, name) for name in NAMES]
     assert {tuple(row["probabilities"]) for row in found} == {(0.75, 1e-30)}
 
@@ -34,7 +34,7 @@ def test_json_is_read_back() -> None:
 def test_half_a_character_in_a_class_is_escaped() -> None:
     """A damaged config.json may hold one; no name of a file does."""
     assert csv_lines([Row("a", ["x\ud800"], [1.0])]) == rb"a,x\ud800,1.0" + b"\n"
-    assert json.loads(json_lines([Row("a", ["x\ud800"], [1.0])]))["classes"] == ["x\ud800"]
+    assert json.loads(json_lines([Row("a", ["x\ud800"], [1.0])], "path"))["classes"] == ["x\ud800"]
 
 
 @pytest.mark.parametrize("out", ["a.csv", "a.jsonl"])
@@ -42,7 +42,7 @@ def test_a_file_that_cannot_be_kept_leaves_the_old_one(out: str, tmp_path: Path)
     (tmp_path / out).write_text("old")
     with (
         pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"),
-        prediction_file(str(tmp_path / out), 2) as write,
+        prediction_file(str(tmp_path / out), 2, "path") as write,
     ):
         write(ROWS)
         raise OSError(28, "No space left on device")

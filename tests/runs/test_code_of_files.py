@@ -17,6 +17,7 @@ from dml_fast import cli, evaluate, export, predict, train
 from dml_fast.config import TrainConfig
 from dml_fast.engine import Precision
 from dml_fast.errors import UserError
+from dml_fast.models import InputSpec
 from dml_fast.models.pretrained import check_pretrained, is_run
 from dml_fast.runs.trained import weights_of_run
 from dml_fast.runs.weights import load_student
@@ -122,8 +123,7 @@ def test_weights_are_taken_from_a_run_without_its_code(
         config,
         Precision.choose(False, "auto", torch.device("cpu")),
         num_classes=10,
-        in_channels=1,
-        image_size=(8, 8),
+        inputs=[InputSpec("image", (1, 8, 8))],
     )
     assert not ran()
     for k, student in enumerate(cohort.students):

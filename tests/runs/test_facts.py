@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from run_cases import facts_of_three_classes
+from run_cases import facts_of_three_classes, facts_of_vectors
 
 from dml_fast.data import open_dataset
 from dml_fast.foreign import Unfit
@@ -13,11 +13,6 @@ from dml_fast.models import InputSpec
 from dml_fast.runs.facts import DataFacts
 
 IMAGE = (InputSpec("image", (1, 8, 8)),)
-VIEWS = tuple(InputSpec("vector", (size,)) for size in (5, 3, 7))
-
-
-def facts_of_vectors() -> DataFacts:
-    return facts_of_three_classes(inputs=VIEWS, mean=(), std=())
 
 
 def test_facts_of_images_and_of_vectors_come_back() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from mutations import mutated_json, mutations, outcome
-from run_cases import facts_of_three_classes
+from run_cases import facts_of_three_classes, facts_of_vectors
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -76,9 +76,9 @@ def test_a_header_without_a_checksum_has_no_other_entries(
 
 
 def header_of_before() -> dict[str, Any]:
-    """What files without a checksum hold: they have no inputs either."""
+    """What files without a checksum hold: they have neither inputs nor a view."""
     header: dict[str, Any] = json.loads(header_of("resnet8", facts_of_three_classes()))
-    del header["inputs"]
+    del header["inputs"], header["view"]
     return header
 
 
@@ -104,3 +104,27 @@ def test_odd_headers_are_refused(student: tuple[Path, nn.Module]) -> None:
     with pytest.raises(UserError):
         save_as_before(path, header | {"in_channels": 10**6})
         load_student(path)
+
+
+def test_a_student_is_built_with_the_input_of_its_view(tmp_path: Path) -> None:
+    """Its first layer has the size of view 1; the file names the view, and no other fits."""
+    facts = facts_of_vectors()
+    model = create_model("mlp_4", num_classes=3, inputs=facts.inputs[1]).eval()
+    path = tmp_path / "s.safetensors"
+    save_student(path, model.state_dict(), "mlp_4", facts, view=1)
+    again, header = load_student(path)
+    x = torch.ones(2, 3)
+    assert header["view"] == 1 and header["inputs"][1] == {"kind": "vector", "shape": [3]}
+    assert torch.equal(again(x), model(x))
+    save_student(path, model.state_dict(), "mlp_4", facts, view=0)
+    with pytest.raises(UserError, match="is damaged"):
+        load_student(path)
+
+
+@pytest.mark.parametrize("view", [-1, 3, "1", 1.0, None, True])
+def test_a_view_that_the_data_lacks(tmp_path: Path, view: Any) -> None:
+    facts = facts_of_vectors()
+    model = create_model("mlp_4", num_classes=3, inputs=facts.inputs[0])
+    save_student(tmp_path / "s.safetensors", model.state_dict(), "mlp_4", facts, view=view)
+    with pytest.raises(UserError, match="view is"):
+        load_student(tmp_path / "s.safetensors")

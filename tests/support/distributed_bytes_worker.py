@@ -20,6 +20,7 @@ from dml_fast.distributed.connect import connected
 from dml_fast.distributed.launch import Launch, end
 from dml_fast.engine import Engine
 from dml_fast.engine.precision import Precision
+from dml_fast.models import InputSpec
 from dml_fast.training.build import build_cohort, facts_of
 from dml_fast.training.shares import place
 
@@ -56,8 +57,7 @@ def main(options: Path, out: Path) -> None:
             config,
             Precision.choose(config.amp, config.amp_dtype, cpu),
             num_classes=CLASSES,
-            in_channels=3,
-            image_size=(SIDE, SIDE),
+            inputs=[InputSpec("image", (3, SIDE, SIDE))],
             world=world,
         )
         engine = Engine(cohort)

@@ -81,11 +81,15 @@ def _solve(problem: Problem, with_grad: bool, stats: str) -> Any:
     return _move(autograd.solve(on_device(problem), with_grad, stats), problem.device)
 
 
-def _differentiable(problem: Problem, logits: tuple[Tensor, ...], stats: str) -> Any:
+def _differentiable(
+    problem: Problem, logits: tuple[Tensor, ...], stats: str, separate: bool = False
+) -> Any:
     from dml_fast.kernels import autograd
 
     moved = tuple(z.to(DEVICE) for z in logits)
-    return _move(autograd.differentiable(on_device(problem), moved, stats), problem.device)
+    return _move(
+        autograd.differentiable(on_device(problem), moved, stats, separate), problem.device
+    )
 
 
 def on_device(problem: Problem) -> Problem:

@@ -62,6 +62,7 @@ def cases(
 
     options: dict[str, Any] = {
         "kl_weight": draw(st.sampled_from([0.0, 0.3, 1.0, 2.5])),
+        "ce_weight": draw(st.sampled_from([1.0, 1.0, 0.0, 0.4])),
         "temperature": draw(st.sampled_from([1.0, 0.7, 3.0])),
         "label_smoothing": draw(st.sampled_from([0.0, 0.1, 1.0])),
         "peer_reduction": draw(st.sampled_from(["mean", "sum"])),

@@ -30,6 +30,12 @@ def facts_of_three_classes(**changes: Any) -> DataFacts:
     return DataFacts(**(facts | changes))
 
 
+def facts_of_vectors() -> DataFacts:
+    """Facts of three classes and three views, of 5, 3 and 7 columns."""
+    views = tuple(InputSpec("vector", (size,)) for size in (5, 3, 7))
+    return facts_of_three_classes(inputs=views, mean=(), std=())
+
+
 def checkpoint_state(step: int, count: int = 2, history: Sequence[Any] = ()) -> dict[str, Any]:
     """What a run of students on images of 8 x 8 pixels saves after some steps."""
     return {

@@ -71,7 +71,8 @@ class Decoder(Protocol):
 class Source:
     """Files by index; a corrupt file is replaced by the next whole one, of its label if possible.
 
-    The replacement depends on the files alone, so that resumed runs see the same images.
+    An image with a label is never replaced by one without, nor the other way round. The replacement
+    depends on the files alone, so that resumed runs see the same images.
 
     Args:
         images: N files.
@@ -104,9 +105,12 @@ class Source:
                 corrupt.add(BadImage(self.images.files.path(candidate), str(error)))
         if self._labels is None:
             return -1, None
+        kind = (self._labels < 0) == (self._labels[index] < 0)
+        words = " without a label" if self._labels[index] < 0 else " with a label"
+        which = "" if kind.all() else words
+        first = self.images.files.path(int(np.flatnonzero(kind)[0]))
         raise UserError(
-            f"none of {len(self.images)} images, {self.images.files.path(0)} first, can be "
-            "decoded: replace them"
+            f"none of {int(kind.sum())} images{which}, {first} first, can be decoded: replace them"
         )
 
     def _candidates(self, index: int) -> Iterator[int]:
@@ -114,6 +118,9 @@ class Source:
         if self._labels is None:
             return
         following = np.roll(np.arange(len(self.images)), -index)[1:]
-        alike = self._labels[following] == self._labels[index]
+        own = self._labels[index]
+        # never one with a label for one without: batches have a fixed number of each
+        following = following[(self._labels[following] < 0) == (own < 0)]
+        alike = self._labels[following] == own
         yield from following[alike].tolist()
         yield from following[~alike].tolist()

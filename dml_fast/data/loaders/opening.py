@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 
 from dml_fast.data.files import ImageFiles
+from dml_fast.data.labelled import LabelledOrder
 from dml_fast.data.loaders.assemble import Assembler, Loader
 from dml_fast.data.loaders.resident import ResidentLoader
 from dml_fast.data.loaders.stream import StreamLoader
 from dml_fast.data.loaders.vectors import VectorLoader
 from dml_fast.data.plan import Augmentation, Plan
-from dml_fast.data.sampling import WINDOW, IdentityOrder, Order, ShardOrder, ShuffledOrder
-from dml_fast.data.sets import DataSet, ImageSet
+from dml_fast.data.sampling import IdentityOrder, Order, Regrouped, repeated
+from dml_fast.data.sets import DataSet, ImageSet, RetrievalSet
 from dml_fast.data.vectors import VectorSet
-from dml_fast.errors import check_whole
+from dml_fast.errors import UserError, check_whole
 
 
 def train_loader(
@@ -25,6 +26,8 @@ def train_loader(
     device: torch.device | str,
     channels_last: bool = True,
     num_instances: int = 0,
+    unlabelled_share: float = 0.67,
+    epoch_steps: int = 0,
     views: int = 1,
     students: int = 1,
     threads: int = 0,
@@ -43,6 +46,10 @@ def train_loader(
         device: where batches are made.
         channels_last: whether images are channels-last in memory, otherwise contiguous.
         num_instances: 0, or K: each batch has K images of each of B / K labels.
+        unlabelled_share: the share of a batch that has no label, in [0, 1), where some rows have
+            none (`dml_fast.data.labelled.LabelledOrder`).
+        epoch_steps: the number of batches per epoch, for which rows come round as often as needed;
+            0 for one pass.
         views: V, the number of versions of each image.
         students: K, the number of students that read vectors, each its own view.
         threads: how many threads augment a batch on a CPU; 0 for one per core.
@@ -53,22 +60,38 @@ def train_loader(
         The loader; see `TrainBatch` for what it yields.
 
     Raises:
-        UserError: ``batch_size`` or ``num_instances`` does not fit the images, or a number is
-            out of range.
+        UserError: ``batch_size``, ``num_instances`` or ``unlabelled_share`` does not fit the rows,
+            mixing meets rows without a label, or a number is out of range.
     """
     check_whole("batch_size", batch_size, 1)
     check_whole("num_instances", num_instances, 0)
+    check_whole("epoch_steps", epoch_steps, 0)
     check_whole("views", views, 1)
     check_whole("students", students, 1)
     check_whole("threads", threads, 0)
     train, together = data.train, batch_size * ranks
+    shards = train.shard if isinstance(train, ImageSet) else None
+    unlabelled = not isinstance(train, RetrievalSet) and bool((train.labels < 0).any())
     order: Order
     if num_instances:
+        if unlabelled:
+            raise UserError(
+                f"num_instances is {num_instances} and {(train.labels < 0).sum()} training rows "
+                "have no label: give num_instances=0, or a label to each row"
+            )
         order = IdentityOrder(train.labels, together, num_instances, seed)
-    elif isinstance(train, ImageSet) and train.shard is not None:
-        order = ShardOrder(train.shard, together, seed, WINDOW)
+        order = Regrouped(order, epoch_steps) if epoch_steps else order
+    elif unlabelled:
+        if augmentation.mixup or augmentation.cutmix:
+            raise UserError(
+                f"mixup and cutmix blend labels and {(train.labels < 0).sum()} training rows have "
+                "none: leave out --mixup and --cutmix, or give --unlabelled-share 0"
+            )
+        order = LabelledOrder(
+            train.labels, together, unlabelled_share, seed, epoch_steps, ranks, shards=shards
+        )
     else:
-        order = ShuffledOrder(len(train), together, seed)
+        order = repeated(len(train), together, seed, steps=epoch_steps, shards=shards)
     if isinstance(train, VectorSet):
         return VectorLoader(train, order, device=device, students=students, rank=rank, ranks=ranks)
     height, width = train.images.shape[2:]
