@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from engine_cases import CPU, Trap, assert_same, engine_of, networks, student
 from torch import Tensor, nn
 
+from dml_fast.config import TrainConfig
 from dml_fast.distributed.launch import Launch
 from dml_fast.distributed.mesh import Mesh
 from dml_fast.distributed.world import World
@@ -87,6 +88,13 @@ def test_the_ramp_begins_with_all_rows() -> None:
     assert a.kept.tolist() == b.kept.tolist() == [ROWS, ROWS]
     for one, other in zip(plain, others, strict=True):
         assert_same(one, other, 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "expected"), [(200, 782, 10.0), (200, 100, 40.0), (40, 6, 40.0)]
+)
+def test_a_runs_ramp_is_ten_epochs_or_4000_steps(epochs: int, steps: int, expected: float) -> None:
+    assert TrainConfig(epochs=epochs).small_loss_warmup(steps) == expected
 
 
 def test_the_largest_joint_losses_get_the_weight_0_and_equal_ones_go_from_the_end() -> None:
