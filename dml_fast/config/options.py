@@ -43,10 +43,13 @@ class TrainConfig(Options):
         """Epochs of the whole run: distillation trains the teacher first and then the others."""
         return self.epochs * (2 if self.method == "distill" else 1)
 
-    @property
-    def small_loss_warmup(self) -> float:
-        """Epochs over which the share of ``small_loss`` grows from 0: JoCoR's 10, or fewer."""
-        return min(10.0, 0.3 * self.epochs)
+    def small_loss_warmup(self, steps_per_epoch: int) -> float:
+        """Return the epochs over which the share of ``small_loss`` grows from 0.
+
+        JoCoR's 10 epochs were about 4,000 steps; fewer would leave out classes that the students
+        have not begun to learn.
+        """
+        return min(float(self.epochs), max(10.0, 4000 / steps_per_epoch))
 
     @property
     def shows_f1(self) -> bool:

@@ -106,6 +106,12 @@ def build_trainer(
                 run.write_labels(config)
         if checkpoint:
             saver.resume(checkpoint)
+    if config.small_loss:
+        logger.info(
+            "small loss: the share of the labels that are left out grows to %g %% over %.3g epochs",
+            100 * config.small_loss,
+            config.small_loss_warmup(loader.steps_per_epoch),
+        )
     reporter.open_events()
     reporter.start(config, data, saver.describe(), precision, world)
     if checkpoint:
@@ -353,12 +359,6 @@ def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, worl
 def _build_engine(
     config: TrainConfig, data: DataSet, cohort: Cohort, device: torch.device
 ) -> Engine:
-    if config.small_loss:
-        logger.info(
-            "small loss: up to %g %% of the labels of a batch are left out, as many from epoch %g",
-            100 * config.small_loss,
-            config.small_loss_warmup,
-        )
     return Engine(
         cohort,
         method=config.method,
