@@ -44,7 +44,7 @@ class TextRows(NamedTuple):
 def text_files(spec: str) -> list[Path]:
     """Return the files that a spec names: one, or several with commas between them."""
     whole = Path(os.path.expanduser(spec))
-    if "," not in spec or whole.exists():
+    if "," not in spec or os.path.exists(whole):
         return [whole]
     return [Path(os.path.expanduser(part)) for part in spec.split(",")]
 
