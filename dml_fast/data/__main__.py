@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class DataArguments:
     """Find image files that cannot be decoded, in a folder or in tar shards.
 
-    The exit code is 1 if there are any.
+    It also says how many images have no label, if there are any: those of train/unlabelled, and of
+    shards without labels. The exit code is 1 if there are any.
     """
 
     command: Positional[Literal["scan"]]
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from dml_fast.data.scan import Report, scan
 
-    root, files, damaged, passed = _files(args.dir)
+    root, files, damaged, passed, unlabelled = _files(args.dir)
     report = Report()
     columns = (
         TextColumn("scanning"),
@@ -60,22 +61,33 @@ def main(argv: Sequence[str] | None = None) -> int:
             bar.update(task, completed=report.files, description=f"{len(report.bad)} bad")
     bad = {path.relative_to(root).as_posix(): why for path, why in (damaged | report.bad).items()}
     if args.json:
-        found = {"files": report.files, "bad": bad, "passed_over": passed.counts}
+        found = {
+            "files": report.files,
+            "unlabelled": unlabelled,
+            "bad": bad,
+            "passed_over": passed.counts,
+        }
         print(json.dumps(found, indent=2))
     else:
         for name, why in bad.items():
             print(f"{shown(name)}\t{shown(why)}")
         how = "decoded" if args.decode else "looked at"
         rest = f"; passed over: {text}" if (text := passed.text(root)) else ""
+        if unlabelled:
+            rest = f"; {report.files - unlabelled} have a label and {unlabelled} have none{rest}"
         out = sys.stderr if bad else sys.stdout
         print(f"{report.files} files {how}, {len(bad)} bad{rest}", file=out)
     return 1 if bad else 0
 
 
-def _files(where: str) -> tuple[Path, Storage, dict[Path, str], PassedOver]:
-    """Return the folder, its images, its damaged shards with reasons, and what else is there."""
+def _files(where: str) -> tuple[Path, Storage, dict[Path, str], PassedOver, int]:
+    """Return the folder, its images, its damaged shards with reasons, and what else is there.
+
+    The last is how many of the images have no label.
+    """
     from dml_fast.data.corrupt import CorruptFiles
     from dml_fast.data.listing import PassedOver, images_below
+    from dml_fast.data.readers.folder import UNLABELLED
     from dml_fast.data.readers.shard_names import find_shards
     from dml_fast.data.readers.shards import index_shards
     from dml_fast.data.storage import LooseFiles
@@ -84,7 +96,9 @@ def _files(where: str) -> tuple[Path, Storage, dict[Path, str], PassedOver]:
     if kind == "shards" and spec:
         names = find_shards(spec)
         corrupt = CorruptFiles(names.root, allowed=True)
-        return names.root, index_shards(names, corrupt), corrupt.reasons, names.passed
+        members = index_shards(names, corrupt)
+        unlabelled = int((members.labels < 0).sum())
+        return names.root, members, corrupt.reasons, names.passed, unlabelled
     root, passed = Path(where), PassedOver()
     if not os.path.isdir(root):
         raise UserError(f"{root} is not a folder: give the one that holds the images")
@@ -92,7 +106,9 @@ def _files(where: str) -> tuple[Path, Storage, dict[Path, str], PassedOver]:
         if any(root.rglob("*.tar")):
             raise UserError(f"{root} holds tar files: give shards:{root} to look into them")
         raise UserError(f"{root} holds no image files: give the folder that holds them")
-    return root, LooseFiles.of(paths), {}, passed
+    without = os.path.join(root, "train", UNLABELLED, "")
+    unlabelled = sum(path.startswith(without) for path in paths)
+    return root, LooseFiles.of(paths), {}, passed, unlabelled
 
 
 if __name__ == "__main__":

@@ -23,6 +23,15 @@ _HEADER = ["name", "class"]
 _FORM = "write a name, a tab and a class in each line"
 
 
+def read_labels(path: str | Path) -> bytes:
+    """Return what a file of labels holds.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return content(Path(path).expanduser(), "give --labels a file of names and classes")
+
+
 class LabelFile:
     """The labels that a file gives to rows, and which of them were asked for.
 
@@ -38,7 +47,7 @@ class LabelFile:
             two columns, has a class that is none, or gives a row a second class.
     """
 
-    def __init__(self, path: Path, classes: Sequence[str]) -> None:
+    def __init__(self, path: str | Path, classes: Sequence[str]) -> None:
         self.path = shown(path)
         self._labels: dict[str, int] = {}
         self._lines: dict[str, int] = {}
@@ -118,8 +127,8 @@ class LabelFile:
                     f"as {_quoted(escaped(example))}",
                 )
 
-    def _text(self, path: Path) -> str:
-        raw = content(path, "give --labels a file of names and classes")
+    def _text(self, path: str | Path) -> str:
+        raw = read_labels(path)
         try:
             return raw.decode("utf-8-sig")
         except UnicodeDecodeError as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -95,7 +94,7 @@ def choose_rows(
             or the file of labels is wrong.
     """
     own, rows, aside = train.labels, np.arange(len(train.labels)), np.arange(0)
-    file = LabelFile(Path(how.labels).expanduser(), classes) if how.labels else None
+    file = LabelFile(how.labels, classes) if how.labels else None
     given = None if file is None else file.of(train.names)
     val_given, test_given = (
         None if file is None or part is None else file.of(part.names) for part in (val, test)

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from dml_fast.data.decode import Size
 from dml_fast.data.features import Features, load_features
+from dml_fast.data.label_files import read_labels
 from dml_fast.data.labelling import Labelling
 from dml_fast.data.readers.cifar import CIFAR, locate_cifar, read_cifar
 from dml_fast.data.readers.digits import read_digits
@@ -171,6 +172,8 @@ def open_dataset(
             f"{'--labels' if labels else '--labels-per-class'} means nothing with --data {spec}, "
             "where files' names tell identities: leave it out"
         )
+    if labels:
+        read_labels(labels)  # before images are decoded for minutes
     raw = _read(
         spec,
         Reading(image_size, skip_corrupt, loader, resized, threads, device),

@@ -69,6 +69,8 @@ def _show_accuracies(result: Mapping[str, Any]) -> None:
     columns = ["validation, %", f"{split}, %", f"{split}, macro-F1, %"]
     _show_students(result, columns, rows, ensemble)
     _show_facts(result, "images")
+    if left_out := result["images"] - result["labelled"]:
+        _say(f"{left_out:,} of them have no label and are left out of the shares")
 
 
 def _show_retrieval(result: Mapping[str, Any]) -> None:

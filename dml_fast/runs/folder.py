@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -64,6 +64,11 @@ class Run:
     def metrics_file(self) -> Path:
         """One line of JSON for each epoch."""
         return self.folder / "metrics.jsonl"
+
+    @property
+    def labels_file(self) -> Path:
+        """A copy of the file of ``--labels``, as it was at the start: the user's may grow."""
+        return self.folder / "labels.tsv"
 
     def checkpoint(self, which: str = "last") -> Path:
         """Return the path of ``last``, ``previous`` or ``best``.
@@ -178,6 +183,19 @@ class Run:
             for name, data in files.items():
                 with atomic_write(self.folder / name) as file:
                     file.write(data)
+
+    def write_labels(self, config: TrainConfig) -> None:
+        """Copy the file of ``--labels``, if there is one."""
+        if config.labels:
+            from dml_fast.data.label_files import read_labels  # loads numpy
+
+            found = read_labels(config.labels)
+            with self._writing(), atomic_write(self.labels_file) as file:
+                file.write(found)
+
+    def with_own_labels(self, config: TrainConfig) -> TrainConfig:
+        """Return the run's configuration with the copy of the file of ``--labels``."""
+        return replace(config, labels=str(self.labels_file)) if config.labels else config
 
     def describe(self, config: TrainConfig, facts: DataFacts, students: list[StudentJson]) -> None:
         """Write ``config.json``."""

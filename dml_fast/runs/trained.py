@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,9 @@ def open_data(
     Raises:
         UserError: it cannot be read, or does not fit the run's students.
     """
-    config, facts = run.config, run.facts
+    config, facts = run.with_own_labels(run.config), run.facts
+    if spec and spec != config.data:  # of rows with other names
+        config = replace(config, labels="", labels_per_class=0)
     download = config.download and not spec
     options = {**config.data_options, "features": run.features, "unlabelled": unlabelled}
     options["loader"] = "auto"  # the run's may not be installed here

@@ -78,7 +78,8 @@ def build_trainer(
         keep_freed_memory()
     reporter = Reporter(run.folder / "tensorboard" if config.tensorboard and world.main else None)
     with stop.at_once():  # downloading and decoding may take hours
-        data = _open_data(config, device, world, run.features if resume else features)
+        own = run.with_own_labels(config) if resume else config
+        data = _open_data(own, device, world, run.features if resume else features)
     unlabelled = not config.retrieval and bool((data.train.labels < 0).any())
     config = config.settled(unlabelled)
     facts = DataFacts.of(data)
@@ -102,6 +103,8 @@ def build_trainer(
         if world.main:
             run.check_writable(needed + sum(map(len, files.values())))
             run.write_features(files)
+            if not resume:
+                run.write_labels(config)
         if checkpoint:
             saver.resume(checkpoint)
     reporter.open_events()

@@ -285,3 +285,67 @@ def test_real_jpegs_decode_as_pillow_does(real_jpegs: Path) -> None:
     }
     assert decoded == expected
     assert all(0.4 < mean < 0.7 for mean in data.mean)  # blue and grey skies
+
+
+def test_images_of_train_unlabelled_have_no_label(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = opened(make_folder(tmp_path))
+    for number in range(4):
+        save(tmp_path / "train" / "unlabelled" / f"{number}.png", picture(100 + number))
+    save(tmp_path / "train" / "unlabelled" / "below" / "5.png", picture(105))
+    caplog.set_level(logging.INFO, "dml_fast")
+    data = opened(tmp_path)
+    assert data.classes == plain.classes == ("Bee", "ant", "cat")
+    assert data.train.labels.tolist() == [*plain.train.labels.tolist(), *[-1] * 5]
+    assert list(data.train.names)[-5:] == [
+        *(f"train/unlabelled/{number}.png" for number in range(4)),
+        "train/unlabelled/below/5.png",
+    ]
+    assert list(data.val.names) == list(plain.val.names)
+    assert "27 training rows have a label and 5 have none" in caplog.text
+    assert opened(tmp_path, unlabelled_share=0).fingerprint == plain.fingerprint
+    for loader in ("resident", "fallback"):
+        names = list(opened(tmp_path, loader=loader).train.names)
+        assert names == list(data.train.names)
+    labels = tmp_path / "labels.tsv"
+    labels.write_text("train/unlabelled/2.png\tcat\ntrain/ant/3.png\tant\n")
+    given = opened(tmp_path, labels=str(labels))
+    known = {given.train.names[i]: given.train.labels[i] for i in given.train.labels.nonzero()[0]}
+    assert known["train/unlabelled/2.png"] == 2 and known["train/ant/3.png"] == 1
+    assert (given.train.labels < 0).sum() == 30
+
+
+def test_only_train_may_hold_images_without_a_label(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_folder(tmp_path, ("train", "val", "test"))
+    for part in ("val", "test"):
+        save(tmp_path / part / "unlabelled" / "0.png", picture(100))
+        message = rf"{part}/unlabelled holds images without a label, which only .*/train may have"
+        with pytest.raises(UserError, match=message):
+            opened(tmp_path)
+        shutil.rmtree(tmp_path / part / "unlabelled")
+    save(tmp_path / "train" / "unlabeled" / "0.png", picture(100))
+    assert "unlabeled" in opened(tmp_path).classes
+    assert "train/unlabeled is a class: images without a label belong in" in caplog.text
+
+
+def test_beside_unlabelled_an_empty_folder_declares_a_class(tmp_path: Path) -> None:
+    """So labels may come from a file alone; without it, an empty class stays an error."""
+    make_folder(tmp_path, ("test",))
+    for number in range(40):
+        save(tmp_path / "train" / "unlabelled" / f"{number}.png", picture(100 + number))
+    with pytest.raises(UserError, match="has no class folders"):
+        opened(tmp_path)
+    for name in ("ant", "Bee", "cat"):
+        (tmp_path / "train" / name).mkdir()
+    with pytest.raises(UserError, match="none of 40 training rows has a label"):
+        opened(tmp_path)
+    labels = tmp_path / "labels.tsv"
+    labels.write_text("".join(f"train/unlabelled/{i}.png\tcat\n" for i in range(20)))
+    data = opened(tmp_path, labels=str(labels))
+    assert data.val.labels.tolist() == [2, 2] and (data.train.labels == 2).sum() == 18
+    shutil.rmtree(tmp_path / "train" / "unlabelled")
+    with pytest.raises(UserError, match=r"class folder .*train/Bee holds no images"):
+        opened(tmp_path)

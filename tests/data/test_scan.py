@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from bad_image_cases import BAD, foreign, rotten
 from data_cases import pieces
+from shard_cases import sample, write_tar
 
 from dml_fast.data.__main__ import main
 from dml_fast.errors import UserError
@@ -54,6 +55,22 @@ def test_what_a_folder_reads_is_scanned_and_the_rest_is_counted(
     out, err = capsys.readouterr()
     assert out.startswith("train/linked/bad.jpg\t")
     assert "9 files looked at, 1 bad; passed over: 1 links to nothing (train/lost)" in err
+
+
+def test_images_without_a_label_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pieces(tmp_path / "data", 4, [(24, 24)])
+    assert main(["scan", str(tmp_path / "data")]) == 0
+    assert capsys.readouterr().out == "8 files looked at, 0 bad\n"
+    (tmp_path / "data" / "train" / "flower").rename(tmp_path / "data" / "train" / "unlabelled")
+    assert main(["scan", str(tmp_path / "data")]) == 0
+    expected = "8 files looked at, 0 bad; 4 have a label and 4 have none\n"
+    assert capsys.readouterr().out == expected
+    image = (tmp_path / "data/train/china/000.jpg").read_bytes()
+    write_tar(tmp_path / "shards" / "train-0.tar", sample("a", image, 0))
+    write_tar(tmp_path / "shards" / "train-1.tar", [("b.jpg", image), ("c.jpg", image)])
+    assert main(["scan", f"shards:{tmp_path / 'shards'}", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["files"], found["unlabelled"]) == (3, 2)
 
 
 def test_nothing_to_scan_is_an_error(tmp_path: Path) -> None:

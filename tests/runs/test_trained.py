@@ -142,7 +142,9 @@ def test_corrupt_files_that_a_run_skipped_do_not_make_other_data_of_it(
     (tmp_path / "data" / "train" / "china" / "000.jpg").write_bytes(b"no image")
     config = TrainConfig(data=f"folder:{tmp_path / 'data'}", loader=loader, skip_corrupt=True)
     found = open_dataset(config.data, **config.data_options).fingerprint
-    run = SimpleNamespace(config=config, facts=SimpleNamespace(fingerprint=found), folder="run")
+    run = Run(tmp_path / "run")
+    facts = SimpleNamespace(fingerprint=found, features="")
+    vars(run).update(config=config, facts=facts)  # as if it had read its config.json
     assert open_data(run).fingerprint == found
     (tmp_path / "data" / "train" / "china" / "001.jpg").unlink()
     with pytest.raises(UserError, match="no longer holds the images"):
