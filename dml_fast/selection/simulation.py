@@ -173,15 +173,15 @@ class _Loop:
         labels = {names[i]: classes[self.train.labels[i]] for i in ids}
         self.rounds.write_labels(number, labels)
         run = self.rounds.run(number)
-        file, folder = str(self.rounds.labels_file(number)), str(run.folder)
-        config = replace(self.config, labels=file, out=folder)
-        return job.train(
-            config,
-            folder if run.config_file.exists() else "",
-            launch,
-            brief=True,
-            features=self.features,
+        begun = run.config_file.exists()
+        config = replace(
+            self.config, labels=str(self.rounds.labels_file(number)), out=str(run.folder)
         )
+        if begun:  # maybe under another name of the folder, or with the fastest executor
+            own = run.config
+            config = replace(config, labels=own.labels, out=own.out, executor=own.executor)
+        resume = str(run.folder) if begun else ""
+        return job.train(config, resume, launch, brief=True, features=self.features)
 
     def _judge(self, number: int, ids: Sequence[int]) -> RoundLine:
         """Test the students of a round, and let them choose rows."""

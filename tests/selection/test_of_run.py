@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_cases import tree
 from run_cases import reconfigure
 from selection_cases import CLASSES, blobs, select, table, train
 
+from dml_fast.data.label_files import LabelFile
 from dml_fast.runs.folder import Run
 from dml_fast.runs.trained import Trained, open_data
 from dml_fast.select import acquire, pool_scores
@@ -131,16 +133,21 @@ def test_what_was_written_is_said(run: Path, tmp_path: Path, capfd: Any) -> None
 
 
 def test_names_stand_in_one_line(tmp_path: Path) -> None:
-    """A tab or newline in a name is escaped, as --labels reads it."""
-    names = np.array([f"row\t{i}" for i in range(72)])
-    data = blobs(tmp_path / "rows.npz", unlabelled=30, id=names)
-    folder = train(tmp_path / "run", "--data", data, *SUPERVISED)
+    """A tab in a file's name is escaped, as --labels reads it."""
+    images = tree(tmp_path / "images")
+    (images / "train" / "unlabelled").mkdir()
+    for path in (images / "test" / "class 1").iterdir():
+        shutil.copy(path, images / "train" / "unlabelled" / f"a\t{path.name}")
+    options = ("--data", f"folder:{images}", "--arch", "resnet8,resnet8", *SUPERVISED)
+    folder = train(tmp_path / "run", *options)
     assert select(folder, "--acquire", 3, "--out", tmp_path / "next.tsv") == 0
     chosen = table(tmp_path / "next.tsv")[1:]
-    assert all(len(row) == 4 and row[0].startswith("row\\t") for row in chosen)
+    assert all(len(row) == 4 for row in chosen)
+    assert all(row[0].startswith("train/unlabelled/a\\t") for row in chosen)
     labels = tmp_path / "labels.tsv"
-    labels.write_text("".join(f"{row[0]}\tash\n" for row in chosen))
-    train(tmp_path / "next", "--data", data, *SUPERVISED, "--labels", str(labels))
+    labels.write_text("".join(f"{row[0]}\tclass 1\n" for row in chosen))
+    names = open_data(Run.open(folder), unlabelled=True).train.names
+    assert (LabelFile(labels, ("class 0", "class 1")).of(names) == 1).sum() == 3
 
 
 def test_students_that_give_no_numbers(run: Path) -> None:
@@ -248,14 +255,29 @@ def test_students_that_were_trained_to_agree_on_the_pool(
     assert len(table(out)) == 21
 
 
-def test_data_that_have_changed(data: str, tmp_path: Path, capfd: Any) -> None:
-    """A person has labelled some of the rows, and not trained again."""
+def test_rows_that_got_a_label_since_are_left_out(data: str, tmp_path: Path, capfd: Any) -> None:
+    """A person has labelled some rows of the last choice, and not trained again."""
     labels = tmp_path / "labels.tsv"
     labels.write_text("".join(f"row {i}\t{CLASSES[i % 3]}\n" for i in range(12)))
-    options = ("--data", data, *SUPERVISED, "--labels", str(labels))
-    folder = train(tmp_path / "run", *options)
+    folder = train(tmp_path / "run", "--data", data, *SUPERVISED, "--labels", str(labels))
     with labels.open("a") as file:
-        file.write("row 12\tash\n")
+        file.write("row 20\tash\nrow 47\tcedar\n")
+    assert select(folder, "--acquire", 50, "--out", tmp_path / "next.tsv") == 0
+    names = {row[0] for row in table(tmp_path / "next.tsv")[1:]}
+    assert names == {f"row {i}" for i in range(12, 48)} - {"row 20", "row 47"}
+    assert (
+        f"2 rows have a label in {labels} since the run was trained: left out"
+        in capfd.readouterr().err
+    )
+    labels.unlink()
+    assert select(folder, "--acquire", 50, "--out", tmp_path / "next.tsv") == 0
+    assert len(table(tmp_path / "next.tsv")) == 37
+
+
+def test_data_that_have_changed(tmp_path: Path, capfd: Any) -> None:
+    data = blobs(tmp_path / "rows.npz", unlabelled=30)
+    folder = train(tmp_path / "run", "--data", data, *SUPERVISED)
+    blobs(tmp_path / "rows.npz", unlabelled=20)
     refused("or train again with the new ones", capfd, folder, "--out", tmp_path / "next.tsv")
 
 

@@ -21,7 +21,7 @@ def blobs(path: Path, train: int = 48, unlabelled: int = 0, **changes: Any) -> s
     count = train + 24
     y = np.arange(count) % 3
     x = g.normal(size=(count, 5)) + 2 * np.eye(5)[y]
-    arrays = {
+    arrays: dict[str, Any] = {
         "x": x.astype(np.float32),
         "y": np.where((np.arange(count) >= train - unlabelled) & (np.arange(count) < train), -1, y),
         "split": np.array(["train"] * train + ["val"] * 12 + ["test"] * 12),
@@ -29,7 +29,7 @@ def blobs(path: Path, train: int = 48, unlabelled: int = 0, **changes: Any) -> s
         "classes": np.array(CLASSES),
     }
     arrays |= changes
-    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+    np.savez(path, **arrays)
     return f"vectors:{path}"
 
 
