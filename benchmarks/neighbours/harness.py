@@ -191,7 +191,7 @@ def difference(lines: Lines, setting: str, base: str, name: str) -> str:
 
 
 def comparison(
-    lines: Lines, settings: Sequence[str], names: Sequence[str], base: Callable[[str], str]
+    lines: Lines, settings: Iterable[str], names: Sequence[str], base: Callable[[str], str]
 ) -> str:
     """Return a Markdown table: a row for each measured setting, with its paired differences.
 
@@ -205,12 +205,11 @@ def comparison(
     header += [f"{name}, difference (wins)" for name in names]
     rows = []
     for setting in settings:
-        seeds = len(figures(lines, setting, names[0]))
+        seeds, other = len(figures(lines, setting, names[0])), base(setting)
         if not seeds:
             continue
         row = [setting, str(seeds)]
         row += [mean_and_error(figures(lines, setting, name).values()) for name in names]
-        other = base(setting)
         differences = [difference(lines, setting, other, name) for name in names]
         rows.append(row + (["" for _ in names] if other == setting else differences))
     return table(header, rows) if rows else "Not measured yet."

@@ -82,7 +82,7 @@ def measure(shared: Path, flags: Sequence[str], seed: int, folder: Path) -> dict
 def tables(lines: Lines) -> str:
     """Return the table, and how far three levels are from the mean of the same-level cohorts."""
     settings = [*SETTINGS]
-    text = harness.comparison(lines, settings, ("students", "ensemble"), lambda _: settings[0])
+    text = harness.comparison(lines, dict.fromkeys(settings, settings[0]), ("students", "ensemble"))
     same = [harness.figures(lines, setting, "ensemble") for setting in settings[4:]]
     three = harness.figures(lines, settings[0], "ensemble")
     seeds = sorted(three.keys() & same[0].keys() & same[1].keys() & same[2].keys())

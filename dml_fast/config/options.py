@@ -233,7 +233,10 @@ class TrainConfig(Options):
             )
         if self.input_kind == "vector":
             self._refuse(
-                ("image_size", "random_erasing", "color_jitter", "cutmix", "crop", "loader"),
+                (
+                    *("image_size", "random_erasing", "color_jitter", "mixup", "cutmix", "crop"),
+                    *("loader", "skip_corrupt"),
+                ),
                 f"{where}, which has no images",
             )
             if self.views == "per-student":

@@ -169,9 +169,9 @@ def _say_what_was_given(file: LabelFile, labels: Ids, before: Ids, named: int) -
     if lost:
         pieces.append(f"{lost} lose theirs")
     if named:
-        pieces.append(f"{named} names are of validation or test rows, which stay where they are")
+        pieces.append(f"validation or test rows that it names, which stay as they are: {named}")
     if unused := len(file) - here - named:
-        pieces.append(f"{unused} names are of rows that are not in use")
+        pieces.append(f"rows that it names and that are not in use: {unused}")
     _log.info("--labels %s: %s", file.path, "; ".join(pieces))
 
 

@@ -144,9 +144,10 @@ class Reporter:
         if data.choice:
             logger.info("%s", data.choice)
         logger.info(
-            "data %s: %d images to train, %d to validate, %s; %s, %s",
+            "data %s: %d %s to train, %d to validate, %s; %s, %s",
             data.name,
             len(data.train),
+            "images" if data.features is None else "rows",
             len(data.val),
             "no test set" if data.test is None else f"{len(data.test)} to test",
             precision.device,

@@ -68,7 +68,8 @@ def _show_accuracies(result: Mapping[str, Any]) -> None:
     ensemble = [ACCURACY.ensemble, "", "", *scores]
     columns = ["validation, %", f"{split}, %", f"{split}, macro-F1, %"]
     _show_students(result, columns, rows, ensemble)
-    _show_facts(result, "images")
+    of_rows = result["data"].startswith(("text:", "vectors:"))
+    _show_facts(result, "rows" if of_rows else "images")
     if left_out := result["images"] - result["labelled"]:
         _say(f"{left_out:,} of them have no label and are left out of the shares")
 

@@ -171,15 +171,15 @@ def open_data(
 
 def _check_fit(data: DataSet, facts: DataFacts, spec: str) -> None:
     """Refuse images or vectors of another size, other views, and other classes."""
-    _check_classes(data, facts, spec)
     new, old = data.inputs, facts.inputs
-    if new == old:
-        return
-    if new[0].kind != "image" or old[0].kind != "image":
+    if new != old and (new[0].kind != "image" or old[0].kind != "image"):
         raise UserError(
             f"--data {spec} gives {_listed(new)} for a row and the run's students take "
             f"{_listed(old)}: give data with the same columns"
         )
+    _check_classes(data, facts, spec)
+    if new == old:
+        return
     (channels, *size), (wanted, height, width) = new[0].shape, old[0].shape
     if channels != wanted:
         raise UserError(

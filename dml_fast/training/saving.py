@@ -200,8 +200,9 @@ class Saver:
         """Refuse a checkpoint of another run, or of other data."""
         checkpoint.check_run(self.run, state, path)
         if state["fingerprint"] != self.facts.fingerprint:
+            what = "images" if self.facts.of_images else "rows"
             raise UserError(
-                f"{self.run.folder} was trained on other images or labels than "
+                f"{self.run.folder} was trained on other {what} or labels than "
                 f"--data {self.config.data} holds: give the data it was trained on"
             )
 

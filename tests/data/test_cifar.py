@@ -125,6 +125,23 @@ def test_both_forms_hold_the_same_images_labels_and_classes(kind: str, tmp_path:
     assert found[0].mean == found[1].mean
 
 
+def test_images_are_named_by_their_number_in_the_files(tmp_path: Path) -> None:
+    pixels, labels = digit_rows("cifar10")
+    write("cifar10", "binary", tmp_path)
+    data = open_dataset(f"cifar10:{tmp_path}")
+    assert data.test is not None
+    for part in (data.train, data.val, data.test):
+        for name, image in zip(part.names, part.pixels, strict=True):
+            assert image.tobytes() == pixels[int(name)].tobytes()
+    file = tmp_path / "labels.tsv"
+    rows = [int(name) for name in list(data.train.names)[3:60]]
+    file.write_text("".join(f"{row}\tclass_{labels[row]:03d}\n" for row in rows))
+    given = open_dataset(f"cifar10:{tmp_path}", labels=str(file)).train
+    assert given.labels[3:60].tolist() == labels[rows].tolist()
+    assert (given.labels[:3] < 0).all() and (given.labels[60:] < 0).all()
+    np.testing.assert_array_equal(given.hidden, data.train.labels)
+
+
 @pytest.mark.parametrize("form_name", ["python", "binary"])
 def test_the_folder_its_parent_and_the_archive_are_the_same_data(
     form_name: str, tmp_path: Path

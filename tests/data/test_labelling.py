@@ -111,8 +111,8 @@ def test_the_order_of_fraction_file_labels_per_class_and_noise(
     np.testing.assert_array_equal(data.train.hidden, plain.train.labels)
     np.testing.assert_array_equal(data.val.labels, plain.val.labels)
     assert [record.getMessage() for record in caplog.records] == [
-        f"--labels {file}: 20 training rows have a label; 7 lose theirs; 1 names are of validation "
-        "or test rows, which stay where they are; 1 names are of rows that are not in use",
+        f"--labels {file}: 20 training rows have a label; 7 lose theirs; validation or test rows "
+        "that it names, which stay as they are: 1; rows that it names and that are not in use: 1",
         "no training row has a label of class c",
         "20 training rows have a label and 7 have none",
     ]

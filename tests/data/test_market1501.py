@@ -46,6 +46,8 @@ def test_names_say_who_and_where(tmp_path: Path) -> None:
     assert [tmp_path / name for name in test.names] == files
     assert test.labels.tolist() == [int(path.name.split("_")[0]) for path in files]
     assert {-1, 0} < set(test.labels.tolist())
+    for name, label in zip(data.train.names, data.train.labels, strict=True):
+        assert name.startswith(f"bounding_box_train/{data.classes[label]}_")
     assert test.cams.tolist() == [int(path.name.split("_c")[1][0]) for path in files]
     for pixels, path in zip(test.images, files, strict=True):
         np.testing.assert_array_equal(pixels, np.asarray(Image.open(path)).transpose(2, 0, 1))

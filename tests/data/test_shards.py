@@ -95,7 +95,7 @@ def test_real_jpegs_of_cifar_are_those_of_the_folder_on_one_rank_or_two(
     assert ours.test is not None and len(ours.test) == 400
     whole = walk(ours, batch_size=64)
     assert_equal(whole, walk(theirs, batch_size=64))
-    monkeypatch.setattr("dml_fast.data.loaders.opening.WINDOW", 100)
+    monkeypatch.setattr("dml_fast.data.sampling.WINDOW", 100)
     several = walk(ours, batch_size=64, how=Augmentation(pad=4, flip=True))
     assert len(set(torch.cat([batch[-1] for batch in several[:5]]).tolist())) == 320
     assert [b[-1].tolist() for b in several] != [b[-1].tolist() for b in whole]
@@ -112,7 +112,7 @@ def test_each_sample_once_an_epoch_on_any_number_of_ranks_and_from_any_step(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Use several windows of 20 images; the rows of all ranks together are one batch."""
-    monkeypatch.setattr("dml_fast.data.loaders.opening.WINDOW", 20)
+    monkeypatch.setattr("dml_fast.data.sampling.WINDOW", 20)
     _, shards = both(tmp_path, 33)
     data = opened(shards, name)
     whole = [batch[-1] for batch in walk(data)][:8]
@@ -134,7 +134,7 @@ def test_each_sample_once_an_epoch_on_any_number_of_ranks_and_from_any_step(
 def test_what_is_left_after_the_split_still_knows_its_shard(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dml_fast.data.loaders.opening.WINDOW", 20)
+    monkeypatch.setattr("dml_fast.data.sampling.WINDOW", 20)
     _, shards = both(tmp_path, 33, parts=("train",))
     data = opened(shards, name)
     left, _ = split_validation(np.arange(66) // 33, 0.1)

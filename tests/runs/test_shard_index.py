@@ -106,7 +106,7 @@ def about(metadata: Any, **changes: Any) -> None:
         (lambda m: place(m, length=10), "is larger than what is stored of it"),
         (lambda m: place(m, transform_descriptors=["zstd"]), "is encoded"),
         (lambda m: about(m, size=torch.Size([10**9, 10**9])), "chunks|shorter|is not whole"),
-        (lambda m: about(m, size=torch.Size([1, 2, 9])), "is not whole"),
+        (lambda m: about(m, size=torch.Size([1, 2, 99])), "is not whole"),
         (lambda m: about(m, size=torch.Size([1, 2, 7])), "is outside of it"),
         (lambda m: about(m, chunks=[]), "is not whole"),
         (lambda m: m.state_dict_metadata.update({"meter": 3}), "is no TensorStorageMetadata"),

@@ -144,7 +144,7 @@ def test_events_of_tensorboard_that_cannot_be_written_are_named_once(
 
     module = SimpleNamespace(SummaryWriter=Full)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    monkeypatch.setattr("dml_fast.config._require", lambda *names: None)
+    monkeypatch.setattr("dml_fast.config.options._require", lambda *names: None)
     assert train(*THREE_EPOCHS, "--tensorboard", "--out", str(tmp_path / "run")) == 0
     assert (
         capfd.readouterr().err.count("(No space left on device): metrics.jsonl has all of them")

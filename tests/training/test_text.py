@@ -163,3 +163,26 @@ def test_more_levels_than_students_are_refused(table: Path, tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"has 3 views and the cohort 2 students"):
         train(tmp_path / "run", config(table, cohort=2))
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mixup": 0.2}, "--mixup means nothing with --data .*, which has no images"),
+        ({"skip_corrupt": True}, "--skip-corrupt means nothing with --data .*, which has no imag"),
+        ({"arch": "resnet8"}, "resnet8 is a network for images and its inputs are vectors"),
+        ({"levels": "words,chars,tags"}, "--levels is 'tags', which is none of words, chars, args"),
+        ({"views": "shared", "levels": "words"}, "--levels is 'words' without --views levels"),
+        ({"data": "text:none.tsv"}, "none.tsv cannot be read .*No such file"),
+        ({"data": "text:"}, "data 'text:' needs a file: write text:FILE.tsv"),
+        ({"classes": "cause,contrast"}, "line [0-9]+, has the label 'sequence', which is none of"),
+    ],
+)
+def test_wrong_options_are_refused(
+    table: Path, tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    wrong = config(table, **options)
+    with pytest.raises(UserError, match=words):
+        wrong.check()
+        train(tmp_path / "run", wrong)
+    assert not (tmp_path / "run" / "config.json").exists()
