@@ -75,6 +75,22 @@ def test_the_rows_that_are_left_out_can_be_kept_for_the_pool() -> None:
     assert built(train).fingerprint != off.fingerprint
 
 
+def test_labels_that_an_option_hid_go_with_their_rows() -> None:
+    train = mixed()
+    data = built(train, labels_per_class=5, label_noise=0.4, unlabelled_share=0.0)
+    truth = dict(zip(train.names, train.labels.tolist(), strict=True))
+    assert data.train.hidden is not None and len(data.train) == 15
+    assert data.train.hidden.tolist() == [truth[name] for name in data.train.names]
+    assert (data.train.hidden != data.train.labels).sum() == 6
+
+
+def test_draws_among_labelled_rows_are_those_of_before_rows_could_lack_a_label() -> None:
+    """The SHA-256 is that of commit ac34b4e, so that runs of then can be resumed."""
+    data = open_dataset("digits", train_fraction=0.3, label_noise=0.2, seed=4)
+    expected = "cb4eaf55617e1a8d228ebe28acd41e5f43c0d3539d20240ae2789046c3718872"
+    assert data.fingerprint == expected
+
+
 def test_splits_fractions_and_noise_leave_rows_without_a_label_alone() -> None:
     labels = mixed().labels
     train, val = split_validation(labels, 0.2)

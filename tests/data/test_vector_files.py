@@ -219,7 +219,7 @@ def test_views_that_are_not_there_are_refused(
 
 
 def test_a_class_that_is_not_declared_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="class 'b', which is none of the 2 declared"):
+    with pytest.raises(UserError, match="class 'b' in y, which is none of the 2 classes"):
         opened(tmp_path, y=np.array(["a", "b"] * 20), classes=("a", "c"))
 
 

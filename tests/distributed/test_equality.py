@@ -16,6 +16,7 @@ import torch
 from distributed_cases import SHORT, content, differences, distance, farthest, finish, start
 from market_cases import make_market
 from safetensors.torch import load_file
+from vector_cases import two_views
 
 from dml_fast.config import TrainConfig
 from dml_fast.engine.threads import intra_op_threads
@@ -53,6 +54,7 @@ ROWS: dict[str, tuple[int, Options]] = {  # processes, and what is trained
     ),
     "adamw": (2, {**TWO, "optimizer": "adamw"}),
     "rows left out": (2, {**FOUR, **CHOOSY}),
+    "2x1 vectors": (2, FOUR),
     "2x1 market": (2, TWO),
 }
 COLUMNS: dict[str, tuple[int, Options]] = {
@@ -67,6 +69,7 @@ COLUMNS: dict[str, tuple[int, Options]] = {
         {**FOUR, **GROUP_NORM, "mesh": "2x2", "fsdp": True, "optimizer": "adamw", "lr": 1e-4},
     ),
     "1x2 rows left out": (2, {**TWO, **GROUP_NORM, **CHOOSY, "mesh": "1x2"}),
+    "1x2 vectors": (2, {**TWO, "mesh": "1x2"}),
     "1x2 alternating": (2, {**TWO, **GROUP_NORM, "mesh": "1x2", "update": "alternating"}),
 }
 # networks with BatchNorm, whose statistics are of each column's images
@@ -74,6 +77,13 @@ VALIDATED: dict[str, tuple[int, Options]] = {
     "2x2 validation": (4, {**FOUR, "mesh": "2x2", "train_fraction": 0.2}),
     "1x2 market": (2, {**TWO, "mesh": "1x2"}),
     "2x2 market": (4, {**FOUR, "mesh": "2x2"}),
+}
+VECTORS: Options = {
+    "arch": "mlp_64_drop0",  # what is dropped differs between columns
+    "views": "levels",
+    "epochs": 4,
+    "batch_size": 16,
+    "train_fraction": 1.0,
 }
 MARKET: Options = {
     "epochs": 1,
@@ -93,8 +103,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Return a case for one process, and the folder that several wrote for it in one common job."""
     folder = tmp_path_factory.mktemp("equality")
     market = {**MARKET, "data": f"market1501:{make_market(folder / 'market')}"}
+    vectors = {**VECTORS, "data": f"vectors:{two_views(folder / 'rows.npz')}"}
+    others = {"market": market, "vectors": vectors}
     cases = {
-        name: (n, {**SHORT, **options, **(market if "market" in name else {})})
+        name: (n, {**SHORT, **options, **others.get(name.rpartition(" ")[2], {})})
         for name, (n, options) in (ROWS | COLUMNS | VALIDATED).items()
     }
     for processes in (2, 4):
