@@ -42,6 +42,7 @@ from dml_fast.training.saving import Progress, Saver
 from dml_fast.training.shares import share_out_by_cost
 from dml_fast.training.signals import StopRequest
 from dml_fast.training.trainer import Trainer
+from dml_fast.training.unlabelled import settled
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -80,8 +81,8 @@ def build_trainer(
     with stop.at_once():  # downloading and decoding may take hours
         own = run.with_own_labels(config) if resume else config
         data = _open_data(own, device, world, run.features if resume else features)
-    unlabelled = not config.retrieval and bool((data.train.labels < 0).any())
-    config = config.settled(unlabelled)
+    with world.all_or_none():
+        config = settled(config, data)
     facts = DataFacts.of(data)
     if config.shares == "measured":
         _measure_shares(config, facts, precision, world)
@@ -107,6 +108,12 @@ def build_trainer(
                 run.write_labels(config)
         if checkpoint:
             saver.resume(checkpoint)
+    if config.small_loss:
+        logger.info(
+            "small loss: the share of the labels that are left out grows to %g %% over %.3g epochs",
+            100 * config.small_loss,
+            config.small_loss_warmup(loader.steps_per_epoch),
+        )
     reporter.open_events()
     reporter.start(config, data, saver.describe(), precision, world)
     if checkpoint:
@@ -324,6 +331,7 @@ def _measure_shares(
 
 
 def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, world: World) -> Loader:
+    assert config.unlabelled_share != "auto"  # the configuration is settled
     return train_loader(
         data,
         Augmentation(
@@ -340,6 +348,8 @@ def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, worl
         device=device,
         channels_last=config.channels_last,
         num_instances=config.num_instances if config.retrieval else 0,
+        unlabelled_share=config.unlabelled_share,
+        epoch_steps=config.epoch_steps,
         views=len(config.architectures) if config.views == "per-student" else 1,
         students=len(config.architectures),
         threads=config.data_threads,
@@ -351,12 +361,6 @@ def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, worl
 def _build_engine(
     config: TrainConfig, data: DataSet, cohort: Cohort, device: torch.device
 ) -> Engine:
-    if config.small_loss:
-        logger.info(
-            "small loss: up to %g %% of the labels of a batch are left out, as many from epoch %g",
-            100 * config.small_loss,
-            config.small_loss_warmup,
-        )
     return Engine(
         cohort,
         method=config.method,
