@@ -58,7 +58,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 def labels_of(folder: Path, number: int) -> dict[str, str]:
     header, *rows = table(folder / f"labels-{number:02d}.tsv")
     assert header == ["name", "class"]
-    return dict(rows)  # type: ignore[arg-type]
+    return dict(rows)
 
 
 def test_each_round_has_the_labels_of_the_one_before_and_those_it_asked_for(done: Path) -> None:
