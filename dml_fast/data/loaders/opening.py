@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dml_fast.data.files import ImageFiles
-from dml_fast.data.labelled import LabelledOrder
+from dml_fast.data.labelled import LabelledOrder, check_share
 from dml_fast.data.loaders.assemble import Assembler, Loader
 from dml_fast.data.loaders.resident import ResidentLoader
 from dml_fast.data.loaders.stream import StreamLoader
@@ -66,6 +66,7 @@ def train_loader(
     check_whole("batch_size", batch_size, 1)
     check_whole("num_instances", num_instances, 0)
     check_whole("epoch_steps", epoch_steps, 0)
+    check_share(unlabelled_share)
     check_whole("views", views, 1)
     check_whole("students", students, 1)
     check_whole("threads", threads, 0)
