@@ -133,6 +133,8 @@ def printable(text: str) -> str:
 
 def escaped(text: str) -> str:
     """Return a text as `printable` does, but with whole URLs."""
+    if text.isprintable():  # in a tenth of the time
+        return text
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
 
 

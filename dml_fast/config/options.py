@@ -43,10 +43,13 @@ class TrainConfig(Options):
         """Epochs of the whole run: distillation trains the teacher first and then the others."""
         return self.epochs * (2 if self.method == "distill" else 1)
 
-    @property
-    def small_loss_warmup(self) -> float:
-        """Epochs over which the share of ``small_loss`` grows from 0: JoCoR's 10, or fewer."""
-        return min(10.0, 0.3 * self.epochs)
+    def small_loss_warmup(self, steps_per_epoch: int) -> float:
+        """Return the epochs over which the share of ``small_loss`` grows from 0.
+
+        JoCoR's 10 epochs were about 4,000 steps; fewer would leave out classes that the students
+        have not begun to learn.
+        """
+        return min(float(self.epochs), max(10.0, 4000 / steps_per_epoch))
 
     @property
     def shows_f1(self) -> bool:
@@ -92,7 +95,7 @@ class TrainConfig(Options):
             self,
             arch=self.arch or self._default_arch,
             unlabelled_share=0.67 * unlabelled if share == "auto" else share,
-            kl_warmup=0.3 * self.epochs * unlabelled if ramp == "auto" else ramp,
+            kl_warmup=3 * self.epochs / 10 * unlabelled if ramp == "auto" else ramp,
         )
 
     @property

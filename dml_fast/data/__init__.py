@@ -5,7 +5,7 @@ The loaders, which need torch, are in `dml_fast.data.loaders`.
 
 from __future__ import annotations
 
-from dml_fast.data.opening import check_data_spec, check_searches, open_dataset
+from dml_fast.data.opening import check_data_spec, check_searches, open_dataset, open_part
 from dml_fast.data.sets import DataSet, ImageSet, RetrievalSet
 from dml_fast.data.vectors import VectorSet
 
@@ -17,4 +17,5 @@ __all__ = [
     "check_data_spec",
     "check_searches",
     "open_dataset",
+    "open_part",
 ]

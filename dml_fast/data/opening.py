@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -22,10 +22,11 @@ from dml_fast.data.readers.market1501 import (
 )
 from dml_fast.data.readers.shard_names import check_shards
 from dml_fast.data.readers.shards import read_shards
-from dml_fast.data.readers.text import check_text, read_text
-from dml_fast.data.readers.vectors import check_vectors, read_vectors
+from dml_fast.data.readers.text import check_text, read_text, read_text_part
+from dml_fast.data.readers.vectors import check_vectors, read_vectors, read_vectors_part
 from dml_fast.data.reading import LoaderName, Reading
 from dml_fast.data.sets import DataSet, ImageSet, RawData, build_dataset
+from dml_fast.data.vectors import VectorSet
 from dml_fast.errors import UserError, check_choice, check_number, check_whole
 
 _CHECKS: dict[str, Callable[[str], None]] = {
@@ -198,6 +199,33 @@ def open_dataset(
     return build_dataset(raw, how, features=features, unlabelled=unlabelled)
 
 
+def open_part(spec: str, part: str, *, features: Features, classes: Sequence[str]) -> VectorSet:
+    """Read one part of a file of rows, which is all of a file that says no parts.
+
+    Args:
+        spec: ``text:FILE.tsv`` or ``vectors:FILE.npz``.
+        part: train, val or test.
+        features: of the run whose students read the rows.
+        classes: the names of its classes.
+
+    Raises:
+        UserError: a file is missing or wrong, or is not as the run's students read it, or has no
+            row of that part, or none with a label.
+    """
+    check_data_spec(spec)
+    kind, root = _parse(spec)
+    if kind == "text":
+        rows = read_text_part(root, part, classes)
+    else:
+        rows = read_vectors_part(_path(root), part, views=features.names, classes=classes)
+    if (rows.labels < 0).all():
+        raise UserError(
+            f"none of {len(rows)} rows of {spec} has a label, so nothing can be counted: give them "
+            "labels"
+        )
+    return rows.read_by(features)
+
+
 def _read(
     spec: str,
     how: Reading,
@@ -250,7 +278,8 @@ def _parse(spec: str) -> tuple[str, str]:
         raise UserError(f"data {spec!r} holds a zero byte, which no path has: leave it out")
     if kind not in _KINDS:
         close = difflib.get_close_matches(kind.lower(), _KINDS, n=2) or _KINDS
-        hint = f" or folder:{spec}" if os.path.exists(spec) else ""
+        likely = next((k for k, form in _ROWS.items() if spec.endswith(form[-4:])), "folder")
+        hint = f" or {likely}:{spec}" if os.path.exists(spec) else ""
         raise UserError(f"unknown data {spec!r}: did you mean {' or '.join(close)}{hint}?")
     if kind == "digits" and colon:
         raise UserError(f"data {spec!r} should be 'digits' alone: they need no folder")

@@ -9,9 +9,9 @@ import numpy as np
 
 from dml_fast.data import VectorSet
 from dml_fast.data.feature_files import Columns
+from dml_fast.data.features import Features
 from dml_fast.data.readers.text import read_rows
-from dml_fast.data.readers.vectors import VectorFile
-from dml_fast.data.vector_features import array_name
+from dml_fast.data.readers.vectors import VectorFile, check_views
 from dml_fast.errors import UserError
 from dml_fast.foreign import shown
 from dml_fast.runs.folder import Run
@@ -32,25 +32,19 @@ def read_given_rows(given: Sequence[Path], run: Run) -> VectorSet:
     """
     assert run.features is not None
     kind = run.config.data.partition(":")[0]
-    columns, names = (_vectors if kind == "vectors" else _texts)(given)
-    for view in run.features.names if kind == "vectors" else ():
-        if view not in columns:
-            raise UserError(
-                f"{shown(given[0])} has {', '.join(map(array_name, columns))} and no "
-                f"{array_name(view)}, which the run's students read: add it"
-            )
+    columns, names = _vectors(given, run.features) if kind == "vectors" else _texts(given)
     views = run.features.transform(columns)
     return VectorSet(views, np.full(len(names), -1, np.int64), names=names)
 
 
-def _vectors(given: Sequence[Path]) -> tuple[Columns, Sequence[str]]:
+def _vectors(given: Sequence[Path], features: Features) -> tuple[Columns, Sequence[str]]:
     if len(given) > 1:
         raise UserError(
             f"{shown(given[1])} is a second file, and the run's students read vectors of one .npz "
             "file: give one at a time"
         )
     file = VectorFile.read(given[0])
-    return file.views, file.names
+    return {view: file.views[view] for view in check_views(file, features.names)}, file.names
 
 
 def _texts(given: Sequence[Path]) -> tuple[Columns, Sequence[str]]:

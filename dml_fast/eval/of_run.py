@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dml_fast.config import TrainConfig
-from dml_fast.data import DataSet, ImageSet, RetrievalSet
+from dml_fast.data import ImageSet, RetrievalSet, VectorSet
 from dml_fast.data.loaders import evaluation_batches
 from dml_fast.data.loaders.assemble import Batch
 from dml_fast.engine.precision import Precision, keep_in_full_precision, pick_device
@@ -25,7 +25,7 @@ from dml_fast.reporting.console import at_the_end
 from dml_fast.runs.files import check_place
 from dml_fast.runs.folder import Run
 from dml_fast.runs.history import ACCURACY, MAP
-from dml_fast.runs.trained import Trained, open_data
+from dml_fast.runs.trained import Trained, open_split
 
 LIST_LENGTH = 10  # gallery images in a ranked list
 _WORST = 5  # confusions to report
@@ -84,7 +84,7 @@ def evaluate_run(
                 raise UserError(f"{flag} ranks, and {run.folder} learned classes: leave it out")
     trained = Trained.load(run, checkpoint, allow_code)
     precision = run_precision(config, pick_device(device))
-    images = _part(open_data(run, data, split), split, data or config.data)
+    images = open_split(run, data, split)
     if config.retrieval:
         if not isinstance(images, RetrievalSet):
             raise UserError("the train split has no queries: give --split test or val")
@@ -174,7 +174,7 @@ def _classify(
 def _search(
     models: Sequence[nn.Module],
     batches: Iterator[Batch],
-    images: ImageSet,
+    images: ImageSet | VectorSet,
     precision: Precision,
     folder: Path,
     how: dict[str, Any],
@@ -244,10 +244,3 @@ def run_precision(config: TrainConfig, device: torch.device) -> Precision:
         _log.warning("the run used fp16, which a CPU lacks: evaluating in fp32")
         amp = False
     return Precision.choose(amp, config.amp_dtype, device)
-
-
-def _part(data: DataSet, split: str, spec: str) -> ImageSet:
-    part: ImageSet | None = getattr(data, split)
-    if part is None:
-        raise UserError(f"{spec} has no test split: give --split val")
-    return part

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from dml_fast.config import flag
-from dml_fast.data import DataSet, ImageSet, RetrievalSet, open_dataset
+from dml_fast.data import DataSet, ImageSet, RetrievalSet, VectorSet, open_dataset, open_part
 from dml_fast.data.files import ImageFiles
 from dml_fast.errors import UserError
 from dml_fast.foreign import Unfit, reading
@@ -117,6 +117,27 @@ def weights_of_run(source: str) -> tuple[dict[str, Any], ...]:
         f"--pretrained {source} has no checkpoint to start from: give one of its files "
         "student_K.safetensors"
     )
+
+
+def open_split(run: Run, spec: str, split: str) -> ImageSet | VectorSet:
+    """Open the rows that a run is evaluated on.
+
+    Args:
+        run: the run.
+        spec: other data in place of the run's own, or "".
+        split: train, val or test; for other vectors or texts that say no parts, all rows.
+
+    Raises:
+        UserError: as `open_data`, or there are no such rows.
+    """
+    own = run.config.data
+    alike = spec.partition(":")[0] == own.partition(":")[0]
+    if run.features is not None and alike and spec != own:
+        return open_part(spec, split, features=run.features, classes=run.facts.classes)
+    part: ImageSet | VectorSet | None = getattr(open_data(run, spec, split), split)
+    if part is None:
+        raise UserError(f"{spec or own} has no test split: give --split val")
+    return part
 
 
 def open_data(

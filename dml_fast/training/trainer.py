@@ -145,7 +145,7 @@ class Trainer:
                 views=isinstance(batch.inputs, tuple),
                 kl_scale=ramp(self._local_epoch(progress.step), kl_warmup),
                 small_loss_scale=ramp(
-                    self._local_epoch(progress.step), self.config.small_loss_warmup
+                    self._local_epoch(progress.step), self.config.small_loss_warmup(per_epoch)
                 ),
                 learners=learners,
                 teacher=teacher,

@@ -15,6 +15,7 @@ from dml_fast.data.labelling import Labelling, choose_rows
 from dml_fast.data.names import Names
 from dml_fast.data.sets import RawData, build_dataset
 from dml_fast.data.splits import add_label_noise, hide_labels, split_validation, take_fraction
+from dml_fast.data.vector_features import VectorFeatures
 from dml_fast.errors import UserError
 
 CLASSES = ("a", "b", "c")
@@ -73,6 +74,22 @@ def test_the_rows_that_are_left_out_can_be_kept_for_the_pool() -> None:
     assert (len(off.train), len(kept.train)) == (54, 84) and (kept.train.labels < 0).sum() == 30
     assert (kept.fingerprint, kept.mean, kept.std) == (off.fingerprint, off.mean, off.std)
     assert built(train).fingerprint != off.fingerprint
+
+
+def test_labels_that_an_option_hid_go_with_their_rows() -> None:
+    train = mixed()
+    data = built(train, labels_per_class=5, label_noise=0.4, unlabelled_share=0.0)
+    truth = dict(zip(train.names, train.labels.tolist(), strict=True))
+    assert data.train.hidden is not None and len(data.train) == 15
+    assert data.train.hidden.tolist() == [truth[name] for name in data.train.names]
+    assert (data.train.hidden != data.train.labels).sum() == 6
+
+
+def test_draws_among_labelled_rows_are_those_of_before_rows_could_lack_a_label() -> None:
+    """The SHA-256 is that of commit ac34b4e, so that runs of then can be resumed."""
+    data = open_dataset("digits", train_fraction=0.3, label_noise=0.2, seed=4)
+    expected = "cb4eaf55617e1a8d228ebe28acd41e5f43c0d3539d20240ae2789046c3718872"
+    assert data.fingerprint == expected
 
 
 def test_splits_fractions_and_noise_leave_rows_without_a_label_alone() -> None:
@@ -180,6 +197,21 @@ def test_rows_that_are_no_images_are_chosen_in_the_same_way() -> None:
     ours, theirs = (choose_rows(part, None, None, CLASSES, how) for part in (rows, train))
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_features_are_fitted_to_rows_that_are_left_out_too() -> None:
+    """So they are the same in all rounds of a loop in which labels grow."""
+    rng = np.random.default_rng(0)
+    rows = RowSet({"x": rng.normal(size=(90, 2))}, mixed().labels, names=mixed().names)
+    fitted: list[int] = []
+
+    def fit(columns: dict) -> VectorFeatures:
+        fitted.append(len(columns["x"]))
+        return VectorFeatures.fit(columns, ("x",))
+
+    raw = RawData("x", CLASSES, rows, None, None, pad=0, flip=False, fit=fit)
+    data = build_dataset(raw, Labelling(labels_per_class=2, unlabelled_share=0.0))
+    assert fitted == [84] and len(data.train) == 6
 
 
 def test_names_are_stable_and_made_when_asked_for(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from distributed_cases import SHORT, content, differences, distance, farthest, finish, start
 from market_cases import make_market
 from safetensors.torch import load_file
+from vector_cases import two_views
 
 from dml_fast.config import TrainConfig
 from dml_fast.engine.threads import intra_op_threads
@@ -53,6 +54,8 @@ ROWS: dict[str, tuple[int, Options]] = {  # processes, and what is trained
     ),
     "adamw": (2, {**TWO, "optimizer": "adamw"}),
     "rows left out": (2, {**FOUR, **CHOOSY}),
+    "2x1 vectors": (2, FOUR),
+    "measured vectors": (2, {"cohort": 3, "mesh": "2x1", "shares": "measured"}),
     "2x1 market": (2, TWO),
 }
 COLUMNS: dict[str, tuple[int, Options]] = {
@@ -67,6 +70,19 @@ COLUMNS: dict[str, tuple[int, Options]] = {
         {**FOUR, **GROUP_NORM, "mesh": "2x2", "fsdp": True, "optimizer": "adamw", "lr": 1e-4},
     ),
     "1x2 rows left out": (2, {**TWO, **GROUP_NORM, **CHOOSY, "mesh": "1x2"}),
+    "1x2 unlabelled": (
+        2,
+        {
+            **TWO,
+            **GROUP_NORM,
+            "mesh": "1x2",
+            "labels_per_class": 5,
+            "batch_size": 60,
+            "unlabelled_share": 0.7,
+        },
+    ),
+    "1x2 vectors": (2, {**TWO, "mesh": "1x2"}),
+    "1x2 fsdp vectors": (2, {"cohort": 3, "mesh": "1x2", "fsdp": True}),
     "1x2 alternating": (2, {**TWO, **GROUP_NORM, "mesh": "1x2", "update": "alternating"}),
 }
 # networks with BatchNorm, whose statistics are of each column's images
@@ -74,6 +90,13 @@ VALIDATED: dict[str, tuple[int, Options]] = {
     "2x2 validation": (4, {**FOUR, "mesh": "2x2", "train_fraction": 0.2}),
     "1x2 market": (2, {**TWO, "mesh": "1x2"}),
     "2x2 market": (4, {**FOUR, "mesh": "2x2"}),
+}
+VECTORS: Options = {
+    "arch": "mlp_64_drop0",  # what is dropped differs between columns
+    "views": "levels",
+    "epochs": 4,
+    "batch_size": 16,
+    "train_fraction": 1.0,
 }
 MARKET: Options = {
     "epochs": 1,
@@ -93,8 +116,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Return a case for one process, and the folder that several wrote for it in one common job."""
     folder = tmp_path_factory.mktemp("equality")
     market = {**MARKET, "data": f"market1501:{make_market(folder / 'market')}"}
+    vectors = {**VECTORS, "data": f"vectors:{two_views(folder / 'rows.npz')}"}
+    others = {"market": market, "vectors": vectors}
     cases = {
-        name: (n, {**SHORT, **options, **(market if "market" in name else {})})
+        name: (n, {**SHORT, **options, **others.get(name.rpartition(" ")[2], {})})
         for name, (n, options) in (ROWS | COLUMNS | VALIDATED).items()
     }
     for processes in (2, 4):
@@ -135,6 +160,11 @@ def test_images_over_columns_change_roundings_only(name: str, trained: Trained) 
     assert differences(one, several)  # so it was not the same computation
     if "amp" not in name:
         assert farthest(one, several) < 2e-6
+        for mine, theirs in zip(
+            one["line 2"]["students"], several["line 2"]["students"], strict=True
+        ):
+            for key in ("loss", "ce", "kl"):
+                assert mine[key] == pytest.approx(theirs[key], rel=1e-4)
         return
     # each column rounds its gradients to bf16, which changes less than bf16 itself does
     exact, _ = compared(trained, name, amp=False)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from engine_cases import CPU, Trap, assert_same, engine_of, networks, student
 from torch import Tensor, nn
 
+from dml_fast.config import TrainConfig
 from dml_fast.distributed.launch import Launch
 from dml_fast.distributed.mesh import Mesh
 from dml_fast.distributed.world import World
@@ -58,7 +59,7 @@ def naive_step(
     return [c[keep].mean().detach() for c in ce], keep
 
 
-@pytest.mark.parametrize(("count", "weight", "unlabelled"), [(2, 0.8, 0), (3, 0.0, 0), (2, 1.5, 4)])
+@pytest.mark.parametrize(("count", "weight", "unlabelled"), [(2, 8.0, 0), (3, 0.0, 0), (2, 1.5, 4)])
 def test_twenty_steps_are_those_of_a_plain_loop(count: int, weight: float, unlabelled: int) -> None:
     mine = networks(count)
     theirs = copy.deepcopy(mine)
@@ -89,6 +90,13 @@ def test_the_ramp_begins_with_all_rows() -> None:
         assert_same(one, other, 1e-12)
 
 
+@pytest.mark.parametrize(
+    ("epochs", "steps", "expected"), [(200, 782, 10.0), (200, 100, 40.0), (40, 6, 40.0)]
+)
+def test_a_runs_ramp_is_ten_epochs_or_4000_steps(epochs: int, steps: int, expected: float) -> None:
+    assert TrainConfig(epochs=epochs).small_loss_warmup(steps) == expected
+
+
 def test_the_largest_joint_losses_get_the_weight_0_and_equal_ones_go_from_the_end() -> None:
     nan = math.nan
     joint = torch.tensor([3.0, 1.0, nan, 5.0, 1.0, math.inf, 1.0, 0.5])
@@ -98,6 +106,7 @@ def test_the_largest_joint_losses_get_the_weight_0_and_equal_ones_go_from_the_en
     ties = torch.ones(4)
     assert row_weights(ties, 0.5).tolist() == [2, 2, 0, 0]
     assert row_weights(ties, 0.999).tolist() == [4, 0, 0, 0]
+    assert row_weights(ties, 1 - 1e-9).tolist() == [4, 0, 0, 0]  # one always stays
     assert row_weights(torch.full((3,), nan), 0.5).tolist() == [1, 1, 1]
     for rate, left in ((0.29, 29), (0.57, 57), (0.07, 7), (0.299, 29)):  # as decimals have it
         assert int((row_weights(torch.arange(100.0), rate) == 0).sum()) == left
@@ -153,22 +162,24 @@ def test_a_teacher_alone_judges_with_its_students() -> None:
 
 
 class TwoColumns(World):
-    """The first of two columns of a mesh, which gets the second's joint losses from the test."""
+    """One of two columns of a mesh, which gets the other's joint losses from the test."""
 
-    def __init__(self, other: Tensor) -> None:
+    def __init__(self, column: int, other: float) -> None:
         super().__init__(Launch(), Mesh(1, 2), ((0, 1),))
-        self.other = other
+        self.column = column
+        self.other = torch.full((ROWS,), other, dtype=torch.float64)
 
     def gather_rows(self, mine: Tensor) -> Tensor:
-        return torch.cat([mine, self.other])
+        return torch.cat([self.other, mine] if self.column else [mine, self.other])
 
 
-def test_the_choice_is_that_of_the_batch_of_all_ranks() -> None:
+@pytest.mark.parametrize("column", [0, 1])
+def test_the_choice_is_that_of_the_batch_of_all_ranks(column: int) -> None:
     models = networks(2)
     x, y = rows_of(2)
     kept = {}
     for name, value in (("easy", 0.0), ("hard", 1e9)):
-        world = TwoColumns(torch.full((ROWS,), value, dtype=torch.float64))
+        world = TwoColumns(column, value)
         copies = copy.deepcopy(models)
         engine = Engine(Cohort([student(m) for m in copies], world), small_loss=0.5)
         kept[name] = engine.step(x, y).kept.tolist()

@@ -12,7 +12,7 @@ import numpy as np
 
 from dml_fast.data.feature_files import Array, Columns
 from dml_fast.data.features import RowSet
-from dml_fast.data.readers.parts import ids_of_parts
+from dml_fast.data.readers.parts import ids_of_part, ids_of_parts
 from dml_fast.data.sets import RawData
 from dml_fast.data.text_features import ARGUMENTS, ONE_TEXT, TextFeatures, check_levels
 from dml_fast.errors import UserError, brief
@@ -28,14 +28,15 @@ class TextRows(NamedTuple):
     Attributes:
         texts: ``text`` (N,), or ``arg1`` and ``arg2``; of dtype object.
         labels: N class names, "" where a row has none.
-        splits: N values of the column ``split``; all "train" without one.
+        splits: N values of the column ``split``, "train" in a file without it; None if no file
+            has it.
         names: N values of the column ``id``; the numbers of the rows, from 0, without one.
         places: N files and lines, for messages.
     """
 
     texts: Columns
     labels: list[str]
-    splits: list[str]
+    splits: list[str] | None
     names: tuple[str, ...]
     places: list[tuple[Path, int]]
 
@@ -43,7 +44,7 @@ class TextRows(NamedTuple):
 def text_files(spec: str) -> list[Path]:
     """Return the files that a spec names: one, or several with commas between them."""
     whole = Path(os.path.expanduser(spec))
-    if "," not in spec or whole.exists():
+    if "," not in spec or os.path.exists(whole):
         return [whole]
     return [Path(os.path.expanduser(part)) for part in spec.split(",")]
 
@@ -80,12 +81,10 @@ def read_text(
         levels = ("words", "chars") if columns == ONE_TEXT else ("args", "pairs", "edges")
     check_levels(levels, columns, spec)
     found = read_rows(files)
-    ids = ids_of_parts(found.splits, spec)
+    ids = ids_of_parts(found.splits or ["train"] * len(found.labels), spec)
     read = np.concatenate([*ids.values()])
     known = _known_classes(found, np.sort(read).tolist(), classes, spec)
-    place = {name: index for index, name in enumerate(known)} | {"": -1}
-    labels = np.array([place.get(label, -1) for label in found.labels], dtype=np.int64)
-    rows = RowSet(found.texts, labels, names=found.names)
+    rows = _rows(found, known)
     parts = {part: rows.subset(ids[part]) if len(ids[part]) else None for part in ids}
     assert parts["train"] is not None
     return RawData(
@@ -98,6 +97,29 @@ def read_text(
         flip=False,
         fit=partial(TextFeatures.fit, levels=tuple(levels), dim=dim, where=spec),
     )
+
+
+def read_text_part(spec: str, part: str, classes: Sequence[str]) -> RowSet:
+    """Read one part of files, which is all of files that say no parts.
+
+    Args:
+        spec: one file, or several with commas.
+        part: train, val or test.
+        classes: the names of all classes.
+
+    Raises:
+        UserError: a file, a line or a class is wrong, or there is no row of that part.
+    """
+    found = read_rows(text_files(spec))
+    ids = ids_of_part(part, found.splits, len(found.labels), spec)
+    _known_classes(found, ids.tolist(), classes, spec)
+    return _rows(found, classes).subset(ids)
+
+
+def _rows(found: TextRows, classes: Sequence[str]) -> RowSet:
+    place = {name: index for index, name in enumerate(classes)} | {"": -1}
+    labels = np.array([place.get(label, -1) for label in found.labels], dtype=np.int64)
+    return RowSet(found.texts, labels, names=found.names)
 
 
 def text_columns(files: Sequence[Path]) -> tuple[str, ...]:
@@ -146,12 +168,15 @@ def read_rows(files: Sequence[Path]) -> TextRows:
             or the id of another.
     """
     columns = text_columns(files)
-    found = TextRows({}, [], [], (), [])
+    found = TextRows({}, [], None, (), [])
+    splits: list[str] = []
+    parted = False
     texts: dict[str, list[str]] = {name: [] for name in columns}
     names: list[str] = []
     for path in files:
         lines = _lines(path)
         header = _fields(lines[0])
+        parted |= "split" in header
         for number, line in enumerate(lines[1:], 2):
             fields = _fields(line)
             if len(fields) != len(header):
@@ -168,13 +193,17 @@ def read_rows(files: Sequence[Path]) -> TextRows:
                     )
                 texts[name].append(row[name])
             found.labels.append(row.get("label", ""))
-            found.splits.append(row.get("split", "train"))
+            splits.append(row.get("split", "train"))
             found.places.append((path, number))
             names.append(row.get("id", str(len(names))))
     if not names:
         raise UserError(f"{files[0]} has a header and no rows: add some")
     _check_names(names, found.places)
-    return found._replace(texts={name: _column(texts[name]) for name in columns}, names=(*names,))
+    return found._replace(
+        texts={name: _column(texts[name]) for name in columns},
+        splits=splits if parted else None,
+        names=(*names,),
+    )
 
 
 def _lines(path: Path) -> list[str]:

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from dml_fast.data.features import RowSet
 from dml_fast.data.npz import arrays_in
-from dml_fast.data.readers.parts import ids_of_parts
+from dml_fast.data.readers.parts import ids_of_part, ids_of_parts
 from dml_fast.data.sets import RawData
-from dml_fast.data.vector_features import VectorFeatures
+from dml_fast.data.vector_features import VectorFeatures, array_name
 from dml_fast.errors import UserError, brief
 
 _SAVE = "save with numpy.savez(PATH, x=..., y=...)"
@@ -32,7 +32,7 @@ class VectorFile(NamedTuple):
         names: the rows' names: those of the array ``id``, otherwise their indices.
         labels: (N,) int64, -1 for none; with text in ``y`` indices of ``classes``; None without y.
         classes: the names of the classes that the file tells, or None.
-        splits: N values of the array ``split``; all "train" without one.
+        splits: N values of the array ``split``; None without one.
     """
 
     path: Path
@@ -40,7 +40,7 @@ class VectorFile(NamedTuple):
     names: tuple[str, ...]
     labels: npt.NDArray[np.int64] | None
     classes: tuple[str, ...] | None
-    splits: tuple[str, ...]
+    splits: tuple[str, ...] | None
 
     @classmethod
     def read(cls, path: Path) -> VectorFile:
@@ -52,7 +52,6 @@ class VectorFile(NamedTuple):
         """
         check_vectors(path)
         with arrays_in(path, str(path), _SAVE) as file:
-            _check_names(path, file.names)
             arrays = {name: file.read(name) for name in file.names}
         inputs = {name: a for name, a in arrays.items() if name not in _OTHERS}
         first = next(iter(inputs))
@@ -78,7 +77,7 @@ class VectorFile(NamedTuple):
             classes,
             tuple(_texts(path, "split", arrays["split"], "U", "text"))
             if "split" in arrays
-            else ("train",) * count,
+            else None,
         )
 
 
@@ -97,9 +96,8 @@ def read_vectors(path: Path, *, levels: Sequence[str] | None, classes: Sequence[
     file = VectorFile.read(path)
     views = _chosen(file, levels)
     known = _known_classes(file, classes)
-    labels = _among(file, known)
-    rows = RowSet({name: file.views[name] for name in views}, labels, names=file.names)
-    ids = ids_of_parts(file.splits, path)
+    rows = _rows(file, views, known)
+    ids = ids_of_parts(file.splits or ("train",) * len(rows), path)
     parts = {part: rows.subset(ids[part]) if len(ids[part]) else None for part in ids}
     assert parts["train"] is not None
     return RawData(
@@ -114,16 +112,58 @@ def read_vectors(path: Path, *, levels: Sequence[str] | None, classes: Sequence[
     )
 
 
-def check_vectors(path: Path) -> None:
-    """Refuse what is no file.
+def read_vectors_part(
+    path: Path, part: str, *, views: Sequence[str], classes: Sequence[str]
+) -> RowSet:
+    """Read one part of a file, which is all of a file that says no parts.
+
+    Args:
+        path: of the file.
+        part: train, val or test.
+        views: the names of the views to read.
+        classes: the names of all classes.
 
     Raises:
-        UserError: it is not there, or is a folder.
+        UserError: see `VectorFile.read`; or the file lacks a view, has other classes, or no rows of
+            that part.
+    """
+    file = VectorFile.read(path)
+    rows = _rows(file, check_views(file, views), classes)
+    return rows.subset(ids_of_part(part, file.splits, len(rows), path))
+
+
+def check_views(file: VectorFile, views: Sequence[str]) -> Sequence[str]:
+    """Return the views that a run's students read, if the file has them.
+
+    Raises:
+        UserError: it lacks one.
+    """
+    for view in views:
+        if view not in file.views:
+            raise UserError(
+                f"{file.path} has {', '.join(map(array_name, file.views))} and no "
+                f"{array_name(view)}, which the run's students read: add it"
+            )
+    return views
+
+
+def _rows(file: VectorFile, views: Sequence[str], classes: Sequence[str]) -> RowSet:
+    columns = {name: file.views[name] for name in views}
+    return RowSet(columns, _among(file, classes), names=file.names)
+
+
+def check_vectors(path: Path) -> None:
+    """Refuse what is no file of vectors, by the names of its arrays.
+
+    Raises:
+        UserError: it is not there, or no such file.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: give an .npz file of vectors")
     if not path.exists():
         raise UserError(f"{path} does not exist: give an .npz file of vectors")
+    with arrays_in(path, str(path), _SAVE) as file:
+        _check_names(path, file.names)
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:
@@ -301,8 +341,8 @@ def _among(file: VectorFile, classes: Sequence[str]) -> npt.NDArray[np.int64]:
             )
         if own[label] not in place:
             raise UserError(
-                f"{file.path} has the class {brief(own[label])}, which is none of the "
-                f"{len(classes)} declared: add it to --classes"
+                f"{file.path} has the class {brief(own[label])} in y, which is none of the "
+                f"{len(classes)} classes: correct it, or declare all classes with --classes"
             )
     table = np.array([place.get(name, -1) for name in own] + [-1], np.int64)
     return table[file.labels]  # -1 takes the last entry
