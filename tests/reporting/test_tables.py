@@ -61,6 +61,7 @@ def test_an_evaluations_table_shows_names_as_they_are(
     measures = dict.fromkeys(("accuracy", "f1", "ece", "nll", "brier"), 0.5)
     accuracies = [{**student, "val_acc": 0.5, **measures}]
     ensemble = {f"ensemble_{key}": value for key, value in measures.items()}
+    result["labelled"] = 10
     ensemble["confusions"] = [{"class": name, "as": "other", "rows": 3}]  # type: ignore[assignment]
     show_evaluation({**result, "students": accuracies, **ensemble})
     searched = [{**student, "val_mAP": 0.5, **shares}]
