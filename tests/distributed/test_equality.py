@@ -55,6 +55,7 @@ ROWS: dict[str, tuple[int, Options]] = {  # processes, and what is trained
     "adamw": (2, {**TWO, "optimizer": "adamw"}),
     "rows left out": (2, {**FOUR, **CHOOSY}),
     "2x1 vectors": (2, FOUR),
+    "measured vectors": (2, {"cohort": 3, "mesh": "2x1", "shares": "measured"}),
     "2x1 market": (2, TWO),
 }
 COLUMNS: dict[str, tuple[int, Options]] = {
@@ -81,6 +82,7 @@ COLUMNS: dict[str, tuple[int, Options]] = {
         },
     ),
     "1x2 vectors": (2, {**TWO, "mesh": "1x2"}),
+    "1x2 fsdp vectors": (2, {"cohort": 3, "mesh": "1x2", "fsdp": True}),
     "1x2 alternating": (2, {**TWO, **GROUP_NORM, "mesh": "1x2", "update": "alternating"}),
 }
 # networks with BatchNorm, whose statistics are of each column's images
