@@ -95,7 +95,7 @@ class TrainConfig(Options):
             self,
             arch=self.arch or self._default_arch,
             unlabelled_share=0.67 * unlabelled if share == "auto" else share,
-            kl_warmup=0.3 * self.epochs * unlabelled if ramp == "auto" else ramp,
+            kl_warmup=3 * self.epochs / 10 * unlabelled if ramp == "auto" else ramp,
         )
 
     @property

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dml_fast.foreign import Unfit, content, reading
+from dml_fast.data.npz import arrays_in
+from dml_fast.foreign import Unfit
 
 ARRAYS_FILE = "features.npz"
 
@@ -24,7 +25,7 @@ Columns = Mapping[str, Array]
 def arrays_to_bytes(arrays: Mapping[str, Array]) -> bytes:
     """Return what ``features.npz`` holds: arrays of numbers or of text, never objects."""
     file = io.BytesIO()
-    np.savez(file, allow_pickle=False, **arrays)
+    np.savez(file, **arrays)  # type: ignore[arg-type]
     return file.getvalue()
 
 
@@ -35,11 +36,8 @@ def arrays_of(folder: Path) -> dict[str, Array]:
         UserError: it cannot be read, or is damaged.
     """
     path = folder / ARRAYS_FILE
-    data = content(path)
-    with reading(path), np.load(io.BytesIO(data), allow_pickle=False) as file:
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise Unfit("it is one array and not several")
-        return {name: file[name] for name in file.files}
+    with arrays_in(path, str(path), "restore it") as file:
+        return {name: file.read(name) for name in file.names}
 
 
 def taken(arrays: Mapping[str, Array], name: str, dtype: type, *shape: int) -> Array:

@@ -49,7 +49,7 @@ class LabelledOrder:
     ) -> None:
         check_whole("batch_size", batch_size, 1)
         check_whole("steps", steps, 0)
-        check_number("share", share, "a number from 0 to below 1", lambda x: 0 <= x < 1)
+        check_share(share)
         known, unknown = np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)
         if not len(known):
             raise UserError("no training row has a label: give some of them one")
@@ -89,6 +89,16 @@ class LabelledOrder:
         ):
             batches[:, place] = rows[order(epoch)]
         return batches
+
+
+def check_share(share: object) -> None:
+    """Refuse a share of rows without a label that no batch can have.
+
+    Raises:
+        UserError: it is no number, or out of range.
+    """
+    words = "a number from 0 to below 1"
+    check_number("unlabelled_share", share, words, lambda x: 0 <= x < 1)
 
 
 def _undivided(batch_size: int, share: float, each: int, ranks: int) -> str:

@@ -278,7 +278,8 @@ def _parse(spec: str) -> tuple[str, str]:
         raise UserError(f"data {spec!r} holds a zero byte, which no path has: leave it out")
     if kind not in _KINDS:
         close = difflib.get_close_matches(kind.lower(), _KINDS, n=2) or _KINDS
-        hint = f" or folder:{spec}" if os.path.exists(spec) else ""
+        likely = next((k for k, form in _ROWS.items() if spec.endswith(form[-4:])), "folder")
+        hint = f" or {likely}:{spec}" if os.path.exists(spec) else ""
         raise UserError(f"unknown data {spec!r}: did you mean {' or '.join(close)}{hint}?")
     if kind == "digits" and colon:
         raise UserError(f"data {spec!r} should be 'digits' alone: they need no folder")

@@ -178,7 +178,8 @@ def build_dataset(
         how: the options.
         features: of a run, in place of those that would be fitted.
         unlabelled: whether ``train`` keeps the rows without a label that training leaves out. They
-            count neither for the fingerprint nor for mean, deviation and features.
+            count neither for the fingerprint nor for mean and deviation. Features are fitted to
+            them too in any case.
 
     Raises:
         UserError: as `dml_fast.data.labelling.choose_rows`.
@@ -195,8 +196,8 @@ def build_dataset(
         train = train.subset(found.rows)
     train = replace(train, labels=found.labels, hidden=found.hidden)
     used = train if found.used is None else train.subset(found.used)
-    if features is None and raw.fit is not None and isinstance(used, RowSet):
-        features = raw.fit(used.columns)
+    if features is None and raw.fit is not None and isinstance(train, RowSet):
+        features = raw.fit(train.columns)  # of all rows: they are the same while labels grow
     mean, std = ((), ()) if isinstance(used, RowSet) else channel_stats(_for_stats(used))
     return DataSet(
         name=raw.name,

@@ -192,13 +192,12 @@ def _vectorizer_of(level: str, terms: Sequence[str], idf: Array) -> TfidfVectori
 def _fit_level(name: str, columns: Columns, dim: int, where: str) -> _Level:
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
     options = _RECIPES[name].options
     parts = documents(name, columns)
     texts = [text for part in parts for text in part]
-    vectorizer = TfidfVectorizer(
-        **options, sublinear_tf=True, dtype=np.float32, max_features=_MOST_TERMS
-    )
+    vectorizer = TfidfVectorizer(**options, dtype=np.float32, max_features=_MOST_TERMS)
     try:
         vectorizer.fit(texts)
     except ValueError as error:  # it has no type of its own
@@ -211,7 +210,8 @@ def _fit_level(name: str, columns: Columns, dim: int, where: str) -> _Level:
     weights = again.transform(texts).astype(np.float32)
     wanted = max(1, dim // 2) if name == "args" else dim
     svd = TruncatedSVD(min(wanted, *weights.shape), random_state=_SEED)
-    svd.fit(weights)
+    with threadpool_limits(1):  # with more threads BLAS rounds differently
+        svd.fit(weights)
     strengths = svd.singular_values_
     kept = max(1, int((strengths > _NEGLIGIBLE * strengths[0]).sum()))
     components = np.ascontiguousarray(svd.components_[:kept].T, dtype=np.float32)

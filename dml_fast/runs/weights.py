@@ -84,7 +84,7 @@ def load_student(
     check_code([arch], allow_code, path, "give load_student allow_code=[{!r}]")
     _check_run(Path(path), arch, facts, view)
     with reading(path):
-        return build_student(arch, facts, state, view), header
+        return build_student(arch, facts, state, view), {**header, **facts.to_json(), "view": view}
 
 
 def view_of(header: Mapping[str, Any], facts: DataFacts) -> int:

@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dml_fast.data.label_files import LabelFile
 from dml_fast.data.philox import Draws, uniform
 from dml_fast.errors import UserError, escaped
 from dml_fast.eval.prediction_files import STDOUT, new_file
 from dml_fast.runs.files import check_place
 from dml_fast.runs.trained import open_data
 from dml_fast.selection.committee import Committee, Opinions, Rows
-from dml_fast.selection.scores import Floats, How, Ids, Score, acquire
+from dml_fast.selection.scores import Floats, How, Ids, Mask, Score, acquire
 
 _log = logging.getLogger("dml_fast")
 _COLUMNS = ("name", "score", "predicted", "probability")
@@ -41,7 +42,8 @@ def select_next(
     """Choose rows without a label, in the order in which to label them, and write them.
 
     Args:
-        committee: the students of a run, among whose training data the rows are.
+        committee: the students of a run, among whose training data the rows are. Those that the
+            file of ``--labels`` names by now are left out.
         count: how many; all that there are if that is more, which one line says.
         score: by what: a name of `dml_fast.selection.scores.Scores`, or random.
         how: see `dml_fast.selection.scores.acquire`.
@@ -56,7 +58,7 @@ def select_next(
     run = committee.run
     check_committee(score, len(committee.models), str(run.folder))
     train, classes = _open(committee, out, unlabelled=True)
-    pool = np.flatnonzero(train.labels < 0)
+    pool = np.flatnonzero((train.labels < 0) & ~_labelled_since(committee, train, classes))
     if not len(pool):
         raise UserError(
             f"every row that {run.folder} could train on has a label, so there is none to choose: "
@@ -202,6 +204,18 @@ def _open(committee: Committee, out: str, *, unlabelled: bool) -> tuple[Rows, tu
     remedy = "restore them, or train again with the new ones"
     data = open_data(committee.run, unlabelled=unlabelled, remedy=remedy)
     return data.train, data.classes
+
+
+def _labelled_since(committee: Committee, train: Rows, classes: tuple[str, ...]) -> Mask:
+    """Return which rows (N,) the run's file of labels names by now: some may be new."""
+    given = committee.run.config.labels
+    file = Path(given).expanduser()
+    if not (given and file.is_file()):
+        return np.zeros(len(train), dtype=bool)
+    named: Mask = LabelFile(file, classes).of(train.names) >= 0
+    if new := int((named & (train.labels < 0)).sum()):
+        _log.warning("%d rows have a label in %s since the run was trained: left out", new, file)
+    return named
 
 
 def _opinions(committee: Committee, train: Rows, ids: Ids) -> Opinions:

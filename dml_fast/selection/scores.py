@@ -13,6 +13,7 @@ from dml_fast.ranking.inputs import ArrayLike, as_numpy
 
 Floats: TypeAlias = NDArray[np.float64]
 Ids: TypeAlias = NDArray[np.int64]
+Mask: TypeAlias = NDArray[np.bool_]
 Score = Literal["mutual_information", "entropy", "margin", "random"]
 How = Literal["power", "topk"]
 SCORES: tuple[str, ...] = get_args(Score)
@@ -183,7 +184,7 @@ def _power_keys(values: Floats, beta: float, seed: int) -> Floats:
     return keys
 
 
-def _excluded(exclude: ArrayLike | None, rows: int) -> NDArray[np.bool_]:
+def _excluded(exclude: ArrayLike | None, rows: int) -> Mask:
     mask = np.zeros(rows, dtype=bool)
     if exclude is None:
         return mask

@@ -13,6 +13,7 @@ import numpy as np
 
 from dml_fast.config import TrainConfig, flag
 from dml_fast.data import open_dataset
+from dml_fast.data.features import Features
 from dml_fast.data.philox import Draws
 from dml_fast.distributed.launch import Launch
 from dml_fast.engine.precision import pick_device
@@ -100,6 +101,7 @@ class _Loop:
         plan: how many rounds, and how they choose.
         rounds: the folder.
         classes: the names of all classes.
+        features: of texts and vectors, fitted once to all training rows: they need no labels.
         train: the training rows, with the labels that the data have.
         test: the rows on which rounds are compared.
         rows: the training rows' indices by name.
@@ -110,6 +112,7 @@ class _Loop:
     plan: Plan
     rounds: Rounds
     classes: tuple[str, ...]
+    features: Features | None
     train: Rows
     test: Rows
     rows: Mapping[str, int]
@@ -127,7 +130,8 @@ class _Loop:
             )
         rows = {name: row for row, name in enumerate(data.train.names)}
         lines = rounds.lines(rows)
-        return cls(config, plan, rounds, data.classes, data.train, data.test, rows, lines)
+        parts = data.features, data.train, data.test
+        return cls(config, plan, rounds, data.classes, *parts, rows, lines)
 
     def go_on(self, launch: Launch) -> int:
         """Do the rounds that are left; return the exit code."""
@@ -169,9 +173,15 @@ class _Loop:
         labels = {names[i]: classes[self.train.labels[i]] for i in ids}
         self.rounds.write_labels(number, labels)
         run = self.rounds.run(number)
-        file, folder = str(self.rounds.labels_file(number)), str(run.folder)
-        config = replace(self.config, labels=file, out=folder)
-        return job.train(config, folder if run.config_file.exists() else "", launch, brief=True)
+        begun = run.config_file.exists()
+        config = replace(
+            self.config, labels=str(self.rounds.labels_file(number)), out=str(run.folder)
+        )
+        if begun:  # maybe under another name of the folder, or with the fastest executor
+            own = run.config
+            config = replace(config, labels=own.labels, out=own.out, executor=own.executor)
+        resume = str(run.folder) if begun else ""
+        return job.train(config, resume, launch, brief=True, features=self.features)
 
     def _judge(self, number: int, ids: Sequence[int]) -> RoundLine:
         """Test the students of a round, and let them choose rows."""

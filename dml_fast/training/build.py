@@ -42,6 +42,7 @@ from dml_fast.training.saving import Progress, Saver
 from dml_fast.training.shares import share_out_by_cost
 from dml_fast.training.signals import StopRequest
 from dml_fast.training.trainer import Trainer
+from dml_fast.training.unlabelled import settled
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -55,6 +56,7 @@ def build_trainer(
     resume: Path | None,
     stop: StopRequest,
     world: World | None = None,
+    features: Features | None = None,
 ) -> Trainer:
     """Open the data, build the cohort, and put it where a checkpoint left it.
 
@@ -64,6 +66,7 @@ def build_trainer(
         resume: the run folder or one of its checkpoints to continue from; None for a new run.
         stop: asks to stop after a step.
         world: the processes that train together; by default this one alone.
+        features: for a new run, in place of those that would be fitted to its rows.
 
     Raises:
         UserError: the data, a student, the checkpoint or the disk does not allow the run.
@@ -77,9 +80,9 @@ def build_trainer(
     reporter = Reporter(run.folder / "tensorboard" if config.tensorboard and world.main else None)
     with stop.at_once():  # downloading and decoding may take hours
         own = run.with_own_labels(config) if resume else config
-        data = _open_data(own, device, world, run.features if resume else None)
-    unlabelled = not config.retrieval and bool((data.train.labels < 0).any())
-    config = config.settled(unlabelled)
+        data = _open_data(own, device, world, run.features if resume else features)
+    with world.all_or_none():
+        config = settled(config, data)
     facts = DataFacts.of(data)
     if config.shares == "measured":
         _measure_shares(config, facts, precision, world)
@@ -96,11 +99,11 @@ def build_trainer(
     progress = Progress(Meter(len(cohort), device, world), config.executor)
     saver = Saver(config, run, facts, data.corrupt, cohort, progress)
     needed = saver.bytes_needed()
-    features = data.features.files() if data.features and not resume else {}
+    files = data.features.files() if data.features and not resume else {}
     with world.all_or_none():
         if world.main:
-            run.check_writable(needed + sum(map(len, features.values())))
-            run.write_features(features)
+            run.check_writable(needed + sum(map(len, files.values())))
+            run.write_features(files)
             if not resume:
                 run.write_labels(config)
         if checkpoint:
@@ -275,7 +278,7 @@ def _open_data(
         config: of the run.
         device: of this process.
         world: the processes.
-        features: of the run that is resumed, or None. Rank 0 fits new ones, for all.
+        features: that are there already, or None. Rank 0 fits new ones, for all.
 
     Raises:
         UserError: it cannot be read, or ranks see different data.
@@ -328,6 +331,7 @@ def _measure_shares(
 
 
 def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, world: World) -> Loader:
+    assert config.unlabelled_share != "auto"  # the configuration is settled
     return train_loader(
         data,
         Augmentation(
@@ -344,6 +348,8 @@ def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, worl
         device=device,
         channels_last=config.channels_last,
         num_instances=config.num_instances if config.retrieval else 0,
+        unlabelled_share=config.unlabelled_share,
+        epoch_steps=config.epoch_steps,
         views=len(config.architectures) if config.views == "per-student" else 1,
         students=len(config.architectures),
         threads=config.data_threads,

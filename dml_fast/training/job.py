@@ -19,10 +19,18 @@ from dml_fast.training.shares import place
 from dml_fast.training.signals import StopRequest
 
 if TYPE_CHECKING:
+    from dml_fast.data.features import Features
     from dml_fast.distributed.world import World
 
 
-def train(config: TrainConfig, resume: str, launch: Launch, *, brief: bool = False) -> int:
+def train(
+    config: TrainConfig,
+    resume: str,
+    launch: Launch,
+    *,
+    brief: bool = False,
+    features: Features | None = None,
+) -> int:
     """Train a run, or what is left of it.
 
     Args:
@@ -30,6 +38,7 @@ def train(config: TrainConfig, resume: str, launch: Launch, *, brief: bool = Fal
         resume: a run folder, or a checkpoint in one, to continue from; "" for a new run.
         launch: how this process was started.
         brief: whether to leave out curves and the last table, for one of many runs.
+        features: of texts and vectors, for a new run; by default they are fitted to its rows.
 
     Returns:
         The exit code: 0, or 128 + the signal that stopped the run.
@@ -52,7 +61,7 @@ def train(config: TrainConfig, resume: str, launch: Launch, *, brief: bool = Fal
         if restarted:
             config = run.config  # with the executor that the first attempt has chosen
         start = Path(resume) if resume else run.folder if restarted else None
-        with closing(build_trainer(config, run, start, stop, world)) as trainer:
+        with closing(build_trainer(config, run, start, stop, world, features)) as trainer:
             if world.watch is not None:
                 world.watch.where = trainer.whereabouts
             complete = trainer.fit()

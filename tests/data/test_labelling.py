@@ -15,6 +15,7 @@ from dml_fast.data.labelling import Labelling, choose_rows
 from dml_fast.data.names import Names
 from dml_fast.data.sets import RawData, build_dataset
 from dml_fast.data.splits import add_label_noise, hide_labels, split_validation, take_fraction
+from dml_fast.data.vector_features import VectorFeatures
 from dml_fast.errors import UserError
 
 CLASSES = ("a", "b", "c")
@@ -196,6 +197,21 @@ def test_rows_that_are_no_images_are_chosen_in_the_same_way() -> None:
     ours, theirs = (choose_rows(part, None, None, CLASSES, how) for part in (rows, train))
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_features_are_fitted_to_rows_that_are_left_out_too() -> None:
+    """So they are the same in all rounds of a loop in which labels grow."""
+    rng = np.random.default_rng(0)
+    rows = RowSet({"x": rng.normal(size=(90, 2))}, mixed().labels, names=mixed().names)
+    fitted: list[int] = []
+
+    def fit(columns: dict) -> VectorFeatures:
+        fitted.append(len(columns["x"]))
+        return VectorFeatures.fit(columns, ("x",))
+
+    raw = RawData("x", CLASSES, rows, None, None, pad=0, flip=False, fit=fit)
+    data = build_dataset(raw, Labelling(labels_per_class=2, unlabelled_share=0.0))
+    assert fitted == [84] and len(data.train) == 6
 
 
 def test_names_are_stable_and_made_when_asked_for(tmp_path: Path) -> None:

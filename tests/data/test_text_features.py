@@ -13,6 +13,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import make_pipeline
 from text_pairs import text_pairs
+from threadpoolctl import threadpool_limits
 
 from dml_fast.data.feature_files import Columns, arrays_of, arrays_to_bytes
 from dml_fast.data.features import Features, load_features
@@ -173,3 +174,14 @@ def test_arrays_that_do_not_fit_are_refused(fitted: TextFeatures, tmp_path: Path
     (tmp_path / "vocabulary.json").unlink()
     with pytest.raises(UserError, match=r"vocabulary.json cannot be read"):
         load_features(tmp_path)
+
+
+def test_the_number_of_threads_does_not_matter() -> None:
+    rng = np.random.default_rng(0)
+    words = rng.integers(0, 800, (1500, 8))
+    texts = np.array([" ".join(f"w{w}" for w in row) for row in words], dtype=object)
+    digests = set()
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            digests.add(TextFeatures.fit({"text": texts}, ["words"], 100, "").digest)
+    assert len(digests) == 1

@@ -234,6 +234,8 @@ def test_no_file_a_folder_one_array_and_options_of_images_are_refused(tmp_path: 
     ):
         with pytest.raises(UserError, match=message):
             open_dataset(f"vectors:{tmp_path}/{name}")
+    with pytest.raises(UserError, match=r"or vectors:.*rows.npz\?"):
+        open_dataset(saved(tmp_path).removeprefix("vectors:"))
     with pytest.raises(UserError, match=r"needs a file: write vectors:FILE.npz"):
         open_dataset("vectors:")
     for options in ({"loader": "dali"}, {"resized": True}, {"image_size": 8}, {"download": True}):
@@ -261,6 +263,21 @@ def test_a_damaged_file_is_read_whole_or_refused(tmp_path: Path) -> None:
         assert found.names in (whole.names, tuple(map(str, range(COUNT))))
         for name, view in found.views.items():
             np.testing.assert_array_equal(view, whole.views[name])
+    assert kept < DAMAGES / 2
+
+
+def test_damaged_features_of_a_run_are_refused_or_are_as_they_were(tmp_path: Path) -> None:
+    data = opened(tmp_path)
+    assert data.features is not None
+    (path, content), *others = data.features.files().items()
+    assert path == "features.npz" and not others
+    kept = 0
+    for damaged in mutations(content, DAMAGES):
+        (tmp_path / path).write_bytes(damaged)
+        found = outcome(lambda: load_features(tmp_path))
+        if found is not None:
+            kept += 1
+            assert found.digest == data.features.digest
     assert kept < DAMAGES / 2
 
 

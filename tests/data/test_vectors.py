@@ -18,10 +18,11 @@ from dml_fast.errors import UserError
 WIDTHS = (3, 5)
 
 
-def rows(count: int = 23, widths: tuple[int, ...] = WIDTHS) -> VectorSet:
+def rows(count: int = 23, widths: tuple[int, ...] = WIDTHS, unlabelled: int = 0) -> VectorSet:
     rng = np.random.default_rng(count)
     views = tuple(rng.normal(size=(count, width)).astype(np.float32) for width in widths)
-    labels = np.arange(count, dtype=np.int64) % 4 - 1
+    labels = np.arange(count, dtype=np.int64) % 3
+    labels[: 3 * unlabelled : 3] = -1
     return VectorSet(views, labels, names=tuple(f"row {i}" for i in range(count)))
 
 
@@ -32,14 +33,14 @@ def loader_of(part: VectorSet, **options: object) -> Loader:
 
 
 def test_inputs_and_targets_belong_to_the_ids_and_student_k_reads_view_k_mod_v() -> None:
-    part = rows()
-    for batch in loader_of(part).epoch(1):
+    part = rows(unlabelled=6)
+    for batch in loader_of(part, unlabelled_share=0.25).epoch(1):
         ids = batch.ids.numpy()
         assert isinstance(batch.inputs, tuple) and len(batch.inputs) == 4
         for k, inputs in enumerate(batch.inputs):
             np.testing.assert_array_equal(inputs.numpy(), part.views[k % 2][ids])
         wanted = [-100 if label < 0 else label for label in part.labels[ids]]
-        assert batch.target.tolist() == wanted
+        assert batch.target.tolist() == wanted and wanted.count(-100) == 1
 
 
 def test_one_view_is_one_tensor() -> None:
@@ -87,7 +88,7 @@ def test_ranks_evaluate_each_row_once_each_student_its_view() -> None:
 
 def test_a_subset_keeps_names_and_labels() -> None:
     part = rows().subset(np.array([7, 2]))
-    assert part.names == ("row 7", "row 2") and part.labels.tolist() == [2, 1]
+    assert part.names == ("row 7", "row 2") and part.labels.tolist() == [1, 2]
     assert part.widths == WIDTHS and len(part) == 2
     assert VectorSet(part.views, part.labels).names == ("0", "1")
 
@@ -100,6 +101,20 @@ def test_global_generators_are_neither_read_nor_changed() -> None:
     torch.manual_seed(2)
     again = batch_of(loader_of(rows()), 0, 0)
     assert torch.equal(first.ids, again.ids)
+
+
+@pytest.mark.gpu
+def test_cuda_makes_the_same_batches_without_waiting() -> None:
+    on_cpu, on_gpu = loader_of(rows()), loader_of(rows(), device="cuda")
+    batch_of(on_gpu, 0, 0)  # allocations
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batches = [*on_gpu.epoch(0)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for ours, reference in zip(batches, on_cpu.epoch(0), strict=True):
+        for mine, wanted in zip(tensors(ours), tensors(reference), strict=True):
+            assert torch.equal(mine.cpu(), wanted)
 
 
 def test_a_batch_or_a_step_outside_the_rows_is_refused() -> None:

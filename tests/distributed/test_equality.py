@@ -55,6 +55,7 @@ ROWS: dict[str, tuple[int, Options]] = {  # processes, and what is trained
     "adamw": (2, {**TWO, "optimizer": "adamw"}),
     "rows left out": (2, {**FOUR, **CHOOSY}),
     "2x1 vectors": (2, FOUR),
+    "measured vectors": (2, {"cohort": 3, "mesh": "2x1", "shares": "measured"}),
     "2x1 market": (2, TWO),
 }
 COLUMNS: dict[str, tuple[int, Options]] = {
@@ -69,7 +70,19 @@ COLUMNS: dict[str, tuple[int, Options]] = {
         {**FOUR, **GROUP_NORM, "mesh": "2x2", "fsdp": True, "optimizer": "adamw", "lr": 1e-4},
     ),
     "1x2 rows left out": (2, {**TWO, **GROUP_NORM, **CHOOSY, "mesh": "1x2"}),
+    "1x2 unlabelled": (
+        2,
+        {
+            **TWO,
+            **GROUP_NORM,
+            "mesh": "1x2",
+            "labels_per_class": 5,
+            "batch_size": 60,
+            "unlabelled_share": 0.7,
+        },
+    ),
     "1x2 vectors": (2, {**TWO, "mesh": "1x2"}),
+    "1x2 fsdp vectors": (2, {"cohort": 3, "mesh": "1x2", "fsdp": True}),
     "1x2 alternating": (2, {**TWO, **GROUP_NORM, "mesh": "1x2", "update": "alternating"}),
 }
 # networks with BatchNorm, whose statistics are of each column's images
@@ -147,6 +160,11 @@ def test_images_over_columns_change_roundings_only(name: str, trained: Trained) 
     assert differences(one, several)  # so it was not the same computation
     if "amp" not in name:
         assert farthest(one, several) < 2e-6
+        for mine, theirs in zip(
+            one["line 2"]["students"], several["line 2"]["students"], strict=True
+        ):
+            for key in ("loss", "ce", "kl"):
+                assert mine[key] == pytest.approx(theirs[key], rel=1e-4)
         return
     # each column rounds its gradients to bf16, which changes less than bf16 itself does
     exact, _ = compared(trained, name, amp=False)

@@ -93,6 +93,34 @@ def test_gradcheck(case: Case) -> None:
     assert torch.autograd.gradcheck(own_loss, case.logits[0].clone().requires_grad_())
 
 
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [("closed_form", torch.float64), ("native", torch.float32)]
+)
+def test_half_of_the_rows_have_no_label(backend: str, dtype: torch.dtype) -> None:
+    """Cross-entropy over the labelled half, divergence over all: by plain autograd in float64."""
+    torch.manual_seed(0)
+    exact = [torch.randn(8, 5, dtype=torch.float64).to(dtype).double() for _ in range(3)]
+    leaves = [z.clone().requires_grad_() for z in exact]
+    target = torch.tensor([3, -100, 0, -100, -100, 4, 1, -100])
+    log_p = [z.log_softmax(-1) for z in leaves]
+    wanted = []
+    for k in range(3):
+        peers = [log_p[j].detach() for j in range(3) if j != k]
+        kl = sum((q.exp() * (q - log_p[k])).sum() for q in peers) / 2 / 8
+        ce = -sum(log_p[k][row, target[row]] for row in (0, 2, 5, 6)) / 4
+        wanted.append(ce + 0.7 * kl)
+    wanted_grads = torch.autograd.grad(torch.stack(wanted).sum(), leaves)
+    given = [z.to(dtype) for z in exact]
+    options: dict[str, Any] = {"kl_weight": 0.7, "backend": backend}
+    losses, grads, _ = mutual_loss_and_grad(given, target, **options)
+    close = (
+        {"rtol": 1e-12, "atol": 1e-14} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-7}
+    )
+    torch.testing.assert_close(losses.double(), torch.stack(wanted).detach(), **close)
+    for found, grad in zip(grads, wanted_grads, strict=True):
+        torch.testing.assert_close(found.double(), grad, **close)
+
+
 def test_by_hand() -> None:
     """K = 2, N = 1, C = 2: p_1 = (3/4, 1/4), p_2 = (1/2, 1/2), y = 0."""
     logits = [

@@ -91,7 +91,8 @@ def test_files_of_before_the_checksum_load(student: tuple[Path, nn.Module]) -> N
     path, model = student
     save_as_before(path, header_of_before())
     again, header = load_student(path)
-    assert header["arch"] == "resnet8"
+    assert header["arch"] == "resnet8" and header["view"] == 0
+    assert header["inputs"] == [{"kind": "image", "shape": [1, 8, 8]}]
     assert all(torch.equal(t, again.state_dict()[name]) for name, t in model.state_dict().items())
 
 

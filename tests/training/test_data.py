@@ -36,10 +36,15 @@ SHORT = {"arch": "resnet8", "epochs": 2, "batch_size": 16, "views": "per-student
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("labels", [0, 4])
 @pytest.mark.parametrize("name", STREAMING)
-def test_a_run_may_change_loader_and_threads_in_mid_epoch(name: str, tmp_path: Path) -> None:
+def test_a_run_may_change_loader_and_threads_in_mid_epoch(
+    name: str, labels: int, tmp_path: Path
+) -> None:
     pieces(tmp_path / "data", 32, [(24, 24)], parts=("train", "val"))
-    config = TrainConfig(data=f"folder:{tmp_path / 'data'}", loader="resident", **SHORT)
+    config = TrainConfig(
+        data=f"folder:{tmp_path / 'data'}", loader="resident", **SHORT, labels_per_class=labels
+    )
     assert train(tmp_path / "straight", config)
     other = replace(config, loader=name, data_threads=1)
     assert not train(tmp_path / "mixed", other, steps=2)

@@ -21,7 +21,7 @@ OPTIONS = ["--arch", "resnet8", "--epochs", "12", "--seed", "3", "--save-every",
 LIVES = 10
 
 
-def digest(folder: Path) -> str:
+def digest(folder: Path, epochs: int = 12) -> str:
     """SHA-256 of the students' files, of everything they are trained with, and of the metrics."""
     sums = hashlib.sha256()
     for weights in sorted(folder.glob("student_*.safetensors")):
@@ -38,7 +38,7 @@ def digest(folder: Path) -> str:
                 {k: v for k, v in line.items() if k not in ("seconds", "images_per_s")}
             ).encode()
         )
-    assert [line["epoch"] for line in lines] == list(range(1, 13))
+    assert [line["epoch"] for line in lines] == list(range(1, epochs + 1))
     return sums.hexdigest()
 
 
@@ -84,6 +84,22 @@ def test_killed_ten_times(tmp_path: Path, straight: str) -> None:
     finish(process)
     assert digest(folder) == straight
     assert not list(folder.glob(".*.tmp"))
+
+
+@pytest.mark.slow
+def test_killed_while_rows_without_a_label_teach(tmp_path: Path) -> None:
+    options = [*OPTIONS, "--epochs", "3", "--labels-per-class", "4", "--views", "per-student"]
+    straight, folder = tmp_path / "straight", tmp_path / "run"
+    finish(start(straight, *options, "--out", str(straight)))
+    process = start(folder, *options, "--out", str(folder))
+    for count in (2, 3):  # within the first epoch, and later
+        wait_for_checkpoints(process, folder, count)
+        assert process.poll() is None
+        process.kill()
+        finish(process, -signal.SIGKILL)
+        process = start(folder, "--resume", str(folder))
+    finish(process)
+    assert digest(folder, 3) == digest(straight, 3)
 
 
 @pytest.mark.slow

@@ -28,6 +28,19 @@ CASES = {
         "random_erasing": 0.5,
     },
     "rows left out, prior": {"small_loss": 0.3, "label_noise": 0.3, "prior": "balance"},
+    "rows without a label": {
+        "labels_per_class": 3,
+        "batch_size": 32,
+        "views": "per-student",
+        "label_noise": 0.1,
+    },
+    "steps, distill": {
+        "method": "distill",
+        "epochs": 2,
+        "epoch_steps": 5,
+        "labels_per_class": 1,
+        "unlabelled_share": 0.5,
+    },
     "distill": {"method": "distill", "epochs": 2, "schedule": "paper"},
 }
 

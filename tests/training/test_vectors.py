@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from distributed_cases import finish
+from kill_cases import start, wait_for_checkpoints
 from resume_cases import digest, train
 from vector_cases import CLASSES, PARTS, two_views
 
@@ -162,6 +165,23 @@ def test_a_run_stopped_within_an_epoch_ends_as_one_that_never_was(
     assert (
         (split / "features.npz").read_bytes() == features == (whole / "features.npz").read_bytes()
     )
+
+
+@pytest.mark.processes
+def test_a_killed_run_ends_as_one_that_never_was(rows: Path, tmp_path: Path) -> None:
+    data = ("--data", f"vectors:{rows}", "--views", "levels", "--levels", "b,a", "--device", "cpu")
+    options = (*data, "--epochs", "12", "--batch-size", "8", "--save-every", "4", "--seed", "4")
+    whole, split = tmp_path / "whole", tmp_path / "split"
+    finish(start(whole, *options, "--out", str(whole)))
+    process = start(split, *options, "--out", str(split))
+    for _ in range(2):
+        wait_for_checkpoints(process, split, 3)
+        process.kill()
+        finish(process, -signal.SIGKILL)
+        process = start(split, "--resume", str(split))
+    finish(process)
+    assert digest(split) == digest(whole)
+    assert (split / "features.npz").read_bytes() == (whole / "features.npz").read_bytes()
 
 
 def test_unlabelled_rows_teach_through_the_features_too(rows: Path, tmp_path: Path) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 
 from dml_fast.data.files import ImageFiles
-from dml_fast.data.labelled import LabelledOrder
+from dml_fast.data.labelled import LabelledOrder, check_share
 from dml_fast.data.loaders.assemble import Assembler, Loader
 from dml_fast.data.loaders.resident import ResidentLoader
 from dml_fast.data.loaders.stream import StreamLoader
 from dml_fast.data.loaders.vectors import VectorLoader
 from dml_fast.data.plan import Augmentation, Plan
 from dml_fast.data.sampling import IdentityOrder, Order, Regrouped, repeated
-from dml_fast.data.sets import DataSet, ImageSet, RetrievalSet
+from dml_fast.data.sets import DataSet, ImageSet
 from dml_fast.data.vectors import VectorSet
 from dml_fast.errors import UserError, check_whole
 
@@ -66,17 +66,18 @@ def train_loader(
     check_whole("batch_size", batch_size, 1)
     check_whole("num_instances", num_instances, 0)
     check_whole("epoch_steps", epoch_steps, 0)
+    check_share(unlabelled_share)
     check_whole("views", views, 1)
     check_whole("students", students, 1)
     check_whole("threads", threads, 0)
     train, together = data.train, batch_size * ranks
     shards = train.shard if isinstance(train, ImageSet) else None
-    unlabelled = not isinstance(train, RetrievalSet) and bool((train.labels < 0).any())
+    unlabelled = int((train.labels < 0).sum())
     order: Order
     if num_instances:
         if unlabelled:
             raise UserError(
-                f"num_instances is {num_instances} and {(train.labels < 0).sum()} training rows "
+                f"num_instances is {num_instances} and {unlabelled} training rows "
                 "have no label: give num_instances=0, or a label to each row"
             )
         order = IdentityOrder(train.labels, together, num_instances, seed)
@@ -84,7 +85,7 @@ def train_loader(
     elif unlabelled:
         if augmentation.mixup or augmentation.cutmix:
             raise UserError(
-                f"mixup and cutmix blend labels and {(train.labels < 0).sum()} training rows have "
+                f"mixup and cutmix blend labels and {unlabelled} training rows have "
                 "none: leave out --mixup and --cutmix, or give --unlabelled-share 0"
             )
         order = LabelledOrder(

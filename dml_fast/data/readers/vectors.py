@@ -52,7 +52,6 @@ class VectorFile(NamedTuple):
         """
         check_vectors(path)
         with arrays_in(path, str(path), _SAVE) as file:
-            _check_names(path, file.names)
             arrays = {name: file.read(name) for name in file.names}
         inputs = {name: a for name, a in arrays.items() if name not in _OTHERS}
         first = next(iter(inputs))
@@ -154,15 +153,17 @@ def _rows(file: VectorFile, views: Sequence[str], classes: Sequence[str]) -> Row
 
 
 def check_vectors(path: Path) -> None:
-    """Refuse what is no file.
+    """Refuse what is no file of vectors, by the names of its arrays.
 
     Raises:
-        UserError: it is not there, or is a folder.
+        UserError: it is not there, or no such file.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: give an .npz file of vectors")
     if not path.exists():
         raise UserError(f"{path} does not exist: give an .npz file of vectors")
+    with arrays_in(path, str(path), _SAVE) as file:
+        _check_names(path, file.names)
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:
