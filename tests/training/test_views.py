@@ -26,7 +26,7 @@ from dml_fast.models import InputSpec, create_model
 from dml_fast.rng import derive_seed, seed_everything
 from dml_fast.runs.folder import Run
 from dml_fast.runs.weights import load_student
-from dml_fast.training.build import build_cohort
+from dml_fast.training.students import build_cohort
 
 CPU = Precision(torch.device("cpu"))
 CASES: dict[str, dict[str, Any]] = {
@@ -200,12 +200,17 @@ def test_the_default_network_is_the_datas() -> None:
 
 
 @pytest.mark.parametrize("with_run", [True, False])
-def test_weights_to_start_from(run: Run, tmp_path: Path, with_run: bool) -> None:
+def test_weights_to_start_from(
+    run: Run, tmp_path: Path, with_run: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Each student starts from its own; a file of one view fits no student of another."""
     data = make_views(tmp_path / "v.npz")
     if with_run:
         config = config_of_views(data, pretrained=str(run.folder), lr=1e-9, epochs=1)
         assert train(tmp_path / "run", config)
+        assert (
+            "may be of other features" not in capsys.readouterr().err
+        )  # the same file, so the same features
         for k in range(3):
             mine, theirs = (load_student(r.weights(k))[0] for r in (Run(tmp_path / "run"), run))
             torch.testing.assert_close(
@@ -215,6 +220,7 @@ def test_weights_to_start_from(run: Run, tmp_path: Path, with_run: bool) -> None
     config = config_of_views(data, pretrained=str(run.weights(0)))
     with pytest.raises(UserError, match=r"--pretrained .*hidden\.weight"):
         train(tmp_path / "run", config)
+    assert capsys.readouterr().err.count("may be of other features") == 1
 
 
 def test_runs_of_images_from_before_load(tmp_path: Path) -> None:
