@@ -226,7 +226,7 @@ def wait(root: Path) -> Iterator[dict[str, Pass]]:
     from dml_fast.engine import Engine
     from dml_fast.engine.precision import Precision
     from dml_fast.models import InputSpec
-    from dml_fast.training.build import build_cohort
+    from dml_fast.training.students import build_cohort
 
     config = TrainConfig(cohort=2, arch="resnet32", batch_size=BATCH)
     precision = Precision(DEVICE)

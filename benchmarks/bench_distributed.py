@@ -36,8 +36,9 @@ from dml_fast.engine.choice import make_executor
 from dml_fast.engine.precision import Precision
 from dml_fast.models import InputSpec
 from dml_fast.reporting.markdown import table
-from dml_fast.training.build import build_cohort, facts_of
+from dml_fast.training.build import facts_of
 from dml_fast.training.shares import place
+from dml_fast.training.students import build_cohort
 
 CLASSES, SIZE = 100, 32
 BASE = "1 process, 1 thread"

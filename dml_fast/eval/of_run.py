@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from dml_fast.runs.history import ACCURACY, MAP
 from dml_fast.runs.trained import Trained, open_split
 
 LIST_LENGTH = 10  # gallery images in a ranked list
+_WORST = 5  # confusions to report
 
 _log = logging.getLogger("dml_fast")
 
@@ -105,6 +107,8 @@ def evaluate_run(
         found = _search(models, batches, images, precision, run.folder, how, lists, out)
     else:
         found = _classify(models, batches, precision, trained.facts.classes)
+        # not images - labelled: files that cannot be decoded are left out too
+        found.facts["unlabelled"] = int((images.labels < 0).sum())
     line = trained.validation
     key = (MAP if config.retrieval else ACCURACY).key
     return {
@@ -152,15 +156,21 @@ def _classify(
     precision: Precision,
     classes: Sequence[str],
 ) -> _Found:
-    found = evaluate(models, batches, precision, len(classes))
+    found = evaluate(models, batches, precision, len(classes), detailed=True)
 
     def entries(scores: ClassScores, prefix: str = "") -> dict[str, Any]:
+        assert scores.calibration is not None
         recall = dict(zip(classes, scores.recall, strict=True))
-        named = {"accuracy": scores.accuracy, "f1": scores.f1, "recall": recall}
-        return {prefix + name: value for name, value in named.items()}
+        named = {"accuracy": scores.accuracy, "f1": scores.f1, **asdict(scores.calibration)}
+        return {prefix + name: value for name, value in (named | {"recall": recall}).items()}
 
     students = [entries(scores) for scores in found.students]
-    return _Found({"labelled": found.images}, students, entries(found.ensemble, "ensemble_"))
+    ensemble = entries(found.ensemble, "ensemble_")
+    confused = [
+        {"class": classes[one], "as": classes[other], "rows": rows}
+        for one, other, rows in found.confusions(_WORST)
+    ]
+    return _Found({"labelled": found.images}, students, ensemble | {"confusions": confused})
 
 
 def _search(

@@ -63,20 +63,29 @@ def show_evaluation(result: Mapping[str, Any]) -> None:
 
 def _show_accuracies(result: Mapping[str, Any]) -> None:
     split = result["split"]
-    rows = [[s["val_acc"], s["accuracy"], s["f1"]] for s in result["students"]]
-    scores = [percent(result[f"ensemble_{name}"]) for name in ("accuracy", "f1")]
-    ensemble = [ACCURACY.ensemble, "", "", *scores]
-    columns = ["validation, %", f"{split}, %", f"{split}, macro-F1, %"]
+    rows = [[percent(s["val_acc"]), *_measures(s)] for s in result["students"]]
+    ensemble = [ACCURACY.ensemble, "", "", *_measures(result, "ensemble_")]
+    columns = ["validation, %", f"{split}, %", "macro-F1, %", "ECE, %", "NLL", "Brier"]
     _show_students(result, columns, rows, ensemble)
     of_rows = result["data"].startswith(("text:", "vectors:"))
     _show_facts(result, "rows" if of_rows else "images")
-    if left_out := result["images"] - result["labelled"]:
+    if left_out := result["unlabelled"]:
         _say(f"{left_out:,} of them have no label and are left out of the shares")
+    if worst := result["confusions"]:
+        pairs = (f"{shown(p['class'])} as {shown(p['as'])} ({p['rows']})" for p in worst)
+        _say(f"most often confused, by all students together: {', '.join(pairs)}")
+
+
+def _measures(scores: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return accuracy, macro-F1 and calibration as cells."""
+    shares = [percent(scores[prefix + name]) for name in ("accuracy", "f1", "ece")]
+    return shares + [f"{scores[prefix + name]:.3f}" for name in ("nll", "brier")]
 
 
 def _show_retrieval(result: Mapping[str, Any]) -> None:
     columns = ["val. mAP", *_SHARES.values()]
-    rows = [[s["val_mAP"], *(s[key] for key in _SHARES)] for s in result["students"]]
+    keys = ("val_mAP", *_SHARES)
+    rows = [[percent(s[key]) for key in keys] for s in result["students"]]
     scores = [percent(result["ensemble"][key]) for key in _SHARES]
     title = f"{result['split']} split, %"
     _show_students(result, columns, rows, [MAP.ensemble, "", "", *scores], title)
@@ -95,7 +104,7 @@ def _show_retrieval(result: Mapping[str, Any]) -> None:
 def _show_students(
     result: Mapping[str, Any],
     columns: Sequence[str],
-    shares: Sequence[Sequence[float | None]],
+    cells: Sequence[Sequence[str]],
     ensemble: Sequence[str],
     title: str | None = None,
 ) -> None:
@@ -104,15 +113,15 @@ def _show_students(
     Args:
         result: with ``students`` and ``best_student``.
         columns: what the shares are.
-        shares: those of each student, in 0..1.
+        cells: of each student.
         ensemble: the last row's cells, from the second on.
         title: above the table.
     """
     table = _table(("student", "architecture", "parameters", *columns), title)
-    for k, (student, row) in enumerate(zip(result["students"], shares, strict=True)):
+    for k, (student, row) in enumerate(zip(result["students"], cells, strict=True)):
         mark = "* " if k == result["best_student"] else ""
         name, size = shown(student["arch"]), f"{student['parameters']:,}"
-        table.add_row(f"{mark}{k}", name, size, *(percent(share) for share in row))
+        table.add_row(f"{mark}{k}", name, size, *row)
     table.add_row("ensemble", *ensemble)
     _print(table, width=110)
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
 
 from dml_fast.config import TrainConfig, flag
 from dml_fast.data import DataSet, RetrievalSet, open_dataset
@@ -23,29 +21,26 @@ from dml_fast.distributed.launch import Launch
 from dml_fast.distributed.world import World, agreed
 from dml_fast.engine import Cohort, Engine, Precision, Student
 from dml_fast.engine.choice import check_executor, make_executor
-from dml_fast.engine.optim import make_optimizer
 from dml_fast.engine.precision import pick_device
 from dml_fast.engine.prior import log_prior
-from dml_fast.errors import UserError, reason
+from dml_fast.errors import UserError
 from dml_fast.eval.checks import check_images
 from dml_fast.machine import keep_freed_memory
 from dml_fast.models import InputSpec
-from dml_fast.models.embedding import new_network
-from dml_fast.models.pretrained import is_run, load_pretrained
 from dml_fast.reporting.console import Reporter
-from dml_fast.rng import derive_seed, seed_everything
+from dml_fast.rng import derive_seed
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.folder import Run
-from dml_fast.runs.trained import weights_of_run
 from dml_fast.training.meter import Meter
 from dml_fast.training.saving import Progress, Saver
 from dml_fast.training.shares import share_out_by_cost
 from dml_fast.training.signals import StopRequest
+from dml_fast.training.students import blank, build_cohort, warn_of_other_columns
 from dml_fast.training.trainer import Trainer
 from dml_fast.training.unlabelled import settled
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +81,11 @@ def build_trainer(
     facts = DataFacts.of(data)
     if config.shares == "measured":
         _measure_shares(config, facts, precision, world)
-    loader = _build_loader(config, data, device, world)
+    with world.all_or_none():
+        loader = _build_loader(config, data, device, world)
     checkpoint = run.to_continue(resume) if resume else None
+    if not checkpoint:
+        warn_of_other_columns(config, facts)
     cohort = build_cohort(
         replace(config, pretrained="") if checkpoint else config,
         precision,
@@ -135,138 +133,6 @@ def device_of(config: TrainConfig, launch: Launch) -> torch.device:
 def facts_of(config: TrainConfig) -> dict[str, object]:
     """Return the options by flag, which must be the same on all ranks."""
     return {flag(name): value for name, value in config.to_dict().items()}
-
-
-def build_cohort(
-    config: TrainConfig,
-    precision: Precision,
-    *,
-    num_classes: int,
-    inputs: Sequence[InputSpec],
-    world: World | None = None,
-) -> Cohort:
-    """Create those students of a run that this process holds, each from its own seed.
-
-    Afterwards the global generators are at the start of the training's own stream, which differs
-    on each rank.
-
-    Args:
-        config: checked.
-        precision: device and type.
-        num_classes: C.
-        inputs: what each of V views of the data gives; student k reads view k % V.
-        world: the processes that train together; by default there is one.
-
-    Raises:
-        UserError: a student cannot be made, or cannot be trained on such inputs.
-    """
-    world = world or World.alone(len(config.architectures))
-    groups = world.row_groups()
-    students = []
-    with world.all_or_none():
-        weights = weights_to_start(config)
-        for k in world.students:
-            arch = config.architectures[k]
-            seed_everything(derive_seed(config.seed, "student", k))
-            spec = inputs[k % len(inputs)]
-            model = new_network(arch, num_classes, spec, embeds=config.retrieval)
-            if config.pretrained:
-                load_pretrained(model, config.pretrained, arch, weights[k] if weights else None)
-            model = model.to(precision.device)
-            if config.channels_last:
-                model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            student = Student(model, _optimizer(config, _trainable(model)), precision, arch)
-            _try(student, _blank(min(2, config.batch_size), spec, precision), spec, num_classes)
-            students.append(student)
-    if groups:
-        students = [_joined(s, config, world, g) for s, g in zip(students, groups, strict=False)]
-    if config.compile:
-        for student in students:
-            student.compile()
-    if any(student.depthwise for student in students):
-        logger.info("depthwise convolutions run in fp32: on a CPU they are slower in bf16")
-    rank = (world.launch.rank,) if world.launch.rank else ()
-    seed_everything(derive_seed(config.seed, "training", *rank))
-    return Cohort(students, world)
-
-
-def weights_to_start(config: TrainConfig) -> tuple[dict[str, torch.Tensor], ...]:
-    """Return the weights of each student if ``--pretrained`` names a run, else nothing."""
-    if not is_run(config.pretrained):
-        return ()
-    weights = weights_of_run(config.pretrained)
-    if len(weights) < len(config.architectures):
-        raise UserError(
-            f"--pretrained {config.pretrained} has {len(weights)} students and this run "
-            f"{len(config.architectures)}: give the file of one of them, student_K.safetensors"
-        )
-    return weights
-
-
-def _optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    return make_optimizer(
-        parameters,
-        algorithm=config.algorithm,
-        lr=config.peak_lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
-
-
-def _trainable(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that require a gradient, at least one.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = [p for p in model.parameters() if p.requires_grad]
-    if not found:
-        raise UserError(
-            f"a student ({type(model).__name__}) has no parameter that requires a gradient: "
-            "give an --arch that can be trained"
-        )
-    return found
-
-
-def _joined(student: Student, config: TrainConfig, world: World, group: ProcessGroup) -> Student:
-    """Return the student as the ranks of ``group``, which have all made it, train it together."""
-    from dml_fast.engine.replicas import (
-        ReplicatedStudent,
-        ShardedStudent,
-        local_parameters,
-        shard,
-    )
-
-    model, precision, arch = student.model, student.precision, student.arch
-    assert world.device_mesh is not None
-    if config.fsdp:
-        shard(model, world.device_mesh["data"])
-        optimizer = _optimizer(config, local_parameters(model))
-        return ShardedStudent(model, optimizer, precision, arch, group=group)
-    features = config.triplet_weight > 0
-    return ReplicatedStudent(
-        model, student.optimizer, precision, arch, group=group, with_features=features
-    )
-
-
-def _blank(rows: int, spec: InputSpec, precision: Precision) -> torch.Tensor:
-    """Return inputs of zeros, (rows, ...)."""
-    return torch.zeros((rows, *spec.shape), device=precision.device)
-
-
-def _try(student: Student, blank: torch.Tensor, spec: InputSpec, num_classes: int) -> None:
-    """Refuse a student that cannot do in training what it does in evaluation."""
-    subject = f"{student.arch} cannot train on batches of {len(blank)} {spec.words}"
-    try:
-        logits = student.predict(blank, training=True)
-    except Exception as error:
-        raise UserError(
-            f"{subject} ({reason(error)}): give a larger --batch-size or another --arch"
-        ) from error
-    if not isinstance(logits, torch.Tensor) or logits.shape != (len(blank), num_classes):
-        raise UserError(f"{subject}: it must return logits ({len(blank)}, {num_classes})")
-    if not all(isinstance(v, torch.Tensor) for v in student.model.state_dict().values()):
-        raise UserError(f"{student.arch} keeps state that is no tensor, which cannot be saved")
 
 
 def _open_data(
@@ -324,7 +190,7 @@ def _measure_shares(
         alone = replace(config, arch=arch, cohort=1, method="independent", compile=False)
         cohort = build_cohort(alone, precision, num_classes=len(facts.classes), inputs=[spec])
         rows = config.batch_size // world.mesh.data
-        return cohort.students[0], _blank(rows, spec, precision)
+        return cohort.students[0], blank(rows, spec, precision)
 
     archs = config.architectures
     share_out_by_cost(world, [(arch, facts.input_of(k)) for k, arch in enumerate(archs)], student)

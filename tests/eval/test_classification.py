@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -89,3 +90,57 @@ def test_a_set_without_labels_has_the_scores_0() -> None:
     batch = Batch(torch.zeros(2, 1), torch.tensor([-100, -100]), torch.arange(2))
     found = evaluate([Fixed([[1.0, 2.0]])], [batch], Precision(torch.device("cpu")), 2)
     assert (found.images, found.ensemble) == (0, ClassScores(0.0, 0.0, (None, None)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_calibration_and_confusions_are_those_of_their_definitions(seed: int) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    g = torch.Generator().manual_seed(seed)
+    rows, classes = 300, 4
+    logits = 2 * torch.randn(2, rows, classes, generator=g)
+    target = torch.randint(classes, (rows,), generator=g)
+    target[:20] = -100
+    ids = torch.arange(rows)
+    batches = [Batch(ids[p, None].float(), target[p], ids[p]) for p in (ids[:90], ids[90:])]
+    models = [Fixed(z.tolist()) for z in logits]
+    found = evaluate(models, batches, Precision(torch.device("cpu")), classes, detailed=True)
+    known = target >= 0
+    y = target[known].numpy()
+    shares = [*logits.softmax(-1), logits.softmax(-1).mean(0)]
+    for scores, p in zip([*found.students, found.ensemble], shares, strict=True):
+        q = p[known].double().numpy()
+        q /= q.sum(1, keepdims=True)
+        assert scores.calibration is not None
+        assert scores.calibration.nll == pytest.approx(metrics.log_loss(y, q), rel=1e-5)
+        brier = ((q - np.eye(classes)[y]) ** 2).sum(1).mean()
+        assert scores.calibration.brier == pytest.approx(brier, rel=1e-5)
+        top, right = q.max(1), q.argmax(1) == y
+        ece = 0.0
+        for low in range(15):
+            here = (top > low / 15) & (top <= (low + 1) / 15)
+            if here.any():
+                ece += here.mean() * abs(top[here].mean() - right[here].mean())
+        assert scores.calibration.ece == pytest.approx(ece, rel=1e-5)
+    matrix = metrics.confusion_matrix(y, shares[-1][known].argmax(-1).numpy())
+    np.fill_diagonal(matrix, 0)
+    worst = found.confusions(3)
+    assert [count for *_, count in worst] == sorted(matrix.ravel())[::-1][:3]
+    assert all(matrix[one, other] == count for one, other, count in worst)
+    assert len(found.confusions(100)) == (matrix > 0).sum()
+    assert found.answers is not None
+    assert found.answers.shape == (3, rows)
+
+
+def test_the_ends_of_the_bins_and_a_label_of_probability_0() -> None:
+    sure = Fixed([[200.0, 0.0], [0.0, 0.0]])
+    batch = Batch(torch.tensor([[0.0], [1.0]]), torch.tensor([0, 0]), torch.arange(2))
+    cpu = Precision(torch.device("cpu"))
+    calibration = evaluate([sure], [batch], cpu, 2, detailed=True).students[0].calibration
+    assert calibration is not None
+    assert calibration.ece == pytest.approx(0.25)
+    wrong = batch._replace(target=torch.tensor([1, 0]))
+    worst = evaluate([sure], [wrong], cpu, 2, detailed=True)
+    assert worst.students[0].calibration is not None
+    assert worst.students[0].calibration.nll == pytest.approx((200 + np.log(2)) / 2, rel=1e-5)
+    assert worst.ensemble.calibration is not None
+    assert worst.ensemble.calibration.nll == np.inf

@@ -53,13 +53,17 @@ def test_an_evaluations_table_shows_names_as_they_are(
         "data": f"folder:{name}",
         "split": "test",
         "images": 10,
+        "unlabelled": 0,
         "device": "cpu",
         "precision": "fp32",
         "best_student": 0,
     }
     student = {"arch": name, "parameters": 5}
-    accuracies = [{**student, "val_acc": 0.5, "accuracy": 0.5, "f1": 0.5}]
-    ensemble = {"ensemble_accuracy": 0.5, "ensemble_f1": 0.5}
+    measures = dict.fromkeys(("accuracy", "f1", "ece", "nll", "brier"), 0.5)
+    accuracies = [{**student, "val_acc": 0.5, **measures}]
+    ensemble = {f"ensemble_{key}": value for key, value in measures.items()}
+    result["labelled"] = 10
+    ensemble["confusions"] = [{"class": name, "as": "other", "rows": 3}]  # type: ignore[assignment]
     show_evaluation({**result, "students": accuracies, **ensemble})
     searched = [{**student, "val_mAP": 0.5, **shares}]
     how = {"protocol": "market1501", "reranked": False, "ranked_lists": name}
@@ -68,7 +72,8 @@ def test_an_evaluations_table_shows_names_as_they_are(
     out = capsys.readouterr().out
     assert out.count(f"split of folder:{shown(name)}; best.pt of {shown(name)}, epoch 1") == 2
     assert f"ensemble: {shown(name)}\n" in out
-    assert out.count(f" {shown(name)} ") == 2
+    assert out.count(f" {shown(name)} ") == 3
+    assert f"together: {shown(name)} as other (3)\n" in out
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)

@@ -21,7 +21,7 @@ from dml_fast.models import InputSpec
 from dml_fast.models.pretrained import check_pretrained, is_run
 from dml_fast.runs.trained import weights_of_run
 from dml_fast.runs.weights import load_student
-from dml_fast.training.build import build_cohort, weights_to_start
+from dml_fast.training.students import build_cohort, weights_to_start
 
 CODE = """
 import sys

@@ -21,8 +21,9 @@ from dml_fast.distributed.launch import Launch, end
 from dml_fast.engine import Engine
 from dml_fast.engine.precision import Precision
 from dml_fast.models import InputSpec
-from dml_fast.training.build import build_cohort, facts_of
+from dml_fast.training.build import facts_of
 from dml_fast.training.shares import place
+from dml_fast.training.students import build_cohort
 
 STEPS = 5
 CLASSES, SIDE = 100, 8
