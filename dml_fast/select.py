@@ -42,7 +42,7 @@ class SelectArguments:
     seed: int = 0
     """Of what is drawn."""
     suspects: bool = False
-    """Choose labelled training rows instead, the least likely labels first."""
+    """Choose labelled training rows instead, those whose label is most doubtful."""
     out: str = ""
     """File for the rows, best first, with tabs between the columns; - for the standard output."""
     checkpoint: Literal["best", "last", "previous"] = "best"
@@ -74,8 +74,8 @@ class SelectArguments:
             for name in ("score", "how", "seed"):
                 if getattr(self, name) != getattr(SelectArguments, name):
                     raise UserError(
-                        f"{flag(name)} means nothing with --suspects, which go by the probability "
-                        "of their label: leave it out"
+                        f"{flag(name)} means nothing with --suspects, which go by the "
+                        "probability of their label: leave it out"
                     )
 
 

@@ -1,10 +1,10 @@
-"""Write the tables of this folder's experiments into docs/few_labels.md.
+"""Write the tables of this folder's experiments into docs/few_labels.md and docs/results.md.
 
     python -m benchmarks.neighbours.report            # rewrites them
     python -m benchmarks.neighbours.report --check    # only says whether they are so (1: no)
 
 It reads benchmarks/results/neighbours_*.jsonl, and replaces what stands between
-``<!-- NAME begin -->`` and ``<!-- NAME end -->``. The rest of that page is written by hand.
+``<!-- NAME begin -->`` and ``<!-- NAME end -->``. The rest of these pages is written by hand.
 """
 
 from __future__ import annotations
@@ -14,29 +14,35 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.common.report import fill
-from benchmarks.neighbours import harness, selection, unlabelled, views
+from benchmarks.neighbours import harness, selection, small_loss, unlabelled, views
 
-PAGE = harness.ROOT / "docs" / "few_labels.md"
-EXPERIMENTS = {"unlabelled": unlabelled, "selection": selection, "views": views}
+DOCS = harness.ROOT / "docs"
+PAGES = {
+    DOCS / "few_labels.md": {"unlabelled": unlabelled, "selection": selection, "views": views},
+    DOCS / "results.md": {"small_loss": small_loss},
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Rewrite the page; with --check only compare it."""
+    """Rewrite the pages; with --check only compare them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args(argv)
-    before = page = PAGE.read_text(encoding="utf-8")
-    for name, experiment in EXPERIMENTS.items():
-        lines = harness.read(harness.RESULTS / f"{experiment.NAME}.jsonl")
-        source = harness.origin(lines, f"python -m {experiment.__name__}")
-        page = fill(page, name, f"{experiment.tables(lines)}\n\n{source}")
-    if not args.check:
-        PAGE.write_text(page, encoding="utf-8")
-    elif page != before:
-        print(f"{PAGE} is not what `python -m benchmarks.neighbours.report` makes", file=sys.stderr)
-    return int(args.check and page != before)
+    stale = 0
+    for path, experiments in PAGES.items():
+        before = page = path.read_text(encoding="utf-8")
+        for name, experiment in experiments.items():
+            lines = harness.read(harness.RESULTS / f"{experiment.NAME}.jsonl")
+            source = harness.origin(lines, f"python -m {experiment.__name__}")
+            page = fill(page, name, f"{experiment.tables(lines)}\n\n{source}")
+        if not args.check:
+            path.write_text(page, encoding="utf-8")
+        elif page != before:
+            stale = 1
+            print(f"{path} differs from `python -m benchmarks.neighbours.report`", file=sys.stderr)
+    return stale
 
 
 if __name__ == "__main__":

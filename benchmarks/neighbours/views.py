@@ -18,6 +18,7 @@ from statistics import fmean
 
 import tyro
 
+from benchmarks.common.paired import paired
 from benchmarks.neighbours import harness
 from benchmarks.neighbours.harness import Job, Lines, Places
 
@@ -82,13 +83,13 @@ def measure(shared: Path, flags: Sequence[str], seed: int, folder: Path) -> dict
 def tables(lines: Lines) -> str:
     """Return the table, and how far three levels are from the mean of the same-level cohorts."""
     settings = [*SETTINGS]
-    text = harness.comparison(lines, dict.fromkeys(settings, settings[0]), ("students", "ensemble"))
+    text = harness.comparison(lines, settings, ("students", "ensemble"), lambda _: settings[0])
     same = [harness.figures(lines, setting, "ensemble") for setting in settings[4:]]
     three = harness.figures(lines, settings[0], "ensemble")
     seeds = sorted(three.keys() & same[0].keys() & same[1].keys() & same[2].keys())
     if not seeds:
         return text
-    found = harness.paired([three[s] - fmean(cohort[s] for cohort in same) for s in seeds])
+    found = paired([three[s] - fmean(cohort[s] for cohort in same) for s in seeds])
     each = " / ".join(
         f"{fmean(line['each'][k] for key, line in lines.items() if key[0] == settings[0]):.1f}"
         for k in range(3)

@@ -109,6 +109,8 @@ def evaluate_run(
         found = _search(models, batches, images, precision, run.folder, how, lists, out)
     else:
         found = _classify(models, batches, precision, trained.facts.classes, answers)
+        # not images - labelled: files that cannot be decoded are left out too
+        found.facts["unlabelled"] = int((images.labels < 0).sum())
     line = trained.validation
     key = (MAP if config.retrieval else ACCURACY).key
     return {

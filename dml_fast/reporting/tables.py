@@ -69,7 +69,7 @@ def _show_accuracies(result: Mapping[str, Any]) -> None:
     _show_students(result, columns, rows, ensemble)
     of_rows = result["data"].startswith(("text:", "vectors:"))
     _show_facts(result, "rows" if of_rows else "images")
-    if left_out := result["images"] - result["labelled"]:
+    if left_out := result["unlabelled"]:
         _say(f"{left_out:,} of them have no label and are left out of the shares")
     if worst := result["confusions"]:
         pairs = (f"{shown(p['class'])} as {shown(p['as'])} ({p['rows']})" for p in worst)

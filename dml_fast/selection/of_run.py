@@ -84,11 +84,12 @@ def select_next(
 
 
 def select_suspects(committee: Committee, count: int, *, out: str) -> Selected:
-    """Choose the labelled training rows whose label the ensemble finds least likely.
+    """Choose the labelled training rows whose label the ensemble doubts most.
 
-    The order is that of the ensemble's probability of the label, lowest first: the self-confidence
-    of confident learning (Northcutt, Jiang and Chuang, JAIR 2021, arXiv 1911.00068). The students
-    have learned these labels; the more they memorised, the less the order says.
+    The order is that of the label's normalised margin, lowest first: its probability minus the
+    largest of the other classes (Northcutt, Jiang and Chuang, JAIR 2021, arXiv 1911.00068). The
+    students have learned these labels; the more they memorised, the less the order says. So the
+    best checkpoint finds more wrong labels than the last.
 
     Args:
         committee: the students of a run, whose training rows are judged.
@@ -105,7 +106,10 @@ def select_suspects(committee: Committee, count: int, *, out: str) -> Selected:
     """
     train, classes = _open(committee, out, unlabelled=False)
     found = _opinions(committee, train, np.flatnonzero(train.labels >= 0))
-    places = acquire(-found.of_label, _at_most(count, found), how="topk")
+    agrees = found.predicted == train.labels[found.ids]
+    gap = 1.0 - found.scores.margin  # of the two largest probabilities
+    margin = np.where(agrees, gap, found.of_label - found.probability)
+    places = acquire(-margin, _at_most(count, found), how="topk")
     rows = [
         [
             train.names[found.ids[i]],
@@ -117,7 +121,7 @@ def select_suspects(committee: Committee, count: int, *, out: str) -> Selected:
         for i in places
     ]
     _write(out, _SUSPECT_COLUMNS, rows)
-    words = f"{len(rows)} of {len(found.ids):,} labelled rows, the least likely labels first"
+    words = f"{len(rows)} of {len(found.ids):,} labelled rows, the most doubtful labels first"
     return Selected(f"{words}; {committee}", _planted(train, found.ids, places))
 
 

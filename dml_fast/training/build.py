@@ -81,7 +81,8 @@ def build_trainer(
     facts = DataFacts.of(data)
     if config.shares == "measured":
         _measure_shares(config, facts, precision, world)
-    loader = _build_loader(config, data, device, world)
+    with world.all_or_none():
+        loader = _build_loader(config, data, device, world)
     checkpoint = run.to_continue(resume) if resume else None
     if not checkpoint:
         warn_of_other_columns(config, facts)

@@ -193,3 +193,19 @@ def test_groups_and_blends_of_rows_without_a_label_are_refused(tmp_path: Path) -
         train_loader(data, Augmentation(), num_instances=2, **usual)
     with pytest.raises(UserError, match="blend labels and 21 training rows have none: leave out"):
         train_loader(data, Augmentation(cutmix=1.0), **usual)
+
+
+def test_a_corrupt_file_is_replaced_by_one_that_has_a_label_or_not_as_it(tmp_path: Path) -> None:
+    pieces(tmp_path, 12, [(16, 16)])
+    data = opened(tmp_path, "fallback", skip_corrupt=True)
+    assert isinstance(data.train, ImageSet)
+    labels = np.full(len(data.train), -1)
+    labels[[2, 9, 11]] = 0, 1, 1
+    for wrong in (2, 3):
+        Path(data.train.images.files.path(wrong)).write_bytes(b"")  # type: ignore[union-attr]
+    few = replace(data, train=replace(data.train, labels=labels))
+    loader = train_loader(few, Augmentation(), batch_size=6, seed=0, device="cpu", epoch_steps=8)
+    for batch in loader.epoch(0):
+        assert (batch.target >= 0).sum() == 2
+        assert not set(batch.ids.tolist()) & {2, 3}
+    loader.close()

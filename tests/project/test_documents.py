@@ -146,6 +146,8 @@ def wrong_commands(text: str, page: Path) -> Iterator[str]:
             continue
         words = rest.split()
         subcommand = words[:1] if module == "benchmarks.compare_methods" else []
+        if "--simulate" in words:  # has the options of training too
+            subcommand = ["--simulate"]
         for flag in FLAG.findall(rest):
             if flag not in flags_of(module, *subcommand):
                 yield f"{module} has no option {flag}"

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn import datasets
 
 from benchmarks.common.paired import paired
-from benchmarks.neighbours import harness
+from benchmarks.neighbours import harness, report, selection, vectors
 from benchmarks.neighbours.harness import Job
 
 
@@ -82,3 +83,31 @@ def test_a_comparison_pairs_by_seed() -> None:
     assert "absent" not in text
     assert "+2.50 ± 0.50 (2/2)" in text  # seed 2 has no partner
     assert harness.comparison({}, ["base"], ["score"], str) == "Not measured yet."
+
+
+def test_the_page_of_figures_is_what_the_lines_make() -> None:
+    assert report.main(["--check"]) == 0
+
+
+def test_labels_to_a_goal_are_those_of_the_mean_curve() -> None:
+    labels = [20, 30, 40]
+    random = [(labels, [50.0, 60.0, 70.0]), (labels, [52.0, 64.0, 72.0])]  # ends at 71
+    better = [(labels, [50.0, 74.0, 80.0]), (labels, [50.0, 69.0, 82.0])]  # at 30 labels 71.5
+    assert selection.labels_to(better, random) == "30"
+    assert selection.labels_to(random, random) == "40"
+    assert selection.labels_to(random, better) == "never"
+
+
+def test_digits_as_vectors_are_the_digits(tmp_path: Path) -> None:
+    vectors.write_digits(tmp_path / "whole.npz")
+    vectors.write_digits(tmp_path / "halves.npz", halves=True)
+    whole, halves = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "halves.npz")
+    pixels, test = datasets.load_digits(), whole["split"] == "test"
+    assert (int(test.sum()), len(test)) == (359, 1797)
+    assert sorted(map(bytes, np.rint(16 * whole["x"]).astype(np.uint8))) == sorted(
+        map(bytes, pixels.data.astype(np.uint8))
+    )
+    assert np.bincount(whole["y"]).tolist() == np.bincount(pixels.target).tolist()
+    rows = whole["x"].reshape(-1, 8, 8)
+    assert (halves["x_left"] == rows[:, :, :4].reshape(-1, 32)).all()
+    assert (halves["x_right"] == rows[:, :, 4:].reshape(-1, 32)).all()

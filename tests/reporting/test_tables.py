@@ -53,6 +53,7 @@ def test_an_evaluations_table_shows_names_as_they_are(
         "data": f"folder:{name}",
         "split": "test",
         "images": 10,
+        "unlabelled": 0,
         "device": "cpu",
         "precision": "fp32",
         "best_student": 0,

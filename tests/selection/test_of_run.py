@@ -190,14 +190,20 @@ def test_rows_that_nobody_can_score_are_written_without_numbers(
     assert table(tmp_path / "next.tsv")[-1] == ["row 18", "", "", ""]
 
 
-def test_suspects_are_the_least_likely_labels(noisy: Path, tmp_path: Path, capfd: Any) -> None:
+@pytest.mark.parametrize("count", [5, 16])
+def test_suspects_are_the_most_doubtful_labels(
+    noisy: Path, tmp_path: Path, capfd: Any, count: int
+) -> None:
     out = tmp_path / "suspects.tsv"
-    assert select(noisy, "--suspects", "--acquire", 7, "--out", out) == 0
+    assert select(noisy, "--suspects", "--acquire", count, "--out", out) == 0
     z, names = logits_of(noisy, slice(0, 18))
     train_rows = open_data(Run.open(noisy)).train
     mean = torch.from_numpy(z).double().softmax(-1).mean(0).numpy()
     confidence = mean[np.arange(18), train_rows.labels]
-    chosen = np.argsort(confidence, kind="stable")[:7]
+    others = mean.copy()
+    others[np.arange(18), train_rows.labels] = 0
+    chosen = np.argsort(confidence - others.max(1), kind="stable")[:count]
+    assert (others.max(1) < confidence)[chosen].any() == (count > 9)
     header, *rows = table(out)
     assert header == ["name", "label", "label_probability", "predicted", "probability"]
     assert [row[0] for row in rows] == [names[i] for i in chosen]
@@ -208,7 +214,7 @@ def test_suspects_are_the_least_likely_labels(noisy: Path, tmp_path: Path, capfd
     assert wrong.sum() == 6
     hits = int(wrong[chosen].sum())
     assert (
-        f"labels that are not the data's own: {hits} of the 7 chosen ({hits / 7:.1%}), "
+        f"labels that are not the data's own: {hits} of the {count} chosen ({hits / count:.1%}), "
         "6 of all 18 (33.3%)"
     ) in capfd.readouterr().out
 

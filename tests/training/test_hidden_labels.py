@@ -66,7 +66,7 @@ def test_evaluation_counts_the_rows_that_have_a_label(
     assert "1,078 of them have no label and are left out of the shares" in out
     assert evaluate([str(tmp_path / "run"), "--split", "train", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["images"], found["labelled"]) == (1168, 90)
+    assert [found[key] for key in ("images", "labelled", "unlabelled")] == [1168, 90, 1078]
     assert [90 * student["accuracy"] % 1 for student in found["students"]] == [0, 0]
     assert evaluate([str(tmp_path / "run"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["labelled"] == 359

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from market_cases import make_market
 from resume_cases import SHORT, digest, train
 
@@ -110,3 +112,29 @@ def test_a_kill_between_the_checkpoint_and_what_follows_it_is_fixed(tmp_path: Pa
         weights.unlink()
     assert train(folder, config, resume=True)
     assert digest(folder) == expected
+
+
+NEW = ("labels", "labels_per_class", "unlabelled_share", "classes", "levels", "dim", "epoch_steps",
+       "small_loss", "prior")  # fmt: skip
+
+
+def test_a_run_of_before_rows_could_lack_labels_goes_on(tmp_path: Path) -> None:
+    config = TrainConfig(**{**SHORT, "epochs": 2})
+    assert train(tmp_path / "straight", config)
+    folder = tmp_path / "before"
+    assert not train(folder, config, steps=3)
+    run = Run(folder)
+    written = json.loads(run.config_file.read_text())
+    state = torch.load(folder / "last.pt", weights_only=True)
+    saved = json.loads(state["config"])
+    for options in (written["config"], saved):
+        for name in NEW:
+            del options[name]
+        assert options["kl_warmup"] == 0.0
+    del written["data"]["inputs"]
+    run.config_file.write_text(json.dumps(written))
+    torch.save(
+        {**state, "config": json.dumps(saved), "meter": state["meter"][..., :8]}, folder / "last.pt"
+    )
+    assert train(folder, Run(folder).config, resume=True)
+    assert digest(folder) == digest(tmp_path / "straight")

@@ -72,6 +72,27 @@ def test_augmentation_and_memory_order_by_default_and_turned_off(tmp_path: Path)
     assert build(tmp_path / "alone", method="independent").engine.kl_weight == 0.0
 
 
+def test_the_prior_is_that_of_the_labels_that_training_has(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert build(tmp_path / "none").engine.prior is None
+    noisy = build(tmp_path / "all", prior="balance", label_noise=0.4, seed=2)
+    train = noisy.data.train
+    assert train.hidden is not None and (train.labels != train.hidden).any()
+    shares = torch.from_numpy(train.labels).bincount() / len(train)
+    torch.testing.assert_close(noisy.engine.prior, shares.log())
+    lines = [f"{train.names[i]}\t{train.labels[i]}" for i in range(100) if train.labels[i] != 9]
+    labels = tmp_path / "labels.tsv"
+    labels.write_text("\n".join(lines) + "\n")
+    few = {"prior": "balance", "labels": str(labels), "seed": 2}
+    trainer = build(tmp_path / "few", **few)
+    counts = [max(sum(line.endswith(f"\t{c}") for line in lines), 1) for c in range(10)]
+    assert counts[9] == 1
+    shares = torch.tensor(counts) / sum(counts)
+    torch.testing.assert_close(trainer.engine.prior, shares.log())
+    assert "prior: a class without a label counts as if it had one" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("method", ["dml", "distill"])
 def test_every_step_gets_its_rate_ramp_and_roles(
     tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch

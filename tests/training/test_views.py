@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +120,12 @@ def test_facts_and_files_name_the_views(run: Run) -> None:
         assert model.get_submodule("hidden").weight.shape == (8, size)
 
 
-@pytest.mark.parametrize("kind", ["safetensors", pytest.param("pt2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["safetensors", "pt2", "onnx"])
 def test_each_export_gives_what_evaluate_counted(run: Run, tmp_path: Path, kind: str) -> None:
     """Each file alone, on its own view's columns of the test rows, is as often right."""
+    if kind == "onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package, reason="needs pip install 'dml_fast[export]'")
     counted = evaluate_run(run.folder, split="test", device="cpu")
     data = open_dataset(run.config.data, **run.config.data_options, features=run.folder)
     assert isinstance(data.test, VectorSet)
@@ -130,7 +134,7 @@ def test_each_export_gives_what_evaluate_counted(run: Run, tmp_path: Path, kind:
         path = tmp_path / f"student.{kind}"
         options = ["--student", str(k), "--format", kind, "--out", str(path)]
         assert export([str(run.folder), *options]) == 0
-        model: Any = load_student(path)[0] if kind == "safetensors" else load_program(path)
+        model = loaded(path)
         with torch.no_grad():
             logits = model(torch.from_numpy(data.test.views[k % 3]))
         right = (logits.argmax(1).numpy() == data.test.labels).mean()
@@ -141,8 +145,14 @@ def test_each_export_gives_what_evaluate_counted(run: Run, tmp_path: Path, kind:
     assert right > 0.5
 
 
-def load_program(path: Path) -> Any:
-    return torch.export.load(path).module()
+def loaded(path: Path) -> Any:
+    """A function of vectors (N, D) to logits (N, C)."""
+    if path.suffix == ".safetensors":
+        return load_student(path)[0]
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()
+    session = import_module("onnxruntime").InferenceSession(path.read_bytes())
+    return lambda x: torch.from_numpy(session.run(["logits"], {"vectors": x.numpy()})[0])
 
 
 def test_a_students_file_under_another_students_name_is_refused(run: Run, tmp_path: Path) -> None:
