@@ -35,6 +35,14 @@ class Paired(NamedTuple):
         """Whether the interval leaves 0 out."""
         return self.low > 0 or self.high < 0
 
+    @property
+    def difference(self) -> str:
+        """Mean and standard error, as in a table."""
+        return f"{self.mean:+.2f}" + ("" if math.isnan(self.error) else f" ± {self.error:.2f}")
+
+    def __str__(self) -> str:
+        return f"{self.difference} ({self.wins}/{self.seeds})"
+
     def enough(self) -> int | None:
         """Return with how many seeds the interval would leave 0 out, if the differences stayed so.
 
@@ -62,6 +70,6 @@ def paired(differences: Sequence[float]) -> Paired:
 
 def quantile(degrees: int) -> float:
     """Return the quantile of Student's t beyond which 2.5 % lie, for these degrees of freedom."""
-    from scipy.stats import t  # takes a second to import
+    from scipy.stats import t  # scikit-learn depends on scipy, which takes a second to import
 
     return float(t.ppf((1 + CONFIDENCE) / 2, degrees))

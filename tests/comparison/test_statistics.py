@@ -21,12 +21,14 @@ def test_the_interval_is_scipys_paired_one(count: int) -> None:
     assert found.error == pytest.approx(stats.sem(a - b))
     assert found.resolved == (stats.ttest_rel(a, b).pvalue < 0.05)
     assert (found.wins, found.seeds) == ((a > b).sum(), count)
+    assert str(found) == f"{found.mean:+.2f} ± {found.error:.2f} ({(a > b).sum()}/{count})"
 
 
 def test_one_seed_tells_nothing() -> None:
     found = paired([0.25])
     assert (found.mean, found.wins, found.seeds) == (0.25, 1, 1)
     assert math.isnan(found.error)
+    assert str(found) == "+0.25 (1/1)"
     assert not found.resolved
     assert found.enough() is None
 
