@@ -27,7 +27,8 @@ LAYERS = (
     ("eval",),
     ("training",),
     ("selection",),
-    ("train", "evaluate", "predict", "report", "export", "select"),
+    ("comparison",),
+    ("train", "evaluate", "predict", "report", "export", "select", "compare"),
 )
 """Packages and modules of the root, the lowest first. A layer imports from lower ones alone."""
 EXCEPTIONS = {("loss.backends", "kernels")}  # by name, when a device needs them

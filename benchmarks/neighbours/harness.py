@@ -25,7 +25,7 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from benchmarks.common.machine import commit, cpu_name
-from benchmarks.common.paired import paired
+from dml_fast.comparison.statistics import paired
 from dml_fast.reporting.markdown import table
 
 ROOT = Path(__file__).parents[2]

@@ -18,9 +18,9 @@ from statistics import fmean
 
 import tyro
 
-from benchmarks.common.paired import paired
 from benchmarks.neighbours import harness
 from benchmarks.neighbours.harness import Job, Lines, Places
+from dml_fast.comparison.statistics import paired
 
 NAME = "neighbours_views"
 FILES = ("gum_implicit_open.tsv", "gum_implicit_rest.tsv")

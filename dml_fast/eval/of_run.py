@@ -18,7 +18,7 @@ from dml_fast.data.loaders.assemble import Batch
 from dml_fast.engine.precision import Precision, keep_in_full_precision, pick_device
 from dml_fast.errors import UserError, check_choice
 from dml_fast.eval.checks import check_images, check_reranking, known_protocol
-from dml_fast.eval.classification import ClassScores, evaluate
+from dml_fast.eval.classification import ClassScores, Ids, evaluate
 from dml_fast.eval.retrieval import evaluate_retrieval
 from dml_fast.ranking.result import RankingResult
 from dml_fast.reporting.console import at_the_end
@@ -46,6 +46,7 @@ def evaluate_run(
     reranked: bool = False,
     lists: int = 0,
     out: Path | None = None,
+    answers: list[Ids] | None = None,
 ) -> dict[str, Any]:
     """Measure a run's students and their ensemble: accuracies, or how well they find identities.
 
@@ -61,6 +62,7 @@ def evaluate_run(
         reranked: whether to correct the distances with mutual neighbours (`dml_fast.eval.rerank`).
         lists: how many queries' ranked lists to draw, of the ensemble.
         out: where to draw them.
+        answers: gets the classes that each student, and the ensemble, predicts, (K + 1, N) int64.
 
     Returns:
         What ``--json`` prints: shares in 0..1, and what they were measured on.
@@ -106,7 +108,7 @@ def evaluate_run(
         how = {"protocol": protocol, "reranked": reranked}
         found = _search(models, batches, images, precision, run.folder, how, lists, out)
     else:
-        found = _classify(models, batches, precision, trained.facts.classes)
+        found = _classify(models, batches, precision, trained.facts.classes, answers)
         # not images - labelled: files that cannot be decoded are left out too
         found.facts["unlabelled"] = int((images.labels < 0).sum())
     line = trained.validation
@@ -155,8 +157,11 @@ def _classify(
     batches: Iterator[Batch],
     precision: Precision,
     classes: Sequence[str],
+    answers: list[Ids] | None,
 ) -> _Found:
     found = evaluate(models, batches, precision, len(classes), detailed=True)
+    if answers is not None and found.answers is not None:
+        answers.append(found.answers)
 
     def entries(scores: ClassScores, prefix: str = "") -> dict[str, Any]:
         assert scores.calibration is not None

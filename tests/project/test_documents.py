@@ -22,7 +22,7 @@ PLACES = ("*.md", "docs/*.md", "examples/*.md", "benchmarks/gpu/*.md", "kernels/
 PAGES = sorted(page.relative_to(ROOT) for place in PLACES for page in ROOT.glob(place))
 # A dated note names what there was on its date: files and options since renamed or removed.
 HISTORIC = {Path("docs/log.md")}
-PROGRAMS = ("train", "evaluate", "predict", "report", "export", "data")
+PROGRAMS = ("train", "evaluate", "predict", "report", "export", "select", "compare", "data")
 WIDTH = 100
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -145,9 +145,8 @@ def wrong_commands(text: str, page: Path) -> Iterator[str]:
             yield f"there is no {module} to run"
             continue
         words = rest.split()
-        subcommand = words[:1] if module == "benchmarks.compare_methods" else []
-        if "--simulate" in words:  # has the options of training too
-            subcommand = ["--simulate"]
+        # --simulate has the options of training too
+        subcommand = ["--simulate"] if "--simulate" in words else []
         for flag in FLAG.findall(rest):
             if flag not in flags_of(module, *subcommand):
                 yield f"{module} has no option {flag}"
@@ -259,7 +258,7 @@ def test_a_pages_code_runs(
         (wrong_commands, "`-m dml_fast.data scan DIR --no`", "`-m dml_fast.data scan D --decode`"),
         (
             wrong_commands,
-            "`-m benchmarks.compare_methods run --no`",
+            "`-m dml_fast.compare --no`",
             "`-m benchmarks.bench_loss --json F`",
         ),
         (wrong_options, "`--nothing 3`", "`--kl-weight 3`"),

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
 from sklearn import datasets
 
-from benchmarks.common.paired import paired
 from benchmarks.neighbours import harness, report, selection, vectors
 from benchmarks.neighbours.harness import Job
 
@@ -54,18 +51,6 @@ def test_a_command_that_is_stopped_leaves_no_line(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="143"):
         harness.finish([Job("a", 0, (), stopped)], path, tmp_path)
     assert not path.exists()
-
-
-def test_paired_statistics() -> None:
-    ours, theirs = np.array([3.0, 5.5, 2.0, 4.0, 4.5]), np.array([2.0, 5.0, 2.5, 4.0, 1.0])
-    found = paired([*(ours - theirs)])
-    assert math.isclose(found.mean, np.mean(ours - theirs))
-    assert math.isclose(found.error, stats.sem(ours - theirs))
-    t = stats.ttest_rel(ours, theirs).statistic
-    assert math.isclose(found.mean / found.error, t)
-    assert (found.wins, found.count) == (3, 5)  # a tie is no win
-    assert str(found) == f"{found.mean:+.2f} ± {found.error:.2f} (3/5)"
-    assert str(paired([-0.5])) == "-0.50 (0/1)"
 
 
 def test_a_comparison_pairs_by_seed() -> None:

@@ -1,0 +1,1 @@
+"""Methods of training compared over seeds: runs, measures, statistics, tables."""

@@ -1,0 +1,79 @@
+"""What --methods may hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dml_fast import cli
+from dml_fast.comparison.methods import contestants
+from dml_fast.config import TrainConfig
+from dml_fast.errors import UserError
+
+
+def parse(flags: list[str], base: TrainConfig) -> TrainConfig:
+    return cli.parse(TrainConfig, flags, "train", default=base)
+
+
+def found(*given: str) -> dict[str, TrainConfig]:
+    return dict(contestants(given, TrainConfig(device="cpu", arch="resnet8"), parse))
+
+
+def test_methods_by_name_and_by_flags() -> None:
+    both = found("independent,dml", "warm=--kl-warmup 5 --arch 'resnet8,resnet14'")
+    assert list(both) == ["independent", "dml", "warm"]
+    assert [c.method for c in both.values()] == ["independent", "dml", "dml"]
+    assert both["warm"].kl_warmup == 5
+    assert both["warm"].architectures == ("resnet8", "resnet14")
+    assert {c.executor for c in both.values()} == {"sequential"}
+
+
+def test_one_argument_may_hold_all() -> None:
+    assert list(found("independent,dml,slow=--lr 0.01")) == ["independent", "dml", "slow"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["dml"], "fewer than two"),
+        (["dml,dmx"], "'dmx': give dml, dml_e"),
+        (["dml,dml"], "has dml twice"),
+        (["dml", "same=--method dml"], "dml and same are the same"),
+        (["dml", "a/b=--lr 0.1"], "'a/b' as a name"),
+        (["dml", "=--lr 0.1"], "'' as a name"),
+        (["dml", "other=--seed 3"], "other has --seed"),
+        (["dml", "other=--data digits2"], "other has --data"),
+        (["dml", "other=--out x"], "other has --out"),
+        (["dml", "other=--arch 'resnet8"], "cannot be read"),
+        (["dml", "other=--arch resnet9"], "resnet9"),
+    ],
+)
+def test_bad_methods_get_one_sentence(given: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        found(*given)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--out"),
+        (["--out", "x", "--method", "dml_e"], "give --methods"),
+        (["--out", "RUN"], "holds a run"),
+    ],
+)
+def test_bad_options_of_the_command(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from dml_fast import compare
+
+    monkeypatch.chdir(tmp_path)
+    Path("RUN").mkdir()
+    Path("RUN/config.json").write_text("{}")
+    assert cli.run(compare.main, arguments) == 2
+    assert words in capsys.readouterr().err
