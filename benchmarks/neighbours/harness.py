@@ -105,6 +105,14 @@ def finish(jobs: Iterable[Job], path: Path, work: Path) -> None:
         print(job.setting, job.seed, shown, f"{line['seconds']} s", flush=True)
 
 
+def lines_of(jobs: Iterable[Job], name: str, places: Places) -> Lines:
+    """Measure the jobs that have no line yet, unless only tables are wanted; return all lines."""
+    path = places.out / f"{name}.jsonl"
+    if not places.table:
+        finish(jobs, path, places.work)
+    return read(path)
+
+
 def read(path: Path) -> dict[tuple[str, int], Line]:
     """Return the lines of a file by (setting, seed); what a killed process left half is no line."""
     if not path.exists():
