@@ -133,14 +133,14 @@ def tables(lines: Lines, tasks: Sequence[str] = tuple(TASKS)) -> str:
 
 
 def curves(lines: Lines, setting: str) -> list[tuple[list[int], list[float]]]:
-    """(labels, ensemble's accuracy) of each seed."""
+    """Return (labels, ensemble's accuracy) of each seed."""
     return [(x["labels"], x["ensemble"]) for key, x in lines.items() if key[0] == setting]
 
 
 def labels_to(
     ours: Sequence[tuple[list[int], list[float]]], theirs: Sequence[tuple[list[int], list[float]]]
 ) -> str:
-    """First number of labels at which our mean curve reaches the last point of theirs."""
+    """Return the number of labels at which our mean curve reaches the last point of theirs."""
     goal = fmean(accuracy[-1] for _, accuracy in theirs)
     mean = np.mean([accuracy for _, accuracy in ours], axis=0)
     reached = np.flatnonzero(mean >= goal - 1e-9)

@@ -49,7 +49,7 @@ class Task(NamedTuple):
 
 
 def images(per_class: int) -> tuple[str, ...]:
-    """Flags of digits as images: 1,000 unlabelled ones, of the 1,168 that train."""
+    """Return flags of digits as images: 1,000 unlabelled ones, of the 1,168 that train."""
     share = f"{(1000 + 10 * per_class) / 1168:.4f}"
     return (
         *("--data", "digits", "--train-fraction", share, "--views", "per-student"),
