@@ -73,7 +73,7 @@ def build_trainer(
         own = run.with_own_labels(config) if resume else config
         data = _open_data(own, device, world, run.features if resume else features)
     with world.all_or_none():
-        config = settled(config, data)
+        config = settled(config, data, world.mesh.data)
     facts = DataFacts.of(data)
     if config.shares == "measured":
         _measure_shares(config, facts, precision, world)

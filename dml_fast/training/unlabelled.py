@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,18 +14,21 @@ from dml_fast.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-def settled(config: TrainConfig, data: DataSet) -> TrainConfig:
+def settled(config: TrainConfig, data: DataSet, columns: int = 1) -> TrainConfig:
     """Return the configuration with what the training rows decide, and say so in the log.
 
     Args:
         config: checked.
         data: that it names.
+        columns: data columns of the mesh, whose ranks share the labelled rows of a batch equally.
 
     Raises:
         UserError: rows without a label would do nothing.
     """
     count = int(np.count_nonzero(data.train.labels < 0))
     new = config.settled(unlabelled=count > 0)
+    if count and config.unlabelled_share == "auto":
+        new = replace(new, unlabelled_share=_divided(new, columns))
     share = new.unlabelled_share
     if not count:
         if share:
@@ -42,11 +46,19 @@ def settled(config: TrainConfig, data: DataSet) -> TrainConfig:
                 "out, or give --unlabelled-share 0 to leave out these rows"
             )
     logger.info(
-        "rows without a label, %g %% of each batch, teach by the mutual term alone%s",
+        "rows without a label, %.4g %% of each batch, teach by the mutual term alone%s",
         100 * float(share),
         _ramp(config, new),
     )
     return new
+
+
+def _divided(config: TrainConfig, columns: int) -> float:
+    """Return the share nearest to the configuration's that leaves each column as many labels."""
+    share, batch = float(config.unlabelled_share), config.batch_size
+    labelled = batch - round(batch * share)
+    nearest = columns * max(1, int(labelled / columns + 0.5))
+    return share if nearest in (labelled, batch) else 1 - nearest / batch
 
 
 def _ramp(config: TrainConfig, new: TrainConfig) -> str:

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from dml_fast.config import TrainConfig
+from dml_fast.data import open_dataset
 from dml_fast.errors import UserError
 from dml_fast.runs.folder import Run
 from dml_fast.training.build import build_trainer
 from dml_fast.training.signals import StopRequest
 from dml_fast.training.trainer import Trainer
+from dml_fast.training.unlabelled import settled
 
 pytestmark = pytest.mark.usefixtures("logging_as_before")
 
@@ -51,6 +53,23 @@ def test_the_ramp_and_the_share_are_what_the_data_decides(
     assert "digits" in said and "label" not in said
     _, said = built("none", labels_per_class=0, unlabelled_share=0.5)
     assert "--unlabelled-share 0.5: every training row has a label" in said
+
+
+@pytest.mark.parametrize(
+    ("batch", "columns", "labelled"),
+    [(64, 1, 21), (64, 2, 22), (64, 4, 20), (64, 32, 32), (96, 2, 32), (4, 4, 1), (66, 3, 21)],
+)
+def test_only_the_usual_share_fits_the_columns_of_processes(
+    batch: int, columns: int, labelled: int
+) -> None:
+    data = open_dataset("digits", labels_per_class=2)
+    config = TrainConfig(labels_per_class=2, batch_size=batch)
+    share = settled(config, data, columns).unlabelled_share
+    assert isinstance(share, float) and batch - round(batch * share) == labelled
+    if (batch, columns) in ((64, 1), (96, 2), (4, 4)):
+        assert share == 0.67  # the number in the documents, wherever it fits or nothing does
+    given = TrainConfig(labels_per_class=2, batch_size=batch, unlabelled_share=0.67)
+    assert settled(given, data, columns).unlabelled_share == 0.67
 
 
 @pytest.mark.parametrize(
