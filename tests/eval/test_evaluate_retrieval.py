@@ -159,6 +159,7 @@ def test_another_markets_identities_are_searched_for_too(
     )
 
 
+@pytest.mark.slow
 def test_a_report_of_runs_that_learn_identities(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

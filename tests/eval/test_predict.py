@@ -158,6 +158,7 @@ def test_both_formats_hold_the_probabilities_of_the_likeliest_classes(
     assert len(rows[0]) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--image-size", "16", "--crop", "resized")])
 def test_a_folders_images_are_prepared_as_in_the_run(
     options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -190,6 +191,7 @@ def same_inputs(folder: Path, images: Path) -> None:
         assert torch.equal(mine, other) and mine.stride() == other.stride()
 
 
+@pytest.mark.slow
 def test_features_of_a_run_are_ranked_as_the_run_is(
     searching: Path, market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

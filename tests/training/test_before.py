@@ -63,6 +63,7 @@ def test_what_a_resumed_run_replaces_counts_as_room(
         run.check_writable(3 * 2**20 + 2**19 + 1)
 
 
+@pytest.mark.slow
 def test_the_room_that_a_run_needs_is_that_of_its_files(tmp_path: Path) -> None:
     """What is checked beforehand is no less than what is there at the end, nor twice as much."""
     folder = tmp_path / "run"

@@ -52,6 +52,7 @@ def test_resume_of_a_damaged_checkpoint_offers_the_previous(
     assert "continuing" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_resume_from_another_checkpoint_keeps_the_others(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert train(*THREE_EPOCHS, "--out", str(folder)) == 0
