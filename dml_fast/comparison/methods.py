@@ -10,8 +10,8 @@ from typing import NamedTuple, get_args
 
 from dml_fast.config import Method, TrainConfig, flag
 from dml_fast.config.files import difference
-from dml_fast.engine.precision import pick_device
 from dml_fast.errors import UserError, brief
+from dml_fast.training.executors import without_trial
 
 METHODS: tuple[Method, ...] = get_args(Method)
 _OF_ALL = ("seed", "out", "data", "val_fraction", "val_protocol", "device")
@@ -55,7 +55,7 @@ def contestants(
             found.append(_named(last, flags, base, parse))
     if len(found) < 2:
         raise UserError("--methods has fewer than two: give at least two to compare")
-    settled = [Contestant(name, _settled(config)) for name, config in found]
+    settled = [Contestant(name, without_trial(config)) for name, config in found]
     for place, (name, config) in enumerate(settled):
         for other, another in settled[:place]:
             if name == other:
@@ -100,10 +100,3 @@ def _check_rows(name: str, config: TrainConfig) -> None:
             f"--methods: {name} learns nothing from the rows that {hidden} leaves without a label: "
             f'give {name}="--method independent --unlabelled-share 0" in its place'
         )
-
-
-def _settled(config: TrainConfig) -> TrainConfig:
-    """Return the configuration without what a run would choose for itself, by a trial."""
-    if config.executor == "auto" and pick_device(config.device).type == "cpu":
-        return replace(config, executor="sequential")
-    return config
