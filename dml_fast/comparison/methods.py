@@ -62,8 +62,9 @@ def contestants(
                 raise UserError(f"--methods has {name} twice: give each a name of its own")
             if not difference(config, another):
                 raise UserError(f"--methods: {other} and {name} are the same: leave one out")
-    for _, config in settled:
+    for name, config in settled:
         config.check()
+        _check_rows(name, config)
     return tuple(settled)
 
 
@@ -89,3 +90,13 @@ def _named(
                 "outside of --methods"
             )
     return Contestant(name, config)
+
+
+def _check_rows(name: str, config: TrainConfig) -> None:
+    """Refuse, before others have trained, what a run would refuse when it has read its data."""
+    hidden = "--labels" if config.labels else "--labels-per-class" * bool(config.labels_per_class)
+    if hidden and config.method == "independent" and config.unlabelled_share != 0:
+        raise UserError(
+            f"--methods: {name} learns nothing from the rows that {hidden} leaves without a label: "
+            f'give {name}="--method independent --unlabelled-share 0" in its place'
+        )

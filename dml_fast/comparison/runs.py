@@ -212,10 +212,9 @@ def _why(entry: Entry, code: int) -> str:
         last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
     except OSError:
         last = f"exit code {code}"
-    return (
-        f"{entry.run.folder.name} failed ({shown(last)}): {shown(log)} has all of its output; the "
-        "same command goes on"
-    )
+    more = "what has trained is kept" if code == 2 else "the same command goes on"
+    name = entry.run.folder.name
+    return f"{name} failed ({shown(last)}): {shown(log)} has all of its output; {more}"
 
 
 def _room(used: int) -> int:

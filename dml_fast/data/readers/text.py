@@ -246,5 +246,5 @@ def _known_classes(
     path, line = found.places[row]
     raise UserError(
         f"{path}, line {line}, has the label {brief(found.labels[row])}, which is none of the "
-        f"{len(declared)} declared classes: add it to --classes"
+        f"{len(declared)} classes: correct it, or declare it with --classes"
     )
