@@ -106,6 +106,13 @@ def logging_as_before() -> Iterator[None]:
     logger.setLevel(before[1])
 
 
+@pytest.fixture
+def as_without_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training in this process has given the logger a handler, which prints to another stderr."""
+    monkeypatch.setattr(logging.getLogger("dml_fast"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("dml_fast"), "handlers", [])
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data beside the checkout."""

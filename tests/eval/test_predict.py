@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -34,14 +33,9 @@ from dml_fast.runs.trained import open_data
 from dml_fast.runs.weights import load_student
 from dml_fast.train import main as train
 
+pytestmark = pytest.mark.usefixtures("as_without_training")
+
 ONE_EPOCH = ("--epochs", "1", "--device", "cpu")
-
-
-@pytest.fixture(autouse=True)
-def as_without_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training in this process has given the logger a handler, which prints to another stderr."""
-    monkeypatch.setattr(logging.getLogger("dml_fast"), "propagate", True)
-    monkeypatch.setattr(logging.getLogger("dml_fast"), "handlers", [])
 
 
 @pytest.fixture(scope="module")

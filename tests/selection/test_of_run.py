@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,10 @@ from dml_fast.runs.trained import Trained, open_data
 from dml_fast.select import acquire, pool_scores
 from dml_fast.selection.committee import Committee
 
+pytestmark = pytest.mark.usefixtures("as_without_training")
+
 HEADER = ["name", "score", "predicted", "probability"]
 SUPERVISED = ("--unlabelled-share", "0")
-
-
-@pytest.fixture(autouse=True)
-def as_without_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training in this process has given the logger a handler, which prints to another stderr."""
-    monkeypatch.setattr(logging.getLogger("dml_fast"), "propagate", True)
-    monkeypatch.setattr(logging.getLogger("dml_fast"), "handlers", [])
 
 
 @pytest.fixture(scope="module")
