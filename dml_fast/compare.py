@@ -10,7 +10,7 @@ from pathlib import Path
 from dml_fast import cli
 from dml_fast.config import TrainConfig
 from dml_fast.config.types import Count, ThreadsOrZero
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, check_whole
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("give a folder for the runs with --out")
     if args.method != TrainConfig.method:
         raise UserError("--method is what is compared: give --methods")
+    check_whole("--seeds", args.seeds, 1)
+    check_whole("--jobs", args.jobs, 0)
     base = TrainConfig(**{f.name: getattr(args, f.name) for f in fields(TrainConfig)})
     from dml_fast.comparison.compare import compare
     from dml_fast.comparison.methods import contestants

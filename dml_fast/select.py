@@ -16,6 +16,7 @@ from dml_fast.config.types import Count, CountOrZero
 from dml_fast.distributed.launch import Launch
 from dml_fast.errors import UserError, check_whole
 from dml_fast.foreign import shown
+from dml_fast.selection.scores import How, Score
 from dml_fast.selection.scores import Scores as Scores
 from dml_fast.selection.scores import acquire as acquire
 from dml_fast.selection.scores import pool_scores as pool_scores
@@ -34,10 +35,10 @@ class SelectArguments:
     """Folder of the run, whose data have rows without a label."""
     acquire: int = 20
     """How many rows to choose."""
-    score: Literal["mutual_information", "entropy", "margin", "random"] = "mutual_information"
+    score: Score = "mutual_information"
     """mutual_information: how much the students disagree (BALD). entropy: how unsure the ensemble
     is. margin: how near its two likeliest classes are."""
-    how: Literal["power", "topk"] = "power"
+    how: How = "power"
     """power: draw rows, with probabilities proportional to their scores. topk: take the highest."""
     seed: int = 0
     """Of what is drawn."""
@@ -95,9 +96,9 @@ class SimulateArguments(TrainConfig):
     """Labels that each round adds."""
     rounds: Count = 11
     """How often labels are added. One cohort more than that is trained."""
-    score: Literal["mutual_information", "entropy", "margin", "random"] = "mutual_information"
+    score: Score = "mutual_information"
     """As without --simulate."""
-    how: Literal["power", "topk"] = "power"
+    how: How = "power"
     """As without --simulate."""
     out: str = ""
     """Folder for the rounds: rounds.jsonl, rounds.png, and a run for each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -93,6 +94,16 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 
     with answer_with(request.param):
         yield request.param
+
+
+@pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    """A run takes the package's logger over; later tests listen to it."""
+    logger = logging.getLogger("dml_fast")
+    before = list(logger.handlers), logger.level, logger.propagate
+    yield
+    logger.handlers, logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
 
 
 @pytest.fixture(scope="session")

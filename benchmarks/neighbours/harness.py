@@ -105,6 +105,14 @@ def finish(jobs: Iterable[Job], path: Path, work: Path) -> None:
         print(job.setting, job.seed, shown, f"{line['seconds']} s", flush=True)
 
 
+def lines_of(jobs: Iterable[Job], name: str, places: Places) -> Lines:
+    """Measure the jobs that have no line yet, unless only tables are wanted; return all lines."""
+    path = places.out / f"{name}.jsonl"
+    if not places.table:
+        finish(jobs, path, places.work)
+    return read(path)
+
+
 def read(path: Path) -> dict[tuple[str, int], Line]:
     """Return the lines of a file by (setting, seed); what a killed process left half is no line."""
     if not path.exists():
@@ -165,18 +173,18 @@ def _printed(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> 
 
 
 def accuracies(result: Mapping[str, Any]) -> dict[str, float]:
-    """In percent: the mean of the students, and the ensemble."""
+    """Return percentages: the mean of the students, and the ensemble."""
     students = [100 * student["accuracy"] for student in result["students"]]
     return {"students": fmean(students), "ensemble": 100 * result["ensemble_accuracy"]}
 
 
 def figures(lines: Lines, setting: str, name: str) -> dict[int, float]:
-    """One figure of a setting by seed."""
+    """Return one figure of a setting by seed."""
     return {seed: line[name] for (key, seed), line in lines.items() if key == setting}
 
 
 def mean_and_error(values: Iterable[float]) -> str:
-    """Mean ± standard error, or the only value, or nothing."""
+    """Return mean ± standard error, or the only value, or nothing."""
     found = [*values]
     if len(found) < 2:
         return f"{found[0]:.1f}" if found else ""
@@ -184,7 +192,7 @@ def mean_and_error(values: Iterable[float]) -> str:
 
 
 def difference(lines: Lines, setting: str, base: str, name: str) -> str:
-    """The difference of a figure of two settings, paired by seed; "" where there is no pair."""
+    """Return a figure's difference of two settings, paired by seed; "" where there is no pair."""
     ours, theirs = figures(lines, setting, name), figures(lines, base, name)
     both = sorted(ours.keys() & theirs.keys())
     return str(paired([ours[seed] - theirs[seed] for seed in both])) if both else ""

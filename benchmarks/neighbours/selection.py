@@ -133,14 +133,14 @@ def tables(lines: Lines, tasks: Sequence[str] = tuple(TASKS)) -> str:
 
 
 def curves(lines: Lines, setting: str) -> list[tuple[list[int], list[float]]]:
-    """(labels, ensemble's accuracy) of each seed."""
+    """Return (labels, ensemble's accuracy) of each seed."""
     return [(x["labels"], x["ensemble"]) for key, x in lines.items() if key[0] == setting]
 
 
 def labels_to(
     ours: Sequence[tuple[list[int], list[float]]], theirs: Sequence[tuple[list[int], list[float]]]
 ) -> str:
-    """First number of labels at which our mean curve reaches the last point of theirs."""
+    """Return the number of labels at which our mean curve reaches the last point of theirs."""
     goal = fmean(accuracy[-1] for _, accuracy in theirs)
     mean = np.mean([accuracy for _, accuracy in ours], axis=0)
     reached = np.flatnonzero(mean >= goal - 1e-9)
@@ -150,10 +150,8 @@ def labels_to(
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     args = tyro.cli(Arguments, args=argv, description=__doc__)
-    path = args.out / f"{NAME}.jsonl"
-    if not args.table:
-        harness.finish(jobs(args), path, args.work)
-    print(tables(harness.read(path), args.tasks))
+    lines = harness.lines_of(jobs(args), NAME, args)
+    print(tables(lines, args.tasks))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class Task(NamedTuple):
 
 
 def images(per_class: int) -> tuple[str, ...]:
-    """Flags of digits as images: 1,000 unlabelled ones, of the 1,168 that train."""
+    """Return flags of digits as images: 1,000 unlabelled ones, of the 1,168 that train."""
     share = f"{(1000 + 10 * per_class) / 1168:.4f}"
     return (
         *("--data", "digits", "--train-fraction", share, "--views", "per-student"),
@@ -128,10 +128,8 @@ def tables(lines: Lines) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     args = tyro.cli(Arguments, args=argv, description=__doc__)
-    path = args.out / f"{NAME}.jsonl"
-    if not args.table:
-        harness.finish(jobs(args), path, args.work)
-    print(tables(harness.read(path)))
+    lines = harness.lines_of(jobs(args), NAME, args)
+    print(tables(lines))
 
 
 if __name__ == "__main__":

@@ -103,10 +103,8 @@ def tables(lines: Lines) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     args = tyro.cli(Arguments, args=argv, description=__doc__)
-    path = args.out / f"{NAME}.jsonl"
-    if not args.table:
-        harness.finish(jobs(args), path, args.work)
-    print(tables(harness.read(path)))
+    lines = harness.lines_of(jobs(args), NAME, args)
+    print(tables(lines))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from dml_fast.comparison.measures import Ids, Measured, measured
 from dml_fast.comparison.methods import Contestant
-from dml_fast.comparison.runs import entries, held, train_all
+from dml_fast.comparison.runs import entries, train_all
 from dml_fast.comparison.tables import Result, cost_times, to_json, to_markdown
 from dml_fast.engine.precision import pick_device
 from dml_fast.foreign import shown
 from dml_fast.reporting.console import PlainConsole, at_the_end, set_up_logging
 from dml_fast.runs.files import atomic_write
+from dml_fast.runs.folder import held
 
 _log = logging.getLogger("dml_fast")
 
@@ -41,7 +42,7 @@ def compare(found: tuple[Contestant, ...], seeds: Sequence[int], folder: Path, j
     """
     set_up_logging(PlainConsole(stderr=True))
     device = found[0].config.device
-    with held(folder):
+    with held(folder, "compares methods in"):
         runs = entries(found, seeds, folder)
         if code := train_all(runs, jobs, pick_device(device).type == "cuda"):
             _log.warning("stopped; the same command goes on")

@@ -10,8 +10,8 @@ from typing import NamedTuple, get_args
 
 from dml_fast.config import Method, TrainConfig, flag
 from dml_fast.config.files import difference
-from dml_fast.engine.precision import pick_device
 from dml_fast.errors import UserError, brief
+from dml_fast.training.executors import without_trial
 
 METHODS: tuple[Method, ...] = get_args(Method)
 _OF_ALL = ("seed", "out", "data", "val_fraction", "val_protocol", "device")
@@ -55,15 +55,16 @@ def contestants(
             found.append(_named(last, flags, base, parse))
     if len(found) < 2:
         raise UserError("--methods has fewer than two: give at least two to compare")
-    settled = [Contestant(name, _settled(config)) for name, config in found]
+    settled = [Contestant(name, without_trial(config)) for name, config in found]
     for place, (name, config) in enumerate(settled):
         for other, another in settled[:place]:
             if name == other:
                 raise UserError(f"--methods has {name} twice: give each a name of its own")
             if not difference(config, another):
                 raise UserError(f"--methods: {other} and {name} are the same: leave one out")
-    for _, config in settled:
+    for name, config in settled:
         config.check()
+        _check_rows(name, config)
     return tuple(settled)
 
 
@@ -91,8 +92,11 @@ def _named(
     return Contestant(name, config)
 
 
-def _settled(config: TrainConfig) -> TrainConfig:
-    """Return the configuration without what a run would choose for itself, by a trial."""
-    if config.executor == "auto" and pick_device(config.device).type == "cpu":
-        return replace(config, executor="sequential")
-    return config
+def _check_rows(name: str, config: TrainConfig) -> None:
+    """Refuse, before others have trained, what a run would refuse when it has read its data."""
+    hidden = "--labels" if config.labels else "--labels-per-class" * bool(config.labels_per_class)
+    if hidden and config.method == "independent" and config.unlabelled_share != 0:
+        raise UserError(
+            f"--methods: {name} learns nothing from the rows that {hidden} leaves without a label: "
+            f'give {name}="--method independent --unlabelled-share 0" in its place'
+        )

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,9 +18,8 @@ from dml_fast.comparison.worker import Answer, Order
 from dml_fast.config.files import check_same_run
 from dml_fast.errors import TrainingError, UserError
 from dml_fast.foreign import shown
-from dml_fast.machine import cores, locked
+from dml_fast.machine import cores
 from dml_fast.reporting.console import progress
-from dml_fast.runs.files import writing
 from dml_fast.runs.folder import Run
 from dml_fast.training.signals import StopRequest
 
@@ -78,23 +76,6 @@ def entries(found: Sequence[Contestant], seeds: Sequence[int], folder: Path) -> 
             wanted = replace(entry.contestant.config, seed=entry.seed, out=own.out)
             check_same_run(own, wanted, entry.run.folder)
     return all_of_them
-
-
-def held(folder: Path) -> AbstractContextManager[None]:
-    """Make the folder of a comparison, and keep other processes from working in it.
-
-    Raises:
-        UserError: it cannot be made, holds a run, or another process works in it.
-    """
-
-    def refuse() -> None:
-        raise UserError(f"another process compares in {folder}: wait for it, or give another --out")
-
-    with writing(f"--out {folder}", "give another folder"):
-        folder.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(Run(folder).config_file):
-        raise UserError(f"--out {folder} holds a run: give another folder")
-    return locked(folder, refuse)
 
 
 @dataclass
@@ -231,10 +212,9 @@ def _why(entry: Entry, code: int) -> str:
         last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
     except OSError:
         last = f"exit code {code}"
-    return (
-        f"{entry.run.folder.name} failed ({shown(last)}): {shown(log)} has all of its output; the "
-        "same command goes on"
-    )
+    more = "what has trained is kept" if code == 2 else "the same command goes on"
+    name = entry.run.folder.name
+    return f"{name} failed ({shown(last)}): {shown(log)} has all of its output; {more}"
 
 
 def _room(used: int) -> int:

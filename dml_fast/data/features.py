@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from dml_fast.data import text_features, vector_features
 from dml_fast.data.feature_files import ARRAYS_FILE, Columns, arrays_of, taken
+from dml_fast.data.names import some_of
 from dml_fast.data.vectors import VectorSet
 from dml_fast.foreign import Unfit, reading
 
@@ -78,7 +79,7 @@ class RowSet:
         return RowSet(
             {name: column[ids] for name, column in self.columns.items()},
             self.labels[ids],
-            names=tuple(self.names[i] for i in ids.tolist()),
+            names=some_of(self.names, ids),
             hidden=None if self.hidden is None else self.hidden[ids],
         )
 

@@ -52,7 +52,7 @@ class ShuffledOrder:
         check_whole("batch_size", batch_size, 1)
         if batch_size > count:
             raise UserError(
-                f"batch size {batch_size} does not fit {count} training images: "
+                f"batch size {batch_size} does not fit {count} training rows: "
                 f"choose a --batch-size from 1 to {count}"
             )
         self.steps = count // batch_size

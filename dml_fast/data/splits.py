@@ -72,10 +72,10 @@ def split_validation(labels: Ids, fraction: float) -> tuple[Ids, Ids]:
     count = round(fraction * len(known))
     val = known[stratified_sample(labels[known], count, numpy_generator(_SPLIT_SEED))]
     if len(val) == 0:
-        what = "images" if len(known) == len(labels) else "rows with a label"
+        what = "rows" if len(known) == len(labels) else "rows with a label"
         raise UserError(
             f"--val-fraction {fraction} of {len(known)} training {what} leaves none for "
-            "validation: raise it, add images, or add a val/ folder"
+            "validation: raise it, or add rows, or some for validation (val)"
         )
     return remaining(len(labels), val), val
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from dml_fast.data.names import some_of
 from dml_fast.models.inputs import InputSpec
 
 
@@ -40,7 +41,7 @@ class VectorSet:
         return VectorSet(
             tuple(view[ids] for view in self.views),
             self.labels[ids],
-            names=tuple(self.names[i] for i in ids.tolist()),
+            names=some_of(self.names, ids),
             hidden=None if self.hidden is None else self.hidden[ids],
         )
 

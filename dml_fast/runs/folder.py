@@ -245,14 +245,8 @@ class Run:
         with ExitStack() as stack:
             with self._writing():
                 self.folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(locked(self.folder, self._refuse_a_second_process))
+                stack.enter_context(_locked(self.folder, "is training in"))
             yield
-
-    def _refuse_a_second_process(self) -> None:
-        raise UserError(
-            f"another process is training in {self.folder}: wait for it or stop it, "
-            "or give another folder with --out"
-        )
 
     @contextmanager
     def taken(self, *, new: bool) -> Iterator[None]:
@@ -317,6 +311,33 @@ class Run:
 
     def _writing(self) -> AbstractContextManager[None]:
         return writing(f"the run folder {self.folder}", "give another one with --out")
+
+
+def held(folder: Path, work: str) -> AbstractContextManager[None]:
+    """Make a folder of several runs, and keep other processes from working in it.
+
+    Args:
+        folder: that ``--out`` gives.
+        work: what is done in it, for a message about another process.
+
+    Raises:
+        UserError: it cannot be made, is that of one run, or another process works in it.
+    """
+    with writing(f"--out {folder}", "give another folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(Run(folder).config_file):
+        raise UserError(f"--out {folder} holds a run: give another folder")
+    return _locked(folder, work)
+
+
+def _locked(folder: Path, work: str) -> AbstractContextManager[None]:
+    def refuse() -> None:
+        raise UserError(
+            f"another process {work} {folder}: wait for it or stop it, or give another folder "
+            "with --out"
+        )
+
+    return locked(folder, refuse)
 
 
 def is_name_of_parts(name: str) -> bool:

@@ -102,10 +102,16 @@ class Committee:
         return evaluate(self.models, self._batches(part), self.precision, classes)
 
     @torch.inference_mode()
-    def ask(self, part: Rows) -> Opinions:
-        """Return what the students say about rows."""
+    def ask(self, part: Rows, rows: Ids) -> Opinions:
+        """Return what the students say about some rows, with their indices in ``part``.
+
+        Args:
+            part: N rows.
+            rows: (n,) int64, indices of them.
+        """
+        asked = part.subset(rows)
         parts = [_none()]
-        with closing(self._batches(part)) as batches, evaluating(self.models):
+        with closing(self._batches(asked)) as batches, evaluating(self.models):
             for batch in batches:
                 if not len(batch.ids):  # none of its files can be decoded
                     continue
@@ -115,10 +121,10 @@ class Committee:
                         for place, model in enumerate(self.models)
                     ]
                 ids = batch.ids.cpu().numpy()
-                parts.append(_opinions(ids, torch.stack(logits).cpu().numpy(), part.labels[ids]))
+                parts.append(_opinions(ids, torch.stack(logits).cpu().numpy(), asked.labels[ids]))
         ids, scores, *rest = zip(*parts, strict=True)
         together = Scores(*map(np.concatenate, zip(*scores, strict=True)))
-        return Opinions(np.concatenate(ids), together, *map(np.concatenate, rest))
+        return Opinions(rows[np.concatenate(ids)], together, *map(np.concatenate, rest))
 
     def _batches(self, part: Rows) -> Any:
         facts = self.trained.facts

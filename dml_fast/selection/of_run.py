@@ -66,7 +66,7 @@ def select_next(
         )
     if score == "mutual_information" and run.config.unlabelled_share != 0:
         raise UserError(unfit_for_information(f"{run.folder} was trained"))
-    found = _opinions(committee, train, pool)
+    found = committee.ask(train, pool)
     places = choose(found, len(train), count, score=score, how=how, seed=seed)
     values = score_values(found, len(train), score, seed)
     rows = [
@@ -88,8 +88,8 @@ def select_suspects(committee: Committee, count: int, *, out: str) -> Selected:
 
     The order is that of the label's normalised margin, lowest first: its probability minus the
     largest of the other classes (Northcutt, Jiang and Chuang, JAIR 2021, arXiv 1911.00068). The
-    students have learned these labels; the more they memorised, the less the order says. So the
-    best checkpoint finds more wrong labels than the last.
+    students have learned these labels, wrong ones too: the order says less where they know them by
+    heart.
 
     Args:
         committee: the students of a run, whose training rows are judged.
@@ -105,7 +105,7 @@ def select_suspects(committee: Committee, count: int, *, out: str) -> Selected:
         UserError: the run's data have changed, or the file cannot be written.
     """
     train, classes = _open(committee, out, unlabelled=False)
-    found = _opinions(committee, train, np.flatnonzero(train.labels >= 0))
+    found = committee.ask(train, np.flatnonzero(train.labels >= 0))
     agrees = found.predicted == train.labels[found.ids]
     gap = 1.0 - found.scores.margin  # of the two largest probabilities
     margin = np.where(agrees, gap, found.of_label - found.probability)
@@ -220,12 +220,6 @@ def _labelled_since(committee: Committee, train: Rows, classes: tuple[str, ...])
     if new := int((named & (train.labels < 0)).sum()):
         _log.warning("%d rows have a label in %s since the run was trained: left out", new, file)
     return named
-
-
-def _opinions(committee: Committee, train: Rows, ids: Ids) -> Opinions:
-    """Return opinions on some rows, with their indices in ``train``."""
-    found = committee.ask(train.subset(ids))
-    return found._replace(ids=ids[found.ids])
 
 
 def _class(classes: Sequence[str], label: int) -> str:

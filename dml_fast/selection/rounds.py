@@ -14,9 +14,8 @@ from dml_fast.config import TrainConfig, flag
 from dml_fast.config.files import difference, from_mapping
 from dml_fast.errors import UserError, check_choice, check_whole, escaped
 from dml_fast.foreign import Unfit, content, json_value, reading, typed
-from dml_fast.machine import locked
 from dml_fast.runs.files import atomic_write, writing
-from dml_fast.runs.folder import Run
+from dml_fast.runs.folder import Run, held
 from dml_fast.selection.scores import HOWS, SCORES, How, Score
 from dml_fast.version import __version__
 
@@ -109,19 +108,9 @@ class Rounds:
         """Make the folder, and keep other processes from working in it.
 
         Raises:
-            UserError: it cannot be made, holds a run, or another process works in it.
+            UserError: as `dml_fast.runs.folder.held`.
         """
-        with writing(f"--out {self.folder}", "give another folder"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        if os.path.lexists(Run(self.folder).config_file):
-            raise UserError(f"--out {self.folder} holds a run: give another folder")
-        return locked(self.folder, self._refuse_a_second_process)
-
-    def _refuse_a_second_process(self) -> None:
-        raise UserError(
-            f"another process works on the rounds in {self.folder}: wait for it or stop it, or "
-            "give another folder with --out"
-        )
+        return held(self.folder, "works on the rounds in")
 
     def begin(self, plan: Plan, config: TrainConfig) -> None:
         """Write the options, or compare them with those that rounds here were begun with.

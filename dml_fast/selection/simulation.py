@@ -26,6 +26,7 @@ from dml_fast.selection.committee import Committee, Rows
 from dml_fast.selection.of_run import check_committee, choose, unfit_for_information
 from dml_fast.selection.rounds import Plan, RoundLine, Rounds
 from dml_fast.training import job
+from dml_fast.training.executors import without_trial
 
 _log = logging.getLogger("dml_fast")
 
@@ -66,10 +67,7 @@ def _settled(config: TrainConfig) -> TrainConfig:
     """Return the configuration with what is automatic in other runs: rounds must be alike."""
     if config.unlabelled_share == "auto":
         config = replace(config, unlabelled_share=0.0)
-    if config.executor == "auto" and pick_device(config.device).type == "cpu":
-        # a trial may choose differently in a round that is begun again, with other roundings
-        config = replace(config, executor="sequential")
-    return config
+    return without_trial(config)
 
 
 def _check(config: TrainConfig, plan: Plan, launch: Launch) -> None:
@@ -209,8 +207,7 @@ class _Loop:
         pool = np.flatnonzero(hidden)
         if number == self.plan.rounds or not len(pool):
             return []
-        found = committee.ask(self.train.subset(pool))
-        found = found._replace(ids=pool[found.ids])
+        found = committee.ask(self.train, pool)
         places = choose(
             found,
             len(self.train),

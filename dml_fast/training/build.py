@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -38,9 +37,6 @@ from dml_fast.training.signals import StopRequest
 from dml_fast.training.students import blank, build_cohort, warn_of_other_columns
 from dml_fast.training.trainer import Trainer
 from dml_fast.training.unlabelled import settled
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 

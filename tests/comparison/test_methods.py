@@ -1,4 +1,4 @@
-"""What --methods may hold."""
+"""What --methods may hold, and what is said of runs that fail."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from dml_fast import cli
-from dml_fast.comparison.methods import contestants
+from dml_fast.comparison.methods import Contestant, contestants
+from dml_fast.comparison.runs import Entry, _why
 from dml_fast.config import TrainConfig
 from dml_fast.errors import UserError
+from dml_fast.runs.folder import Run
 
 
 def parse(flags: list[str], base: TrainConfig) -> TrainConfig:
@@ -61,6 +63,10 @@ def test_bad_methods_get_one_sentence(given: list[str], words: str) -> None:
         ([], "--out"),
         (["--out", "x", "--method", "dml_e"], "give --methods"),
         (["--out", "RUN"], "holds a run"),
+        (["--out", "x", "--seeds", "0"], "--seeds is 0"),
+        (["--out", "x", "--jobs", "-1"], "--jobs is -1"),
+        (["--out", "x", "--labels-per-class", "3"], 'independent="--method independent --unlab'),
+        (["--out", "x", "--labels", "f"], "learns nothing from the rows that --labels leaves"),
     ],
 )
 def test_bad_options_of_the_command(
@@ -77,3 +83,11 @@ def test_bad_options_of_the_command(
     Path("RUN/config.json").write_text("{}")
     assert cli.run(compare.main, arguments) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_run_that_was_refused_is_not_offered_again(tmp_path: Path) -> None:
+    (tmp_path / "c-s0.log").write_text("a line\nerror: give a file\n")
+    entry = Entry("c", 0, Run(tmp_path / "c-s0"), Contestant("c", TrainConfig()))
+    assert "c-s0 failed (error: give a file)" in _why(entry, 2)
+    assert _why(entry, 2).endswith("what has trained is kept")
+    assert _why(entry, 1).endswith("the same command goes on")

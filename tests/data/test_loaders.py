@@ -202,7 +202,7 @@ def test_market1501_of_different_shapes_comes_in_one_size(name: str, tmp_path: P
 @pytest.mark.parametrize("name", ALL)
 def test_fewer_images_than_a_batch_are_refused(name: str, tmp_path: Path) -> None:
     data = opened(pieces(tmp_path, 3, [(24, 24)], parts=("train", "val")), name)
-    with pytest.raises(UserError, match=r"batch size 8 does not fit 6 training images"):
+    with pytest.raises(UserError, match=r"batch size 8 does not fit 6 training rows"):
         loader_of(data)
 
 

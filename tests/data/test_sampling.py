@@ -179,5 +179,5 @@ def test_images_of_one_class_a_shard_are_spread_over_time() -> None:
 
 
 def test_a_batch_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(UserError, match="batch size 11 does not fit 10 training images"):
+    with pytest.raises(UserError, match="batch size 11 does not fit 10 training rows"):
         ShardOrder(shards([5, 5]), 11, 0, 5)

@@ -126,7 +126,9 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str | bytes, words: str) 
 
 
 def test_wrong_options_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="line 2, has the label 'b', which is none of the 2 declar"):
+    with pytest.raises(
+        UserError, match="line 2, has the label 'b', which is none of the 2 classes: corr"
+    ):
         read(SMALL, folder=tmp_path, classes=("a", "c"))
     with pytest.raises(UserError, match=r"--levels pairs needs .*tsv has text alone.*words,chars"):
         read(SMALL, folder=tmp_path, levels=("pairs",))

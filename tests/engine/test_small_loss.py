@@ -59,6 +59,7 @@ def naive_step(
     return [c[keep].mean().detach() for c in ce], keep
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "weight", "unlabelled"), [(2, 8.0, 0), (3, 0.0, 0), (2, 1.5, 4)])
 def test_twenty_steps_are_those_of_a_plain_loop(count: int, weight: float, unlabelled: int) -> None:
     mine = networks(count)

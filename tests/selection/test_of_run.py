@@ -94,6 +94,7 @@ def test_a_draw_is_repeated_by_its_seed(run: Path, tmp_path: Path) -> None:
     assert len({tuple(names) for names in found.values()}) == 4
 
 
+@pytest.mark.slow
 def test_a_draw_does_not_depend_on_which_other_rows_have_a_label(
     run: Path, data: str, tmp_path: Path
 ) -> None:
@@ -132,6 +133,7 @@ def test_what_was_written_is_said(run: Path, tmp_path: Path, capfd: Any) -> None
     assert capfd.readouterr().out == f"{line}last.pt of {run}; fp32 on cpu\n"
 
 
+@pytest.mark.slow
 def test_names_stand_in_one_line(tmp_path: Path) -> None:
     """A tab in a file's name is escaped, as --labels reads it."""
     images = tree(tmp_path / "images")
@@ -152,23 +154,23 @@ def test_names_stand_in_one_line(tmp_path: Path) -> None:
 
 def test_students_that_give_no_numbers(run: Path) -> None:
     committee = Committee.load(Run.open(run), "best", device="cpu")
-    rows = open_data(Run.open(run), unlabelled=True).train.subset(np.arange(18, 48))
+    train_rows, pool = open_data(Run.open(run), unlabelled=True).train, np.arange(18, 48)
     two = Committee(
         run=committee.run,
         trained=committee.trained,
         models=committee.models[1:],
         precision=committee.precision,
         batch_size=7,
-    ).ask(rows)
+    ).ask(train_rows, pool)
     with torch.no_grad():
         next(committee.models[0].parameters()).fill_(torch.nan)
-    three = committee.ask(rows)
+    three = committee.ask(train_rows, pool)
     np.testing.assert_allclose(three.scores.entropy, two.scores.entropy, rtol=1e-5)
     np.testing.assert_array_equal(three.predicted, two.predicted)
     for model in committee.models:
         with torch.no_grad():
             next(model.parameters()).fill_(torch.nan)
-    none = committee.ask(rows)
+    none = committee.ask(train_rows, pool)
     assert (none.predicted == -1).all()
     assert np.isnan([*none.scores, none.probability]).all()
 
@@ -178,8 +180,8 @@ def test_rows_that_nobody_can_score_are_written_without_numbers(
 ) -> None:
     ask = Committee.ask
 
-    def without_the_first(self: Committee, part: Any) -> Any:
-        found = ask(self, part)
+    def without_the_first(self: Committee, part: Any, rows: Any) -> Any:
+        found = ask(self, part, rows)
         for values in (*found.scores, found.probability):
             values[0] = np.nan
         found.predicted[0] = -1
@@ -190,6 +192,7 @@ def test_rows_that_nobody_can_score_are_written_without_numbers(
     assert table(tmp_path / "next.tsv")[-1] == ["row 18", "", "", ""]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [5, 16])
 def test_suspects_are_the_most_doubtful_labels(
     noisy: Path, tmp_path: Path, capfd: Any, count: int
@@ -235,12 +238,14 @@ def refused(words: str, capfd: Any, *options: object) -> None:
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_a_run_of_which_every_row_has_a_label(tmp_path: Path, capfd: Any) -> None:
     folder = train(tmp_path / "run", "--data", blobs(tmp_path / "rows.npz"))
     refused("has a label, so there is none to choose", capfd, folder, "--out", tmp_path / "a.tsv")
     assert not (tmp_path / "a.tsv").exists()
 
 
+@pytest.mark.slow
 def test_one_student_cannot_disagree(data: str, tmp_path: Path, capfd: Any) -> None:
     alone = ("--arch", "mlp_8", "--cohort", "1", "--method", "independent")
     folder = train(tmp_path / "run", "--data", data, *SUPERVISED, *alone)
@@ -249,6 +254,7 @@ def test_one_student_cannot_disagree(data: str, tmp_path: Path, capfd: Any) -> N
     assert select(folder, "--score", "margin", "--out", out) == 0
 
 
+@pytest.mark.slow
 def test_students_that_were_trained_to_agree_on_the_pool(
     data: str, tmp_path: Path, capfd: Any
 ) -> None:
@@ -261,6 +267,7 @@ def test_students_that_were_trained_to_agree_on_the_pool(
     assert len(table(out)) == 21
 
 
+@pytest.mark.slow
 def test_rows_that_got_a_label_since_are_left_out(data: str, tmp_path: Path, capfd: Any) -> None:
     """A person has labelled some rows of the last choice, and not trained again."""
     labels = tmp_path / "labels.tsv"
@@ -280,6 +287,7 @@ def test_rows_that_got_a_label_since_are_left_out(data: str, tmp_path: Path, cap
     assert len(table(tmp_path / "next.tsv")) == 37
 
 
+@pytest.mark.slow
 def test_data_that_have_changed(tmp_path: Path, capfd: Any) -> None:
     data = blobs(tmp_path / "rows.npz", unlabelled=30)
     folder = train(tmp_path / "run", "--data", data, *SUPERVISED)

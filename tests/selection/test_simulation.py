@@ -103,6 +103,7 @@ def test_the_picture(done: Path) -> None:
         assert len(picture.convert("RGB").getcolors(2**20) or ()) > 50
 
 
+@pytest.mark.slow
 def test_the_start_does_not_depend_on_the_score(done: Path, data: str, tmp_path: Path) -> None:
     """So that selectors are compared by pairs."""
     options = ("--score", "random", "--rounds", 1, "--how", "topk")
@@ -113,6 +114,7 @@ def test_the_start_does_not_depend_on_the_score(done: Path, data: str, tmp_path:
     assert other | {"acquired": ()} == first | {"acquired": ()}
 
 
+@pytest.mark.slow
 def test_a_round_is_the_run_that_its_labels_give(tmp_path: Path) -> None:
     """On images; features of vectors are fitted once for all rounds."""
     options = "--arch resnet8,resnet8 --batch-size 8 --epochs 2 --epoch-steps 3 --device cpu"
@@ -128,6 +130,7 @@ def test_a_round_is_the_run_that_its_labels_give(tmp_path: Path) -> None:
         assert (by_hand / name).read_bytes() == (rounds / "round-01" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_pool_ends_before_the_rounds(data: str, tmp_path: Path, capfd: Any) -> None:
     options = ("--start", 40, "--acquire", 6, "--rounds", 9)
     assert simulate(data, tmp_path / "rounds", *options) == 0
@@ -157,6 +160,7 @@ class Killed(BaseException):
     """As SIGKILL: nothing after it happens."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["trained", "before the line", "after the line", "drawing"])
 def test_a_loop_that_ended_between_two_steps_goes_on(
     done: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str

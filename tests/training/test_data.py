@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,15 +19,7 @@ from dml_fast.errors import UserError
 from dml_fast.evaluate import main as evaluate
 from dml_fast.runs.folder import Run
 
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """A run takes the package's logger over; later tests listen to it."""
-    logger = logging.getLogger("dml_fast")
-    before = list(logger.handlers), logger.level, logger.propagate
-    yield
-    logger.handlers, logger.propagate = before[0], before[2]
-    logger.setLevel(before[1])
+pytestmark = pytest.mark.usefixtures("logging_as_before")
 
 
 SHORT = {"arch": "resnet8", "epochs": 2, "batch_size": 16, "views": "per-student"}

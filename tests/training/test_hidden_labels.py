@@ -32,6 +32,7 @@ def test_a_run_without_rows_that_lack_a_label_is_one_where_they_do_not_exist(
     assert digest(tmp_path / "hidden") == digest(tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_labels_that_it_learned(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -54,6 +55,7 @@ def test_a_run_keeps_the_labels_that_it_learned(
     assert json.loads(capsys.readouterr().out)["labelled"] == 96
 
 
+@pytest.mark.slow
 def test_evaluation_counts_the_rows_that_have_a_label(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -78,6 +78,7 @@ def test_a_stopped_run_ends_as_one_that_never_was(run: Path, table: Path, tmp_pa
         assert (split / name).read_bytes() == (run / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("student", range(3))
 def test_without_teaching_a_student_is_that_of_a_cohort_of_its_level(
     table: Path, tmp_path: Path, student: int

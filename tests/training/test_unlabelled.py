@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +19,12 @@ from dml_fast.training.signals import StopRequest
 from dml_fast.training.trainer import Trainer
 from dml_fast.training.unlabelled import settled
 
+pytestmark = pytest.mark.usefixtures("logging_as_before")
+
 FEW: dict[str, Any] = {
     "arch": "group_norm_net:build", "cohort": 3, "labels_per_class": 2, "batch_size": 100,
     "epochs": 1, "seed": 3,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """A run takes the package's logger over; later tests listen to it."""
-    logger = logging.getLogger("dml_fast")
-    before = list(logger.handlers), logger.level, logger.propagate
-    yield
-    logger.handlers, logger.propagate = before[0], before[2]
-    logger.setLevel(before[1])
 
 
 def build(folder: Path, **options: Any) -> Trainer:

@@ -147,6 +147,7 @@ def test_rows_that_do_not_fit_the_run_are_refused(
     assert re.search(message, printed), printed
 
 
+@pytest.mark.slow
 def test_a_run_stopped_within_an_epoch_ends_as_one_that_never_was(
     rows: Path, tmp_path: Path
 ) -> None:

@@ -40,6 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
 def test_split_equals_straight(tmp_path: Path, options: dict[str, Any]) -> None:
     config = config_of_views(make_views(tmp_path / "v.npz"), **options)
@@ -94,6 +95,7 @@ def test_without_teaching_each_student_is_a_run_of_its_own(
     assert not torch.equal(taught[0]["classifier.weight"], together[0]["classifier.weight"])
 
 
+@pytest.mark.slow
 def test_a_weight_of_0_is_independent_training(tmp_path: Path) -> None:
     """By the options, with dropout: the same files, though the loss shows a KL."""
     data = make_views(tmp_path / "v.npz")
@@ -120,6 +122,7 @@ def test_facts_and_files_name_the_views(run: Run) -> None:
         assert model.get_submodule("hidden").weight.shape == (8, size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["safetensors", "pt2", "onnx"])
 def test_each_export_gives_what_evaluate_counted(run: Run, tmp_path: Path, kind: str) -> None:
     """Each file alone, on its own view's columns of the test rows, is as often right."""
@@ -193,6 +196,7 @@ def test_other_data_needs_the_same_columns(run: Run, tmp_path: Path) -> None:
         evaluate_run(run.folder, data="digits")
 
 
+@pytest.mark.slow
 def test_without_the_data_an_export_is_compared_on_random_vectors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,6 +213,7 @@ def test_the_default_network_is_the_datas() -> None:
     assert TrainConfig().architectures == ("resnet32",) * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_run", [True, False])
 def test_weights_to_start_from(
     run: Run, tmp_path: Path, with_run: bool, capsys: pytest.CaptureFixture[str]
@@ -233,6 +238,7 @@ def test_weights_to_start_from(
     assert capsys.readouterr().err.count("may be of other features") == 1
 
 
+@pytest.mark.slow
 def test_runs_of_images_from_before_load(tmp_path: Path) -> None:
     """Neither config.json nor the students' files had ``inputs``, and options of today."""
     config = TrainConfig(arch="resnet8", epochs=2, train_fraction=0.25, seed=5)

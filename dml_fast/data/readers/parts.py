@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from dml_fast.data.features import Fit, RowSet
+from dml_fast.data.sets import RawData
 from dml_fast.errors import UserError, brief
 
 _PARTS = {"train": "train", "val": "val", "dev": "val", "test": "test"}
@@ -33,6 +35,22 @@ def ids_of_parts(splits: Sequence[str], where: str | os.PathLike[str]) -> dict[s
     if not len(ids["train"]):
         raise UserError(f"{where} has no row whose split is train: mark the rows to learn from")
     return ids
+
+
+def in_parts(
+    name: str, classes: tuple[str, ...], rows: RowSet, ids: Mapping[str, Ids], fit: Fit
+) -> RawData:
+    """Return rows that are no images as a data set.
+
+    Args:
+        name: of the data.
+        classes: the names of all classes.
+        rows: of all parts.
+        ids: of `ids_of_parts`.
+        fit: from the training rows to their features.
+    """
+    val, test = (rows.subset(ids[part]) if len(ids[part]) else None for part in ("val", "test"))
+    return RawData(name, classes, rows.subset(ids["train"]), val, test, pad=0, flip=False, fit=fit)
 
 
 def ids_of_part(

@@ -12,7 +12,7 @@ import numpy as np
 
 from dml_fast.data.feature_files import Array, Columns
 from dml_fast.data.features import RowSet
-from dml_fast.data.readers.parts import ids_of_part, ids_of_parts
+from dml_fast.data.readers.parts import ids_of_part, ids_of_parts, in_parts
 from dml_fast.data.sets import RawData
 from dml_fast.data.text_features import ARGUMENTS, ONE_TEXT, TextFeatures, check_levels
 from dml_fast.errors import UserError, brief
@@ -55,7 +55,7 @@ def check_text(spec: str) -> None:
     Raises:
         UserError: a file is missing or has a header that does not do.
     """
-    _columns_of_all(text_files(spec))
+    text_columns(text_files(spec))
 
 
 def read_text(
@@ -85,18 +85,8 @@ def read_text(
     read = np.concatenate([*ids.values()])
     known = _known_classes(found, np.sort(read).tolist(), classes, spec)
     rows = _rows(found, known)
-    parts = {part: rows.subset(ids[part]) if len(ids[part]) else None for part in ids}
-    assert parts["train"] is not None
-    return RawData(
-        name=files[0].stem,
-        classes=known,
-        train=parts["train"],
-        val=parts["val"],
-        test=parts["test"],
-        pad=0,
-        flip=False,
-        fit=partial(TextFeatures.fit, levels=tuple(levels), dim=dim, where=spec),
-    )
+    fit = partial(TextFeatures.fit, levels=tuple(levels), dim=dim, where=spec)
+    return in_parts(files[0].stem, known, rows, ids, fit)
 
 
 def read_text_part(spec: str, part: str, classes: Sequence[str]) -> RowSet:
@@ -128,21 +118,18 @@ def text_columns(files: Sequence[Path]) -> tuple[str, ...]:
     Raises:
         UserError: one is missing, has neither, or other ones than the first.
     """
-    return _columns_of_all(files)[0]
-
-
-def _columns_of_all(files: Sequence[Path]) -> list[tuple[str, ...]]:
-    found = []
+    first: tuple[str, ...] = ()
     for path in files:
         with reading(path, _ADVICE), opened(path) as file:
             line = file.readline(_LONGEST_HEADER).decode("utf-8-sig")
-        found.append(_text_columns(path, _fields(line)))
-        if found[-1] != found[0]:
+        found = _text_columns(path, _fields(line))
+        first = first or found
+        if found != first:
             raise UserError(
-                f"{path} has {' and '.join(found[-1])}, and {files[0]} "
-                f"{' and '.join(found[0])}: give files with the same columns of text"
+                f"{path} has {' and '.join(found)}, and {files[0]} {' and '.join(first)}: give "
+                "files with the same columns of text"
             )
-    return found
+    return first
 
 
 def _fields(line: str) -> list[str]:
@@ -259,5 +246,5 @@ def _known_classes(
     path, line = found.places[row]
     raise UserError(
         f"{path}, line {line}, has the label {brief(found.labels[row])}, which is none of the "
-        f"{len(declared)} declared classes: add it to --classes"
+        f"{len(declared)} classes: correct it, or declare it with --classes"
     )

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from dml_fast.data.features import RowSet
 from dml_fast.data.npz import arrays_in
-from dml_fast.data.readers.parts import ids_of_part, ids_of_parts
+from dml_fast.data.readers.parts import ids_of_part, ids_of_parts, in_parts
 from dml_fast.data.sets import RawData
 from dml_fast.data.vector_features import VectorFeatures, array_name
 from dml_fast.errors import UserError, brief
@@ -57,7 +57,7 @@ class VectorFile(NamedTuple):
         first = next(iter(inputs))
         count = len(inputs[first]) if inputs[first].ndim else 0
         for name, array in inputs.items():
-            _check_vectors(path, name, array)
+            _check_numbers(path, name, array)
         for name, array in arrays.items():
             if name != "classes" and array.shape[:1] != (count,):
                 raise UserError(
@@ -98,18 +98,8 @@ def read_vectors(path: Path, *, levels: Sequence[str] | None, classes: Sequence[
     known = _known_classes(file, classes)
     rows = _rows(file, views, known)
     ids = ids_of_parts(file.splits or ("train",) * len(rows), path)
-    parts = {part: rows.subset(ids[part]) if len(ids[part]) else None for part in ids}
-    assert parts["train"] is not None
-    return RawData(
-        name=path.stem,
-        classes=known,
-        train=parts["train"],
-        val=parts["val"],
-        test=parts["test"],
-        pad=0,
-        flip=False,
-        fit=partial(VectorFeatures.fit, names=views),
-    )
+    fit = partial(VectorFeatures.fit, names=views)
+    return in_parts(path.stem, known, rows, ids, fit)
 
 
 def read_vectors_part(
@@ -167,8 +157,7 @@ def check_vectors(path: Path) -> None:
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:
-    inputs = [name for name in names if name not in _OTHERS]
-    if not (inputs := [name for name in inputs if _is_input(name)]):
+    if not (inputs := [name for name in names if _is_input(name)]):
         there = ", ".join(map(brief, names)) or "no array"
         raise UserError(f"{path} has {there}, and neither x nor x_NAME: {_SAVE}")
     for name in names:
@@ -188,7 +177,7 @@ def _is_input(name: str) -> bool:
     return name == "x" or (name.startswith("x_") and len(name) > 2)
 
 
-def _check_vectors(path: Path, name: str, array: Array) -> None:
+def _check_numbers(path: Path, name: str, array: Array) -> None:
     if array.ndim != 2 or array.dtype.kind not in "fiu" or 0 in array.shape:
         raise UserError(
             f"{path} has {name} of shape {array.shape} and type {array.dtype}: save numbers, "
