@@ -69,30 +69,43 @@ def test_saved_on_one_resumed_on_four(tmp_path: Path, undisturbed: dict[str, Any
     assert not differences(content(folder), undisturbed)
 
 
+# Rows without a label, in float64. In fp32, 102 steps on 1x1 and on 1x2 end with weights 1e-4 to
+# 2e-3 apart for seeds 3, 6, 8 and 9 of 0..9, and at most 4e-7 for the others. That is rounding: in
+# float64 seeds 0..4, 6, 8 and 9 end less than 1e-15 apart, and in fp32 with GELU for ReLU these
+# four less than 5e-7. Weights were compared after each step, and activations where they first jump
+# (steps 53, 81, 49 and 51 of the four): one of them, less than 5e-7 from 0, has another sign.
+UNLABELLED = ("--labels-per-class", "12", "--unlabelled-share", "0.625")
+DOUBLE = ("--arch", "group_norm_net:build_double", *GROUP_NORM[2:])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "sharded",
+    ("network", "rows", "sharded", "tolerance"),
     [
-        # with seed 3, a rounding moves one activation over the bend of a ReLU
-        ("--labels-per-class", "12", "--unlabelled-share", "0.625", "--seed", "1"),
-        ("--fsdp",),
+        (DOUBLE, UNLABELLED, (), 1e-12),
+        (GROUP_NORM, (), ("--fsdp",), 1e-5),
     ],
-    ids=["ddp, rows without a label", "fsdp"],
+    ids=["ddp, rows without a label, float64", "fsdp"],
 )
-def test_another_mesh_with_columns(tmp_path: Path, sharded: tuple[str, ...]) -> None:
-    own = () if sharded == ("--fsdp",) else sharded
-    expected = straight(tmp_path / "straight", *GROUP_NORM, *own)
+def test_another_mesh_with_columns(
+    tmp_path: Path,
+    network: tuple[str, ...],
+    rows: tuple[str, ...],
+    sharded: tuple[str, ...],
+    tolerance: float,
+) -> None:
+    expected = straight(tmp_path / "straight", *network, *rows)
     folder = tmp_path / "run"
-    first = (*OPTIONS, *GROUP_NORM, "--out", str(folder), "--mesh", "2x2", *sharded)
+    first = (*OPTIONS, *network, *rows, *sharded, "--out", str(folder), "--mesh", "2x2")
     stop_at(start(4, *first), folder, 9)
-    again = ("--resume", str(folder), *GROUP_NORM[:2])  # a run's own code must be named again
+    again = ("--resume", str(folder), *network[:2])  # a run's own code must be named again
     stop_at(start(2, *again, "--mesh", "1x2", *sharded), folder, 30)
     output = stop_at(start(2, *again, "--mesh", "2x1"), folder, 50)
     assert "(BatchNorm, triplets, mixup) sees 64 images in place of 32" in output
     finish(start(0, *again))
     found = content(folder)
     assert differences(found, expected)  # roundings
-    assert farthest(found, expected) < 1e-5
+    assert farthest(found, expected) < tolerance
 
 
 @pytest.mark.slow

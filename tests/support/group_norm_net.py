@@ -1,4 +1,4 @@
-"""A network whose numbers do not depend on which images share a batch."""
+"""Networks whose numbers do not depend on which images share a batch, in fp32 and in float64."""
 
 from __future__ import annotations
 
@@ -26,3 +26,12 @@ class GroupNormNet(nn.Module):
 
 def build(*, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> GroupNormNet:
     return GroupNormNet(num_classes, in_channels, image_size[0])
+
+
+class Double(GroupNormNet):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.double())
+
+
+def build_double(*, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> Double:
+    return Double(num_classes, in_channels, image_size[0]).double()
