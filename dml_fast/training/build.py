@@ -69,9 +69,10 @@ def build_trainer(
     if device.type == "cpu":
         keep_freed_memory()
     reporter = Reporter(run.folder / "tensorboard" if config.tensorboard and world.main else None)
+    begun = resume is not None and run.config_file.is_file()  # bad data may have stopped it before
     with stop.at_once():  # downloading and decoding may take hours
-        own = run.with_own_labels(config) if resume else config
-        data = _open_data(own, device, world, run.features if resume else features)
+        own = run.with_own_labels(config) if begun else config
+        data = _open_data(own, device, world, run.features if begun else features)
     with world.all_or_none():
         config = settled(config, data, world.mesh.data)
     facts = DataFacts.of(data)
@@ -93,12 +94,12 @@ def build_trainer(
     progress = Progress(Meter(len(cohort), device, world), config.executor)
     saver = Saver(config, run, facts, data.corrupt, cohort, progress)
     needed = saver.bytes_needed()
-    files = data.features.files() if data.features and not resume else {}
+    files = data.features.files() if data.features and not begun else {}
     with world.all_or_none():
         if world.main:
             run.check_writable(needed + sum(map(len, files.values())))
             run.write_features(files)
-            if not resume:
+            if not begun:
                 run.write_labels(config)
         if checkpoint:
             saver.resume(checkpoint)
