@@ -145,6 +145,7 @@ def test_tar_shards(format: int, tmp_path: Path) -> None:
     assert any(index.damage for index in tried(path, read))  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_shards_as_a_data_set(tmp_path: Path) -> None:
     out = io.BytesIO()
     Image.fromarray(picture(1, 8, 8)).save(out, "PNG")

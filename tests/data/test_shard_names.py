@@ -92,6 +92,7 @@ def test_a_cache_that_cannot_be_written(
         open_dataset(f"shards:{server[0]}/train-000.tar")
 
 
+@pytest.mark.slow
 def test_two_processes_fetch_each_shard_once_and_a_killed_one_leaves_nothing(
     server: tuple[str, type[Server]], tmp_path: Path
 ) -> None:

@@ -90,6 +90,7 @@ def test_statistics_are_exact_in_every_option(kernel: str, case: Case) -> None:
 SIZES = [(1, 1), (3, 2), (128, 2), (3, 10), (5, 100), (1, 127), (1, 1000), (3, 1001), (1, 4099)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [by_backward, by_engine], ids=["autograd", "engine"])
 @pytest.mark.parametrize("kernel", [None, *KERNELS], ids=["by the table", *KERNELS])
 @pytest.mark.parametrize(("rows", "classes"), SIZES)

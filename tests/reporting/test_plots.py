@@ -114,6 +114,7 @@ ODD_NAMES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_names_are_drawn_as_they_are(name: str) -> None:
     history = a_history()

@@ -93,6 +93,7 @@ def resumed(run: Run) -> list[Any]:
     return [students, progress.step, progress.seconds, progress.history, progress.meter.state()]
 
 
+@pytest.mark.slow
 def test_a_damaged_description_is_that_of_its_text_or_refused(run: Run) -> None:
     text = json.loads(run.config_file.read_text())
     expected = read(run)
