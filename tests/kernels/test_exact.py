@@ -73,6 +73,7 @@ def test_gradients_in_one_launch_are_exact_in_every_option(kernel: str, case: Ca
     assert_exact(case, DEVICE, by_engine)
 
 
+@pytest.mark.slow
 @SOME
 @given(case=SMALL)
 def test_statistics_are_exact_in_every_option(kernel: str, case: Case) -> None:

@@ -102,6 +102,7 @@ def people(dtype: Any = np.float32) -> tuple[Any, Any, tuple[Any, ...]]:
     return q.astype(dtype), g.astype(dtype), labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_the_same_bits_for_every_level_type_tile_and_number_of_threads(
