@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dml_fast.kernels import ops
 from dml_fast.kernels.launch import counted, empty_like, launch, launch_gradient
-from dml_fast.loss.autograd import once, saved_once, tie
+from dml_fast.loss.autograd import once, saved_once, tie_each
 from dml_fast.loss.problem import Losses, MutualStats, Problem, Solution
 
 SCRATCH = 0  # see `dml_fast.loss.problem.Backend`
@@ -63,9 +63,7 @@ def _separate(
         known = tuple(z.float() if z.dtype == torch.float16 else z for z in known)
         found = ops.forward(replace(problem, students=known), True, False, stats).solution
         assert found.grads is not None
-        parts = zip(found.losses, found.grads, logits, strict=True)
-        each = (tie(loss[None], grad[None], (z,)).squeeze(0) for loss, grad, z in parts)
-        return tuple(each), found.stats
+        return tie_each(found.losses, found.grads, logits), found.stats
     with torch.no_grad():
         problem = counted(replace(problem, students=known))
         (losses, _, measured), saved = launch(problem, with_grad=False, save=True, stats=stats)

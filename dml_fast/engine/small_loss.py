@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dml_fast.errors import UserError, check_number
 
-UNLABELLED = -100  # the target of a row without a label, by default the loss's ignore_index
 ROUNDING = 1e-6  # 0.29 x 100 rows are 28.999...: 29 are meant
 
 

@@ -22,11 +22,12 @@ from torch import Tensor
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.executor import Executor, Lesson, Sequential, StepResult
 from dml_fast.engine.prior import check_prior
-from dml_fast.engine.small_loss import UNLABELLED, check_small_loss, joint_loss, row_weights
+from dml_fast.engine.small_loss import check_small_loss, joint_loss, row_weights
 from dml_fast.engine.student import Student
 from dml_fast.errors import UserError, brief, check_choice, check_number, first_line
 from dml_fast.loss import mutual_loss, mutual_loss_and_grad, peer_divergence
 from dml_fast.loss.checks import check_options
+from dml_fast.loss.problem import UNLABELLED_TARGET
 from dml_fast.loss.triplet import triplet_loss
 
 logger = logging.getLogger(__name__)
@@ -374,7 +375,7 @@ class Engine:
         if target.is_floating_point():
             every = target.new_full((), len(target), dtype=torch.float32)
             return None, every, every
-        labelled = target != UNLABELLED
+        labelled = target != UNLABELLED_TARGET
         count = labelled.sum()
         if not self.small_loss:
             return None, count, count

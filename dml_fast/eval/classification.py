@@ -11,10 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from dml_fast.data.loaders.assemble import UNLABELLED_TARGET, Batch, input_of
+from dml_fast.data.loaders.assemble import Batch, input_of
 from dml_fast.distributed.world import World
 from dml_fast.engine.precision import Precision
 from dml_fast.eval.calibration import Calibration, CalibrationSums
+from dml_fast.loss.problem import UNLABELLED_TARGET
 
 Ids = npt.NDArray[np.int64]
 

@@ -21,12 +21,14 @@ def tie(losses: Tensor, grads: Tensor, logits: tuple[Tensor, ...]) -> Tensor:
     return tied
 
 
-def tie_each(losses: Tensor, grads: Tensor, logits: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def tie_each(
+    losses: Tensor, grads: Tensor | Sequence[Tensor], logits: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
     """Return K losses, each differentiable once with respect to its own logits alone.
 
     Args:
         losses: (K,), or (K, N) with one for each row.
-        grads: (K, N, C), where [k] is the gradient of ``losses[k].sum()``.
+        grads: K (N, C), where [k] is the gradient of ``losses[k].sum()``.
         logits: K tensors (N, C).
     """
     return tuple(

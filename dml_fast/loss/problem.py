@@ -11,6 +11,9 @@ from typing import NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+UNLABELLED_TARGET = -100
+"""The target of a row without a label: the `ignore_index` that the loss has by default."""
+
 Losses: TypeAlias = Tensor | tuple[Tensor, ...]  # of K students: stacked, or separate
 
 

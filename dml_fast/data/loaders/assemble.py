@@ -14,9 +14,8 @@ from dml_fast import _native
 from dml_fast.data.loaders.augment import Normalizer, augment
 from dml_fast.data.loaders.mixing import mix_inputs, mix_targets
 from dml_fast.data.plan import Augmentation, BatchPlan
+from dml_fast.loss.problem import UNLABELLED_TARGET
 from dml_fast.machine import cores
-
-UNLABELLED_TARGET = -100  # what a row without a label has for a target, which the loss leaves out
 
 
 class Batch(NamedTuple):
