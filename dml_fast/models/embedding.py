@@ -84,7 +84,7 @@ def create_backbone(name: str, num_classes: int, inputs: InputSpec) -> tuple[nn.
     """
     backbone = create_model(name, num_classes=num_classes, inputs=inputs)
     _remove_classifier(backbone, num_classes, name)
-    return backbone, _feature_width(backbone, (2, *inputs.shape), name)
+    return backbone, _feature_width(backbone, (2, *inputs.tensor_shape), name)
 
 
 def last_linear(net: nn.Module) -> str | None:

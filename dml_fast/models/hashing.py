@@ -80,8 +80,7 @@ def pack_codes(u: Tensor) -> Tensor:
         raise UserError(f"pack_codes got {brief(u)}: give a tensor (N, b) of floats")
     bits = F.pad((u > 0).to(torch.int32), (0, -u.shape[1] % 8))
     places = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.int32, device=u.device)
-    bytes_ = bits.unflatten(1, (bits.shape[1] // 8, 8)) * places
-    return bytes_.sum(-1).to(torch.uint8)
+    return (bits.reshape(len(u), -1, 8) * places).sum(-1).to(torch.uint8)
 
 
 class CodedNet(nn.Module):
