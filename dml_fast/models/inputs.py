@@ -10,8 +10,15 @@ from dml_fast.foreign import Unfit, typed
 
 Kind = Literal["image", "vector", "pair"]
 
-_LARGEST = {"image": 100_000, "vector": 10_000_000, "pair": 100_000}
+_LARGEST = {"image": 100_000, "vector": 10_000_000, "pair": 10_000}
 """A damaged file must not ask for more memory than there is; pixels are as for --image-size."""
+
+
+_FORMS: dict[Kind, tuple[str, ...]] = {
+    "image": ("channels", "height", "width"),
+    "vector": ("size",),
+    "pair": ("channels of a", "channels of b", "patch", "search"),
+}
 
 
 class InputJson(TypedDict):
@@ -27,7 +34,8 @@ class InputSpec:
 
     Attributes:
         kind: image, vector or pair.
-        shape: of one row: (C, H, W) of an image, (D,) of a vector.
+        shape: of one row: (C, H, W) of an image, (D,) of a vector, (channels of a, channels of b,
+            patch, search) of a pair: two square crops, b's wider by ``search`` pixels on each side.
 
     Raises:
         UserError: the kind is unknown, or the shape is not one of its.
@@ -42,18 +50,33 @@ class InputSpec:
             raise UserError(f"the shape of an input is {brief(self.shape)}: give a tuple of sizes")
         for size in self.shape:
             check_whole(f"a size of an input ({self.kind})", size, 1)
-        wanted = {"image": (3, "(channels, height, width)"), "vector": (1, "(size,)")}
-        dimensions, words = wanted.get(self.kind, (len(self.shape), ""))
-        if len(self.shape) != dimensions or not self.shape:
+        names = _FORMS[self.kind]
+        if len(self.shape) != len(names):
+            form = f"({', '.join(names)}{',' if len(names) == 1 else ''})"
             raise UserError(
-                f"the shape of an input ({self.kind}) has {len(self.shape)} numbers: give "
-                f"{words or 'at least one'}"
+                f"the shape of an input ({self.kind}) has {len(self.shape)} numbers: give {form}"
             )
         object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
 
     @property
+    def tensor_shape(self) -> tuple[int, ...]:
+        """The shape of the one tensor that a row is; `shape` itself except for a pair.
+
+        A pair is (channels of a + channels of b, S, S) with S = patch + 2 search. The channels of a
+        are zero outside their central patch x patch square.
+        """
+        if self.kind != "pair":
+            return self.shape
+        channels_a, channels_b, patch, search = self.shape
+        side = patch + 2 * search
+        return (channels_a + channels_b, side, side)
+
+    @property
     def words(self) -> str:
         """What it is called in a message: ``images of 1 x 8 x 8``, ``vectors of 200``."""
+        if self.kind == "pair":
+            _, _, patch, search = self.shape
+            return f"pairs of {patch} x {patch} pixels with a search of {search}"
         return f"{self.kind}s of {' x '.join(map(str, self.shape))}"
 
     def to_json(self) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def _rows(run: Run, facts: DataFacts, student: int) -> tuple[Tensor, str]:
         data = open_data(run)
     except UserError as error:
         logger.warning("no real %ss to compare on: %s", spec.kind, error)
-        made = torch.randn((_ROWS, *spec.shape), generator=torch.Generator().manual_seed(0))
+        made = torch.randn((_ROWS, *spec.tensor_shape), generator=torch.Generator().manual_seed(0))
         return made, f"random {spec.kind}s"
     batches = evaluation_batches(
         data.val,

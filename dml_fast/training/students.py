@@ -158,7 +158,7 @@ def warn_of_other_columns(config: TrainConfig, facts: DataFacts) -> None:
 
 def blank(rows: int, spec: InputSpec, precision: Precision) -> torch.Tensor:
     """Return inputs of zeros, (rows, ...)."""
-    return torch.zeros((rows, *spec.shape), device=precision.device)
+    return torch.zeros((rows, *spec.tensor_shape), device=precision.device)
 
 
 def _try(student: Student, rows: torch.Tensor, spec: InputSpec, num_classes: int) -> None:

@@ -14,9 +14,10 @@ from dml_fast.models import InputSpec, check_model_name, create_model
 
 VECTOR = InputSpec("vector", (7,))
 IMAGE = InputSpec("image", (3, 16, 8))
+PAIR = InputSpec("pair", (1, 2, 24, 8))
 
 
-@pytest.mark.parametrize("spec", [VECTOR, IMAGE, InputSpec("pair", (2, 5))])
+@pytest.mark.parametrize("spec", [VECTOR, IMAGE, PAIR])
 def test_a_file_gives_back_what_it_was_given(spec: InputSpec) -> None:
     assert InputSpec.from_json(spec.to_json(), "it") == spec
 
@@ -27,7 +28,8 @@ def test_a_file_gives_back_what_it_was_given(spec: InputSpec) -> None:
         ("vectr", (7,), "kind of an input is 'vectr', .* did you mean vector"),
         ("vector", (7, 2), r"input \(vector\) has 2 numbers: give \(size,\)"),
         ("image", (3, 8), r"input \(image\) has 2 numbers: give \(channels, height, width\)"),
-        ("pair", (), r"input \(pair\) has 0 numbers: give at least one"),
+        ("pair", (), r"input \(pair\) has 0 numbers: give \(channels of a, channels of b, patch"),
+        ("pair", (1, 1, 24, 0), r"a size of an input \(pair\) is 0"),
         ("vector", (0,), r"a size of an input \(vector\) is 0"),
         ("vector", (2.5,), r"a size of an input \(vector\) is 2\.5"),
         ("vector", 7, "the shape of an input is 7: give a tuple"),
@@ -42,11 +44,19 @@ def test_what_is_no_input(kind: Any, shape: Any, message: str) -> None:
     "found",
     [None, {}, {"kind": "vector"}, {"kind": "vector", "shape": [0]},
      {"kind": "vector", "shape": [10**9]}, {"kind": "image", "shape": [7]},
+     {"kind": "pair", "shape": [1, 1, 24]}, {"kind": "pair", "shape": [1, 1, 24, 10**6]},
      {"kind": "sound", "shape": [7]}, {"kind": "image", "shape": [3, 10**6, 8]}],
 )  # fmt: skip
 def test_damaged_files_have_no_input(found: Any) -> None:
     with pytest.raises(Unfit):
         InputSpec.from_json(found, "it")
+
+
+def test_the_tensor_of_a_row() -> None:
+    assert VECTOR.tensor_shape == (7,)
+    assert IMAGE.tensor_shape == (3, 16, 8)
+    assert PAIR.tensor_shape == (3, 40, 40)
+    assert PAIR.words == "pairs of 24 x 24 pixels with a search of 8"
 
 
 def test_a_perceptron_is_its_formula() -> None:
@@ -96,7 +106,7 @@ def test_an_image_by_its_spec_is_the_image_by_its_sizes() -> None:
         ("resnet8", VECTOR, "resnet8 is a network for images and its inputs are vectors: .*mlp_64"),
         ("wrn_16_4_drop0.3", VECTOR, "is a network for images .* such as mlp_64"),
         ("sys:exit", VECTOR, "sys:exit is a network for images"),
-        ("mlp_64", InputSpec("pair", (2,)), "no network takes pairs"),
+        ("mlp_64", PAIR, "no network takes pairs"),
     ],
 )
 def test_a_network_for_other_inputs_is_refused(name: str, spec: InputSpec, message: str) -> None:
