@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dml_fast.errors import UserError, brief
+from dml_fast.errors import UserError, brief, check_whole
 from dml_fast.models.base import initialise
-from dml_fast.models.heads import check_bits
 
 
 class HashNet(nn.Module):
@@ -20,7 +19,7 @@ class HashNet(nn.Module):
     Args:
         backbone: inputs (N, ...) to features (N, D).
         num_features: D.
-        bits: b, from 1 to 65,472.
+        bits: b; `dml_fast.eval.rank_hamming` ranks at most 65,472.
         num_classes: of classes or identities to learn.
 
     Raises:
@@ -29,7 +28,7 @@ class HashNet(nn.Module):
 
     def __init__(self, backbone: nn.Module, num_features: int, bits: int, num_classes: int) -> None:
         super().__init__()
-        check_bits(bits)
+        check_whole("bits", bits, 1)
         self.num_features = num_features
         self.bits = bits
         self.backbone = backbone
