@@ -86,7 +86,7 @@ def test_lengths_that_cannot_be_ranked_are_refused(bits: object) -> None:
     with pytest.raises(UserError, match="give a whole number from 1 to 65472"):
         Head("hash", bits)  # type: ignore[arg-type]
     if bits != MOST_BITS + 1:
-        with pytest.raises(UserError, match="bits is .* a whole number of at least 1"):
+        with pytest.raises(UserError, match=r"bits is .* a whole number of at least 1"):
             HashNet(nn.Identity(), 3, bits, 2)  # type: ignore[arg-type]
 
 
