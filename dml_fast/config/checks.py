@@ -131,7 +131,8 @@ def _check_labels(config: Options, retrieval: bool, kind: Kind) -> None:
 def _check_kind(config: Options, kind: Kind) -> None:
     where = f"with --data {config.data}"
     if kind != "image":
-        _refuse(config, (*_IMAGES, *_FILES), f"{where}, which has no single images")
+        has = "no images" if kind == "vector" else "pairs of images"
+        _refuse(config, (*_IMAGES, *_FILES), f"{where}, which has {has}")
         if config.views == "per-student":
             raise UserError(
                 f"--views per-student means nothing {where}, which is not augmented: leave it out"

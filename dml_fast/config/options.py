@@ -176,6 +176,7 @@ class TrainConfig(Options):
         self.check_numbers()
         if not 0 <= self.cohort < 10_000:
             raise UserError(f"--cohort is {self.cohort}: give a number of students, such as 2")
+        check_combinations(self, retrieval=self.retrieval, kind=self.input_kind)
         names = self.architectures
         if self.cohort not in (0, len(names)):
             raise UserError(
@@ -191,7 +192,6 @@ class TrainConfig(Options):
             check_model_name(name, self.input_kind)
         if self.pretrained:
             check_pretrained(self.pretrained, names)
-        check_combinations(self, retrieval=self.retrieval, kind=self.input_kind)
         if self.update == "alternating" and self.method not in ("dml", "dml_e"):
             raise UserError(
                 f"--update alternating means nothing with --method {self.method}: leave it out"
