@@ -117,7 +117,7 @@ def open_dataset(
     Args:
         spec: ``digits``, ``cifar10:DIR``, ``cifar100:DIR``, ``folder:DIR``, ``shards:DIR``,
             ``shards:URL``, ``market1501:DIR``, ``text:FILE.tsv``, ``vectors:FILE.npz`` or
-            ``pairs:FILE.npz`` (docs/data.md, docs/text.md, docs/registration.md).
+            ``pairs:FILE.npz`` (docs/data.md, docs/text.md).
         download: whether to download CIFAR into DIR if it is not there.
         val_fraction: the fraction of the training images that becomes the validation set, in
             (0, 1), stratified and the same for every seed. It is unused where the data set has
