@@ -121,6 +121,7 @@ def _of_files(found: dict[str, Any]) -> str:
         f"{below} and {abs(columns)} {right} of its place in {shown(found['a'])}",
         f"the optimum stands {found['margin']:.2f} deviations above the mean of "
         f"{side} x {side} displacements; {found['by']}",
+        *([f"compared {found['cut']}"] if found["cut"] else []),
         *(f"wrote {shown(found[key])}" for key in ("surface", "picture") if found[key]),
     ]
     return "\n".join(lines)

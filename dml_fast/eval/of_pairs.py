@@ -124,7 +124,7 @@ def register_files(
             f"{most} pixels: give {most} or less, or train with --search {search}"
         )
     radius = search or most
-    first, second = _fitting(_read(a), _read(b), radius, (a, b))
+    first, second, cut = _fitting(_read(a), _read(b), radius, (a, b))
     found = register(registrars.models, first, second)
     if surface is not None:
         with new_file("--surface", surface) as file:
@@ -148,6 +148,7 @@ def register_files(
         "rows": rows,
         "columns": columns,
         "margin": found.margin,
+        "cut": cut,
         "surface": None if surface is None else str(surface),
         "picture": None if picture is None else str(picture),
     }
@@ -266,8 +267,8 @@ def _read(path: Path) -> NDArray[Any]:
 
 def _fitting(
     a: NDArray[Any], b: NDArray[Any], radius: int, paths: tuple[Path, Path]
-) -> tuple[Floats, Floats]:
-    """Return both images, one of them cut, so that b is wider by the search on each side."""
+) -> tuple[Floats, Floats, str]:
+    """Return both images, so that b is wider by the search on each side, and what was cut off."""
     first, second = (as_image(x, str(path)) for x, path in zip((a, b), paths, strict=True))
     (height, width), (higher, wider) = first.shape, second.shape
     sizes = f"{paths[0]} is {height} x {width} and {paths[1]} {higher} x {wider} pixels"
@@ -279,22 +280,16 @@ def _fitting(
     margin = (higher - height) // 2
     border = abs(margin - radius)
     if not border:
-        return first, second
+        return first, second, ""
+    inner = slice(border, -border)
     if margin > radius:
-        cut, rest = paths[1], second[border:-border, border:-border]
-        second = rest
+        cut, second = paths[1], second[inner, inner]
+    elif min(first.shape) < 2 * border + LEAST:
+        raise UserError(
+            f"{sizes}, and a search of {radius} leaves too little of the first: give larger "
+            "images, or a smaller --search"
+        )
     else:
-        cut, rest = paths[0], first[border:-border, border:-border]
-        if min(rest.shape) < LEAST:
-            raise UserError(
-                f"{sizes}, and a search of {radius} leaves nothing of the first: give larger "
-                f"images, or a smaller --search"
-            )
-        first = rest
-    _log.info(
-        "%s loses %d pixels on each side, so that all displacements of up to %d can be seen",
-        shown(cut),
-        border,
-        radius,
-    )
-    return first, second
+        cut, first = paths[0], first[inner, inner]
+    words = f"{shown(cut)} without a border of {border} pixels, for a search of {radius}"
+    return first, second, words
