@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dml_fast.config.fields import Method
-from dml_fast.config.options import TrainConfig, flag
+from dml_fast.config.fields import Method, flag
+from dml_fast.config.options import TrainConfig
 
 __all__ = ["Method", "TrainConfig", "flag"]

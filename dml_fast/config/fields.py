@@ -32,7 +32,7 @@ class Options:
     cohort: int = 0
     """Number of students K (0: one for each name in --arch, at least 2)."""
     arch: str = ""
-    """One architecture, or one per student (resnet32,mobilenet_v1); docs/engine.md lists all. (Default: resnet32; text and vectors: mlp_64.)"""
+    """One architecture, or one per student (resnet32,mobilenet_v1); docs/engine.md lists all. (Default: resnet32; text and vectors: mlp_64; pairs: displacement_16.)"""
     pretrained: str = ""
     """Initial weights: timm (those published for timm:NAME), a run, or a file of weights. The classifier is always new."""
     method: Method = "dml"
@@ -53,13 +53,23 @@ class Options:
     """Weight of the batch-hard triplet loss on the embeddings (market1501)."""
     triplet_margin: NonNegative = 0.3
     """Margin of the triplet loss, in units of the embeddings' Euclidean distance."""
+    head: Literal["auto", "linear", "bnneck", "hash"] = "auto"
+    """What follows a student's features. linear: a classifier. bnneck: batch normalisation and a classifier. hash: codes of --bits and a classifier of them. auto: linear; bnneck for market1501."""
+    bits: Count = 32
+    """Bits of each student's codes (--head hash): 1 to 8, or a multiple of 8."""
+    mihash_weight: NonNegative = 1.0
+    """Weight of the mutual information between distance and class (MIHash; --head hash; 0: off)."""
+    mihash_bins: Count = 16
+    """Bins of MIHash's histograms of distances, at most --bits."""
+    mihash_scale: Positive = 1.0
+    """Steepness of the tanh by which MIHash relaxes a bit."""
     small_loss: ShareBelowOne = 0.0
     """Share of the labelled rows of each batch that are left out: those with the largest joint loss, which wrong labels have (JoCoR, Wei et al. 2020)."""
     prior: Literal["none", "balance"] = "none"
     """balance: the logarithm of each class's share of the training labels is added to the logits in training, so that rare classes count as much (logit adjustment)."""
 
     data: str = "digits"
-    """digits (embedded), cifar10:DIR, cifar100:DIR, folder:DIR with train/CLASS/*.jpg|png and optionally val/ and test/, shards:DIR or shards:URL (WebDataset: train-{000..009}.tar, also val and test), market1501:DIR (re-identification), text:FILE.tsv, or vectors:FILE.npz."""
+    """digits (embedded), cifar10:DIR, cifar100:DIR, folder:DIR with train/CLASS/*.jpg|png and optionally val/ and test/, shards:DIR or shards:URL (WebDataset: train-{000..009}.tar, also val and test), market1501:DIR (re-identification), text:FILE.tsv, vectors:FILE.npz, or pairs:FILE.npz (registration)."""
     download: bool = False
     """Download CIFAR to its DIR if it is not there."""
     image_size: str = ""
@@ -84,6 +94,16 @@ class Options:
     """Views of text (args,pairs,edges or words,chars) or of vectors (names of its arrays x_NAME) for --views levels (default: all)."""
     dim: Count = 200
     """Most dimensions of each view's features of text."""
+    patch: Count = 24
+    """Height and width of the crops of pairs, in pixels."""
+    search: Count = 8
+    """Largest displacement of pairs that students tell, in pixels, in each direction."""
+    dither: NonNegative = 0.0
+    """Deviation, in pixels, of the random displacement over which the targets of pairs are averaged: about the bias of the pairs' errors (0: off)."""
+    symmetrise: bool = True
+    """Flip both images of a pair at random, so that errors of the pairs' alignment average out."""
+    offsets: str = ""
+    """File of known displacements of pairs, name<TAB>rows<TAB>columns in each line, as dml_fast.register writes it; other pairs are left out."""
     augment: bool = True
     """Crop images at random; flip them where the data allows it."""
     random_erasing: Share = 0.0
@@ -159,3 +179,13 @@ class Options:
     """Stop when a student has skipped this many updates in a row because of non-finite gradients."""
     tensorboard: bool = False
     """Also write TensorBoard events into the run folder."""
+
+
+def flag(name: str) -> str:
+    """Return the command line's name of a field: ``kl_weight`` is ``--kl-weight``."""
+    return "--" + name.replace("_", "-")
+
+
+def names_in(text: str) -> tuple[str, ...]:
+    """Return the names of a list with commas; none of an empty text."""
+    return tuple(name.strip() for name in text.split(",")) if text else ()

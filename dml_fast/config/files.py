@@ -11,7 +11,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from dml_fast.config.options import TrainConfig, flag
+from dml_fast.config.fields import flag
+from dml_fast.config.options import TrainConfig
 from dml_fast.errors import UserError, brief
 from dml_fast.foreign import Unfit, reading, typed
 

@@ -9,7 +9,8 @@ import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_type_hints
 
-from dml_fast.config.fields import Options
+from dml_fast.config.checks import check_combinations
+from dml_fast.config.fields import Options, flag, names_in
 from dml_fast.config.types import check_field
 from dml_fast.errors import UserError
 
@@ -74,9 +75,18 @@ class TrainConfig(Options):
         return self.data.partition(":")[0] == "market1501"
 
     @property
-    def input_kind(self) -> Literal["image", "vector"]:
+    def head_kind(self) -> Literal["linear", "bnneck", "hash"]:
+        """The head with ``auto`` resolved."""
+        if self.head == "auto":
+            return "bnneck" if self.retrieval else "linear"
+        return self.head
+
+    @property
+    def input_kind(self) -> Literal["image", "vector", "pair"]:
         """What the students read."""
-        return "vector" if self.data.startswith(("text:", "vectors:")) else "image"
+        if self.data.startswith(("text:", "vectors:")):
+            return "vector"
+        return "pair" if self.data.startswith("pairs:") else "image"
 
     @property
     def _default_arch(self) -> str:
@@ -114,8 +124,8 @@ class TrainConfig(Options):
             "labels": self.labels,
             "labels_per_class": self.labels_per_class,
             "unlabelled_share": self.unlabelled_share,
-            "classes": _names(self.classes),
-            "levels": _names(self.levels) if self.views == "levels" else None,
+            "classes": names_in(self.classes),
+            "levels": names_in(self.levels) if self.views == "levels" else None,
             "dim": self.dim,
             "seed": self.seed,
             "skip_corrupt": self.skip_corrupt,
@@ -173,9 +183,7 @@ class TrainConfig(Options):
             check_model_name(name, self.input_kind)
         if self.pretrained:
             check_pretrained(self.pretrained, names)
-        self._check_retrieval()
-        self._check_small_loss()
-        self._check_rows()
+        check_combinations(self, retrieval=self.retrieval, kind=self.input_kind)
         if self.update == "alternating" and self.method not in ("dml", "dml_e"):
             raise UserError(
                 f"--update alternating means nothing with --method {self.method}: leave it out"
@@ -199,118 +207,9 @@ class TrainConfig(Options):
             raise UserError(f"--val-fraction is {self.val_fraction}: give a number between 0 and 1")
         _ = self.save_interval, self._image_size  # these raise too
 
-    def _check_retrieval(self) -> None:
-        if not self.retrieval:
-            for name in ("triplet_weight", "triplet_margin", "num_instances", "val_protocol"):
-                if getattr(self, name) != getattr(TrainConfig, name):
-                    raise UserError(
-                        f"{flag(name)} means nothing with --data {self.data}, which has no "
-                        "identities: leave it out, or give market1501:DIR"
-                    )
-        elif self.num_instances < 0 or (
-            self.num_instances and self.batch_size % self.num_instances
-        ):
-            raise UserError(
-                f"--num-instances is {self.num_instances} and --batch-size {self.batch_size}: a "
-                "batch holds that many images of each of its identities, so give a divisor of it, "
-                "or 0"
-            )
-        elif self.triplet_weight and self.num_instances in (0, 1):
-            raise UserError(
-                f"--triplet-weight {self.triplet_weight} needs several images of an identity in a "
-                f"batch and --num-instances is {self.num_instances}: give 2 or more"
-            )
-        elif self.triplet_weight and (self.mixup or self.cutmix):
-            raise UserError(
-                f"--triplet-weight {self.triplet_weight} compares identities, and --mixup and "
-                "--cutmix blend them: leave out one or the other"
-            )
-
-    def _check_rows(self) -> None:
-        """Refuse options that mean nothing for this kind of data, or together."""
-        where = f"with --data {self.data}"
-        if self.retrieval:
-            self._refuse(
-                ("labels", "labels_per_class", "unlabelled_share", "prior"),
-                f"{where}, whose identities are not classes",
-            )
-        if self.input_kind == "vector":
-            self._refuse(
-                (
-                    *("image_size", "random_erasing", "color_jitter", "mixup", "cutmix", "crop"),
-                    *("loader", "skip_corrupt"),
-                ),
-                f"{where}, which has no images",
-            )
-            if self.views == "per-student":
-                raise UserError(
-                    f"--views per-student means nothing {where}, which is not augmented: leave it "
-                    "out, or give --views levels"
-                )
-        else:
-            self._refuse(
-                ("classes", "levels"), f"{where}, but only with text:FILE.tsv and vectors:FILE.npz"
-            )
-            if self.views == "levels":
-                raise UserError(
-                    f"--views levels means nothing {where}: give text:FILE.tsv or "
-                    "vectors:FILE.npz, or --views per-student"
-                )
-        if self.data.partition(":")[0] != "text":
-            self._refuse(("dim",), f"{where}, but only with text:FILE.tsv")
-        if self.levels and self.views != "levels":
-            raise UserError(f"--levels is {self.levels!r} without --views levels: add that")
-        for name in ("classes", "levels"):
-            if len(set(found := _names(getattr(self, name)))) < len(found) or "" in found:
-                raise UserError(
-                    f"{flag(name)} is {getattr(self, name)!r}: give different names, as in a,b,c"
-                )
-
-    def _check_small_loss(self) -> None:
-        if not self.small_loss:
-            return
-        for name, wrong, why, remedy in (
-            (
-                "method",
-                "independent",
-                "whose students decide nothing together",
-                "dml, with --kl-weight 0",
-            ),
-            ("method", "dml_e", "which differs from dml in the loss that is shown", "dml"),
-            ("update", "alternating", "where students see different predictions", "simultaneous"),
-        ):
-            if getattr(self, name) == wrong:
-                raise UserError(
-                    f"--small-loss means nothing with {flag(name)} {wrong}, {why}: give {remedy}"
-                )
-        for name, why in (
-            ("mixup", "blends labels"),
-            ("cutmix", "blends labels"),
-            ("triplet_weight", "would still compare the rows that are left out"),
-        ):
-            if value := getattr(self, name):
-                raise UserError(
-                    f"--small-loss is {self.small_loss} and {flag(name)} {value} {why}: leave out "
-                    "one or the other"
-                )
-
-    def _refuse(self, names: tuple[str, ...], why: str) -> None:
-        for name in names:
-            if getattr(self, name) != getattr(TrainConfig, name):
-                raise UserError(f"{flag(name)} means nothing {why}: leave it out")
-
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name, in types that JSON has."""
         return asdict(self)
-
-
-def flag(name: str) -> str:
-    """Return the command line's name of a field: ``kl_weight`` is ``--kl-weight``."""
-    return "--" + name.replace("_", "-")
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",")) if text else ()
 
 
 def _require(module: str, option: str, extra: str) -> None:
