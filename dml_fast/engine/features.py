@@ -25,7 +25,9 @@ def check_feature_loss(loss: FeatureLoss | None, weight: float, cohort: Cohort) 
     Raises:
         UserError: the argument of the engine, and what to give.
     """
-    check_number("feature_weight", weight, "a finite number, 0 or more", lambda x: 0 <= x < math.inf)
+    check_number(
+        "feature_weight", weight, "a finite number, 0 or more", lambda x: 0 <= x < math.inf
+    )
     if loss is None:
         if weight:
             raise UserError(
@@ -47,7 +49,8 @@ def check_feature_loss(loss: FeatureLoss | None, weight: float, cohort: Cohort) 
         if not student.gives_features:
             raise UserError(
                 f"feature_loss is given and a student ({student.arch}) gives no features: leave it "
-                "out, or take an EmbeddingNet of dml_fast.models.embedding"
+                "out, or take a network with features_and_logits, such as an EmbeddingNet of "
+                "dml_fast.models.embedding"
             )
 
 

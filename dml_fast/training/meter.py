@@ -89,9 +89,7 @@ class Meter:
         means = torch.stack([result.losses, result.ce, result.kl, result.extra]).double()
         good = ~result.skipped & means.isfinite().all(0)
         sums = torch.where(good, means * images, 0.0)
-        for total, new in zip(
-            (totals.loss, totals.ce, totals.kl, totals.extra), sums, strict=True
-        ):
+        for total, new in zip((totals.loss, totals.ce, totals.kl, totals.extra), sums, strict=True):
             total += new
         for total, count in (
             (totals.correct, result.correct),
