@@ -24,6 +24,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from benchmarks.common.machine import commit, cpu_name
 from dml_fast.comparison.statistics import paired
 from dml_fast.reporting.markdown import table
@@ -151,6 +154,23 @@ def evaluate(folder: Path, *options: str) -> dict[str, Any]:
     return result
 
 
+def embed(folder: Path, images: Path, out: Path, student: int) -> dict[str, NDArray[Any]]:
+    """Return what ``python -m dml_fast.predict --features`` writes, of the last epoch."""
+    from dml_fast import predict as command
+
+    choice = ["--checkpoint", "last", "--student", str(student), "--features", str(out)]
+    _printed(command.main, [str(folder), str(images), *choice])
+    with np.load(out) as arrays:
+        return dict(arrays)
+
+
+def register(folder: Path, *options: str) -> str:
+    """Return what ``python -m dml_fast.register`` prints."""
+    from dml_fast import register as command
+
+    return _printed(command.main, [str(folder), *options])
+
+
 def simulate(folder: Path, options: Sequence[str]) -> list[dict[str, Any]]:
     """Run ``python -m dml_fast.select --simulate`` and return its lines, one a round."""
     from dml_fast import select as command
@@ -181,6 +201,19 @@ def accuracies(result: Mapping[str, Any]) -> dict[str, float]:
 def figures(lines: Lines, setting: str, name: str) -> dict[int, float]:
     """Return one figure of a setting by seed."""
     return {seed: line[name] for (key, seed), line in lines.items() if key == setting}
+
+
+def flat(lines: Lines) -> dict[tuple[str, int], Line]:
+    """Return a line for each row of a table, where a job of several has them in ``rows``.
+
+    The setting of such a line is what stands before the comma, the rest is the job's name.
+    """
+    found: dict[tuple[str, int], Line] = {}
+    for (setting, seed), line in lines.items():
+        prefix = setting.partition(",")[0]
+        rows = {f"{prefix}, {name}": row for name, row in line.get("rows", {}).items()}
+        found.update({(name, seed): row for name, row in (rows or {setting: line}).items()})
+    return found
 
 
 def mean_and_error(values: Iterable[float]) -> str:

@@ -89,6 +89,11 @@ class TrainConfig(Options):
         return "pair" if self.data.startswith("pairs:") else "image"
 
     @property
+    def row_name(self) -> Literal["images", "pairs"]:
+        """What rows are called where a speed is told."""
+        return "pairs" if self.input_kind == "pair" else "images"
+
+    @property
     def _default_arch(self) -> str:
         from dml_fast.models.registry import DEFAULTS
 
@@ -127,6 +132,9 @@ class TrainConfig(Options):
             "classes": names_in(self.classes),
             "levels": names_in(self.levels) if self.views == "levels" else None,
             "dim": self.dim,
+            "patch": self.patch,
+            "search": self.search,
+            "offsets": self.offsets,
             "seed": self.seed,
             "skip_corrupt": self.skip_corrupt,
             "loader": self.loader,
@@ -168,6 +176,7 @@ class TrainConfig(Options):
         self.check_numbers()
         if not 0 <= self.cohort < 10_000:
             raise UserError(f"--cohort is {self.cohort}: give a number of students, such as 2")
+        check_combinations(self, retrieval=self.retrieval, kind=self.input_kind)
         names = self.architectures
         if self.cohort not in (0, len(names)):
             raise UserError(
@@ -183,7 +192,6 @@ class TrainConfig(Options):
             check_model_name(name, self.input_kind)
         if self.pretrained:
             check_pretrained(self.pretrained, names)
-        check_combinations(self, retrieval=self.retrieval, kind=self.input_kind)
         if self.update == "alternating" and self.method not in ("dml", "dml_e"):
             raise UserError(
                 f"--update alternating means nothing with --method {self.method}: leave it out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +20,8 @@ from dml_fast.ranking.protocol import USUAL_JUNK, JunkPid, SingleShot, make_rule
 from dml_fast.ranking.result import RankingResult
 from dml_fast.ranking.tiles import CHUNK, Ranker
 
-REDUCTIONS = ("min", "mean", "log_sum_exp")  # csrc/sets.hpp: enum Reduction; "centroid" besides
+REDUCTIONS = ("min", "mean", "log_sum_exp")  # csrc/sets.hpp: enum Reduction
+OTHER_REDUCTIONS = ("centroid", "mutual_information")
 
 
 class Sets:
@@ -88,10 +90,13 @@ def rank_sets(
         q_sets: (Q,) which set an image belongs to, of the types of identities; None: each is its
             own.
         g_sets: (G,); None: each is its own. Results number the sets by these labels, sorted.
-        reduction: ``min``, ``mean`` or ``log_sum_exp`` of the distances of all pairs of images, or
+        reduction: ``min``, ``mean`` or ``log_sum_exp`` of the distances of all pairs of images;
             ``centroid``: the distance of the mean features (of a set with the query's identity,
-            those images that the camera rule separates from all of the query set are left out).
-        temperature: of ``log_sum_exp``, in units of the distance: towards 0 it is ``min``.
+            those images that the camera rule separates from all of the query set are left out); or
+            ``mutual_information``: how much the query's images say, one by one, in favour of a set
+            and against the others (`information_distances`).
+        temperature: of ``log_sum_exp`` and ``mutual_information``, in units of the distance:
+            towards 0 the former is ``min``.
         metric: ``cosine`` (1 - cosine) or ``euclidean`` (not squared).
         max_rank: this and the rest as in `rank_distances`, for sets.
         protocol: see there.
@@ -114,7 +119,7 @@ def rank_sets(
         count_invalid=count_invalid,
         topk=topk,
     )
-    check_choice("reduction", reduction, (*REDUCTIONS, "centroid"))
+    check_choice("reduction", reduction, (*REDUCTIONS, *OTHER_REDUCTIONS))
     check_number("temperature", temperature, "a number above 0", lambda t: 0 < t < np.inf)
     q, g = feature_pair(query, gallery)
     images = labels_for(rules, (len(q), len(g)), q_pids, g_pids, q_cams, g_cams)
@@ -131,6 +136,13 @@ def rank_sets(
         camera_rule=rules.camera_rule,
         count_invalid=rules.count_invalid,
     )
+    if reduction == "mutual_information" and np.count_nonzero(items.pids >= 0) == 1:
+        warnings.warn(
+            "the gallery is one set, about which no query says anything (mutual_information is 0): "
+            "pass g_sets with several, or another reduction",
+            UserWarning,
+            stacklevel=2,
+        )
 
     def parts() -> Iterator[Part]:
         step = max(CHUNK, ROW_BYTES // (8 * len(items)) // CHUNK * CHUNK)
@@ -139,10 +151,9 @@ def rank_sets(
             if reduction == "centroid":
                 rows = _centroid_rows(q, g, images, queries, items, metric, begin, end)
             else:
-                number = REDUCTIONS.index(reduction)
                 rows = np.concatenate(
                     [
-                        _set_row(ranker, images, queries, items, metric, number, temperature, s)
+                        _set_row(ranker, images, queries, items, metric, reduction, temperature, s)
                         for s in range(begin, end)
                     ]
                 )
@@ -207,12 +218,13 @@ def _set_row(
     queries: Sets,
     items: Sets,
     metric: str,
-    number: int,
+    reduction: str,
     temperature: float,
     s: int,
 ) -> NDArray[np.float64]:
     """Return the (1, gallery sets) distances of query set ``s``."""
     members = queries.members[queries.offsets[s] : queries.offsets[s + 1]]
+    one_by_one = reduction == "mutual_information" and len(members) > 1
     rows = np.concatenate([ranker.exact_rows(int(m), int(m) + 1) for m in members])
     rows = _distances(rows, ranker.query_norms()[members], metric)
     camera = images.query_camera
@@ -220,9 +232,46 @@ def _set_row(
         query_identity=images.query_identity[members],
         query_camera=camera[members] if len(camera) else camera,
     )
-    one_set = (np.array([0, len(members)]), np.arange(len(members)))
+    count = len(members)
+    of_queries = (np.arange(count + 1) if one_by_one else np.array([0, count]), np.arange(count))
     of_items, threads = (items.offsets, items.members), cores(shared=False)
-    return _native.reduce_rows(rows, *of_members, *one_set, *of_items, number, temperature, threads)
+    # of one image log_sum_exp gives the order: subtracting could only tie what differs by little
+    number = REDUCTIONS.index("log_sum_exp" if reduction == "mutual_information" else reduction)
+    if one_by_one:
+        rows[np.isnan(rows)] = np.inf  # so that NaN means below that no pair of images is left
+    reduced = _native.reduce_rows(
+        rows, *of_members, *of_queries, *of_items, number, temperature, threads
+    )
+    return information_distances(reduced, temperature)[None] if one_by_one else reduced
+
+
+def information_distances(rows: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    """Return the distance of a set of query images from each set of a gallery, -T i(Q; S).
+
+    With p(q|S) = mean of exp(-d / T) over the images of S, up to a factor, image q says
+    i(q; S) = log p(q|S) - log mean_S' p(q|S') about S: pointwise mutual information in nats, all
+    sets being equally likely. i(Q; S) is its sum over the images of Q, which are independent given
+    S. In units of the distance this is, for each image, its ``log_sum_exp`` distance from the set
+    less that from all sets together.
+
+    Args:
+        rows: (n, S) ``log_sum_exp`` distances of n images from S sets; NaN where a set has no pair
+            with the image. Such a pair is left out of the sum, and the set out of the mean.
+        temperature: T, in units of the distance.
+
+    Returns:
+        (S,) in units of the distance; NaN for a set without any pair.
+    """
+    there = ~np.isnan(rows)
+    known = np.where(there, rows, np.inf)
+    nearest = known.min(axis=1, keepdims=True)
+    with np.errstate(all="ignore"):  # a set far away weighs 0
+        weights = np.where(there, np.exp((nearest - known) / temperature), 0)
+        sets = np.count_nonzero(there, axis=1)[:, None]
+        everywhere = nearest - temperature * np.log(weights.sum(axis=1, keepdims=True) / sets)
+        everywhere[~np.isfinite(nearest)] = 0  # an image infinitely far from all sets
+    distances = np.where(there, known - everywhere, 0).sum(axis=0)
+    return np.where(there.any(axis=0), distances, np.nan)
 
 
 def _distances(
