@@ -183,7 +183,7 @@ def register_training_pairs(registrars: Registrars, keep: float, out: Path) -> d
             f"--keep {keep:g} keeps {count} of {len(pairs)} pairs, fewer than a batch of the run "
             f"({batch}): give at least --keep {ceil(100 * batch / len(pairs)) / 100:g}"
         )
-    found = _register_pairs(registrars, pairs)
+    found = register_pairs(registrars, pairs)
     moved = np.array([one.offset for one in found])
     margins = np.array([one.margin for one in found])
     offsets = pairs.offset + moved
@@ -218,7 +218,7 @@ def register_training_pairs(registrars: Registrars, keep: float, out: Path) -> d
     }
 
 
-def _register_pairs(registrars: Registrars, pairs: PairSet) -> list[Registration]:
+def register_pairs(registrars: Registrars, pairs: PairSet) -> list[Registration]:
     """Register P pairs, each whole, or the part of it whose surroundings are in b."""
     radius = registrars.search
     found: dict[int, Registration] = {}

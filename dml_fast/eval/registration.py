@@ -152,8 +152,8 @@ def as_image(value: ArrayLike, name: str) -> Floats:
     if len(wrong := np.argwhere(~np.isfinite(image))):
         row, column = wrong[0].tolist()
         raise UserError(
-            f"{name} has {len(wrong)} pixels that are not finite, such as row {row}, column "
-            f"{column}: give real numbers"
+            f"{name} is {image[row, column]} at row {row}, column {column}, and not finite in "
+            f"{len(wrong)} of {image.size} pixels: give real numbers"
         )
     if (image == image[0, 0]).all():
         raise UserError(

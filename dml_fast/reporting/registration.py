@@ -62,7 +62,8 @@ def registration_figure(
     before, after = _window(b, a.shape, (0, 0)), _window(b, a.shape, offset)
     edges = _edges(a)
     moved = f"{rows:+d} rows, {columns:+d} columns"
-    _picture(axes["a"], a, short(names[0], 32))
+    height, width = a.shape
+    _picture(axes["a"], a, f"{short(names[0], 32)}\n{height} x {width} pixels")
     _picture(axes["b"], after, f"{short(names[1], 32)}\nat {moved}")
     _picture(axes["before"], _overlay(edges, _edges(before)), "edges before")
     _picture(axes["after"], _overlay(edges, _edges(after)), "edges after")
@@ -74,7 +75,7 @@ def _surface(axis: Axes, surface: NDArray[np.float64], offset: tuple[int, int]) 
     radius = len(surface) // 2
     edge = radius + 0.5
     image = axis.imshow(surface, cmap="viridis", extent=(-edge, edge, edge, -edge))
-    axis.plot(0, 0, marker="+", color="white", markersize=10, linestyle="", label="as given")
+    axis.plot(0, 0, marker="+", color="red", markersize=11, linestyle="", label="as given")
     axis.plot(
         offset[1],
         offset[0],
@@ -89,9 +90,7 @@ def _surface(axis: Axes, surface: NDArray[np.float64], offset: tuple[int, int]) 
     axis.set(xlabel="columns", ylabel="rows", title="logit of each displacement")
     for one in (axis.xaxis, axis.yaxis):
         one.set_major_locator(MaxNLocator(integer=True))
-    axis.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False, labelcolor="black"
-    )
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, frameon=False)
     axis.figure.colorbar(image, ax=axis, shrink=0.7)
 
 
