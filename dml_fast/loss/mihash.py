@@ -116,7 +116,7 @@ class _Loss(torch.autograd.Function):
         logs = (parts / parts.sum(1, keepdim=True)).log2().masked_fill(parts == 0, 0.0)
         prior = (counts / total[:, None]).log2().masked_fill(counts == 0, 0.0)
         information = ((parts * logs).sum(2) - counts * prior).sum(1) / total
-        anchors = (counts > 0).all(1)
+        anchors = (counts > 0).all(1).double()
         weights = anchors / anchors.sum().clamp(min=1)
         if ctx.needs_input_grad[0]:
             slopes = (-weights / total)[:, None, None] * logs.diff(dim=2)  # (N, 2, L)
