@@ -88,6 +88,18 @@ def mihash_loss(u: Tensor, target: Any, bins: int = 16, scale: float = 1.0) -> T
         return loss + 0 * phi.sum()  # NaN stays NaN, which histograms of whole numbers would lose
 
 
+def has_anchors(target: Tensor) -> Tensor:
+    """Return whether a batch has two rows of one class and a row of another, 0-d bool.
+
+    Args:
+        target: (N,) classes; rows of -100 do not count.
+    """
+    ordered = target.sort().values
+    labelled = ordered[:-1] != UNLABELLED_TARGET
+    changes = ordered[1:] != ordered[:-1]
+    return (labelled & changes).any() & (labelled & ~changes).any()
+
+
 def _kinds(target: Tensor) -> Tensor:
     """Return what each pair is, (N, N) int64: 0 for one class, 1 for two, 2 for no pair."""
     kinds = (target[:, None] != target[None]).long()
