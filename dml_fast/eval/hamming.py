@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from dml_fast.data import ImageSet, RetrievalSet, VectorSet
+from dml_fast.data import ImageSet, PairSet, RetrievalSet, VectorSet
 from dml_fast.data.loaders.assemble import Batch
 from dml_fast.data.names import some_of
 from dml_fast.engine.precision import Precision
@@ -24,7 +24,7 @@ from dml_fast.ranking.codes import rank_hamming
 from dml_fast.ranking.result import RankingResult
 
 Codes: TypeAlias = NDArray[np.uint8]
-Part: TypeAlias = ImageSet | VectorSet
+Part: TypeAlias = ImageSet | VectorSet | PairSet
 
 _log = logging.getLogger("dml_fast")
 

@@ -12,14 +12,15 @@ import torch
 from torch import nn
 
 from dml_fast.config import TrainConfig
-from dml_fast.data import ImageSet, RetrievalSet, VectorSet
+from dml_fast.data import PairSet, RetrievalSet
 from dml_fast.data.loaders import evaluation_batches
 from dml_fast.data.loaders.assemble import Batch
 from dml_fast.engine.precision import Precision, keep_in_full_precision, pick_device
 from dml_fast.errors import UserError, check_choice
 from dml_fast.eval.checks import check_images, check_reranking, known_protocol
 from dml_fast.eval.classification import ClassScores, Ids, evaluate
-from dml_fast.eval.hamming import CodeSearch, search_codes, write_codes
+from dml_fast.eval.displacements import displacement_scores
+from dml_fast.eval.hamming import CodeSearch, Part, search_codes, write_codes
 from dml_fast.eval.retrieval import evaluate_retrieval
 from dml_fast.ranking.result import RankingResult
 from dml_fast.reporting.console import at_the_end
@@ -111,7 +112,7 @@ def evaluate_run(
             check_reranking(len(images))
     models = run_students(trained, config, precision)
 
-    def batches(part: ImageSet | VectorSet) -> Generator[Batch]:
+    def batches(part: Part) -> Generator[Batch]:
         return evaluation_batches(
             part,
             batch_size=batch_size,
@@ -135,7 +136,9 @@ def evaluate_run(
         how = {"protocol": protocol, "reranked": reranked}
         found = _search(models, batches(images), images, precision, run.folder, how, picture)
     else:
-        found = _classify(models, batches(images), precision, trained.facts.classes, answers)
+        area = images.search if isinstance(images, PairSet) else 0
+        classes = trained.facts.classes
+        found = _classify(models, batches(images), precision, classes, answers, area)
         # not images - labelled: files that cannot be decoded are left out too
         found.facts["unlabelled"] = int((images.labels < 0).sum())
     line = trained.validation
@@ -185,7 +188,9 @@ def _classify(
     precision: Precision,
     classes: Sequence[str],
     answers: list[Ids] | None,
+    search: int,
 ) -> _Found:
+    """Classify; of pairs, with a ``search`` above 0, measure the errors in pixels too."""
     found = evaluate(models, batches, precision, len(classes), detailed=True)
     if answers is not None and found.answers is not None:
         answers.append(found.answers)
@@ -198,6 +203,13 @@ def _classify(
 
     students = [entries(scores) for scores in found.students]
     ensemble = entries(found.ensemble, "ensemble_")
+    if search:
+        assert found.answers is not None
+        assert found.target is not None
+        *errors, of_ensemble = displacement_scores(found.answers, found.target, search)
+        for entry, error in zip(students, errors, strict=True):
+            entry |= error.to_json()
+        ensemble |= of_ensemble.to_json("ensemble_")
     confused = [
         {"class": classes[one], "as": classes[other], "rows": rows}
         for one, other, rows in found.confusions(_WORST)
@@ -221,7 +233,7 @@ class _Picture(NamedTuple):
         """How many nearest images are needed."""
         return LIST_LENGTH if self.lists else 0
 
-    def draw(self, images: ImageSet | VectorSet, found: RankingResult) -> str | None:
+    def draw(self, images: Part, found: RankingResult) -> str | None:
         """Draw them; return the file's name, or None where there is none."""
         if self.lists and self.out is not None:
             with at_the_end(str(self.out), "the scores are complete"):
@@ -234,9 +246,7 @@ class _Picture(NamedTuple):
         return None
 
 
-def _parts(
-    run: Run, spec: str, split: str, hamming: bool
-) -> tuple[Sequence[ImageSet | VectorSet], Sequence[ImageSet | VectorSet]]:
+def _parts(run: Run, spec: str, split: str, hamming: bool) -> tuple[Sequence[Part], Sequence[Part]]:
     """Return what is evaluated, and where rows of classes search for others by their codes."""
     if not hamming or run.config.retrieval:
         return [open_split(run, spec, split)], []
@@ -248,7 +258,7 @@ def _parts(
     return [queries], [part for name in ("train", "val") if (part := parts.get(name)) is not None]
 
 
-def _of_codes(search: CodeSearch, images: ImageSet | VectorSet, picture: _Picture) -> _Found:
+def _of_codes(search: CodeSearch, images: Part, picture: _Picture) -> _Found:
     ensemble = search.found.ensemble
     assert ensemble is not None
     queries, gallery = len(search.queries.names), len(search.gallery.names)
@@ -270,7 +280,7 @@ def _of_codes(search: CodeSearch, images: ImageSet | VectorSet, picture: _Pictur
 def _search(
     models: Sequence[nn.Module],
     batches: Iterator[Batch],
-    images: ImageSet | VectorSet,
+    images: Part,
     precision: Precision,
     folder: Path,
     how: dict[str, Any],
