@@ -24,7 +24,7 @@ from dml_fast.engine.executor import Executor, Lesson, Sequential, StepResult
 from dml_fast.engine.prior import check_prior
 from dml_fast.engine.small_loss import check_small_loss, joint_loss, row_weights
 from dml_fast.engine.student import Student
-from dml_fast.errors import UserError, brief, check_choice, check_number, first_line
+from dml_fast.errors import UserError, brief, check_choice, check_number, check_whole, first_line
 from dml_fast.loss import mutual_loss, mutual_loss_and_grad, peer_divergence
 from dml_fast.loss.checks import check_options
 from dml_fast.loss.problem import UNLABELLED_TARGET
@@ -67,6 +67,9 @@ class Engine:
             Menon et al., ICLR 2021).
         small_loss: the share of a batch's labelled rows that are left out of every loss: those
             with the largest joint loss (`dml_fast.engine.small_loss`), in [0, 1).
+        clip_norm: the largest norm of each student's gradient, as of
+            `torch.nn.utils.clip_grad_norm_`, above 0; None: any.
+        class_dim: the dimension of the logits that has the classes: -1, or 1 for (N, C, H, W).
         executor: runs the students, by default one after the other; ``alternating`` updates have
             nothing to overlap and do not use it.
 
@@ -89,6 +92,8 @@ class Engine:
         triplet_margin: float = 0.3,
         prior: Tensor | None = None,
         small_loss: float = 0.0,
+        clip_norm: float | None = None,
+        class_dim: int = -1,
         executor: Executor | None = None,
     ) -> None:
         if not isinstance(cohort, Cohort):
@@ -98,6 +103,9 @@ class Engine:
         check_options(kl_weight, temperature, label_smoothing, peer_reduction, "mean")
         for name, value in (("triplet_weight", triplet_weight), ("triplet_margin", triplet_margin)):
             check_number(name, value, "a finite number, 0 or more", lambda x: 0 <= x < math.inf)
+        if clip_norm is not None:
+            check_number("clip_norm", clip_norm, "a number above 0", lambda x: 0 < x < math.inf)
+        check_whole("class_dim", class_dim, -1)
         if executor is not None and not isinstance(executor, Executor):
             raise UserError(
                 f"executor is {brief(executor)}: give an object, such as Threads({len(cohort)}) "
@@ -130,6 +138,8 @@ class Engine:
         self.triplet_margin = triplet_margin
         self.prior = None if prior is None else check_prior(prior, _device(cohort))
         self.small_loss = small_loss
+        self.clip_norm = clip_norm
+        self.class_dim = class_dim
         self.executor = executor or Sequential()
 
     def step(
@@ -142,23 +152,33 @@ class Engine:
         small_loss_scale: float = 1.0,
         learners: Sequence[int] | None = None,
         teacher: int | None = None,
+        accumulate: bool = False,
     ) -> StepResult:
         """Update every learner once on one batch.
 
         Args:
             inputs: what each model is called with: (N, ...) on the students' device, or anything
-                else that all of them take, such as a tuple of tensors.
-            target: (N,) classes or (N, C) probabilities.
+                else that all of them take. A mapping is given as keywords, and a tuple or list as
+                positions, to a ``forward`` that takes them so.
+            target: (N,) classes or (N, C) probabilities; (N, T) and (N, T, C) for logits
+                (N, T, C), and so on.
             views: whether ``inputs`` are a sequence of K such, one for each student.
             kl_scale: multiplies the weight of the mutual term (a ramp).
             small_loss_scale: multiplies the share of rows to leave out (a ramp), in [0, 1].
             learners: the numbers of the students that learn; by default all K.
             teacher: the number of a student that does not learn and alone teaches the learners.
+            accumulate: keep the gradients and update nobody: the next step without this updates by
+                the mean over its batch and those kept. BatchNorm sees each batch alone.
 
         Raises:
             UserError: the number of views is not K, a learner or the teacher is no student, a
                 model returned no logits, or the loss refuses them (`dml_fast.loss.mutual_loss`).
         """
+        if accumulate and self.update == "alternating":
+            raise UserError(
+                "accumulate keeps gradients, and alternating students learn from one another's "
+                "updates: leave it out, or choose simultaneous"
+            )
         count = self.cohort.total
         given = self._views(inputs) if views else (inputs,) * count
         chosen = self._roles(range(count) if learners is None else learners, teacher)
@@ -168,7 +188,8 @@ class Engine:
                 "small_loss, or what blends labels, such as mixup"
             )
         left_out = self.small_loss * small_loss_scale
-        lesson = Lesson(given, target, self.kl_weight * kl_scale, chosen, teacher, left_out)
+        weight = self.kl_weight * kl_scale
+        lesson = Lesson(given, target, weight, chosen, teacher, left_out, accumulate)
         try:
             if self.update == "alternating":
                 return self._alternating_step(lesson)
@@ -231,7 +252,8 @@ class Engine:
             return StepResult.empty(lesson.target.device)
         mutual = self._loss(logits, lesson, fixed, here)
         updates = executor.fork(
-            students, lambda k: self._update(students[k], *passes[k], mutual.grads[k])
+            students,
+            lambda k: self._update(students[k], *passes[k], mutual.grads[k], lesson.accumulate),
         )
         return self._result(mutual, updates)
 
