@@ -67,7 +67,9 @@ def logits_of(found: Any, arch: str) -> Tensor:
             logits of other heads, which would not be trained.
     """
     if not isinstance(found, Tensor | tuple):
-        inner = found.get("logits") if isinstance(found, Mapping) else getattr(found, "logits", None)
+        inner = (
+            found.get("logits") if isinstance(found, Mapping) else getattr(found, "logits", None)
+        )
         if isinstance(inner, Tensor):
             return inner
     if isinstance(found, Tensor):

@@ -130,11 +130,11 @@ class Student:
         Args:
             logits: (N, C), from ``forward`` or ``features_and_logits``.
             grad: (N, C), the gradient of the loss with respect to them, times ``grad_scale``.
-            extra: 0-d, another loss of the same pass, made by the same thread.
+            extra: 0-d, another loss of the same pass, made by the same thread; it may be constant.
             extra_weight: its weight.
         """
         ends, grads = [logits], [grad]
-        if extra is not None:
+        if extra is not None and extra.requires_grad:
             ends, grads = [logits, extra], [grad, extra_weight * self.grad_scale]
         torch.autograd.backward(ends, grads)
         self.pending += 1
@@ -212,15 +212,17 @@ class Student:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what ``state_dict`` returned."""
+        """Put back what ``state_dict`` returned, and the optimizer's options if they are there."""
         self.model.load_state_dict(state["model"])
         moments = {
             index: {
-                name: _laid_out(value, self.parameters[index]) for name, value in values.items()
+                name: _laid_out(value, self.parameters[index]) if self.stepper.fused else value
+                for name, value in values.items()
             }
             for index, values in state["optimizer"]["state"].items()
         }
-        options = self.optimizer.state_dict()["param_groups"]
+        found = state["optimizer"]
+        options = found.get("param_groups") or self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": options})
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
@@ -276,7 +278,7 @@ def _check(model: object, optimizer: object, precision: object) -> None:
 
 def _sparse(what: str) -> UserError:
     return UserError(
-        f"{what} has sparse gradients, whose norm torch does not compute: build it with sparse=False"
+        f"{what} has sparse gradients, whose norm torch cannot tell: build it with sparse=False"
     )
 
 
