@@ -32,14 +32,13 @@ def students_of(
             not for this device.
     """
     check_choice("precision", precision, ("fp32", "bf16", "fp16"))
-    networks = bool(given) and all(isinstance(one, nn.Module) for one in given)
-    if not networks:
-        for k, one in enumerate(given):
-            if not isinstance(one, Student):
-                raise UserError(
-                    f"student {k} of a cohort is {brief(one)}: give "
-                    "Student(model, optimizer, precision), or give networks and optimizers=..."
-                )
+    for k, one in enumerate(given):
+        if not isinstance(one, Student if isinstance(given[0], Student) else nn.Module):
+            raise UserError(
+                f"student {k} of a cohort is {brief(one)}: give networks and optimizers=..., or "
+                "give Student(model, optimizer, precision) for each"
+            )
+    if not given or isinstance(given[0], Student):
         if optimizers is not None or precision != "fp32":
             raise UserError(
                 "optimizers and precision are for a cohort of networks, and these are students, "
@@ -51,19 +50,18 @@ def students_of(
             "a cohort of networks has no optimizers: give optimizers=[...], one for each, or a "
             "function such as lambda net: torch.optim.AdamW(net.parameters(), fused=True)"
         )
+    for k, net in enumerate(given):
+        if next(net.parameters(), None) is None:
+            raise UserError(f"network {k} of a cohort has no parameters: give one that can learn")
     made = [optimizers(net) for net in given] if callable(optimizers) else list(optimizers)
     if len(made) != len(given):
         raise UserError(
             f"a cohort of {len(given)} networks has {len(made)} optimizers: give one for each"
         )
-    return [_student(k, *pair, precision) for k, pair in enumerate(zip(given, made, strict=True))]
+    return [_student(*pair, precision) for pair in zip(given, made, strict=True)]
 
 
-def _student(
-    number: int, net: nn.Module, optimizer: torch.optim.Optimizer, precision: str
-) -> Student:
-    parameter = next(net.parameters(), None)
-    if parameter is None:
-        raise UserError(f"network {number} of a cohort has no parameters: give one that can learn")
-    how = Precision.choose(precision != "fp32", precision.replace("fp32", "auto"), parameter.device)
+def _student(net: nn.Module, optimizer: torch.optim.Optimizer, precision: str) -> Student:
+    device = next(net.parameters()).device
+    how = Precision.choose(precision != "fp32", precision.replace("fp32", "auto"), device)
     return Student(net, optimizer, how)
