@@ -20,8 +20,9 @@ class ExportArguments:
     """Write one student to a file, which is kept only if it computes what the student does.
 
     It holds the network alone, which takes float32 images (N, C, H, W), divided by 255 and
-    normalised, and returns logits or embeddings. Mean, std, classes and architecture are in it as
-    JSON named dml_fast (safetensors, onnx: metadata; pt2: extra file).
+    normalised, and returns logits; embeddings, if it learned identities; logits and codes (N, bits
+    / 8) uint8, if it has a hash head. Mean, std, classes and architecture are in it as JSON named
+    dml_fast (safetensors, onnx: metadata; pt2: extra file).
     """
 
     run: Positional[Path]

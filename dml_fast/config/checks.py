@@ -16,7 +16,6 @@ _LABELS = ("labels", "labels_per_class", "unlabelled_share", "prior")
 _SEARCHES = ("triplet_weight", "triplet_margin", "num_instances", "val_protocol")
 _PAIRS = ("patch", "search", "dither", "symmetrise", "offsets")
 _HASH = ("bits", "mihash_weight", "mihash_bins", "mihash_scale")
-_MOST_BITS = 1472  # of 184 bytes: what the ranking of codes takes
 
 _log = logging.getLogger("dml_fast")
 
@@ -86,11 +85,9 @@ def _check_head(config: Options, retrieval: bool, kind: Kind) -> None:
     if config.head != "hash":
         _refuse(config, _HASH, f"without --head hash (--head is {config.head})")
         return
-    if config.bits > 8 and (config.bits % 8 or config.bits > _MOST_BITS):
-        raise UserError(
-            f"--bits is {config.bits}: codes are whole bytes, so give a multiple of 8 up to "
-            f"{_MOST_BITS}, or 1 to 8"
-        )
+    from dml_fast.models.heads import check_bits
+
+    check_bits(config.bits, "--bits")
     if not config.mihash_weight:
         return
     if config.mihash_bins > config.bits:

@@ -56,7 +56,7 @@ class Options:
     head: Literal["auto", "linear", "bnneck", "hash"] = "auto"
     """What follows a student's features. linear: a classifier. bnneck: batch normalisation and a classifier. hash: codes of --bits and a classifier of them. auto: linear; bnneck for market1501."""
     bits: Count = 32
-    """Bits of each student's codes (--head hash): 1 to 8, or a multiple of 8."""
+    """Bits of each student's codes (--head hash), at most 65472."""
     mihash_weight: NonNegative = 1.0
     """Weight of the mutual information between distance and class (MIHash; --head hash; 0: off)."""
     mihash_bins: Count = 16

@@ -68,33 +68,23 @@ def create_embedding_net(
     Raises:
         UserError: as `create_model`, or the network has no such classifier.
     """
-    backbone = create_model(
-        name, num_classes=num_classes, in_channels=in_channels, image_size=image_size
-    )
-    _remove_classifier(backbone, num_classes, name)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    width = _feature_width(backbone, (2, in_channels, *size), name)
-    return EmbeddingNet(backbone, width, num_classes)
+    inputs = InputSpec("image", (in_channels, *size))
+    return EmbeddingNet(*create_backbone(name, num_classes, inputs), num_classes)
 
 
-def new_network(name: str, num_classes: int, inputs: InputSpec, *, embeds: bool) -> nn.Module:
-    """Build a student's network: one that embeds by `create_embedding_net`, else `create_model`.
+def create_backbone(name: str, num_classes: int, inputs: InputSpec) -> tuple[nn.Module, int]:
+    """Build a network by name, without its classifier, which is found as above.
 
-    Args:
-        name: as in `dml_fast.models.create_model`.
-        num_classes: of classes or identities.
-        inputs: what it gets; a network that embeds gets images.
-        embeds: whether it has a BNNeck.
+    Returns:
+        The network, inputs (N, ...) to features (N, D), and D.
 
     Raises:
-        UserError: as those.
+        UserError: as `create_embedding_net`.
     """
-    if not embeds:
-        return create_model(name, num_classes=num_classes, inputs=inputs)
-    channels, height, width = inputs.shape
-    return create_embedding_net(
-        name, num_classes=num_classes, in_channels=channels, image_size=(height, width)
-    )
+    backbone = create_model(name, num_classes=num_classes, inputs=inputs)
+    _remove_classifier(backbone, num_classes, name)
+    return backbone, _feature_width(backbone, (2, *inputs.tensor_shape), name)
 
 
 def last_linear(net: nn.Module) -> str | None:
@@ -141,7 +131,7 @@ def _remove_classifier(net: nn.Module, num_classes: int, name: str) -> None:
 
 
 def _feature_width(net: nn.Module, shape: tuple[int, ...], name: str) -> int:
-    """Return D, from two blank images; statistics and the random generator stay as they are."""
+    """Return D, from two blank inputs; statistics and the random generator stay as they are."""
     modes = {module: module.training for module in net.modules()}
     net.eval()
     try:
@@ -157,7 +147,7 @@ def _feature_width(net: nn.Module, shape: tuple[int, ...], name: str) -> int:
         module.training = training
     if not isinstance(features, Tensor) or features.ndim != 2:
         raise UserError(
-            f"{name} cannot embed: without its classifier it does not give one vector per image; "
+            f"{name} cannot embed: without its classifier it does not give one vector per row; "
             "choose another architecture"
         )
     return features.shape[1]

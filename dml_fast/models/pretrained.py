@@ -71,12 +71,12 @@ def load_pretrained(
 
     Tensors are matched by name and shape; `dml_fast.models.matching` tells where they may be in a
     file. Every tensor of the network must be found and finite, except those of its classifier: the
-    last linear layer, or everything but the backbone of an `EmbeddingNet`; and of further layers
-    with as many outputs, if theirs has another number. One line of the log says what was taken,
-    what is new and what was left.
+    last linear layer, or everything but the backbone of an `EmbeddingNet` or a `HashNet`; and of
+    further layers with as many outputs, if theirs has another number. One line of the log says what
+    was taken, what is new and what was left.
 
     Args:
-        model: from `create_model` or `create_embedding_net`.
+        model: of `dml_fast.models.heads.new_network`.
         source: ``timm``, a ``.safetensors`` file or one of ``torch.save``, whatever its name.
         arch: the network's name.
         state: what ``source`` holds, if it was read already.
@@ -85,6 +85,7 @@ def load_pretrained(
         UserError: the weights cannot be read or do not fit.
     """
     from dml_fast.models.embedding import EmbeddingNet, last_linear
+    from dml_fast.models.hashing import HashNet
     from dml_fast.models.matching import best_match
 
     found: Any
@@ -94,7 +95,7 @@ def load_pretrained(
         found = _stored(_published(arch))
     else:
         found = read_weights(Path(source).expanduser())
-    if isinstance(model, EmbeddingNet):
+    if isinstance(model, EmbeddingNet | HashNet):
         target, classifier = model.backbone, None
     else:
         target, classifier = model, last_linear(model)

@@ -6,11 +6,12 @@ import io
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dml_fast.data.loaders import evaluation_batches
@@ -19,6 +20,7 @@ from dml_fast.errors import UserError, first_line
 from dml_fast.foreign import shown
 from dml_fast.machine import sync_folder
 from dml_fast.models.embedding import EmbeddingNet
+from dml_fast.models.hashing import CodedNet, HashNet
 from dml_fast.models.safetensors_files import HEADER
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import writing
@@ -52,14 +54,18 @@ class TrainedStudent(NamedTuple):
         return f"{self.facts.inputs[self.view].kind}s"
 
     @property
-    def output(self) -> str:
-        """What the network returns: logits, or embeddings where it learned identities."""
-        return "embeddings" if isinstance(self.model, EmbeddingNet) else "logits"
+    def outputs(self) -> tuple[str, ...]:
+        """What the network returns: logits, and codes of a hash head; of identities embeddings."""
+        if self.facts.head.kind == "hash":
+            return "logits", "codes"
+        return ("embeddings" if self.facts.retrieval else "logits",)
 
     @property
     def network(self) -> nn.Module:
-        """The network that is exported: one that embeds goes without its classifier."""
-        if isinstance(self.model, EmbeddingNet):
+        """The network that is exported: one that finds identities goes without its classifier."""
+        if isinstance(self.model, HashNet):
+            return CodedNet(self.model).eval()
+        if isinstance(self.model, EmbeddingNet) and self.facts.retrieval:
             return nn.Sequential(self.model.backbone, self.model.neck).eval()
         return self.model
 
@@ -73,7 +79,8 @@ class Check(NamedTuple):
     """The outcome of a comparison.
 
     Attributes:
-        difference: the largest absolute difference between the outputs of file and student.
+        difference: the largest absolute difference between the outputs of file and student; a
+            bit of a code that differs counts by how far its u is from 0.
         tolerance: the largest difference that is accepted.
     """
 
@@ -86,7 +93,7 @@ class Check(NamedTuple):
         return self.difference <= self.tolerance
 
 
-Apply = Callable[[Tensor], Tensor]
+Apply = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
 
 
 def export_student(
@@ -119,7 +126,7 @@ def export_student(
     inputs, source = _rows(run, facts, k)
     check = export(student, kind, path, inputs)
     comparison = (
-        f"largest difference of {student.output} {check.difference:.2g}, "
+        f"largest difference of {' and '.join(student.outputs)} {check.difference:.2g}, "
         f"tolerance {check.tolerance:.2g}, "
         f"on {len(inputs)} {source}, in batches of 1 and {len(inputs) + 1}"
     )
@@ -176,7 +183,7 @@ def export(student: TrainedStudent, kind: str, out: Path, inputs: Tensor) -> Che
         with tempfile.TemporaryDirectory(prefix=".export.", dir=out.parent) as folder:
             draft = Path(folder) / out.name
             write(student, inputs, draft)
-            check = _compare(student.network, read(student, draft), inputs, exact)
+            check = _compare(student, read(student, draft), inputs, exact)
             if check.passed:
                 with draft.open("rb") as file:
                     os.fsync(file.fileno())
@@ -186,17 +193,33 @@ def export(student: TrainedStudent, kind: str, out: Path, inputs: Tensor) -> Che
 
 
 @torch.inference_mode()
-def _compare(model: nn.Module, apply: Apply, inputs: Tensor, exact: bool) -> Check:
-    difference = scale = 0.0
+def _compare(student: TrainedStudent, apply: Apply, inputs: Tensor, exact: bool) -> Check:
+    network, difference, scale = student.network, 0.0, 0.0
     # two sizes, to see that tracing has not fixed the number of rows
     for batch in (inputs[:1], torch.cat([inputs, inputs[:1]])):
-        expected, got = model(batch), apply(batch)
-        if got.shape != expected.shape:
+        expected, got = _several(network(batch)), _several(apply(batch))
+        if [one.shape for one in got] != [one.shape for one in expected]:
             return Check(float("nan"), 0.0)
+        gaps = [(expected[0] - got[0]).abs().max(), torch.tensor(difference)]
+        if isinstance(student.model, HashNet):
+            gaps.append(_code_gap(student.model, batch, expected[1], got[1]))
         # torch's max keeps a NaN, Python's may drop it
-        gap = torch.stack([(expected - got).abs().max(), torch.tensor(difference)])
-        difference, scale = gap.max().item(), max(scale, expected.abs().max().item())
+        difference = torch.stack(gaps).max().item()
+        scale = max(scale, expected[0].abs().max().item())
     return Check(difference, 0.0 if exact else 1e-4 * max(1.0, scale))
+
+
+def _several(found: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return (found,) if isinstance(found, Tensor) else tuple(found)
+
+
+def _code_gap(net: HashNet, inputs: Tensor, expected: Tensor, got: Tensor) -> Tensor:
+    """Return the largest |u| of a bit that differs, 0-d: infinite for a bit that is filled up."""
+    size = net.features_and_logits(inputs)[0].abs()  # (N, b)
+    size = F.pad(size, (0, -net.bits % 8), value=torch.inf)
+    places = torch.arange(7, -1, -1)
+    differ = ((expected ^ got)[..., None] >> places & 1).flatten(1)
+    return torch.where(differ > 0, size, 0.0).max()
 
 
 def _write_safetensors(student: TrainedStudent, _: Tensor, path: Path) -> None:
@@ -241,7 +264,7 @@ def _write_onnx(student: TrainedStudent, inputs: Tensor, path: Path) -> None:
         _trace(student, inputs),
         dynamo=True,
         input_names=[student.input_name],
-        output_names=[student.output],
+        output_names=list(student.outputs),
         verbose=False,
     )
     assert program is not None  # None is for dynamo=False
@@ -254,9 +277,9 @@ def _read_onnx(student: TrainedStudent, path: Path) -> Apply:
 
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
 
-    def apply(inputs: Tensor) -> Tensor:
-        [output] = session.run(None, {student.input_name: inputs.contiguous().numpy()})
-        return torch.from_numpy(output)
+    def apply(inputs: Tensor) -> tuple[Tensor, ...]:
+        found = session.run(None, {student.input_name: inputs.contiguous().numpy()})
+        return tuple(map(torch.from_numpy, found))
 
     return apply
 

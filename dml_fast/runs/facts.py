@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from dml_fast.errors import UserError
 from dml_fast.foreign import Unfit, typed
+from dml_fast.models.heads import LINEAR, Head, HeadKind
 from dml_fast.models.inputs import InputSpec
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ class _Added(TypedDict, total=False):
     in_channels: int  # these two only where the inputs are images
     image_size: tuple[int, int]
     features: str  # only where rows are no images
+    head: HeadKind  # our oldest runs have none
+    bits: int  # only of a hash head
 
 
 class FactsJson(_Added):
@@ -42,8 +46,9 @@ class DataFacts:
         inputs: what a student gets for a row, one entry for each of V views of the data.
         mean, std: of each channel, for pixels in 0..1; none where the inputs are vectors.
         fingerprint: a hash of all images and labels.
-        retrieval: whether students give embeddings, to find identities, and not logits of classes.
+        retrieval: whether students learn identities, to find them, and not classes.
         features: the SHA-256 of the features in the run folder; "" for images, which have none.
+        head: what stands on the backbone of each student.
     """
 
     name: str
@@ -54,6 +59,7 @@ class DataFacts:
     fingerprint: str
     retrieval: bool = False
     features: str = ""
+    head: Head = LINEAR
 
     def view_of(self, student: int) -> int:
         """Return which of the V views a student reads, by its number."""
@@ -85,8 +91,8 @@ class DataFacts:
         return self.inputs[0].shape
 
     @classmethod
-    def of(cls, data: DataSet) -> DataFacts:
-        """Collect the facts of an open data set."""
+    def of(cls, data: DataSet, head: Head) -> DataFacts:
+        """Collect the facts of an open data set, for students with such a head."""
         from dml_fast.data import RetrievalSet  # loads numpy, which --help does without
 
         return cls(
@@ -98,6 +104,7 @@ class DataFacts:
             fingerprint=data.fingerprint,
             retrieval=isinstance(data.val, RetrievalSet),
             features="" if data.features is None else data.features.digest,
+            head=head,
         )
 
     @classmethod
@@ -127,6 +134,7 @@ class DataFacts:
             fingerprint=facts["fingerprint"],
             retrieval=facts.get("task") == "retrieval",
             features=facts.get("features", ""),
+            head=_head_of(facts, where),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -146,6 +154,8 @@ class DataFacts:
             "std": list(self.std),
             "fingerprint": self.fingerprint,
             **({"features": self.features} if self.features else {}),
+            "head": self.head.kind,
+            **({"bits": self.head.bits} if self.head.bits else {}),
         }
         return {**facts, "task": "retrieval"} if self.retrieval else facts
 
@@ -168,3 +178,15 @@ def _inputs_of(facts: FactsJson, where: str) -> tuple[InputSpec, ...]:
     if found and found != [image]:
         raise Unfit(f"{where} has {image.words}, and inputs of {found[0].words}")
     return (image,)
+
+
+def _head_of(facts: FactsJson, where: str) -> Head:
+    """Return the head; our oldest runs had the one of their task."""
+    usual: HeadKind = "bnneck" if "task" in facts else "linear"
+    kind = facts.get("head", usual)
+    if "task" in facts and kind == "linear":
+        raise Unfit(f"{where} has identities and a head of kind {kind}")
+    try:
+        return Head(kind, facts.get("bits", 0))
+    except UserError as error:
+        raise Unfit(f"{where}: {error}") from None

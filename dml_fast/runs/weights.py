@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dml_fast.errors import UserError
 from dml_fast.foreign import Unfit, reading, typed
 from dml_fast.models import check_code
-from dml_fast.models.embedding import new_network
+from dml_fast.models.heads import new_network
 from dml_fast.models.safetensors_files import HEADER, NO_SEAL, SEAL, read_safetensors, seal
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import atomic_write
@@ -118,6 +118,6 @@ def build_student(
     arch: str, facts: DataFacts, state: dict[str, Tensor], view: int = 0
 ) -> nn.Module:
     """Build a network from its ``state_dict``: in evaluation mode, on the CPU."""
-    model = new_network(arch, len(facts.classes), facts.inputs[view], embeds=facts.retrieval)
+    model = new_network(arch, len(facts.classes), facts.inputs[view], facts.head)
     model.load_state_dict(state)
     return model.eval()

@@ -34,7 +34,7 @@ from dml_fast.training.meter import Meter
 from dml_fast.training.saving import Progress, Saver
 from dml_fast.training.shares import share_out_by_cost
 from dml_fast.training.signals import StopRequest
-from dml_fast.training.students import blank, build_cohort, warn_of_other_columns
+from dml_fast.training.students import blank, build_cohort, head_of, warn_of_other_columns
 from dml_fast.training.trainer import Trainer
 from dml_fast.training.unlabelled import settled
 
@@ -75,7 +75,7 @@ def build_trainer(
         data = _open_data(own, device, world, run.features if begun else features)
     with world.all_or_none():
         config = settled(config, data, world.mesh.data)
-    facts = DataFacts.of(data)
+    facts = DataFacts.of(data, head_of(config))
     if config.shares == "measured":
         _measure_shares(config, facts, precision, world)
     with world.all_or_none():

@@ -16,7 +16,7 @@ from dml_fast.engine import Cohort, Precision, Student
 from dml_fast.engine.optim import make_optimizer
 from dml_fast.errors import UserError, reason
 from dml_fast.models import InputSpec
-from dml_fast.models.embedding import new_network
+from dml_fast.models.heads import Head, new_network
 from dml_fast.models.pretrained import is_run, load_pretrained
 from dml_fast.rng import derive_seed, seed_everything
 from dml_fast.runs.facts import DataFacts
@@ -61,7 +61,7 @@ def build_cohort(
             arch = config.architectures[k]
             seed_everything(derive_seed(config.seed, "student", k))
             spec = inputs[k % len(inputs)]
-            model = new_network(arch, num_classes, spec, embeds=config.retrieval)
+            model = new_network(arch, num_classes, spec, head_of(config))
             if config.pretrained:
                 load_pretrained(model, config.pretrained, arch, weights[k] if weights else None)
             model = model.to(precision.device)
@@ -80,6 +80,12 @@ def build_cohort(
     rank = (world.launch.rank,) if world.launch.rank else ()
     seed_everything(derive_seed(config.seed, "training", *rank))
     return Cohort(students, world)
+
+
+def head_of(config: TrainConfig) -> Head:
+    """Return what stands on each student's backbone."""
+    kind = config.head_kind
+    return Head(kind, config.bits if kind == "hash" else 0)
 
 
 def weights_to_start(config: TrainConfig) -> tuple[dict[str, torch.Tensor], ...]:

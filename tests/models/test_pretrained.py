@@ -21,6 +21,7 @@ from dml_fast import train
 from dml_fast.errors import UserError
 from dml_fast.models import create_model
 from dml_fast.models.embedding import EmbeddingNet, create_embedding_net
+from dml_fast.models.heads import Head
 from dml_fast.models.pretrained import check_pretrained, load_pretrained
 from dml_fast.runs.weights import save_student
 
@@ -59,7 +60,8 @@ def test_weights_of_a_file_are_taken_over(form: str, tmp_path: Path) -> None:
 def test_a_student_that_embeds_is_a_start_for_another(tmp_path: Path) -> None:
     _, first = networks()
     path = tmp_path / "student.safetensors"
-    save_student(path, first.state_dict(), "resnet8", facts_of_three_classes(retrieval=True))
+    facts = facts_of_three_classes(retrieval=True, head=Head("bnneck"))
+    save_student(path, first.state_dict(), "resnet8", facts)
     torch.manual_seed(9)
     second = create_embedding_net("resnet8", image_size=16, num_classes=3, in_channels=3)
     load_pretrained(second, str(path), "resnet8")

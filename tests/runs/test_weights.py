@@ -76,9 +76,9 @@ def test_a_header_without_a_checksum_has_no_other_entries(
 
 
 def header_of_before() -> dict[str, Any]:
-    """What files without a checksum hold: they have neither inputs nor a view."""
+    """What files without a checksum hold: neither inputs nor a view, nor a head."""
     header: dict[str, Any] = json.loads(header_of("resnet8", facts_of_three_classes()))
-    del header["inputs"], header["view"]
+    del header["inputs"], header["view"], header["head"]
     return header
 
 
