@@ -22,18 +22,15 @@ class Stepper:
 
     Args:
         optimizer: of `torch.optim` or derived from its base class.
-        scaler: of the student.
         arch: the student's name, for messages.
 
     Raises:
         UserError: the optimizer cannot be stepped without a closure, or wants sparse gradients.
     """
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, arch: str
-    ) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, arch: str) -> None:
         self.fused = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
-        self._optimizer, self._scaler = optimizer, scaler
+        self._optimizer = optimizer
         kind = type(optimizer)
         if _needs_closure(kind):
             raise UserError(
@@ -56,18 +53,18 @@ class Stepper:
                 "; give fused=True" if "fused" in inspect.signature(kind).parameters else "",
             )
 
-    def step(self, skip: Tensor) -> None:
+    def step(self, scaler: torch.amp.GradScaler, skip: Tensor) -> None:
         """Update the parameters from their gradients, unless ``skip``, a 0-d bool tensor."""
         if self.fused:
-            if not self._scaler.is_enabled():  # the scaler sets these two itself
+            if not scaler.is_enabled():  # the scaler sets these two itself
                 self._optimizer.grad_scale = None  # type: ignore[attr-defined]
                 self._optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
-            self._scaler.step(self._optimizer)
-        elif self._scaler.is_enabled():  # which reads whether to skip too
-            self._scaler.step(self._optimizer)
+            scaler.step(self._optimizer)
+        elif scaler.is_enabled():  # which reads whether to skip too
+            scaler.step(self._optimizer)
         elif not bool(skip):
             self._optimizer.step()
-        self._scaler.update()
+        scaler.update()
 
 
 def mean_and_clip(

@@ -65,7 +65,7 @@ class Student:
         self.precision = precision
         self.arch = arch or type(model).__name__
         self.scaler = precision.scaler()
-        self.stepper = Stepper(optimizer, self.scaler, self.arch)
+        self.stepper = Stepper(optimizer, self.arch)
         self.parameters = trained
         self.norms = [
             m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats
@@ -159,7 +159,7 @@ class Student:
         skipped = ~torch.isfinite(norm)
         if self.pending > 1 or clip_norm is not None:
             mean_and_clip(self.parameters, norm, self.pending, clip_norm, self.grad_scale)
-        self.stepper.step(skipped)
+        self.stepper.step(self.scaler, skipped)
         self.optimizer.zero_grad(set_to_none=True)
         self.pending = 0
         for now, before in zip(self._statistics, self._before, strict=True):

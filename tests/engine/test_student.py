@@ -110,12 +110,6 @@ def test_a_student_with_a_scaler_comes_back() -> None:
     assert_same(first.model, second.model)
 
 
-def test_an_optimizer_that_cannot_skip_is_refused() -> None:
-    model = networks(1)[0]
-    with pytest.raises(UserError, match="fused=True"):
-        Student(model, torch.optim.SGD(model.parameters(), lr=0.1), Precision(CPU))
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_predicting_changes_nothing(training: bool) -> None:
     one = student(networks(1)[0])
