@@ -25,11 +25,15 @@ _RESNET_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 _ZOOS = ("timm", "torchvision")
 _FORMS = (
     "other forms are wrn_DEPTH_WIDTH, wrn_DEPTH_WIDTH_dropP, inception_v1_dropP, "
-    "mlp_WIDTH and mlp_WIDTH_dropP for vectors, "
+    "mlp_WIDTH and mlp_WIDTH_dropP for vectors, displacement_WIDTH for pairs, "
     "timm:NAME, torchvision:NAME and package.module:function"
 )
-_WIDEST = 1_000_000  # units of a hidden layer
-DEFAULTS: dict[Kind, str] = {"image": "resnet32", "vector": "mlp_64"}
+_WIDEST = {"mlp": 1_000_000, "displacement": 1024}  # units or channels of a hidden layer
+DEFAULTS: dict[Kind, str] = {
+    "image": "resnet32",
+    "vector": "mlp_64",
+    "pair": "displacement_16",
+}
 """The network for inputs of a kind, where none is named."""
 
 
@@ -54,6 +58,7 @@ _NAMED = {
     "mobilenet_v1": _Recipe("dml_fast.models.mobilenet:mobilenet_v1"),
     "inception_v1": _Recipe("dml_fast.models.inception:inception_v1"),
     "mlp_64": _Recipe("dml_fast.models.mlp:mlp", {"width": 64}, "vector"),
+    "displacement_16": _Recipe("dml_fast.models.displacement:displacement", {"width": 16}, "pair"),
 }
 _ALIASES = {"resnet50": "timm:resnet50"}
 
@@ -67,10 +72,11 @@ def check_model_name(name: str, kind: Kind | None = None) -> None:
     """Check that ``name`` can be built here, without importing torch.
 
     Args:
-        name: a built-in name (`model_names()`), ``wrn_DEPTH_WIDTH``, ``mlp_WIDTH``, ``timm:NAME``,
-            ``torchvision:NAME`` or ``package.module:function``. Networks with dropout take its
-            probability as a suffix: ``wrn_28_10_drop0.3``, ``inception_v1_drop0.4``,
-            ``mlp_64_drop0``. ``mlp_WIDTH`` is for vectors, all others are for images.
+        name: a built-in name (`model_names()`), ``wrn_DEPTH_WIDTH``, ``mlp_WIDTH``,
+            ``displacement_WIDTH``, ``timm:NAME``, ``torchvision:NAME`` or
+            ``package.module:function``. Networks with dropout take its probability as a suffix:
+            ``wrn_28_10_drop0.3``, ``inception_v1_drop0.4``, ``mlp_64_drop0``. ``mlp_WIDTH`` is for
+            vectors, ``displacement_WIDTH`` is for pairs, all others are for images.
         kind: of the inputs that the network will get, if that is known.
 
     Raises:
@@ -124,13 +130,13 @@ def create_model(
         num_classes: C, the number of logits.
         in_channels: channels of the images.
         image_size: height and width in pixels; one number means a square.
-        inputs: what the network gets, images or vectors; it replaces ``in_channels`` and
+        inputs: what the network gets, images, vectors or pairs; it replaces ``in_channels`` and
             ``image_size``, which are for images.
 
     Returns:
-        A module that maps images (N, in_channels, H, W), or vectors (N, D), to logits (N, C). The
-        built-in networks are `dml_fast.models.base.FeatureNet`, which also give the features before
-        the classifier.
+        A module that maps images (N, in_channels, H, W), vectors (N, D), or pairs
+        (N, *tensor_shape), to logits (N, C). The built-in networks for images and vectors are
+        `dml_fast.models.base.FeatureNet`, which also give the features before the classifier.
 
     Raises:
         UserError: the name is unknown, its package is missing, or the network cannot be built
@@ -143,9 +149,12 @@ def create_model(
     if not isinstance(inputs, InputSpec):
         raise UserError(f"{name}: inputs is {brief(inputs)}: give an InputSpec of dml_fast.models")
     _check_kind(name, recipe, inputs.kind)
-    sizes: dict[str, Any] = {"size": inputs.shape[0]}
+    shape = inputs.shape
+    sizes: dict[str, Any] = {"size": shape[0]}
     if inputs.kind == "image":
-        sizes = {"in_channels": inputs.shape[0], "image_size": inputs.shape[1:]}
+        sizes = {"in_channels": shape[0], "image_size": shape[1:]}
+    elif inputs.kind == "pair":
+        sizes = {"channels": shape[:2], "search": shape[3]}
     module, function = recipe.target.split(":")
     build: Callable[..., nn.Module] = getattr(import_module(module), function)
     return build(num_classes=num_classes, **sizes, **recipe.options)
@@ -162,13 +171,11 @@ def _images(name: str, channels: int, image_size: int | tuple[int, int]) -> Inpu
 
 
 def _check_kind(name: str, recipe: _Recipe, kind: Kind) -> None:
-    if recipe.takes == kind:
-        return
-    if kind in DEFAULTS:
-        advice = f"take a network for {kind}s, such as {DEFAULTS[kind]}"
-    else:
-        advice = f"no network takes {kind}s"
-    raise UserError(f"{name} is a network for {recipe.takes}s and its inputs are {kind}s: {advice}")
+    if recipe.takes != kind:
+        raise UserError(
+            f"{name} is a network for {recipe.takes}s and its inputs are {kind}s: take a network "
+            f"for {kind}s, such as {DEFAULTS[kind]}"
+        )
 
 
 def _find_recipe(name: str) -> _Recipe:
@@ -176,7 +183,7 @@ def _find_recipe(name: str) -> _Recipe:
     if ":" in name:
         return _find_external(name)
     base, found, text = name.partition("_drop")
-    recipe = _NAMED.get(base) or _wide_resnet(base) or _mlp(base)
+    recipe = _NAMED.get(base) or _wide_resnet(base) or _of_width(base)
     if recipe is None:
         raise UserError(_unknown(name))
     if not found:
@@ -203,13 +210,15 @@ def _wide_resnet(name: str) -> _Recipe | None:
     return _Recipe("dml_fast.models.wide_resnet:wide_resnet", {"depth": depth, "width": width})
 
 
-def _mlp(name: str) -> _Recipe | None:
-    match = re.fullmatch(r"mlp_(\d+)", name)
+def _of_width(name: str) -> _Recipe | None:
+    match = re.fullmatch(r"(mlp|displacement)_(\d+)", name)
     if match is None:
         return None
-    if len(match[1]) > 7 or not 1 <= int(match[1]) <= _WIDEST:
-        raise UserError(f"{name!r}: the width is a number from 1 to {_WIDEST}, as in mlp_64")
-    return replace(_NAMED["mlp_64"], options={"width": int(match[1])})
+    example = {"mlp": "mlp_64", "displacement": "displacement_16"}[match[1]]
+    most = _WIDEST[match[1]]
+    if len(match[2]) > 7 or not 1 <= int(match[2]) <= most:
+        raise UserError(f"{name!r}: the width is a number from 1 to {most}, as in {example}")
+    return replace(_NAMED[example], options={"width": int(match[2])})
 
 
 def _find_external(name: str) -> _Recipe:

@@ -223,8 +223,8 @@ def _set_row(
     s: int,
 ) -> NDArray[np.float64]:
     """Return the (1, gallery sets) distances of query set ``s``."""
-    one_by_one = reduction == "mutual_information"
     members = queries.members[queries.offsets[s] : queries.offsets[s + 1]]
+    one_by_one = reduction == "mutual_information" and len(members) > 1
     rows = np.concatenate([ranker.exact_rows(int(m), int(m) + 1) for m in members])
     rows = _distances(rows, ranker.query_norms()[members], metric)
     camera = images.query_camera
@@ -235,7 +235,8 @@ def _set_row(
     count = len(members)
     of_queries = (np.arange(count + 1) if one_by_one else np.array([0, count]), np.arange(count))
     of_items, threads = (items.offsets, items.members), cores(shared=False)
-    number = REDUCTIONS.index("log_sum_exp" if one_by_one else reduction)
+    # of one image log_sum_exp gives the order: subtracting could only tie what differs by little
+    number = REDUCTIONS.index("log_sum_exp" if reduction == "mutual_information" else reduction)
     if one_by_one:
         rows[np.isnan(rows)] = np.inf  # so that NaN means below that no pair of images is left
     reduced = _native.reduce_rows(
@@ -259,11 +260,8 @@ def information_distances(rows: NDArray[np.float64], temperature: float) -> NDAr
         temperature: T, in units of the distance.
 
     Returns:
-        (S,) in units of the distance; NaN for a set without any pair. For n = 1 the rows
-        themselves: what is subtracted is the same for all sets, and rounding would tie some.
+        (S,) in units of the distance; NaN for a set without any pair.
     """
-    if len(rows) == 1:
-        return rows[0]
     there = ~np.isnan(rows)
     known = np.where(there, rows, np.inf)
     nearest = known.min(axis=1, keepdims=True)

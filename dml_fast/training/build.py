@@ -71,7 +71,7 @@ def build_trainer(
     reporter = Reporter(run.folder / "tensorboard" if config.tensorboard and world.main else None)
     begun = resume is not None and run.config_file.is_file()  # bad data may have stopped it before
     with stop.at_once():  # downloading and decoding may take hours
-        own = run.with_own_labels(config) if begun else config
+        own = run.with_own_files(config) if begun else config
         data = _open_data(own, device, world, run.features if begun else features)
     with world.all_or_none():
         config = settled(config, data, world.mesh.data)
@@ -100,7 +100,7 @@ def build_trainer(
             run.check_writable(needed + sum(map(len, files.values())))
             run.write_features(files)
             if not begun:
-                run.write_labels(config)
+                run.copy_given_files(config)
         if checkpoint:
             saver.resume(checkpoint)
     if config.small_loss:
@@ -213,6 +213,8 @@ def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, worl
         num_instances=config.num_instances if config.retrieval else 0,
         unlabelled_share=config.unlabelled_share,
         epoch_steps=config.epoch_steps,
+        dither=config.dither,
+        symmetrise=config.symmetrise,
         views=len(config.architectures) if config.views == "per-student" else 1,
         students=len(config.architectures),
         threads=config.data_threads,

@@ -96,7 +96,8 @@ class Trainer:
 
             plot_curves(curves, {folder.name: history})
         with at_the_end("the table of results", later):
-            show_run(history, best_epoch(history), folder, self.config.shows_f1)
+            config = self.config
+            show_run(history, best_epoch(history), folder, config.shows_f1, config.row_name)
 
     def close(self) -> None:
         """Stop the loader's threads and flush what is still to be written."""

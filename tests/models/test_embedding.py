@@ -13,7 +13,10 @@ from dml_fast.models.embedding import classifier_of, create_embedding_net
 SHAPE = {"num_classes": 7, "in_channels": 3}
 
 
-@pytest.mark.parametrize("name", [name for name in model_names() if name != "mlp_64"])
+OF_IMAGES = [name for name in model_names() if not name.startswith(("mlp_", "displacement_"))]
+
+
+@pytest.mark.parametrize("name", OF_IMAGES)
 def test_a_neck_takes_the_place_of_every_networks_classifier(name: str) -> None:
     if name.startswith("wrn_28"):
         pytest.skip("as wrn_16_4, and seconds slower")

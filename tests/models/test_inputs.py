@@ -106,7 +106,11 @@ def test_an_image_by_its_spec_is_the_image_by_its_sizes() -> None:
         ("resnet8", VECTOR, "resnet8 is a network for images and its inputs are vectors: .*mlp_64"),
         ("wrn_16_4_drop0.3", VECTOR, "is a network for images .* such as mlp_64"),
         ("sys:exit", VECTOR, "sys:exit is a network for images"),
-        ("mlp_64", PAIR, "no network takes pairs"),
+        ("mlp_64", PAIR, "mlp_64 is a network for vectors and its inputs are pairs: .*lacement_16"),
+        ("resnet8", PAIR, "for images and its inputs are pairs: .* such as displacement_16"),
+        ("sys:exit", PAIR, "for images and its inputs are pairs: .* such as displacement_16"),
+        ("displacement_4", IMAGE, "for pairs and its inputs are images: .* such as resnet32"),
+        ("displacement_4", VECTOR, "for pairs and its inputs are vectors: .* such as mlp_64"),
     ],
 )
 def test_a_network_for_other_inputs_is_refused(name: str, spec: InputSpec, message: str) -> None:
@@ -121,12 +125,15 @@ def test_a_network_for_other_inputs_is_refused(name: str, spec: InputSpec, messa
     [
         ("mlp_0", "the width is a number from 1 to"),
         ("mlp_99999999999", "the width is a number from 1 to"),
+        ("displacement_0", "the width is a number from 1 to 1024, as in displacement_16"),
+        ("displacement_1025", "the width is a number from 1 to 1024"),
+        ("displacement_16_drop0.1", "displacement_16 has no dropout"),
         ("mlp_64_drop2", r"in \[0, 1\), as in mlp_64_drop0\.3"),
         ("mlp", "the nearest are mlp_64"),
         ("mlp_", "the nearest are mlp_64"),
     ],
 )
-def test_bad_names_of_perceptrons(name: str, message: str) -> None:
+def test_bad_names_with_a_width(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_model_name(name)
 

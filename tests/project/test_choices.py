@@ -62,7 +62,8 @@ USUAL: dict[str, dict[str, Any]] = {
 """Arguments with which each works; those that are not here have no such option."""
 FREE = {
     *(("DataSet", name) for name in ("choice", "pad")), ("Student", "arch"),
-    ("open_dataset", "device"), ("open_dataset", "labels"), ("evaluation_batches", "rank"),
+    ("open_dataset", "device"), ("open_dataset", "labels"), ("open_dataset", "offsets"),
+    ("evaluation_batches", "rank"),
     ("evaluation_batches", "ranks"), ("train_loader", "rank"), ("train_loader", "ranks"),
 }  # fmt: skip
 """Options that may be any word, and those that the engine itself fills in."""
