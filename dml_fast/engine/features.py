@@ -49,7 +49,8 @@ def check_feature_loss(loss: FeatureLoss | None, weight: float, cohort: Cohort) 
         if not student.gives_features:
             raise UserError(
                 f"feature_loss is given and a student ({student.arch}) gives no features: leave it "
-                "out, or take an EmbeddingNet of dml_fast.models.embedding"
+                "out, or take a network with features_and_logits, such as an EmbeddingNet of "
+                "dml_fast.models.embedding"
             )
 
 

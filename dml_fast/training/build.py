@@ -30,6 +30,7 @@ from dml_fast.reporting.console import Reporter
 from dml_fast.rng import derive_seed
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.folder import Run
+from dml_fast.training.extra import extra_of
 from dml_fast.training.meter import Meter
 from dml_fast.training.saving import Progress, Saver
 from dml_fast.training.shares import share_out_by_cost
@@ -226,6 +227,7 @@ def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, worl
 def _build_engine(
     config: TrainConfig, data: DataSet, cohort: Cohort, device: torch.device
 ) -> Engine:
+    extra = extra_of(config)
     return Engine(
         cohort,
         method=config.method,
@@ -234,8 +236,8 @@ def _build_engine(
         label_smoothing=config.label_smoothing,
         peer_reduction=config.peer_reduction,
         update=config.update,
-        triplet_weight=config.triplet_weight,
-        triplet_margin=config.triplet_margin,
+        feature_loss=extra.loss,
+        feature_weight=extra.weight,
         prior=_prior(data) if config.prior == "balance" else None,
         small_loss=config.small_loss,
         executor=make_executor(config.executor, len(cohort), device),
