@@ -297,7 +297,7 @@ class Engine:
         turns = []
         for k, student in students.items():
             mutual = self.term(logits, lesson, fixed, [k], self.cohort)
-            update = self._update(student, *passes[k], *mutual.grads)
+            update = self._update(student, *passes[k], mutual.grads[0])
             turns.append(self._result(mutual, [update]))
             logits[k] = student.predict(lesson.inputs[k], training=True)
         return StepResult.joined(turns)

@@ -15,7 +15,6 @@ from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.optim import zero_momentum
 from dml_fast.engine.precision import FullPrecisionConv2d, Precision
 from dml_fast.engine.student import Student
-from dml_fast.errors import UserError
 from dml_fast.models import create_model
 
 
