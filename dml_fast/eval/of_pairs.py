@@ -250,8 +250,8 @@ def _part(pairs: PairSet, pair: int, radius: int) -> tuple[int, int, int, int]:
     spare = pairs.margin - radius  # pixels by which b may be off with all of a inside
     offset = pairs.offset[pair]
     start, end = np.maximum(0, -offset - spare), np.minimum(size, size + spare - offset)
-    top, left, height, width = (*start.tolist(), *(end - start).tolist())
-    return top, left, height, width
+    height, width = end - start
+    return int(start[0]), int(start[1]), int(height), int(width)
 
 
 def _read(path: Path) -> NDArray[Any]:

@@ -124,4 +124,4 @@ def _edges(image: NDArray[np.floating]) -> NDArray[np.floating]:
 
 def _overlay(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.floating]:
     """Return the edges of two images as colours (h, w, 3)."""
-    return np.clip(a[..., None] * _TINTS[0] + b[..., None] * _TINTS[1], 0, 1)
+    return np.asarray(np.clip(a[..., None] * _TINTS[0] + b[..., None] * _TINTS[1], 0, 1))
