@@ -20,6 +20,7 @@ from dml_fast.errors import UserError, check_choice
 from dml_fast.eval.checks import check_images, check_reranking, known_protocol
 from dml_fast.eval.classification import ClassScores, Ids, evaluate
 from dml_fast.eval.retrieval import evaluate_retrieval
+from dml_fast.eval.sets import SetRule, set_facts
 from dml_fast.ranking.result import RankingResult
 from dml_fast.reporting.console import at_the_end
 from dml_fast.runs.files import check_place
@@ -46,6 +47,7 @@ def evaluate_run(
     reranked: bool = False,
     lists: int = 0,
     out: Path | None = None,
+    sets: tuple[str, float] | None = None,
     answers: list[Ids] | None = None,
 ) -> dict[str, Any]:
     """Measure a run's students and their ensemble: accuracies, or how well they find identities.
@@ -62,6 +64,8 @@ def evaluate_run(
         reranked: whether to correct the distances with mutual neighbours (`dml_fast.eval.rerank`).
         lists: how many queries' ranked lists to draw, of the ensemble.
         out: where to draw them.
+        sets: the reduction and the temperature by which to rank sets of images, see
+            `dml_fast.eval.sets`; None ranks single images.
         answers: gets the classes that each student, and the ensemble, predicts, (K + 1, N) int64.
 
     Returns:
@@ -81,6 +85,7 @@ def evaluate_run(
     config = run.config
     if not config.retrieval:
         ranked = {"--protocol": protocol != "auto", "--rerank": reranked, "--ranked-lists": lists}
+        ranked["--sets"] = sets is not None
         for flag, value in ranked.items():
             if value:
                 raise UserError(f"{flag} ranks, and {run.folder} learned classes: leave it out")
@@ -90,7 +95,11 @@ def evaluate_run(
     if config.retrieval:
         if not isinstance(images, RetrievalSet):
             raise UserError("the train split has no queries: give --split test or val")
-        protocol = known_protocol(images, config.val_protocol if protocol == "auto" else protocol)
+        usual = config.val_protocol
+        if sets and protocol == "auto" and usual == "cuhk03":
+            _log.info("sets are ranked by protocol market1501: cuhk03 counts one image an identity")
+            usual = "market1501"
+        protocol = known_protocol(images, usual if protocol == "auto" else protocol)
         check_images(images, protocol)
         if reranked:
             check_reranking(len(images))
@@ -105,7 +114,8 @@ def evaluate_run(
         students=range(len(models)),
     )
     if config.retrieval:
-        how = {"protocol": protocol, "reranked": reranked}
+        how: dict[str, Any] = {"protocol": protocol, "reranked": reranked}
+        how["sets"] = SetRule(*sets) if sets else None
         found = _search(models, batches, images, precision, run.folder, how, lists, out)
     else:
         found = _classify(models, batches, precision, trained.facts.classes, answers)
@@ -209,6 +219,7 @@ def _search(
         "gallery": len(images) - images.queries,
         "n_valid": found.ensemble.n_valid,
         **how,
+        "sets": set_facts(images, how["sets"]) if how["sets"] else None,
         "ranked_lists": str(out) if drawn else None,
     }
     students = [_shares(result) for result in found.students]
