@@ -13,7 +13,12 @@ from dml_fast.version import __version__ as __version__
 if TYPE_CHECKING:
     from dml_fast.config import TrainConfig
     from dml_fast.engine import Engine
-    from dml_fast.loss import FusedMutualLoss, mutual_loss, mutual_loss_and_grad
+    from dml_fast.loss import (
+        FusedMutualLoss,
+        MIHashLoss,
+        mutual_loss,
+        mutual_loss_and_grad,
+    )
     from dml_fast.loss.linear import FusedLinearMutualLoss, linear_mutual_loss
     from dml_fast.models import create_model
 
@@ -21,6 +26,7 @@ __all__ = [
     "Engine",
     "FusedLinearMutualLoss",
     "FusedMutualLoss",
+    "MIHashLoss",
     "TrainConfig",
     "create_model",
     "linear_mutual_loss",
@@ -32,6 +38,7 @@ _HOMES = {
     "Engine": "dml_fast.engine",
     "FusedLinearMutualLoss": "dml_fast.loss.linear",
     "FusedMutualLoss": "dml_fast.loss",
+    "MIHashLoss": "dml_fast.loss",
     "TrainConfig": "dml_fast.config",
     "create_model": "dml_fast.models",
     "linear_mutual_loss": "dml_fast.loss.linear",

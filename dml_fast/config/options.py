@@ -89,6 +89,11 @@ class TrainConfig(Options):
         return "pair" if self.data.startswith("pairs:") else "image"
 
     @property
+    def row_name(self) -> Literal["images", "pairs"]:
+        """What rows are called where a speed is told."""
+        return "pairs" if self.input_kind == "pair" else "images"
+
+    @property
     def _default_arch(self) -> str:
         from dml_fast.models.registry import DEFAULTS
 
@@ -127,6 +132,9 @@ class TrainConfig(Options):
             "classes": names_in(self.classes),
             "levels": names_in(self.levels) if self.views == "levels" else None,
             "dim": self.dim,
+            "patch": self.patch,
+            "search": self.search,
+            "offsets": self.offsets,
             "seed": self.seed,
             "skip_corrupt": self.skip_corrupt,
             "loader": self.loader,

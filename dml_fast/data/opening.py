@@ -12,6 +12,9 @@ from dml_fast.data.decode import Size
 from dml_fast.data.features import Features, load_features
 from dml_fast.data.label_files import read_labels
 from dml_fast.data.labelling import Labelling
+from dml_fast.data.offset_files import read_offsets
+from dml_fast.data.pair_data import open_pairs
+from dml_fast.data.pairs import PairSet
 from dml_fast.data.readers.cifar import CIFAR, locate_cifar, read_cifar
 from dml_fast.data.readers.digits import read_digits
 from dml_fast.data.readers.folder import check_folder, read_folder
@@ -20,6 +23,7 @@ from dml_fast.data.readers.market1501 import (
     check_market1501_searches,
     read_market1501,
 )
+from dml_fast.data.readers.pairs import check_pairs, read_pairs
 from dml_fast.data.readers.shard_names import check_shards
 from dml_fast.data.readers.shards import read_shards
 from dml_fast.data.readers.text import check_text, read_text, read_text_part
@@ -35,9 +39,14 @@ _CHECKS: dict[str, Callable[[str], None]] = {
     "market1501": lambda root: check_market1501(_path(root)),
     "text": check_text,
     "vectors": lambda root: check_vectors(_path(root)),
+    "pairs": lambda root: check_pairs(_path(root)),
 }
 _KINDS = ("digits", *CIFAR, *_CHECKS)
-_ROWS = {"text": "FILE.tsv", "vectors": "FILE.npz"}  # kinds without images, each in a file
+_ROWS = {  # kinds without single images, each in a file
+    "text": "FILE.tsv",
+    "vectors": "FILE.npz",
+    "pairs": "FILE.npz",
+}
 _FILES = "folder:, shards: and market1501:"
 
 
@@ -91,6 +100,9 @@ def open_dataset(
     classes: tuple[str, ...] = (),
     levels: tuple[str, ...] | None = None,
     dim: int = 200,
+    patch: int = 24,
+    search: int = 8,
+    offsets: str = "",
     seed: int = 0,
     image_size: Size = 0,
     skip_corrupt: bool = False,
@@ -104,8 +116,8 @@ def open_dataset(
 
     Args:
         spec: ``digits``, ``cifar10:DIR``, ``cifar100:DIR``, ``folder:DIR``, ``shards:DIR``,
-            ``shards:URL``, ``market1501:DIR``, ``text:FILE.tsv`` or ``vectors:FILE.npz``
-            (docs/data.md, docs/text.md).
+            ``shards:URL``, ``market1501:DIR``, ``text:FILE.tsv``, ``vectors:FILE.npz`` or
+            ``pairs:FILE.npz`` (docs/data.md, docs/text.md).
         download: whether to download CIFAR into DIR if it is not there.
         val_fraction: the fraction of the training images that becomes the validation set, in
             (0, 1), stratified and the same for every seed. It is unused where the data set has
@@ -122,10 +134,14 @@ def open_dataset(
             ``seed``. Validation and test labels do not change.
         unlabelled_share: the share of training batches that has no label, in [0, 1); with 0, such
             rows are left out.
-        unlabelled: whether rows without a label are kept whatever their share.
+        unlabelled: whether rows without a label are kept whatever their share; of pairs, those
+            that ``offsets`` leaves out.
         classes: the names of all classes, for text and vectors; () for those of the labels.
         levels: names of the views to read, for text and vectors; () for all, None for one view.
         dim: the most dimensions of each view's features of text.
+        patch: height and width of the crops of pairs, in pixels.
+        search: the largest displacement of pairs, in pixels.
+        offsets: a file of known displacements of pairs (`dml_fast.data.offset_files`); "" for none.
         seed: the run's seed.
         image_size: see `dml_fast.data.decode.Size`; for a folder, shards or market1501.
         skip_corrupt: whether files that cannot be decoded are left out and counted.
@@ -147,7 +163,8 @@ def open_dataset(
     check_choice("loader", loader, get_args(LoaderName))
     check_whole("threads", threads, 0)
     check_whole("labels_per_class", labels_per_class, 0)
-    check_whole("dim", dim, 1)
+    for name, size in (("dim", dim), ("patch", patch), ("search", search)):
+        check_whole(name, size, 1)
     if unlabelled_share != "auto":
         words = "auto, or a number from 0 to below 1"
         check_number("unlabelled_share", unlabelled_share, words, lambda x: 0 <= x < 1)
@@ -175,16 +192,9 @@ def open_dataset(
         )
     if labels:
         read_labels(labels)  # before images are decoded for minutes
-    raw = _read(
-        spec,
-        Reading(image_size, skip_corrupt, loader, resized, threads, device),
-        download=download,
-        val_fraction=val_fraction,
-        camera_rule=camera_rule,
-        classes=classes,
-        levels=levels,
-        dim=dim,
-    )
+    if offsets:
+        read_offsets(offsets)
+    reading = Reading(image_size, skip_corrupt, loader, resized, threads, device)
     how = Labelling(
         val_fraction=val_fraction,
         train_fraction=train_fraction,
@@ -193,6 +203,22 @@ def open_dataset(
         labels_per_class=labels_per_class,
         unlabelled_share=unlabelled_share,
         seed=seed,
+    )
+    kind, root = _parse(spec)
+    if kind == "pairs":
+        _check_held(kind, reading)
+        return open_pairs(
+            _path(root), how, search=search, patch=patch, offsets=offsets, every=unlabelled
+        )
+    raw = _read(
+        spec,
+        reading,
+        download=download,
+        val_fraction=val_fraction,
+        camera_rule=camera_rule,
+        classes=classes,
+        levels=levels,
+        dim=dim,
     )
     if isinstance(features, str | os.PathLike):
         features = load_features(Path(features))
@@ -226,6 +252,22 @@ def open_part(spec: str, part: str, *, features: Features, classes: Sequence[str
     return rows.read_by(features)
 
 
+def open_every_pair(spec: str, *, search: int, patch: int, seed: int) -> PairSet:
+    """Read all pairs of a file, to evaluate the students of another.
+
+    Args:
+        spec: ``pairs:FILE.npz``.
+        search: see `open_dataset`.
+        patch: see there.
+        seed: of the run that is evaluated.
+
+    Raises:
+        UserError: the file is missing or wrong.
+    """
+    _, root = _parse(spec)
+    return read_pairs(_path(root), search=search, patch=patch, seed=seed)
+
+
 def _read(
     spec: str,
     how: Reading,
@@ -247,17 +289,8 @@ def _read(
         if kind == "folder":
             return read_folder(_path(root), how)
         return read_market1501(_path(root), how, val_fraction=val_fraction, camera_rule=camera_rule)
-    for name, given in (("--loader", how.loader), ("--crop", "resized" if how.resized else "")):
-        if given in ("dali", "fallback", "resized"):
-            raise UserError(
-                f"{name} {given} is only for {_FILES} data, and {kind} is held in memory: "
-                "leave it out"
-            )
+    _check_held(kind, how)
     if kind in _ROWS:
-        if image_size:
-            raise UserError(
-                f"--image-size {image_size} is only for images, and {kind} has none: leave it out"
-            )
         if kind == "text":
             return read_text(root, levels=levels, classes=classes, dim=dim)
         return read_vectors(_path(root), levels=levels, classes=classes)
@@ -269,6 +302,20 @@ def _read(
             f"have {raw.train.images.shape[2]} pixels per side: leave it out"
         )
     return raw
+
+
+def _check_held(kind: str, how: Reading) -> None:
+    """Refuse options for files of images with data that are held in memory."""
+    for name, given in (("--loader", how.loader), ("--crop", "resized" if how.resized else "")):
+        if given in ("dali", "fallback", "resized"):
+            raise UserError(
+                f"{name} {given} is only for {_FILES} data, and {kind} is held in memory: "
+                "leave it out"
+            )
+    if kind in _ROWS and how.size:
+        raise UserError(
+            f"--image-size {how.size} is only for images, and {kind} has none: leave it out"
+        )
 
 
 def _parse(spec: str) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from dml_fast.data.features import Features, Fit, RowSet
 from dml_fast.data.files import ImageFiles
 from dml_fast.data.labelling import Labelling, choose_rows
 from dml_fast.data.names import Names, some_of
+from dml_fast.data.pairs import PairSet
 from dml_fast.data.vectors import VectorSet
 from dml_fast.errors import UserError
 from dml_fast.models.inputs import InputSpec
@@ -135,24 +136,24 @@ class DataSet:
         val: the rows to choose a model by: fixed, disjoint from ``train``, never augmented. If
             identities are learned, ``val`` and ``test`` are a `RetrievalSet`.
         test: the rows for the final result, or None if the data set has none.
-        mean: of each channel of the training images, in units of 0..1; () for vectors.
+        mean: of each channel of the training images, in units of 0..1; () for vectors and pairs.
         std: the standard deviation of each channel, in units of 0..1; 1 for a constant channel; ()
-            for vectors.
+            for vectors and pairs.
         pad: the most pixels by which the usual augmentation of this data set shifts an image.
         flip: whether the usual augmentation of this data set mirrors images.
-        fingerprint: SHA-256 of all images (for files: their names and sizes) or vectors, labels
-            and class names after splitting, so that a run is not resumed with other data. It
+        fingerprint: SHA-256 of all images (for files: their names and sizes), vectors or pairs,
+            labels and class names after splitting, so that a run is not resumed with other data. It
             depends neither on where the files are nor on what decodes them, nor on ``features``.
         corrupt: the files that could not be decoded so far; None if images are not in files.
         choice: which loader was chosen and why, in one line; "" if there was no choice.
-        features: what made the vectors, fitted on the training rows; None for images.
+        features: what made the vectors, fitted on the training rows; None for images and pairs.
     """
 
     name: str
     classes: tuple[str, ...]
-    train: ImageSet | VectorSet
-    val: ImageSet | VectorSet
-    test: ImageSet | VectorSet | None
+    train: ImageSet | VectorSet | PairSet
+    val: ImageSet | VectorSet | PairSet
+    test: ImageSet | VectorSet | PairSet | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     pad: int

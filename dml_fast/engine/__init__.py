@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.executor import Executor, Sequential, StepResult
+from dml_fast.engine.features import FeatureLoss
 from dml_fast.engine.graph import Graph
 from dml_fast.engine.precision import Precision
 from dml_fast.engine.step import Engine
@@ -15,6 +16,7 @@ __all__ = [
     "Cohort",
     "Engine",
     "Executor",
+    "FeatureLoss",
     "Graph",
     "Precision",
     "Sequential",

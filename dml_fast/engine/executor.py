@@ -48,10 +48,10 @@ class StepResult(NamedTuple):
     """What one step gave, for the A students of this process that learned, on their device.
 
     Attributes:
-        losses: (A,) float, ce + kl_weight * kl + triplet_weight * triplet.
+        losses: (A,) float, ce + kl_weight * kl + feature_weight * extra.
         ce: (A,) float, cross-entropy.
         kl: (A,) float, the mutual term before its weight.
-        triplet: (A,) float, the triplet loss before its weight; 0 where there is none.
+        extra: (A,) float, the loss on features before its weight; 0 where there is none.
         correct: (A,) number of labelled rows whose class was predicted, whether or not they taught.
         labelled: (A,) number of rows that have a label.
         kept: (A,) number of these that taught: all that small-loss selection did not leave out.
@@ -61,7 +61,7 @@ class StepResult(NamedTuple):
     losses: Tensor
     ce: Tensor
     kl: Tensor
-    triplet: Tensor
+    extra: Tensor
     correct: Tensor
     labelled: Tensor
     kept: Tensor
@@ -85,8 +85,8 @@ class StepResult(NamedTuple):
     @classmethod
     def unpack(cls, packed: Tensor) -> StepResult:
         """Return what `pack` was given; the rows are views of ``packed``."""
-        losses, ce, kl, triplet, correct, labelled, kept, skipped = packed
-        return cls(losses, ce, kl, triplet, correct, labelled, kept, skipped != 0)
+        losses, ce, kl, extra, correct, labelled, kept, skipped = packed
+        return cls(losses, ce, kl, extra, correct, labelled, kept, skipped != 0)
 
 
 Step: TypeAlias = "Callable[[Lesson, Executor], StepResult]"

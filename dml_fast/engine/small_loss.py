@@ -54,7 +54,7 @@ def row_weights(joint: Tensor, share: float | Tensor) -> Tensor:
     return torch.where(labelled, weight, 1.0).float()
 
 
-def check_small_loss(rate: float, method: str, update: str, triplet_weight: float) -> None:
+def check_small_loss(rate: float, method: str, update: str, feature_weight: float) -> None:
     """Refuse a rate out of range, and options beside which it means nothing.
 
     Raises:
@@ -68,8 +68,8 @@ def check_small_loss(rate: float, method: str, update: str, triplet_weight: floa
         raise UserError(f"small_loss is {rate} and method is {method}: give {remedy}")
     if update == "alternating":
         raise UserError(f"small_loss is {rate} and update is alternating: give simultaneous")
-    if triplet_weight:
+    if feature_weight:
         raise UserError(
-            f"small_loss is {rate} and triplet_weight {triplet_weight}, which would still compare "
-            "the rows that are left out: leave out one or the other"
+            f"small_loss is {rate} and feature_weight {feature_weight}, whose loss would still "
+            "use the rows that are left out: leave out one or the other"
         )

@@ -12,7 +12,6 @@ logits.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,14 +20,14 @@ from torch import Tensor
 
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.executor import Executor, Lesson, Sequential, StepResult
+from dml_fast.engine.features import FeatureLoss, check_feature_loss, checked_value
 from dml_fast.engine.prior import check_prior
 from dml_fast.engine.small_loss import check_small_loss, joint_loss, row_weights
 from dml_fast.engine.student import Student
-from dml_fast.errors import UserError, brief, check_choice, check_number, first_line
+from dml_fast.errors import UserError, brief, check_choice, first_line
 from dml_fast.loss import mutual_loss, mutual_loss_and_grad, peer_divergence
 from dml_fast.loss.checks import check_options
 from dml_fast.loss.problem import UNLABELLED_TARGET
-from dml_fast.loss.triplet import triplet_loss
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +58,10 @@ class Engine:
         peer_reduction: ``mean`` (the paper) or ``sum`` over the peers.
         update: ``simultaneous``, or ``alternating`` as in the paper's Algorithm 1, for which this
             process must hold all students.
-        triplet_weight: weight of each student's own triplet loss, for students that give features
+        feature_loss: each student's own loss on its features (`dml_fast.engine.FeatureLoss`), such
+            as `dml_fast.MIHashLoss`, for students that give features
             (`dml_fast.models.embedding.EmbeddingNet`).
-        triplet_margin: margin of that loss, in units of the features' Euclidean distance.
+        feature_weight: its weight, above 0 where there is such a loss.
         prior: (C,) logarithms of the classes' shares, added to the logits of students and teacher
             before every loss, and not in evaluation, which is then balanced (logit adjustment:
             Menon et al., ICLR 2021).
@@ -85,8 +85,8 @@ class Engine:
         label_smoothing: float = 0.0,
         peer_reduction: str = "mean",
         update: str = "simultaneous",
-        triplet_weight: float = 0.0,
-        triplet_margin: float = 0.3,
+        feature_loss: FeatureLoss | None = None,
+        feature_weight: float = 0.0,
         prior: Tensor | None = None,
         small_loss: float = 0.0,
         executor: Executor | None = None,
@@ -96,20 +96,13 @@ class Engine:
         check_choice("method", method, ("dml", "dml_e", "independent", "distill"))
         check_choice("update", update, ("simultaneous", "alternating"))
         check_options(kl_weight, temperature, label_smoothing, peer_reduction, "mean")
-        for name, value in (("triplet_weight", triplet_weight), ("triplet_margin", triplet_margin)):
-            check_number(name, value, "a finite number, 0 or more", lambda x: 0 <= x < math.inf)
         if executor is not None and not isinstance(executor, Executor):
             raise UserError(
                 f"executor is {brief(executor)}: give an object, such as Threads({len(cohort)}) "
                 "of dml_fast.engine"
             )
-        for student in cohort if triplet_weight else ():
-            if not student.gives_features:
-                raise UserError(
-                    f"triplet_weight is {triplet_weight} and a student ({student.arch}) gives no "
-                    "features: leave it out, or take an EmbeddingNet of dml_fast.models.embedding"
-                )
-        check_small_loss(small_loss, method, update, triplet_weight)
+        check_feature_loss(feature_loss, feature_weight, cohort)
+        check_small_loss(small_loss, method, update, feature_weight)
         if update == "alternating" and cohort.exchange is not None:
             raise UserError(
                 "update is alternating, for which one process must hold all students, and they "
@@ -126,8 +119,8 @@ class Engine:
         self.label_smoothing = label_smoothing
         self.peer_reduction = peer_reduction
         self.update = update
-        self.triplet_weight = triplet_weight
-        self.triplet_margin = triplet_margin
+        self.feature_loss = feature_loss
+        self.feature_weight = feature_weight
         self.prior = None if prior is None else check_prior(prior, _device(cohort))
         self.small_loss = small_loss
         self.executor = executor or Sequential()
@@ -271,24 +264,24 @@ class Engine:
     def _forward(
         self, student: Student, lesson: Lesson, inputs: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the logits, and the triplet loss of the same pass if there is one.
+        """Return the logits, and the loss on the features of the same pass if there is one.
 
         One thread makes both: autograd numbers the nodes of each thread apart, and adds gradients
         up in an order that depends on these numbers.
         """
-        if not self.triplet_weight:
+        if self.feature_loss is None:
             return student.forward(inputs), None
         features, logits = student.features_and_logits(inputs)
-        return logits, triplet_loss(features, lesson.target, self.triplet_margin)
+        return logits, checked_value(self.feature_loss(features, lesson.target), self.feature_loss)
 
     def _update(
-        self, student: Student, logits: Tensor, triplet: Tensor | None, grad: Tensor
+        self, student: Student, logits: Tensor, extra: Tensor | None, grad: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Update a student; return its triplet loss, and whether the step was skipped."""
-        skipped = student.update(logits, grad, triplet, self.triplet_weight)
-        if triplet is None:
+        """Update a student; return its loss on features, and whether the step was skipped."""
+        skipped = student.update(logits, grad, extra, self.feature_weight)
+        if extra is None:
             return logits.new_zeros((), dtype=torch.float32), skipped
-        return triplet.detach(), skipped
+        return extra.detach(), skipped
 
     def _taught(self, lesson: Lesson) -> Tensor | None:
         """Return the teacher's logits, if it is in this process."""
@@ -297,10 +290,10 @@ class Engine:
         return self.cohort.student(k).predict(lesson.inputs[k])
 
     def _result(self, mutual: _Mutual, updates: Sequence[tuple[Tensor, Tensor]]) -> StepResult:
-        triplet, skipped = (torch.stack(column) for column in zip(*updates, strict=True))
+        extra, skipped = (torch.stack(column) for column in zip(*updates, strict=True))
         losses, ce, kl, correct, labelled, kept, _ = mutual
-        losses = losses + self.triplet_weight * triplet
-        return StepResult(losses, ce, kl, triplet, correct, labelled, kept, skipped)
+        losses = losses + self.feature_weight * extra
+        return StepResult(losses, ce, kl, extra, correct, labelled, kept, skipped)
 
     def _loss(
         self,

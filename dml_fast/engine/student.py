@@ -135,7 +135,7 @@ class Student:
         Args:
             logits: (N, C), from ``forward`` or ``features_and_logits``.
             grad: (N, C), the gradient of the loss with respect to them, times ``grad_scale``.
-            extra: 0-d, another loss of the same pass, made by the same thread.
+            extra: 0-d, another loss of the same pass, made by the same thread; it may be constant.
             extra_weight: its weight.
 
         Returns:
@@ -145,7 +145,7 @@ class Student:
             UserError: a gradient is sparse.
         """
         ends, grads = [logits], [grad]
-        if extra is not None:
+        if extra is not None and extra.requires_grad:
             ends, grads = [logits, extra], [grad, extra_weight * self.grad_scale]
         torch.autograd.backward(ends, grads)
         skipped = ~torch.isfinite(self._collect_gradients())

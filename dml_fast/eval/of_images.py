@@ -85,6 +85,11 @@ def predict_run(
             cannot be written.
     """
     run = Run.open(folder)
+    if run.facts.of_pairs:
+        raise UserError(
+            f"{run.folder} learned displacements of pairs: python -m dml_fast.register finds that "
+            "of two images"
+        )
     paths = find_images(given) if run.facts.of_images else []
     trained = Trained.load(run, checkpoint, allow_code)
     config, facts = run.config, trained.facts

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from dml_fast.config import TrainConfig
-from dml_fast.data import ImageSet, RetrievalSet, VectorSet
+from dml_fast.data import ImageSet, PairSet, RetrievalSet, VectorSet
 from dml_fast.data.loaders import evaluation_batches
 from dml_fast.data.loaders.assemble import Batch
 from dml_fast.engine.precision import Precision, keep_in_full_precision, pick_device
 from dml_fast.errors import UserError, check_choice
 from dml_fast.eval.checks import check_images, check_reranking, known_protocol
 from dml_fast.eval.classification import ClassScores, Ids, evaluate
+from dml_fast.eval.displacements import displacement_scores
 from dml_fast.eval.retrieval import evaluate_retrieval
 from dml_fast.eval.sets import SetRule, set_facts
 from dml_fast.ranking.result import RankingResult
@@ -118,7 +119,8 @@ def evaluate_run(
         how["sets"] = SetRule(*sets) if sets else None
         found = _search(models, batches, images, precision, run.folder, how, lists, out)
     else:
-        found = _classify(models, batches, precision, trained.facts.classes, answers)
+        search = images.search if isinstance(images, PairSet) else 0
+        found = _classify(models, batches, precision, trained.facts.classes, answers, search)
         # not images - labelled: files that cannot be decoded are left out too
         found.facts["unlabelled"] = int((images.labels < 0).sum())
     line = trained.validation
@@ -168,7 +170,9 @@ def _classify(
     precision: Precision,
     classes: Sequence[str],
     answers: list[Ids] | None,
+    search: int,
 ) -> _Found:
+    """Classify; of pairs, with a ``search`` above 0, measure the errors in pixels too."""
     found = evaluate(models, batches, precision, len(classes), detailed=True)
     if answers is not None and found.answers is not None:
         answers.append(found.answers)
@@ -181,6 +185,13 @@ def _classify(
 
     students = [entries(scores) for scores in found.students]
     ensemble = entries(found.ensemble, "ensemble_")
+    if search:
+        assert found.answers is not None
+        assert found.target is not None
+        *errors, of_ensemble = displacement_scores(found.answers, found.target, search)
+        for entry, error in zip(students, errors, strict=True):
+            entry |= error.to_json()
+        ensemble |= of_ensemble.to_json("ensemble_")
     confused = [
         {"class": classes[one], "as": classes[other], "rows": rows}
         for one, other, rows in found.confusions(_WORST)
@@ -191,7 +202,7 @@ def _classify(
 def _search(
     models: Sequence[nn.Module],
     batches: Iterator[Batch],
-    images: ImageSet | VectorSet,
+    images: ImageSet | VectorSet | PairSet,
     precision: Precision,
     folder: Path,
     how: dict[str, Any],

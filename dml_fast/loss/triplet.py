@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dml_fast.errors import brief
+from dml_fast.errors import brief, check_number
 from dml_fast.loss.values import dense, fail, finite, number, tensor
 
 _TINY = 1e-12  # squares are at least this, as the root has an infinite slope at 0
+
+
+class TripletLoss(nn.Module):
+    """`triplet_loss` with a margin, as a module of features (N, D) and target (N,).
+
+    Args:
+        margin: a Euclidean distance, 0 or more.
+
+    Raises:
+        UserError: the margin is something else.
+    """
+
+    def __init__(self, margin: float = 0.3) -> None:
+        super().__init__()
+        check_number("margin", margin, "a finite number, 0 or more", lambda x: 0 <= x < math.inf)
+        self.margin = margin
+
+    def forward(self, features: Tensor, target: Any) -> Tensor:
+        """Return the 0-d loss."""
+        return triplet_loss(features, target, self.margin)
 
 
 def triplet_loss(features: Tensor, target: Any, margin: float) -> Tensor:

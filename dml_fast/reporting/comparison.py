@@ -132,7 +132,7 @@ def to_markdown(entries: Sequence[Entry]) -> str:
         ]
         for entry in entries
     ]
-    measured = ["best epoch", "best student, %", "mean student, %", "ensemble, %", "images/s"]
+    measured = ["best epoch", "best student, %", "mean student, %", "ensemble, %", _speed(entries)]
     parts = ["# Comparison of runs" if len(entries) > 1 else f"# {plain(entries[0].label)}"]
     parts.append(table([*header, *_column(differing), *measured], rows))
     parts.append(
@@ -182,6 +182,7 @@ def write_report(entries: Sequence[Entry], folder: Path) -> str:
 def _seeds(groups: Mapping[str, Sequence[Entry]], differing: set[str]) -> str:
     """Return the table of settings."""
     rows = []
+    speed = _speed([entry for members in groups.values() for entry in members])
     for members in groups.values():
         seeds = ", ".join(str(entry.run.config.seed) for entry in members)
         row = [*_what(members[0]), *_options(members[0], differing), seeds, str(len(members))]
@@ -194,8 +195,14 @@ def _seeds(groups: Mapping[str, Sequence[Entry]], differing: set[str]) -> str:
         row.append(_mean_and_error([images_per_s(entry.history) for entry in members], 0))
         rows.append(row)
     header = ["method", "students", "epochs", *_column(differing), "seeds", "n"]
-    measured = ["best student, %", "mean student, %", "ensemble, %", "images/s"]
+    measured = ["best student, %", "mean student, %", "ensemble, %", speed]
     return table([*header, *measured], rows)
+
+
+def _speed(entries: Sequence[Entry]) -> str:
+    """Return the title of the column of speeds."""
+    names = {entry.run.config.row_name for entry in entries}
+    return f"{names.pop() if len(names) == 1 else 'rows'}/s"
 
 
 def _what(entry: Entry) -> list[str]:

@@ -110,6 +110,7 @@ class Reporter:
     def __init__(self, tensorboard: Path | None = None) -> None:
         self.console = PlainConsole(stderr=True)
         set_up_logging(self.console)
+        self._rows = "images"
         self._bar: tuple[Progress, Any] | None = None
         self._events = tensorboard
         self._writer: Any = None
@@ -137,6 +138,7 @@ class Reporter:
         world: World,
     ) -> None:
         """Log what is about to be trained."""
+        self._rows = config.row_name
         names = ", ".join(f"{s['arch']} ({s['parameters'] / 1e6:.2f}M)" for s in students)
         logger.info("%s: %d students: %s", config.method, len(students), names)
         if not world.single:
@@ -147,7 +149,7 @@ class Reporter:
             "data %s: %d %s to train, %d to validate, %s; %s, %s",
             data.name,
             len(data.train),
-            "images" if data.features is None else "rows",
+            self._rows if data.features is None else "rows",
             len(data.val),
             "no test set" if data.test is None else f"{len(data.test)} to test",
             precision.device,
@@ -176,12 +178,13 @@ class Reporter:
         students = line["students"]
         losses = " ".join("-" if s["loss"] is None else f"{s['loss']:.3f}" for s in students)
         logger.info(
-            "epoch %d/%d  loss %s  %s  %.0f images/s",
+            "epoch %d/%d  loss %s  %s  %.0f %s/s",
             line["epoch"],
             epochs,
             losses,
             _scores(line),
             line["images_per_s"],
+            self._rows,
         )
         for k, student in enumerate(students):
             if student["skipped"]:

@@ -25,7 +25,9 @@ from dml_fast.runs.history import (
 _SHARES = {"mAP": "mAP", "rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10", "mINP": "mINP"}
 
 
-def show_run(history: History, best: int, folder: Path, f1: bool = False) -> None:
+def show_run(
+    history: History, best: int, folder: Path, f1: bool = False, rows: str = "images"
+) -> None:
     """Print a finished run: the last and the best epoch of each student and of the ensemble.
 
     Args:
@@ -33,6 +35,7 @@ def show_run(history: History, best: int, folder: Path, f1: bool = False) -> Non
         best: the epoch of ``best.pt``, from 1.
         folder: the run's.
         f1: whether macro-F1 of the best epoch is shown too.
+        rows: what the rows are called.
     """
     last, top = history[-1], history[best - 1]
     score = score_of(last)
@@ -48,7 +51,8 @@ def show_run(history: History, best: int, folder: Path, f1: bool = False) -> Non
     table.add_row("ensemble", score.ensemble, *(percent(share, 1) for share in shares))
     _print(table, width=72)
     _say(
-        f"{images_per_s(history):,.0f} images/s (median epoch; every student sees each image)\n"
+        f"{images_per_s(history):,.0f} {rows}/s (median epoch; every student sees each "
+        f"{rows.removesuffix('s')})\n"
         f"written to {shown(folder)}"
     )
 
@@ -66,14 +70,26 @@ def _show_accuracies(result: Mapping[str, Any]) -> None:
     rows = [[percent(s["val_acc"]), *_measures(s)] for s in result["students"]]
     ensemble = [ACCURACY.ensemble, "", "", *_measures(result, "ensemble_")]
     columns = ["validation, %", f"{split}, %", "macro-F1, %", "ECE, %", "NLL", "Brier"]
-    _show_students(result, columns, rows, ensemble)
+    if of_pairs := "ensemble_error_px" in result:
+        rows = [[percent(s["val_acc"]), *_errors(s)] for s in result["students"]]
+        ensemble = [ACCURACY.ensemble, "", "", *_errors(result, "ensemble_")]
+        columns = ["validation, %", "right, %", "within 1.5 px, %", "error, px"]
+    _show_students(result, columns, rows, ensemble, f"{split} split" if of_pairs else None)
     of_rows = result["data"].startswith(("text:", "vectors:"))
-    _show_facts(result, "rows" if of_rows else "images")
+    _show_facts(result, "pairs" if of_pairs else "rows" if of_rows else "images")
+    if of_pairs:
+        return
     if left_out := result["unlabelled"]:
         _say(f"{left_out:,} of them have no label and are left out of the shares")
     if worst := result["confusions"]:
         pairs = (f"{shown(p['class'])} as {shown(p['as'])} ({p['rows']})" for p in worst)
         _say(f"most often confused, by all students together: {', '.join(pairs)}")
+
+
+def _errors(scores: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return how far displacements of pairs are from the true ones as cells."""
+    shares = [percent(scores[prefix + name]) for name in ("accuracy", "within_1.5px")]
+    return [*shares, f"{scores[prefix + 'error_px']:.2f}"]
 
 
 def _measures(scores: Mapping[str, Any], prefix: str = "") -> list[str]:

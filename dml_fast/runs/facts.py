@@ -86,6 +86,11 @@ class DataFacts:
         return self.inputs[0].kind == "image"
 
     @property
+    def of_pairs(self) -> bool:
+        """Whether the inputs are pairs of images, and the classes displacements."""
+        return self.inputs[0].kind == "pair"
+
+    @property
     def _image(self) -> tuple[int, ...]:
         assert self.of_images
         return self.inputs[0].shape

@@ -70,6 +70,11 @@ class Run:
         """A copy of the file of ``--labels``, as it was at the start: the user's may grow."""
         return self.folder / "labels.tsv"
 
+    @property
+    def offsets_file(self) -> Path:
+        """A copy of the file of ``--offsets``, as it was at the start."""
+        return self.folder / "offsets.tsv"
+
     def checkpoint(self, which: str = "last") -> Path:
         """Return the path of ``last``, ``previous`` or ``best``.
 
@@ -184,18 +189,24 @@ class Run:
                 with atomic_write(self.folder / name) as file:
                     file.write(data)
 
-    def write_labels(self, config: TrainConfig) -> None:
-        """Copy the file of ``--labels``, if there is one."""
-        if config.labels:
-            from dml_fast.data.label_files import read_labels  # loads numpy
+    def copy_given_files(self, config: TrainConfig) -> None:
+        """Copy the files of ``--labels`` and ``--offsets``, if there are any."""
+        for given, own, option in (
+            (config.labels, self.labels_file, "--labels"),
+            (config.offsets, self.offsets_file, "--offsets"),
+        ):
+            if given:
+                found = content(Path(given).expanduser(), f"give another file with {option}")
+                with self._writing(), atomic_write(own) as file:
+                    file.write(found)
 
-            found = read_labels(config.labels)
-            with self._writing(), atomic_write(self.labels_file) as file:
-                file.write(found)
-
-    def with_own_labels(self, config: TrainConfig) -> TrainConfig:
-        """Return the run's configuration with the copy of the file of ``--labels``."""
-        return replace(config, labels=str(self.labels_file)) if config.labels else config
+    def with_own_files(self, config: TrainConfig) -> TrainConfig:
+        """Return the run's configuration with the copies of files that it names."""
+        return replace(
+            config,
+            labels=str(self.labels_file) if config.labels else "",
+            offsets=str(self.offsets_file) if config.offsets else "",
+        )
 
     def describe(self, config: TrainConfig, facts: DataFacts, students: list[StudentJson]) -> None:
         """Write ``config.json``."""

@@ -14,6 +14,7 @@ class StudentScores(TypedDict, total=False):
     """What a student's entry has in some runs only: scores are in 0..1, None if it diverged."""
 
     triplet: float | None
+    mihash: float | None
     kept: float | None
     val_f1: float | None
     val_acc: float | None

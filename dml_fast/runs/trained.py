@@ -10,7 +10,16 @@ from typing import Any
 from torch import nn
 
 from dml_fast.config import flag
-from dml_fast.data import DataSet, ImageSet, RetrievalSet, VectorSet, open_dataset, open_part
+from dml_fast.data import (
+    DataSet,
+    ImageSet,
+    PairSet,
+    RetrievalSet,
+    VectorSet,
+    open_dataset,
+    open_every_pair,
+    open_part,
+)
 from dml_fast.data.files import ImageFiles
 from dml_fast.errors import UserError
 from dml_fast.foreign import Unfit, reading
@@ -119,13 +128,14 @@ def weights_of_run(source: str) -> tuple[dict[str, Any], ...]:
     )
 
 
-def open_split(run: Run, spec: str, split: str) -> ImageSet | VectorSet:
+def open_split(run: Run, spec: str, split: str) -> ImageSet | VectorSet | PairSet:
     """Open the rows that a run is evaluated on.
 
     Args:
         run: the run.
         spec: other data in place of the run's own, or "".
-        split: train, val or test; for other vectors or texts that say no parts, all rows.
+        split: train, val or test; for other vectors or texts that say no parts, and for other
+            pairs, all rows.
 
     Raises:
         UserError: as `open_data`, or there are no such rows.
@@ -134,7 +144,10 @@ def open_split(run: Run, spec: str, split: str) -> ImageSet | VectorSet:
     alike = spec.partition(":")[0] == own.partition(":")[0]
     if run.features is not None and alike and spec != own:
         return open_part(spec, split, features=run.features, classes=run.facts.classes)
-    part: ImageSet | VectorSet | None = getattr(open_data(run, spec, split), split)
+    if run.facts.of_pairs and alike and spec != own:
+        _, _, patch, search = run.facts.inputs[0].shape
+        return open_every_pair(spec, search=search, patch=patch, seed=run.config.seed)
+    part: ImageSet | VectorSet | PairSet | None = getattr(open_data(run, spec, split), split)
     if part is None:
         raise UserError(f"{spec or own} has no test split: give --split val")
     return part
@@ -157,9 +170,9 @@ def open_data(
     Raises:
         UserError: it cannot be read, or does not fit the run's students.
     """
-    config, facts = run.with_own_labels(run.config), run.facts
+    config, facts = run.with_own_files(run.config), run.facts
     if spec and spec != config.data:  # of rows with other names
-        config = replace(config, labels="", labels_per_class=0)
+        config = replace(config, labels="", labels_per_class=0, offsets="")
     download = config.download and not spec
     options = {**config.data_options, "features": run.features, "unlabelled": unlabelled}
     options["loader"] = "auto"  # the run's may not be installed here

@@ -85,6 +85,11 @@ class Committee:
                 f"{run.folder} learned identities, which are no classes to choose rows by: give a "
                 "run that learned classes"
             )
+        if run.facts.of_pairs:
+            raise UserError(
+                f"{run.folder} learned displacements of pairs, which need no labels: give a run "
+                "that learned classes"
+            )
         trained = Trained.load(run, checkpoint, allow_code)
         precision = run_precision(run.config, pick_device(device))
         models = run_students(trained, run.config, precision)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dml_fast.data.label_files import LabelFile
+from dml_fast.data.pairs import PairSet
 from dml_fast.data.philox import Draws, uniform
 from dml_fast.errors import UserError, escaped
 from dml_fast.eval.prediction_files import STDOUT, new_file
@@ -207,6 +208,7 @@ def _open(committee: Committee, out: str, *, unlabelled: bool) -> tuple[Rows, tu
         check_place(Path(out), "--out")
     remedy = "restore them, or train again with the new ones"
     data = open_data(committee.run, unlabelled=unlabelled, remedy=remedy)
+    assert not isinstance(data.train, PairSet)
     return data.train, data.classes
 
 

@@ -12,7 +12,7 @@ from statistics import fmean
 import numpy as np
 
 from dml_fast.config import TrainConfig, flag
-from dml_fast.data import open_dataset
+from dml_fast.data import PairSet, open_dataset
 from dml_fast.data.features import Features
 from dml_fast.data.philox import Draws
 from dml_fast.distributed.launch import Launch
@@ -84,6 +84,11 @@ def _check(config: TrainConfig, plan: Plan, launch: Launch) -> None:
             f"--simulate chooses rows by their classes and --data {config.data} has identities: "
             "give data with classes"
         )
+    if config.input_kind == "pair":
+        raise UserError(
+            f"--simulate chooses rows to label and --data {config.data} has pairs, which need no "
+            "labels: give data with classes"
+        )
     check_committee(plan.score, len(config.architectures), "the cohort")
     if plan.score == "mutual_information" and config.unlabelled_share:
         share = f"--unlabelled-share {config.unlabelled_share} trains the students"
@@ -126,6 +131,8 @@ class _Loop:
                 f"{config.data} has no test split, on which --simulate compares rounds: give data "
                 "that has one"
             )
+        assert not isinstance(data.train, PairSet)
+        assert not isinstance(data.test, PairSet)
         rows = {name: row for row, name in enumerate(data.train.names)}
         lines = rounds.lines(rows)
         parts = data.features, data.train, data.test

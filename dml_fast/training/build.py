@@ -30,6 +30,7 @@ from dml_fast.reporting.console import Reporter
 from dml_fast.rng import derive_seed
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.folder import Run
+from dml_fast.training.extra import extra_of
 from dml_fast.training.meter import Meter
 from dml_fast.training.saving import Progress, Saver
 from dml_fast.training.shares import share_out_by_cost
@@ -71,7 +72,7 @@ def build_trainer(
     reporter = Reporter(run.folder / "tensorboard" if config.tensorboard and world.main else None)
     begun = resume is not None and run.config_file.is_file()  # bad data may have stopped it before
     with stop.at_once():  # downloading and decoding may take hours
-        own = run.with_own_labels(config) if begun else config
+        own = run.with_own_files(config) if begun else config
         data = _open_data(own, device, world, run.features if begun else features)
     with world.all_or_none():
         config = settled(config, data, world.mesh.data)
@@ -100,7 +101,7 @@ def build_trainer(
             run.check_writable(needed + sum(map(len, files.values())))
             run.write_features(files)
             if not begun:
-                run.write_labels(config)
+                run.copy_given_files(config)
         if checkpoint:
             saver.resume(checkpoint)
     if config.small_loss:
@@ -213,6 +214,8 @@ def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, worl
         num_instances=config.num_instances if config.retrieval else 0,
         unlabelled_share=config.unlabelled_share,
         epoch_steps=config.epoch_steps,
+        dither=config.dither,
+        symmetrise=config.symmetrise,
         views=len(config.architectures) if config.views == "per-student" else 1,
         students=len(config.architectures),
         threads=config.data_threads,
@@ -224,6 +227,7 @@ def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, worl
 def _build_engine(
     config: TrainConfig, data: DataSet, cohort: Cohort, device: torch.device
 ) -> Engine:
+    extra = extra_of(config)
     return Engine(
         cohort,
         method=config.method,
@@ -232,8 +236,8 @@ def _build_engine(
         label_smoothing=config.label_smoothing,
         peer_reduction=config.peer_reduction,
         update=config.update,
-        triplet_weight=config.triplet_weight,
-        triplet_margin=config.triplet_margin,
+        feature_loss=extra.loss,
+        feature_weight=extra.weight,
         prior=_prior(data) if config.prior == "balance" else None,
         small_loss=config.small_loss,
         executor=make_executor(config.executor, len(cohort), device),

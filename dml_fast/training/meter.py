@@ -18,7 +18,7 @@ class StudentSums:
     """What one student did since the epoch began.
 
     Attributes:
-        loss, ce, kl, triplet: means over the images of good steps; None before the first.
+        loss, ce, kl, extra: means over the images of good steps; None before the first.
         accuracy: share of the labelled ones of these images whose label was predicted, or None.
         kept: share of the labelled ones that small-loss selection let teach, or None.
         skipped: steps whose update was skipped.
@@ -28,7 +28,7 @@ class StudentSums:
     loss: float | None
     ce: float | None
     kl: float | None
-    triplet: float | None
+    extra: float | None
     accuracy: float | None
     kept: float | None
     skipped: int
@@ -39,7 +39,7 @@ class Totals(NamedTuple):
     """What is added up for each of K students, (K,) each, in the order that checkpoints have.
 
     Attributes:
-        loss, ce, kl, triplet: sums over the images of good steps.
+        loss, ce, kl, extra: sums over the images of good steps.
         correct: the number of these images whose label was predicted.
         images: their number.
         labelled: how many of them have a label.
@@ -55,7 +55,7 @@ class Totals(NamedTuple):
     images: Tensor
     skipped: Tensor
     in_a_row: Tensor
-    triplet: Tensor
+    extra: Tensor
     labelled: Tensor
     kept: Tensor
 
@@ -86,12 +86,10 @@ class Meter:
             return
         rows = slice(learners[0], learners[-1] + 1)  # a list would be copied to the device
         totals = Totals(*(total[rows] for total in self.totals))
-        means = torch.stack([result.losses, result.ce, result.kl, result.triplet]).double()
+        means = torch.stack([result.losses, result.ce, result.kl, result.extra]).double()
         good = ~result.skipped & means.isfinite().all(0)
         sums = torch.where(good, means * images, 0.0)
-        for total, new in zip(
-            (totals.loss, totals.ce, totals.kl, totals.triplet), sums, strict=True
-        ):
+        for total, new in zip((totals.loss, totals.ce, totals.kl, totals.extra), sums, strict=True):
             total += new
         for total, count in (
             (totals.correct, result.correct),
@@ -112,7 +110,7 @@ class Meter:
             return [x / n if n else None for x, n in pairs]
 
         columns = (
-            *(means(x, whole.images) for x in (whole.loss, whole.ce, whole.kl, whole.triplet)),
+            *(means(x, whole.images) for x in (whole.loss, whole.ce, whole.kl, whole.extra)),
             *(means(x, whole.labelled) for x in (whole.correct, whole.kept)),
             whole.skipped.long().tolist(),
             whole.in_a_row.long().tolist(),

@@ -22,6 +22,7 @@ from dml_fast.rng import derive_seed, seed_everything
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.folder import Run
 from dml_fast.runs.trained import weights_of_run
+from dml_fast.training.extra import extra_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -141,7 +142,7 @@ def _joined(student: Student, config: TrainConfig, world: World, group: ProcessG
         shard(model, world.device_mesh["data"])
         optimizer = _optimizer(config, local_parameters(model))
         return ShardedStudent(model, optimizer, precision, arch, group=group)
-    features = config.triplet_weight > 0
+    features = extra_of(config).loss is not None
     return ReplicatedStudent(
         model, student.optimizer, precision, arch, group=group, with_features=features
     )

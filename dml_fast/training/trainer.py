@@ -19,6 +19,7 @@ from dml_fast.foreign import shown
 from dml_fast.reporting.console import Reporter, at_the_end
 from dml_fast.reporting.tables import show_run
 from dml_fast.runs.history import EpochLine, best_epoch
+from dml_fast.training.extra import extra_of
 from dml_fast.training.saving import Progress, Saver
 from dml_fast.training.signals import StopRequest
 
@@ -96,7 +97,8 @@ class Trainer:
 
             plot_curves(curves, {folder.name: history})
         with at_the_end("the table of results", later):
-            show_run(history, best_epoch(history), folder, self.config.shows_f1)
+            config = self.config
+            show_run(history, best_epoch(history), folder, config.shows_f1, config.row_name)
 
     def close(self) -> None:
         """Stop the loader's threads and flush what is still to be written."""
@@ -170,13 +172,14 @@ class Trainer:
             config.val_protocol,
         )
         images = self.loader.steps_per_epoch * config.batch_size
+        extra = extra_of(config).key
         students = [
             {
                 "arch": arch,
                 "loss": sums.loss,
                 "ce": sums.ce,
                 "kl": sums.kl,
-                **({"triplet": sums.triplet} if config.triplet_weight else {}),
+                **({extra: sums.extra} if extra else {}),
                 **({"kept": sums.kept} if config.small_loss else {}),
                 "train_acc": sums.accuracy,
                 **score,

@@ -24,6 +24,7 @@ from dml_fast.engine.choice import candidates, check_executor, make_executor, pi
 from dml_fast.engine.executor import Sequential
 from dml_fast.engine.threads import Threads, intra_op_threads
 from dml_fast.errors import UserError
+from dml_fast.loss.triplet import TripletLoss
 from dml_fast.rng import cpu_position
 from dml_fast.runs.folder import Run
 
@@ -154,7 +155,8 @@ def test_compiled_students_share_their_code_and_compute_the_same(
     from training_cases import cohort_of
     from training_cases import train as run
 
-    options: dict[str, Any] = {"triplet_weight": 0.5} if embed else {}
+    extra = {"feature_loss": TripletLoss(), "feature_weight": 0.5}
+    options: dict[str, Any] = extra if embed else {}
     plain = cohort_of(["resnet8"] * 3, embed=embed)
     made = cohort_of(["resnet8"] * 3, embed=embed)
     for one in made:

@@ -18,6 +18,8 @@ from dml_fast.engine import Engine
 from dml_fast.engine.executor import Sequential
 from dml_fast.engine.threads import Threads, intra_op_threads
 from dml_fast.errors import UserError
+from dml_fast.loss.mihash import MIHashLoss
+from dml_fast.loss.triplet import TripletLoss
 from dml_fast.models import create_model
 
 
@@ -33,13 +35,20 @@ def side_by_side(cohort: int) -> Threads:
     return Threads(cohort, workers=cohort, threads_each=1)
 
 
+HARDEST = {"feature_loss": TripletLoss(), "feature_weight": 0.5}
 CASES: dict[str, dict[str, Any]] = {
     "four students": {"archs": ["resnet8"] * 4},
     "bf16": {"archs": ["resnet8"] * 3, "dtype": torch.bfloat16},
     "architectures": {"archs": ["resnet8", "mobilenet_v1", "resnet14"], "optimizer": "adamw"},
     "one with dropout": {"archs": ["resnet8", "wrn_10_1_drop0.3", "resnet8"]},
     "all with dropout": {"archs": ["wrn_10_1_drop0.3"] * 3, "dtype": torch.bfloat16},
-    "triplet": {"archs": ["resnet8"] * 3, "embed": True, "engine": {"triplet_weight": 0.5}},
+    "triplet": {"archs": ["resnet8"] * 3, "embed": True, "engine": HARDEST},
+    "mutual information": {
+        "archs": ["resnet8"] * 3,
+        "embed": True,
+        "dtype": torch.bfloat16,
+        "engine": {"feature_loss": MIHashLoss(), "feature_weight": 0.5},
+    },
     "distill": {
         "archs": ["resnet8"] * 3,
         "engine": {"method": "distill", "temperature": 2.0},

@@ -17,6 +17,7 @@ from dml_fast.engine import Cohort, Engine, Graph, Precision, Streams, Student, 
 from dml_fast.engine.choice import make_executor
 from dml_fast.engine.optim import lr_factor, make_optimizer
 from dml_fast.errors import UserError, brief, check_choice
+from dml_fast.loss import MIHashLoss
 
 NAN, INF = math.nan, math.inf
 MISSPELT = [
@@ -33,8 +34,8 @@ NUMBERS = [
     ("temperature", (0, -1, NAN, INF, "2", None, [1])),
     ("label_smoothing", (-0.1, 1.5, NAN, "0.1", None)),
     ("kl_weight", (NAN, INF, -INF, "1", None, torch.ones(2), [1.0])),
-    ("triplet_weight", (-1, NAN, INF, "1", None)),
-    ("triplet_margin", (-1, NAN, INF, "1", None)),
+    ("feature_weight", (-1, NAN, INF, "1", None)),
+    ("small_loss", (-0.1, 1, NAN, "0.1", None)),
 ]
 
 
@@ -141,9 +142,30 @@ def test_a_teacher_that_does_not_exist_or_is_missing() -> None:
         engine_of(networks(2), method="distill").step(*batch(0))
 
 
-def test_triplets_need_features() -> None:
-    with pytest.raises(UserError, match=r"\(ResNet\) gives no features: leave it out"):
-        engine_of(networks(2), triplet_weight=1.0)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"feature_loss": MIHashLoss(), "feature_weight": 1.0},
+            r"\(ResNet\) gives no features: leav",
+        ),
+        ({"feature_loss": MIHashLoss()}, "feature_weight is 0: give a weight above 0"),
+        ({"feature_weight": 0.5}, "feature_weight is 0.5 and there is no feature_loss: give one"),
+        (
+            {"feature_loss": MIHashLoss, "feature_weight": 1.0},
+            "feature_loss is .*: give a function",
+        ),
+        (
+            {"feature_loss": "mihash", "feature_weight": 1.0},
+            "feature_loss is 'mihash': give a func",
+        ),
+    ],
+)
+def test_a_loss_on_features_is_a_function_with_a_weight(
+    options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        engine_of(networks(2), **options)
 
 
 def test_an_executor_that_alternating_updates_do_not_use_is_named(

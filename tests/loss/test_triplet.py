@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from engine_cases import engine_of, sgd
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dml_fast.errors import UserError
 from dml_fast.loss.reference import mutual_loss as reference
-from dml_fast.loss.triplet import triplet_loss
+from dml_fast.loss.triplet import TripletLoss, triplet_loss
 from dml_fast.models.embedding import EmbeddingNet
 
 
@@ -55,6 +58,12 @@ def test_low_precision_is_widened() -> None:
     torch.testing.assert_close(loss, triplet_loss(features.float(), target, 0.3))
 
 
+@pytest.mark.parametrize("margin", [-1, float("nan"), float("inf"), "1", None])
+def test_a_margin_out_of_range_is_refused_at_once(margin: Any) -> None:
+    with pytest.raises(UserError, match="margin is "):
+        TripletLoss(margin)
+
+
 def embedding_nets() -> list[EmbeddingNet]:
     torch.manual_seed(3)
     nets = []
@@ -69,7 +78,8 @@ def embedding_nets() -> list[EmbeddingNet]:
 @pytest.mark.parametrize("weight", [0.0, 0.5])
 def test_the_step_is_that_of_plain_autograd(weight: float) -> None:
     ours, plain = embedding_nets(), embedding_nets()
-    engine = engine_of([*ours], kl_weight=0.7, triplet_weight=weight, triplet_margin=1.0)
+    extra = {"feature_loss": TripletLoss(1.0), "feature_weight": weight} if weight else {}
+    engine = engine_of([*ours], kl_weight=0.7, **extra)
     optimizers = [sgd(net) for net in plain]
     g = torch.Generator().manual_seed(0)
     for _ in range(3):
@@ -82,7 +92,7 @@ def test_the_step_is_that_of_plain_autograd(weight: float) -> None:
         totals = losses + weight * triplets
         torch.testing.assert_close(result.losses, totals.detach(), check_dtype=False)
         if weight:
-            torch.testing.assert_close(result.triplet, triplets.detach(), check_dtype=False)
+            torch.testing.assert_close(result.extra, triplets.detach(), check_dtype=False)
         totals.sum().backward()
         for optimizer in optimizers:
             optimizer.step()
@@ -95,7 +105,9 @@ def test_the_step_is_that_of_plain_autograd(weight: float) -> None:
 
 
 def test_alternating_updates_carry_it_too() -> None:
-    engine = engine_of([*embedding_nets()], update="alternating", triplet_weight=1.0)
+    engine = engine_of(
+        [*embedding_nets()], update="alternating", feature_loss=TripletLoss(), feature_weight=1.0
+    )
     x = torch.randn(8, 1, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     y = torch.arange(8) // 2
     with torch.no_grad():
@@ -103,6 +115,6 @@ def test_alternating_updates_carry_it_too() -> None:
         expected = [triplet_loss(net.features_and_logits(x)[0], y, 0.3) for net in fresh]
         ce = [F.cross_entropy(net(x), y) for net in fresh]
     result = engine.step(x, y)
-    torch.testing.assert_close(result.triplet, torch.stack(expected), check_dtype=False)
+    torch.testing.assert_close(result.extra, torch.stack(expected), check_dtype=False)
     torch.testing.assert_close(result.ce[0], ce[0], check_dtype=False)
     assert not result.skipped.any()

@@ -37,6 +37,7 @@ USUAL: dict[str, dict[str, Any]] = {
     "Engine": {},  # and a cohort
     "FusedLinearMutualLoss": {},
     "FusedMutualLoss": {},
+    "MIHashLoss": {},
     "SingleShot": {},
     "Threads": {"cohort": 2},
     "create_model": {"name": "resnet8", **NETWORK},
@@ -45,6 +46,7 @@ USUAL: dict[str, dict[str, Any]] = {
         "device": "cpu",
     },
     "linear_mutual_loss": {**HIDDEN, "target": LOGITS["target"]},
+    "mihash_loss": {"u": LOGITS["logits"][0], "target": LOGITS["target"]},
     "mutual_loss": LOGITS,
     "mutual_loss_and_grad": LOGITS,
     "open_dataset": {"spec": "digits"},
@@ -62,7 +64,8 @@ USUAL: dict[str, dict[str, Any]] = {
 """Arguments with which each works; those that are not here have no such option."""
 FREE = {
     *(("DataSet", name) for name in ("choice", "pad")), ("Student", "arch"),
-    ("open_dataset", "device"), ("open_dataset", "labels"), ("evaluation_batches", "rank"),
+    ("open_dataset", "device"), ("open_dataset", "labels"), ("open_dataset", "offsets"),
+    ("evaluation_batches", "rank"),
     ("evaluation_batches", "ranks"), ("train_loader", "rank"), ("train_loader", "ranks"),
 }  # fmt: skip
 """Options that may be any word, and those that the engine itself fills in."""
@@ -74,6 +77,7 @@ def public() -> dict[str, Callable[..., Any]]:
         module = import_module(f"dml_fast{package}")
         found |= {name: getattr(module, name) for name in module.__all__}
     del found["TrainConfig"]  # see below
+    del found["FeatureLoss"]  # a type
     return {name: value for name, value in found.items() if callable(value)}
 
 

@@ -44,5 +44,5 @@ def train(engine: Engine, steps: int, **options: Any) -> list[Tensor]:
         for one in engine.cohort:
             one.set_lr(0.05 * (step + 1))
         result = engine.step(views, target, views=True, kl_scale=step / steps, **options)
-        found.append(torch.stack([result.losses, result.ce, result.kl, result.triplet]))
+        found.append(torch.stack([result.losses, result.ce, result.kl, result.extra]))
     return [*found, torch.rand(3), torch.from_numpy(np.random.rand(3))]

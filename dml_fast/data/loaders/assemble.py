@@ -19,11 +19,11 @@ from dml_fast.machine import cores
 
 
 class Batch(NamedTuple):
-    """B images or vectors on the device, not augmented.
+    """B images, vectors or pairs on the device, not augmented.
 
     Attributes:
-        inputs: (B, C, H, W) or (B, D) float32, normalised; with several views of vectors a tuple,
-            one for each student.
+        inputs: (B, C, H, W) or (B, D) float32, normalised except for pairs; with several views of
+            vectors a tuple, one for each student.
         target: (B,) int64 labels, `UNLABELLED_TARGET` for rows without one.
         ids: (B,) int64, each row's index in its set.
     """
@@ -34,13 +34,13 @@ class Batch(NamedTuple):
 
 
 class TrainBatch(NamedTuple):
-    """B images or vectors on the device, images augmented.
+    """B images, vectors or pairs on the device, images augmented.
 
     Attributes:
         inputs: (B, C, H, W) or (B, D) float32, normalised; with views a tuple of them, one for each
             student.
         target: (B,) int64 labels, `UNLABELLED_TARGET` for rows without one, or (B, classes) float32
-            probabilities of mixed images.
+            probabilities of mixed images and of dithered pairs.
         ids: (B,) int64, each row's index in its set.
     """
 

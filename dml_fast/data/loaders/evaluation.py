@@ -11,8 +11,10 @@ from dml_fast.data.files import ImageFiles
 from dml_fast.data.loaders.assemble import Batch, as_targets, to_nchw
 from dml_fast.data.loaders.augment import Normalizer
 from dml_fast.data.loaders.decoder import Request
+from dml_fast.data.loaders.pairs import pair_batches
 from dml_fast.data.loaders.stream import open_decoder
 from dml_fast.data.loaders.vectors import vector_batches
+from dml_fast.data.pairs import PairSet
 from dml_fast.data.sampling import sequential
 from dml_fast.data.sets import ImageSet, RetrievalSet
 from dml_fast.data.storage import Ids
@@ -21,7 +23,7 @@ from dml_fast.errors import check_whole
 
 
 def evaluation_batches(
-    part: ImageSet | VectorSet,
+    part: ImageSet | VectorSet | PairSet,
     *,
     batch_size: int,
     mean: Sequence[float],
@@ -38,10 +40,10 @@ def evaluation_batches(
     skipped, are left out; in a `RetrievalSet` they become black images.
 
     Args:
-        part: N images or vectors.
+        part: N images, vectors or pairs.
         batch_size: B, at least 1; it may exceed N.
-        mean: C floats in units of 0..1; unused for vectors.
-        std: C floats in units of 0..1; unused for vectors.
+        mean: C floats in units of 0..1; unused for vectors and pairs.
+        std: likewise.
         device: where batches are made.
         channels_last: whether images are channels-last in memory, otherwise contiguous.
         students: the numbers of the students that the batches are for: with several views of
@@ -58,6 +60,9 @@ def evaluation_batches(
         yield from vector_batches(
             part, batch_size=batch_size, device=device, students=students, rank=rank, ranks=ranks
         )
+        return
+    if isinstance(part, PairSet):
+        yield from pair_batches(part, batch_size=batch_size, device=device, rank=rank, ranks=ranks)
         return
     normalize = Normalizer(mean, std, device)
     order = sequential(len(part), batch_size, rank, ranks)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from dml_fast.data.files import ImageFiles
 from dml_fast.data.labelled import LabelledOrder, check_share
 from dml_fast.data.loaders.assemble import Assembler, Loader
+from dml_fast.data.loaders.pairs import PairLoader
 from dml_fast.data.loaders.resident import ResidentLoader
 from dml_fast.data.loaders.stream import StreamLoader
 from dml_fast.data.loaders.vectors import VectorLoader
+from dml_fast.data.pairs import PairSet
 from dml_fast.data.plan import Augmentation, Plan
 from dml_fast.data.sampling import IdentityOrder, Order, Regrouped, repeated
 from dml_fast.data.sets import DataSet, ImageSet
 from dml_fast.data.vectors import VectorSet
-from dml_fast.errors import UserError, check_whole
+from dml_fast.errors import UserError, check_number, check_whole
 
 
 def train_loader(
@@ -28,6 +32,8 @@ def train_loader(
     num_instances: int = 0,
     unlabelled_share: float = 0.67,
     epoch_steps: int = 0,
+    dither: float = 0.0,
+    symmetrise: bool = True,
     views: int = 1,
     students: int = 1,
     threads: int = 0,
@@ -40,7 +46,7 @@ def train_loader(
 
     Args:
         data: a data set with N training rows.
-        augmentation: what is done to images; unused for vectors.
+        augmentation: what is done to images; unused for vectors and pairs.
         batch_size: B, the rows in a batch of this process, 1..N.
         seed: the run's seed, which order and augmentation depend on.
         device: where batches are made.
@@ -50,6 +56,8 @@ def train_loader(
             none (`dml_fast.data.labelled.LabelledOrder`).
         epoch_steps: the number of batches per epoch, for which rows come round as often as needed;
             0 for one pass.
+        dither: the deviation of the targets of pairs, in pixels; 0 for one class.
+        symmetrise: whether the crops of pairs are flipped at random.
         views: V, the number of versions of each image.
         students: K, the number of students that read vectors, each its own view.
         threads: how many threads augment a batch on a CPU; 0 for one per core.
@@ -70,6 +78,7 @@ def train_loader(
     check_whole("views", views, 1)
     check_whole("students", students, 1)
     check_whole("threads", threads, 0)
+    check_number("dither", dither, "a finite number, 0 or more", lambda x: 0 <= x < math.inf)
     train, together = data.train, batch_size * ranks
     shards = train.shard if isinstance(train, ImageSet) else None
     unlabelled = int((train.labels < 0).sum())
@@ -95,6 +104,17 @@ def train_loader(
         order = repeated(len(train), together, seed, steps=epoch_steps, shards=shards)
     if isinstance(train, VectorSet):
         return VectorLoader(train, order, device=device, students=students, rank=rank, ranks=ranks)
+    if isinstance(train, PairSet):
+        return PairLoader(
+            train,
+            order,
+            seed=seed,
+            device=device,
+            dither=dither,
+            symmetrise=symmetrise,
+            rank=rank,
+            ranks=ranks,
+        )
     height, width = train.images.shape[2:]
     plan = Plan(
         order,
