@@ -264,6 +264,7 @@ def test_sets_of_a_run_that_was_validated_by_cuhk03(
         ("--sets --temperature nan", "--temperature is nan: give a number above 0"),
         ("--sets --rerank", "--rerank ranks single images, and --sets sets of them"),
         ("--sets --ranked-lists 2", "--ranked-lists ranks single images, and --sets sets of them"),
+        ("--sets --hamming", "--hamming ranks single images, and --sets sets of them"),
         ("--sets --protocol cuhk03", "--protocol cuhk03 counts one image of each identity"),
         ("--sets --split train", "the train split has no queries: give --split test or val"),
     ],
