@@ -30,7 +30,7 @@ pytestmark = pytest.mark.processes
 
 OPTIONS = (
     "--arch", "resnet8", "--cohort", "4", "--executor", "sequential", "--seed", "4",
-    "--train-fraction", "0.7", "--epochs", "6", "--save-every", "4",
+    "--train-fraction", "0.7", "--epochs", "4", "--save-every", "4",
 )  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def test_torchrun_restarts_from_the_last_checkpoint(
 ) -> None:
     folder = tmp_path / os.fsdecode(b"run\xff [x]")  # the store takes names of any bytes
     job = start(2, *OPTIONS, "--out", str(folder), torchrun=("--max-restarts", "2"))
-    for victim, step in ((0, 8), (1, 40)):
+    for victim, step in ((0, 8), (1, 24)):
         wait_for_step(job, folder, step)
         before = ranks_of(folder)
         os.kill(before[victim], signal.SIGKILL)
