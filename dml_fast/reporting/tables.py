@@ -184,7 +184,7 @@ def _show_students(
         name, size = shown(student["arch"]), f"{student['parameters']:,}"
         table.add_row(f"{mark}{k}", name, size, *row)
     table.add_row("ensemble", *ensemble)
-    _print(table, width=110)
+    _print(table, width=120)
 
 
 def _show_facts(result: Mapping[str, Any], images: str, more: str = "") -> None:
