@@ -142,9 +142,7 @@ def to_markdown(entries: Sequence[Entry]) -> str:
     if of_pairs(entries[0].best):
         what = "Errors are those of displacements on the validation pairs, in the last epoch"
     parts.append(
-        f"{what}; for the test split use "
-        "`python -m dml_fast.evaluate RUN`. "
-        "Images per second: median epoch, an image counted once for all students."
+        f"{what}; for the test split use `python -m dml_fast.evaluate RUN`. {_per_second(entries)}"
     )
     # the same seed twice is the same run twice: it would make the error look smaller
     once = {(e.setting, e.run.config.seed): e for e in reversed(entries) if e.complete}
@@ -208,6 +206,15 @@ def _seeds(groups: Mapping[str, Sequence[Entry]], differing: set[str]) -> str:
 def _measured(entry: Entry) -> list[str]:
     """Return the titles of the scores' columns."""
     return [f"{who}, {unit(entry.best)}" for who in ("best student", "mean student", "ensemble")]
+
+
+def _per_second(entries: Sequence[Entry]) -> str:
+    name = _speed(entries).removesuffix("s/s")
+    article = "an" if name == "image" else "a"
+    return (
+        f"{name.capitalize()}s per second: median epoch, {article} {name} counted once for all "
+        "students."
+    )
 
 
 def _speed(entries: Sequence[Entry]) -> str:
