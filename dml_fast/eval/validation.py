@@ -74,7 +74,7 @@ def _errors(found: Classified, search: int, world: World, precision: Precision) 
     if found.answers is not None and found.target is not None:  # of this column of processes
         rows = len(found.target)
         means = displacement_scores(found.answers, found.target, search)
-        sums += torch.tensor([*(rows * one.error for one in means), rows]).to(sums)
+        sums += sums.new_tensor([*(rows * one.error for one in means), rows])
     *errors, count = world.sum_over_data(sums).tolist()
     return [error / count for error in errors]
 
