@@ -138,8 +138,7 @@ def to_markdown(entries: Sequence[Entry]) -> str:
     parts.append(
         f"Shares are the {score_of(entries[0].best).name} on the validation split, in the epoch "
         "with the highest mean of the students (that of `best.pt`); for the test split use "
-        "`python -m dml_fast.evaluate RUN`. "
-        "Images per second: median epoch, an image counted once for all students."
+        "`python -m dml_fast.evaluate RUN`. " + _per_second(entries)
     )
     # the same seed twice is the same run twice: it would make the error look smaller
     once = {(e.setting, e.run.config.seed): e for e in reversed(entries) if e.complete}
@@ -197,6 +196,15 @@ def _seeds(groups: Mapping[str, Sequence[Entry]], differing: set[str]) -> str:
     header = ["method", "students", "epochs", *_column(differing), "seeds", "n"]
     measured = ["best student, %", "mean student, %", "ensemble, %", speed]
     return table([*header, *measured], rows)
+
+
+def _per_second(entries: Sequence[Entry]) -> str:
+    name = _speed(entries).removesuffix("s/s")
+    article = "an" if name == "image" else "a"
+    return (
+        f"{name.capitalize()}s per second: median epoch, {article} {name} counted once for all "
+        "students."
+    )
 
 
 def _speed(entries: Sequence[Entry]) -> str:
