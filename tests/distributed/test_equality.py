@@ -94,6 +94,8 @@ VALIDATED: dict[str, tuple[int, Options]] = {
     "1x2 market": (2, {**TWO, "mesh": "1x2"}),
     "1x2 pairs": (2, {**TWO, "mesh": "1x2"}),
     "2x2 market": (4, {**FOUR, "mesh": "2x2"}),
+    "1x2 fsdp market": (2, {**TWO, "mesh": "1x2", "fsdp": True}),  # passes beside `forward`
+    "1x2 fsdp codes": (2, {**TWO, "mesh": "1x2", "fsdp": True, "head": "hash"}),
 }
 VECTORS: Options = {
     "arch": "mlp_64_drop0",  # what is dropped differs between columns
@@ -111,7 +113,7 @@ PAIRS: Options = {
     "train_fraction": 1.0,
 }
 MARKET: Options = {
-    "epochs": 1,
+    "epochs": 2,
     "batch_size": 16,
     "image_size": "0",
     "val_fraction": 0.25,
