@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dml_fast.engine.precision import Precision
-from dml_fast.engine.student import Student
+from dml_fast.engine.student import Pass, Student
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -109,7 +110,10 @@ class ShardedStudent(_JoinedStudent):
         *,
         group: ProcessGroup,
     ) -> None:
-        super().__init__(model, optimizer, precision, arch)
+        both: dict[str, Pass] = {}
+        if hasattr(model, "features_and_logits"):
+            both["features_and_logits"] = partial(_both_by_hooks, model)
+        super().__init__(model, optimizer, precision, arch, **both)
         self._group = group
         self._shards = [p for p in model.parameters() if p.requires_grad]
 
@@ -165,6 +169,15 @@ class ShardedStudent(_JoinedStudent):
             for part in parts:
                 part.reshard()
                 part.set_reshard_after_forward(True, recurse=False)
+
+
+def _both_by_hooks(model: nn.Module, inputs: Any) -> Any:
+    """Return features and logits by a call of the model, whose hooks fetch FSDP2's shards."""
+    model.forward = model.features_and_logits  # type: ignore[method-assign, assignment]
+    try:
+        return model(inputs)
+    finally:
+        del model.forward
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
