@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dml_fast.engine.precision import Precision
-from dml_fast.engine.student import Pass, Student
+from dml_fast.engine.student import Student
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -110,10 +109,7 @@ class ShardedStudent(_JoinedStudent):
         *,
         group: ProcessGroup,
     ) -> None:
-        both: dict[str, Pass] = {}
-        if hasattr(model, "features_and_logits"):
-            both["features_and_logits"] = partial(_both_by_hooks, model)
-        super().__init__(model, optimizer, precision, arch, **both)
+        super().__init__(model, optimizer, precision, arch)
         self._group = group
         self._shards = [p for p in model.parameters() if p.requires_grad]
 
@@ -171,15 +167,6 @@ class ShardedStudent(_JoinedStudent):
                 part.set_reshard_after_forward(True, recurse=False)
 
 
-def _both_by_hooks(model: nn.Module, inputs: Any) -> Any:
-    """Return features and logits by a call of the model, whose hooks fetch FSDP2's shards."""
-    model.forward = model.features_and_logits  # type: ignore[assignment]
-    try:
-        return model(inputs)
-    finally:
-        del model.forward
-
-
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     """Share a model out over the ranks of a row: each of its blocks, then what is left.
 
@@ -187,7 +174,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
         model: on its device.
         mesh: of the row.
     """
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 demands it
     for container in model.modules():
@@ -198,6 +185,10 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
                 if any(True for _ in block.parameters()):
                     fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    for name in ("features_and_logits", "embed"):
+        # further passes: FSDP2 does not see them otherwise, and the next backward may wait for ever
+        if hasattr(model, name):
+            register_fsdp_forward_method(model, name)
 
 
 def local_parameters(model: nn.Module) -> list[nn.Parameter]:
