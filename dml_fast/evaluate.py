@@ -38,6 +38,13 @@ class EvaluateArguments:
     allow_code: str = ""
     """The function package.module:function (or several, with commas) that the run may call to build
     its students; others that it names are refused."""
+    hamming: bool = False
+    """Rank by the codes of a run with --head hash; equal distances count by their mean over all
+    orders. Of classes, the split searches among the training and validation images that are not in
+    it; of identities, the queries among the gallery."""
+    codes: Path | None = None
+    """File .npz for these codes: packed bits of each student and of all side by side, with labels
+    and names."""
     rerank: bool = False
     """Correct the distances with mutual neighbours (Zhong et al., CVPR 2017)."""
     ranked_lists: int = 0
@@ -67,14 +74,21 @@ class EvaluateArguments:
         if (self.run is None) == (self.features is None):
             raise UserError("give the folder of a run, or --features QUERY.npz GALLERY.npz")
         if self.features is not None:
-            for name in ("data", "ranked_lists", "allow_code"):
+            for name in ("data", "ranked_lists", "allow_code", "hamming", "codes"):
                 if getattr(self, name):
+                    instead = "give --metric hamming" if name == "hamming" else "leave it out"
                     raise UserError(
-                        f"{flag(name)} goes with a run, and --features has none: leave it out"
+                        f"{flag(name)} goes with a run, and --features has none: {instead}"
                     )
             return
         if self.metric != EvaluateArguments.metric:
             raise UserError("--metric goes with --features: a run is ranked as it was trained")
+        if self.hamming and self.rerank:
+            raise UserError("--rerank goes with embeddings and not with --hamming: leave it out")
+        if self.codes is not None and not self.hamming:
+            raise UserError(f"--codes {self.codes} goes with --hamming: add that")
+        if self.codes is not None and self.codes.suffix != ".npz":
+            raise UserError(f"--codes {self.codes} does not end in .npz: give such a name")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             reranked=args.rerank,
             lists=args.ranked_lists,
             out=args.out,
+            hamming=args.hamming,
+            codes=args.codes,
         )
         if args.json:
             print(json.dumps(result, indent=2))

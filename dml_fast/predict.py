@@ -32,10 +32,11 @@ class PredictArguments:
     """File for classes and probabilities: .csv or .jsonl; - for CSV on the standard output."""
     features: Path | None = None
     """File for embeddings: .npz with features (N, D) and names (N,), and where file names tell
-    them pids and cams, as dml_fast.evaluate --features reads it."""
+    them pids and cams, as dml_fast.evaluate --features reads it. Of a run with --head hash,
+    features are packed codes, uint8, for its --metric hamming."""
     student: str = "best"
     """best: the one with the highest validation score. ensemble: the mean of all students'
-    probabilities; their embeddings side by side. Or a student's number, from 0."""
+    probabilities; their embeddings or codes side by side. Or a student's number, from 0."""
     top: int = 5
     """How many classes to write for each row."""
     checkpoint: Literal["best", "last", "previous"] = "best"

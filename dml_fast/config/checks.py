@@ -12,7 +12,7 @@ Kind = Literal["image", "vector", "pair"]
 
 _IMAGES = ("image_size", "random_erasing", "color_jitter", "mixup", "cutmix", "crop")
 _FILES = ("loader", "skip_corrupt")
-_LABELS = ("labels", "labels_per_class", "unlabelled_share", "prior")
+_LABELS = ("labels", "labels_per_class", "prior")
 _SEARCHES = ("triplet_weight", "triplet_margin", "num_instances", "val_protocol")
 _PAIRS = ("patch", "search", "dither", "symmetrise", "offsets")
 _HASH = ("bits", "mihash_weight", "mihash_bins", "mihash_scale")
@@ -115,14 +115,12 @@ def _check_head(config: Options, retrieval: bool, kind: Kind) -> None:
 
 def _check_labels(config: Options, retrieval: bool, kind: Kind) -> None:
     where = f"with --data {config.data}"
-    if retrieval:
-        _refuse(config, _LABELS, f"{where}, whose identities are not classes")
-    if kind == "pair":
-        _refuse(
-            config,
-            (*_LABELS, "label_noise", "small_loss"),
-            f"{where}, whose classes are displacements",
-        )
+    if retrieval or kind == "pair":
+        what = "identities are not classes" if retrieval else "classes are displacements"
+        names = _LABELS if retrieval else (*_LABELS, "label_noise", "small_loss")
+        # auto becomes 0 in config.json, which --resume reads
+        share = ("unlabelled_share",) if config.unlabelled_share else ()
+        _refuse(config, (*names, *share), f"{where}, whose {what}")
 
 
 def _check_kind(config: Options, kind: Kind) -> None:

@@ -12,29 +12,34 @@ from torch import nn
 
 from dml_fast.distributed.exchange import Exchange
 from dml_fast.distributed.world import World, agreed
+from dml_fast.engine.making import Optimizers, students_of
 from dml_fast.engine.student import Student
-from dml_fast.errors import UserError, brief
+from dml_fast.errors import UserError
 
 
 class Cohort:
     """K students, or those of them that this process holds.
 
     Args:
-        students: at least one.
+        students: at least one: networks on their devices, or objects `Student`.
         world: whose ``students`` these are; by default the only process.
+        optimizers: of networks: one for each, or a function that makes one for a network.
+        precision: of networks' passes: ``fp32``, ``bf16`` or ``fp16``.
 
     Raises:
-        UserError: there is no student, one is something else, or two have one model or optimizer.
+        UserError: there is no student, one is something else, two have one model or optimizer, or
+            networks come without optimizers.
     """
 
-    def __init__(self, students: Sequence[Student], world: World | None = None) -> None:
-        self.students = list(students)
-        for k, student in enumerate(self.students):
-            if not isinstance(student, Student):
-                raise UserError(
-                    f"student {k} of a cohort is {brief(student)}: give "
-                    "Student(model, optimizer, precision)"
-                )
+    def __init__(
+        self,
+        students: Sequence[Student] | Sequence[nn.Module],
+        world: World | None = None,
+        *,
+        optimizers: Optimizers | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        self.students = students_of(list(students), optimizers, precision)
         if not self.students:
             raise UserError("a cohort got no students: give at least one")
         for part in ("model", "optimizer"):

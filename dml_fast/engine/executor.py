@@ -32,6 +32,7 @@ class Lesson:
         target: (N,) classes or (N, C) probabilities.
         kl_weight: of the mutual term in this step.
         left_out: the share of the labelled rows that small-loss selection leaves out in this step.
+        accumulate: whether gradients are kept and nobody is updated.
         learners: the numbers of the A students that learn.
         teacher: the number of the only student that teaches; None where all learners do.
     """
@@ -42,6 +43,7 @@ class Lesson:
     learners: tuple[int, ...]
     teacher: int | None = None
     left_out: float | Tensor = 0.0
+    accumulate: bool = False
 
 
 class StepResult(NamedTuple):

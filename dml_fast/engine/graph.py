@@ -115,7 +115,12 @@ def _refusal(cohort: Cohort, lesson: Lesson) -> str:
     for leaf in tree_leaves(lesson.inputs):
         if not isinstance(leaf, _LEAVES):
             return f"the inputs hold {brief(leaf)}, which a graph cannot copy"
+    if lesson.accumulate or any(student.pending for student in cohort):
+        return "gradients accumulate over several batches"
     for k, student in enumerate(cohort):
+        if not student.stepper.fused:
+            kind = type(student.optimizer).__name__
+            return f"the optimizer {kind} of student {k} is not fused, so the host decides"
         if any(norm.momentum is None for norm in student.norms):
             return f"student {k} has a BatchNorm with momentum=None, which waits for the device"
     return ""

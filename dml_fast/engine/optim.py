@@ -67,7 +67,7 @@ def zero_momentum(optimizer: torch.optim.Optimizer) -> None:
     buffer uninitialised, and the next step adds that memory to the weights.
     """
     for group in optimizer.param_groups:
-        if group.get("momentum"):
+        if group.get("momentum") and not group.get("dampening"):
             for parameter in group["params"]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 

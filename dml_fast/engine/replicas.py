@@ -29,8 +29,8 @@ class _Both(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = self.model.features_and_logits(inputs)  # type: ignore[operator]
+    def forward(self, *inputs: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = self.model.features_and_logits(*inputs, **named)  # type: ignore[operator]
         return found
 
 
@@ -42,11 +42,9 @@ class _JoinedStudent(Student):
 
     _group: ProcessGroup
 
-    def update(
-        self, logits: Tensor, grad: Tensor, extra: Tensor | None = None, extra_weight: float = 1.0
-    ) -> Tensor:
+    def update(self, clip_norm: float | None = None) -> Tensor:
         """As `Student.update`, with the means of all ranks' gradients."""
-        skipped = super().update(logits, grad, extra, extra_weight)
+        skipped = super().update(clip_norm)
         for statistics in self._statistics:
             torch.distributed.broadcast(statistics, group=self._group, group_src=0)
         return skipped

@@ -12,8 +12,9 @@ logits.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,27 +22,14 @@ from torch import Tensor
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.executor import Executor, Lesson, Sequential, StepResult
 from dml_fast.engine.features import FeatureLoss, check_feature_loss, checked_value
+from dml_fast.engine.mutual import Mutual, MutualTerm
 from dml_fast.engine.prior import check_prior
-from dml_fast.engine.small_loss import check_small_loss, joint_loss, row_weights
+from dml_fast.engine.small_loss import check_small_loss
 from dml_fast.engine.student import Student
-from dml_fast.errors import UserError, brief, check_choice, first_line
-from dml_fast.loss import mutual_loss, mutual_loss_and_grad, peer_divergence
+from dml_fast.errors import UserError, brief, check_choice, check_number, check_whole, first_line
 from dml_fast.loss.checks import check_options
-from dml_fast.loss.problem import UNLABELLED_TARGET
 
 logger = logging.getLogger(__name__)
-
-
-class _Mutual(NamedTuple):
-    """What the mutual loss gave for H students: (H,) numbers, and H gradients (N, C) of logits."""
-
-    losses: Tensor
-    ce: Tensor
-    kl: Tensor
-    correct: Tensor
-    labelled: Tensor
-    kept: Tensor
-    grads: list[Tensor]
 
 
 class Engine:
@@ -67,6 +55,9 @@ class Engine:
             Menon et al., ICLR 2021).
         small_loss: the share of a batch's labelled rows that are left out of every loss: those
             with the largest joint loss (`dml_fast.engine.small_loss`), in [0, 1).
+        clip_norm: the largest norm of each student's gradient, as of
+            `torch.nn.utils.clip_grad_norm_`, above 0; None: any.
+        class_dim: the dimension of the logits that has the classes: -1, or 1 for (N, C, H, W).
         executor: runs the students, by default one after the other; ``alternating`` updates have
             nothing to overlap and do not use it.
 
@@ -89,6 +80,8 @@ class Engine:
         feature_weight: float = 0.0,
         prior: Tensor | None = None,
         small_loss: float = 0.0,
+        clip_norm: float | None = None,
+        class_dim: int = -1,
         executor: Executor | None = None,
     ) -> None:
         if not isinstance(cohort, Cohort):
@@ -96,6 +89,9 @@ class Engine:
         check_choice("method", method, ("dml", "dml_e", "independent", "distill"))
         check_choice("update", update, ("simultaneous", "alternating"))
         check_options(kl_weight, temperature, label_smoothing, peer_reduction, "mean")
+        if clip_norm is not None:
+            check_number("clip_norm", clip_norm, "a number above 0", lambda x: 0 < x < math.inf)
+        check_whole("class_dim", class_dim, -1)
         if executor is not None and not isinstance(executor, Executor):
             raise UserError(
                 f"executor is {brief(executor)}: give an object, such as Threads({len(cohort)}) "
@@ -115,14 +111,20 @@ class Engine:
         self.cohort = cohort
         self.method = method
         self.kl_weight = 0.0 if method == "independent" else kl_weight
-        self.temperature = temperature
-        self.label_smoothing = label_smoothing
-        self.peer_reduction = peer_reduction
         self.update = update
         self.feature_loss = feature_loss
         self.feature_weight = feature_weight
-        self.prior = None if prior is None else check_prior(prior, _device(cohort))
         self.small_loss = small_loss
+        self.clip_norm = clip_norm
+        self.term = MutualTerm(
+            method,
+            temperature,
+            label_smoothing,
+            peer_reduction,
+            None if prior is None else check_prior(prior, _device(cohort)),
+            small_loss > 0,
+            class_dim,
+        )
         self.executor = executor or Sequential()
 
     def step(
@@ -135,23 +137,33 @@ class Engine:
         small_loss_scale: float = 1.0,
         learners: Sequence[int] | None = None,
         teacher: int | None = None,
+        accumulate: bool = False,
     ) -> StepResult:
         """Update every learner once on one batch.
 
         Args:
             inputs: what each model is called with: (N, ...) on the students' device, or anything
-                else that all of them take, such as a tuple of tensors.
-            target: (N,) classes or (N, C) probabilities.
+                else that all of them take. A mapping is given as keywords, and a tuple or list as
+                positions, to a ``forward`` that takes them so.
+            target: (N,) classes or (N, C) probabilities; (N, T) and (N, T, C) for logits
+                (N, T, C), and so on.
             views: whether ``inputs`` are a sequence of K such, one for each student.
             kl_scale: multiplies the weight of the mutual term (a ramp).
             small_loss_scale: multiplies the share of rows to leave out (a ramp), in [0, 1].
             learners: the numbers of the students that learn; by default all K.
             teacher: the number of a student that does not learn and alone teaches the learners.
+            accumulate: keep the gradients and update nobody: the next step without this updates by
+                the mean over its batch and those kept. BatchNorm sees each batch alone.
 
         Raises:
             UserError: the number of views is not K, a learner or the teacher is no student, a
                 model returned no logits, or the loss refuses them (`dml_fast.loss.mutual_loss`).
         """
+        if accumulate and self.update == "alternating":
+            raise UserError(
+                "accumulate keeps gradients, and alternating students learn from one another's "
+                "updates: leave it out, or choose simultaneous"
+            )
         count = self.cohort.total
         given = self._views(inputs) if views else (inputs,) * count
         chosen = self._roles(range(count) if learners is None else learners, teacher)
@@ -161,7 +173,8 @@ class Engine:
                 "small_loss, or what blends labels, such as mixup"
             )
         left_out = self.small_loss * small_loss_scale
-        lesson = Lesson(given, target, self.kl_weight * kl_scale, chosen, teacher, left_out)
+        weight = self.kl_weight * kl_scale
+        lesson = Lesson(given, target, weight, chosen, teacher, left_out, accumulate)
         try:
             if self.update == "alternating":
                 return self._alternating_step(lesson)
@@ -173,6 +186,33 @@ class Engine:
                 f"a model does not take {brief(inputs)} as its inputs ({first_line(error)[:100]}): "
                 "give views=True if these are the inputs of each student"
             ) from error
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what goes on where this is: students, optimizers with options, and scalers.
+
+        Data, schedulers and random generators are the caller's.
+
+        Raises:
+            UserError: gradients have accumulated, which would be lost.
+        """
+        if any(student.pending for student in self.cohort):
+            raise UserError(
+                "gradients have accumulated, which a state does not hold: take it after a step "
+                "without accumulate"
+            )
+        students = self.cohort.state_dict()
+        for state, student in zip(students, self.cohort, strict=True):
+            groups = student.optimizer.state_dict()["param_groups"]
+            state["optimizer"]["param_groups"] = groups
+        return {"students": students}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what ``state_dict`` returned.
+
+        Raises:
+            UserError: it is of other architectures.
+        """
+        self.cohort.load_state_dict(state["students"])
 
     def _views(self, inputs: Any) -> tuple[Any, ...]:
         """Return the inputs of each of the K students."""
@@ -222,9 +262,10 @@ class Engine:
             logits, fixed = self._exchanged(logits, fixed, lesson)
         if not here:
             return StepResult.empty(lesson.target.device)
-        mutual = self._loss(logits, lesson, fixed, here)
+        mutual = self.term(logits, lesson, fixed, here, self.cohort)
         updates = executor.fork(
-            students, lambda k: self._update(students[k], *passes[k], mutual.grads[k])
+            students,
+            lambda k: self._update(students[k], *passes[k], mutual.grads[k], lesson.accumulate),
         )
         return self._result(mutual, updates)
 
@@ -255,8 +296,8 @@ class Engine:
         logits = {k: z.detach() for k, (z, _) in passes.items()}
         turns = []
         for k, student in students.items():
-            mutual = self._loss(logits, lesson, fixed, [k])
-            update = self._update(student, *passes[k], *mutual.grads)
+            mutual = self.term(logits, lesson, fixed, [k], self.cohort)
+            update = self._update(student, *passes[k], mutual.grads[0])
             turns.append(self._result(mutual, [update]))
             logits[k] = student.predict(lesson.inputs[k], training=True)
         return StepResult.joined(turns)
@@ -275,13 +316,18 @@ class Engine:
         return logits, checked_value(self.feature_loss(features, lesson.target), self.feature_loss)
 
     def _update(
-        self, student: Student, logits: Tensor, extra: Tensor | None, grad: Tensor
+        self,
+        student: Student,
+        logits: Tensor,
+        extra: Tensor | None,
+        grad: Tensor,
+        accumulate: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Update a student; return its loss on features, and whether the step was skipped."""
-        skipped = student.update(logits, grad, extra, self.feature_weight)
-        if extra is None:
-            return logits.new_zeros((), dtype=torch.float32), skipped
-        return extra.detach(), skipped
+        student.backward(logits, grad, extra, self.feature_weight)
+        none = logits.new_zeros((), dtype=torch.float32)
+        skipped = none.bool() if accumulate else student.update(self.clip_norm)
+        return none if extra is None else extra.detach(), skipped
 
     def _taught(self, lesson: Lesson) -> Tensor | None:
         """Return the teacher's logits, if it is in this process."""
@@ -289,96 +335,11 @@ class Engine:
             return None
         return self.cohort.student(k).predict(lesson.inputs[k])
 
-    def _result(self, mutual: _Mutual, updates: Sequence[tuple[Tensor, Tensor]]) -> StepResult:
+    def _result(self, mutual: Mutual, updates: Sequence[tuple[Tensor, Tensor]]) -> StepResult:
         extra, skipped = (torch.stack(column) for column in zip(*updates, strict=True))
         losses, ce, kl, correct, labelled, kept, _ = mutual
         losses = losses + self.feature_weight * extra
         return StepResult(losses, ce, kl, extra, correct, labelled, kept, skipped)
-
-    def _loss(
-        self,
-        logits: dict[int, Tensor],
-        lesson: Lesson,
-        fixed: Tensor | None,
-        here: Sequence[int],
-    ) -> _Mutual:
-        """Return the mutual loss of those learners that this process updates next.
-
-        Args:
-            logits: (N, C), detached, of every learner that the loss compares, by number.
-            lesson: of the step.
-            fixed: (N, C) of a teacher.
-            here: the numbers of H of the learners.
-        """
-        networks = [self._adjusted(z) for z in logits.values()]
-        rows = [list(logits).index(k) for k in here]
-        peer_weight = None
-        if fixed is not None:  # only the teacher teaches
-            peer_weight = fixed.new_zeros(len(networks), len(networks) + 1, dtype=torch.float32)
-            peer_weight[:, -1] = 1.0
-        scales = {k: self.cohort.student(k).grad_scale for k in here}
-        if len(here) < len(logits):  # the others' gradients are not used
-            one = next(iter(scales.values())).new_ones(())
-            scales = {k: scales.get(k, one) for k in logits}
-        options: dict[str, Any] = {
-            "kl_weight": lesson.kl_weight,
-            "temperature": self.temperature,
-            "label_smoothing": self.label_smoothing,
-            "peer_reduction": self.peer_reduction,
-            "peer_weight": peer_weight,
-            "teacher_logits": None if fixed is None else [self._adjusted(fixed)],
-        }
-        row_weight, *counts = self._kept(networks, lesson, options)
-        losses, grads, stats = mutual_loss_and_grad(
-            networks,
-            lesson.target,
-            **options,
-            row_weight=row_weight,
-            grad_scale=torch.stack([scales[k] for k in logits]),
-        )
-        ce, kl, correct = stats.ce, stats.kl, stats.correct
-        if self.method == "dml_e":
-            peers = len(networks) - 1 if self.peer_reduction == "sum" else 1
-            spread = peers * self.temperature**2 * peer_divergence(networks, self.temperature)
-            losses, kl = losses - lesson.kl_weight * spread, kl - spread
-        if len(here) < len(logits):  # a list of places would be copied to the device
-            losses, ce, kl, correct = (
-                torch.stack([part[r] for r in rows]) for part in (losses, ce, kl, correct)
-            )
-        mine = [grads[r].to(logits[k].dtype) for k, r in zip(here, rows, strict=True)]
-        labelled, kept = (count.expand(len(here)) for count in counts)
-        return _Mutual(losses, ce, kl, correct, labelled, kept, mine)
-
-    def _adjusted(self, logits: Tensor) -> Tensor:
-        """Return logits (N, C) with the prior, in at least single precision."""
-        if self.prior is None:
-            return logits
-        if self.prior.shape != logits.shape[-1:]:
-            raise UserError(
-                f"prior has {len(self.prior)} classes and the logits {logits.shape[-1]}: give a "
-                "number for each"
-            )
-        return logits + self.prior.to(torch.promote_types(logits.dtype, torch.float32))
-
-    def _kept(
-        self, networks: list[Tensor], lesson: Lesson, options: dict[str, Any]
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Return weights (N,) where rows are left out; how many have a label; how many are kept."""
-        target = lesson.target
-        if target.is_floating_point():
-            every = target.new_full((), len(target), dtype=torch.float32)
-            return None, every, every
-        labelled = target != UNLABELLED_TARGET
-        count = labelled.sum()
-        if not self.small_loss:
-            return None, count, count
-        losses = mutual_loss(networks, target, **options, reduction="none")
-        assert isinstance(losses, Tensor)
-        world = self.cohort.world
-        joint = world.gather_rows(joint_loss(losses, labelled))
-        start = world.column * len(target)
-        weight = row_weights(joint, lesson.left_out)[start : start + len(target)]
-        return weight, count, (labelled & (weight > 0)).sum()
 
 
 def _device(cohort: Cohort) -> torch.device:

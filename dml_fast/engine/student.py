@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
@@ -11,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dml_fast.engine.calls import Call, logits_of
 from dml_fast.engine.precision import Precision, keep_in_full_precision
+from dml_fast.engine.stepping import Stepper, mean_and_clip
 from dml_fast.errors import UserError, brief
 
 Pass: TypeAlias = Callable[[Any], Any]
@@ -21,18 +22,20 @@ class Student:
     """A network that learns, with all that belongs to it alone.
 
     Args:
-        model: on its device; ``forward(inputs) -> logits (N, C)``, of a tensor (N, ...) or of what
-            else `dml_fast.engine.Engine.step` is given. An `EmbeddingNet` also gives its features.
-            For bf16 on a CPU its depthwise convolutions are put into fp32.
-        optimizer: over the model's parameters, built with ``fused=True``: SGD, Adam, AdamW or
-            Adagrad of `torch.optim`.
+        model: on its device. ``forward`` takes a tensor (N, ...) or what else
+            `dml_fast.engine.Engine.step` is given, and returns logits (N, C), or an object with
+            them as ``.logits``. An `EmbeddingNet` also gives its features. For bf16 on a CPU its
+            depthwise convolutions are put into fp32.
+        optimizer: over the model's parameters, of `torch.optim` or derived from its base class.
+            Those built with ``fused=True`` (SGD, Adam, AdamW, Adagrad) are quickest: a bad step is
+            skipped on the device, and a CUDA graph takes them.
         precision: how to run the forward pass.
         arch: the architecture's name, for tables and files.
         logits: runs the passes of training that give logits, in place of the model itself.
         features_and_logits: likewise those that give features and logits.
 
     Raises:
-        UserError: the optimizer is not fused, the model has a layer of sparse gradients, or an
+        UserError: the optimizer needs a closure, the model has a layer of sparse gradients, or an
             argument is of another kind or on another device.
     """
 
@@ -62,11 +65,14 @@ class Student:
         self.precision = precision
         self.arch = arch or type(model).__name__
         self.scaler = precision.scaler()
+        self.stepper = Stepper(optimizer, self.arch)
         self.parameters = trained
         self.norms = [
             m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats
         ]
         self.generation = 0  # grows when new tensors take the place of the optimizer's
+        self.pending = 0  # backward passes since the last update
+        self._call = Call(model)
         self._statistics: list[Tensor] = []
         self._before: list[Tensor] = []
         self._logits: Pass = logits or model
@@ -84,7 +90,7 @@ class Student:
         Raises:
             UserError: the model returned something else.
         """
-        return self._checked(self._run(self._logits, inputs))
+        return logits_of(self._run(self._logits, inputs), self.arch)
 
     def features_and_logits(self, inputs: Any) -> tuple[Tensor, Tensor]:
         """Return an `EmbeddingNet`'s features (N, D) and logits (N, C) of one pass, with graph."""
@@ -92,22 +98,14 @@ class Student:
         found: tuple[Tensor, Tensor] = self._run(self._both, inputs)
         return found
 
-    def _checked(self, logits: Any) -> Tensor:
-        """Return what a model gave for logits, if it is a tensor."""
-        if isinstance(logits, Tensor):
-            return logits
-        raise UserError(
-            f"the model of a student ({self.arch}) returned {brief(logits)} in place of logits "
-            "(N, C): wrap it in a module whose forward returns the logits alone"
-        )
-
     def _run(self, work: Pass, inputs: Any) -> Any:
         """Keep the statistics of before, for an update that may be skipped, and run a pass."""
         if self.norms and not self._shares_storage():
             self._statistics = _share_storage(self.norms)
-        self._before = [tensor.clone() for tensor in self._statistics]
+        if not self.pending:
+            self._before = [tensor.clone() for tensor in self._statistics]
         with self.precision.autocast():
-            return work(inputs)
+            return self._call(work, inputs)
 
     def compile(self) -> None:
         """Compile the passes of training; parameters are inputs, so equal students share the code.
@@ -124,19 +122,32 @@ class Student:
         scale: Tensor = self.scaler.scale(self._one)
         return scale
 
-    def update(
+    def backward(
         self, logits: Tensor, grad: Tensor, extra: Tensor | None = None, extra_weight: float = 1.0
-    ) -> Tensor:
-        """Run the backward pass and a step of the optimizer, unless a gradient is not finite.
-
-        A skipped step leaves no trace in weights, momentum or running statistics. Nothing here
-        waits for the device.
+    ) -> None:
+        """Run the backward pass; gradients add up until ``update``.
 
         Args:
             logits: (N, C), from ``forward`` or ``features_and_logits``.
             grad: (N, C), the gradient of the loss with respect to them, times ``grad_scale``.
             extra: 0-d, another loss of the same pass, made by the same thread; it may be constant.
             extra_weight: its weight.
+        """
+        ends, grads = [logits], [grad]
+        if extra is not None and extra.requires_grad:
+            ends, grads = [logits, extra], [grad, extra_weight * self.grad_scale]
+        torch.autograd.backward(ends, grads)
+        self.pending += 1
+
+    def update(self, clip_norm: float | None = None) -> Tensor:
+        """Step the optimizer by the mean of the gradients since the last update, if it is finite.
+
+        A skipped step leaves no trace in weights, momentum or running statistics. With a fused
+        optimizer nothing here waits for the device.
+
+        Args:
+            clip_norm: the largest norm of the gradient, as in `torch.nn.utils.clip_grad_norm_`;
+                None: any.
 
         Returns:
             0-d bool tensor: whether the step was skipped.
@@ -144,17 +155,13 @@ class Student:
         Raises:
             UserError: a gradient is sparse.
         """
-        ends, grads = [logits], [grad]
-        if extra is not None and extra.requires_grad:
-            ends, grads = [logits, extra], [grad, extra_weight * self.grad_scale]
-        torch.autograd.backward(ends, grads)
-        skipped = ~torch.isfinite(self._collect_gradients())
-        if not self.scaler.is_enabled():  # the scaler sets these two itself
-            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-            self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        norm = self._collect_gradients()
+        skipped = ~torch.isfinite(norm)
+        if self.pending > 1 or clip_norm is not None:
+            mean_and_clip(self.parameters, norm, self.pending, clip_norm, self.grad_scale)
+        self.stepper.step(self.scaler, skipped)
         self.optimizer.zero_grad(set_to_none=True)
+        self.pending = 0
         for now, before in zip(self._statistics, self._before, strict=True):
             now.copy_(torch.where(skipped, before, now))
         return skipped
@@ -180,9 +187,9 @@ class Student:
         was_training = self.model.training
         self.model.train(training)
         with _frozen(self.norms, training), self.precision.autocast():
-            logits = self.model(inputs)
+            logits = self._call(self.model, inputs)
         self.model.train(was_training)
-        return self._checked(logits)
+        return logits_of(logits, self.arch)
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate, in place where it is a tensor."""
@@ -205,15 +212,17 @@ class Student:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what ``state_dict`` returned."""
+        """Put back what ``state_dict`` returned, and the optimizer's options if they are there."""
         self.model.load_state_dict(state["model"])
         moments = {
             index: {
-                name: _laid_out(value, self.parameters[index]) for name, value in values.items()
+                name: _laid_out(value, self.parameters[index]) if self.stepper.fused else value
+                for name, value in values.items()
             }
             for index, values in state["optimizer"]["state"].items()
         }
-        options = self.optimizer.state_dict()["param_groups"]
+        found = state["optimizer"]
+        options = found.get("param_groups") or self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": options})
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
@@ -230,6 +239,7 @@ class Student:
     def forget_step(self) -> None:
         """Drop what an unfinished step has left behind."""
         self.optimizer.zero_grad(set_to_none=True)
+        self.pending = 0
         if self.scaler.is_enabled():
             self.scaler._per_optimizer_states.clear()
 
@@ -255,18 +265,6 @@ def _check(model: object, optimizer: object, precision: object) -> None:
     assert isinstance(model, nn.Module)
     assert isinstance(optimizer, torch.optim.Optimizer)
     assert isinstance(precision, Precision)
-    if not getattr(optimizer, "_step_supports_amp_scaling", False):
-        kind = type(optimizer)
-        if "fused" in inspect.signature(kind).parameters:
-            raise UserError(
-                f"the optimizer {kind.__name__} of a student is not fused, so it cannot skip a bad "
-                "step on the device: build it with fused=True"
-            )
-        raise UserError(
-            f"the optimizer {kind.__name__} of a student has no fused form, by which a bad step is "
-            "skipped on the device: take SGD, Adam, AdamW or Adagrad with fused=True, or the loss "
-            f"alone (dml_fast.FusedMutualLoss) in a loop of your own with {kind.__name__}"
-        )
     device = optimizer.param_groups[0]["params"][0].device
     if device.type != precision.device.type:
         raise UserError(
@@ -280,7 +278,7 @@ def _check(model: object, optimizer: object, precision: object) -> None:
 
 def _sparse(what: str) -> UserError:
     return UserError(
-        f"{what} has sparse gradients, which no fused optimizer takes: build it with sparse=False"
+        f"{what} has sparse gradients, whose norm torch cannot tell: build it with sparse=False"
     )
 
 

@@ -30,12 +30,14 @@ class FeatureFile(NamedTuple):
         features: (N, D) floats, or (N, B) uint8 codes of 8 B bits.
         pids: (N,) identities.
         cams: (N,) cameras, or None.
+        coded: whether it says that the features are codes: an array ``bits`` is there.
     """
 
     path: Path
     features: NDArray[Any]
     pids: NDArray[Any]
     cams: NDArray[Any] | None
+    coded: bool = False
 
     @classmethod
     def read(cls, path: Path) -> FeatureFile:
@@ -54,6 +56,7 @@ class FeatureFile(NamedTuple):
             _check_names(name, file.names)
             features, pids = file.read("features"), file.read("pids")
             cams = file.read("cams") if "cams" in file.names else None
+            coded = "bits" in file.names
         if features.ndim != 2 or features.dtype.kind not in "fiu":
             raise UserError(
                 f"{name} has features of shape {features.shape} and type {features.dtype}: save "
@@ -62,7 +65,7 @@ class FeatureFile(NamedTuple):
         as_ids(pids, f"pids in {name}", len(features))
         if cams is not None:
             as_ids(cams, f"cams in {name}", len(features))
-        return cls(path, features, pids, cams)
+        return cls(path, features, pids, cams, coded)
 
 
 def _check_names(name: str, found: Sequence[str]) -> None:
@@ -96,6 +99,11 @@ def rank_files(
         raise UserError("--rerank goes with features and not with --metric hamming")
     q, g = FeatureFile.read(query), FeatureFile.read(gallery)
     for file in (q, g):
+        if file.coded and metric != "hamming":
+            raise UserError(
+                f"--features {file.path} holds codes of bits, whose bytes --metric {metric} would "
+                "take for numbers: give --metric hamming"
+            )
         if file.cams is None and protocol != "all":
             raise UserError(
                 f"--features {file.path} has no cams: add the array cams, one for each row "

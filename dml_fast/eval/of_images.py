@@ -24,6 +24,8 @@ from dml_fast.eval.of_run import run_precision, run_students
 from dml_fast.eval.prediction_files import STDOUT, Row, new_file, prediction_file
 from dml_fast.eval.retrieval import Features, concatenate
 from dml_fast.models.embedding import classifier_of
+from dml_fast.models.hashing import HashNet, signs
+from dml_fast.models.heads import Head
 from dml_fast.reporting.console import progress
 from dml_fast.runs.folder import Run
 from dml_fast.runs.trained import Trained
@@ -130,7 +132,7 @@ def predict_run(
         if array_file:
             found = [paths[index] for index in kept] if images else []
             arrays = {
-                "features": _features(embedded, chosen, together),
+                **_features(embedded, chosen, together, facts.head),
                 "names": np.array([names[index] for index in kept]),
                 **(known_identities(found, config, facts) if images else {}),
             }
@@ -174,7 +176,8 @@ class _Part(NamedTuple):
     Attributes:
         ids: (B,) the indices of the rows; B is at least 1.
         logits: K tensors (B, C) float32.
-        features: K arrays (B, D) float32; none unless they are asked for.
+        features: K arrays (B, D) float32, of a hash head the bits as +1 and -1; none unless asked
+            for.
     """
 
     ids: list[int]
@@ -192,8 +195,15 @@ def _parts(
         stack.enter_context(closing(batches))
         stack.enter_context(evaluating(models))
         for k, model in enumerate(models if embed else ()):
-            layer = classifier_of(model)
-            hook = layer.register_forward_pre_hook(lambda _, args, k=k: seen.update({k: args[0]}))
+            if isinstance(model, HashNet):
+                hook = model.norm.register_forward_hook(
+                    lambda *args, k=k: seen.update({k: signs(args[2])})
+                )
+            else:
+                layer = classifier_of(model)
+                hook = layer.register_forward_pre_hook(
+                    lambda _, args, k=k: seen.update({k: args[0]})
+                )
             stack.callback(hook.remove)
         for batch in batches:
             if not len(batch.ids):  # none of its files can be decoded
@@ -238,14 +248,17 @@ def _rows(
 
 
 def _features(
-    embedded: Sequence[Sequence[Features]], chosen: Sequence[int], together: bool
-) -> Features:
+    embedded: Sequence[Sequence[Features]], chosen: Sequence[int], together: bool, head: Head
+) -> dict[str, NDArray[Any]]:
     """Return the embeddings of N rows: of one student, or of all at length 1, side by side.
+
+    Of a hash head these are codes: packed bits, of all students side by side, and their number.
 
     Args:
         embedded: for each batch, the features of K students.
         chosen: the students' numbers.
         together: whether the ensemble's are wanted.
+        head: of the students.
 
     Raises:
         UserError: no student's embeddings are finite.
@@ -259,7 +272,10 @@ def _features(
             _log.warning("student %d's embeddings are not finite: it is left out", k)
     if not good:
         raise UserError("no embeddings are finite: give another --student or --checkpoint")
-    return concatenate(good) if together else good[0]
+    if head.kind == "hash":
+        bits = np.concatenate(good, axis=1) > 0
+        return {"features": np.packbits(bits, axis=1), "bits": np.array(bits.shape[1])}
+    return {"features": concatenate(good) if together else good[0]}
 
 
 def _none_decoded(images: GivenImages) -> UserError:

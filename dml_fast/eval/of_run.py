@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dml_fast.config import TrainConfig
-from dml_fast.data import ImageSet, PairSet, RetrievalSet, VectorSet
+from dml_fast.data import PairSet, RetrievalSet
 from dml_fast.data.loaders import evaluation_batches
 from dml_fast.data.loaders.assemble import Batch
 from dml_fast.engine.precision import Precision, keep_in_full_precision, pick_device
@@ -20,13 +20,14 @@ from dml_fast.errors import UserError, check_choice
 from dml_fast.eval.checks import check_images, check_reranking, known_protocol
 from dml_fast.eval.classification import ClassScores, Ids, evaluate
 from dml_fast.eval.displacements import displacement_scores
+from dml_fast.eval.hamming import CodeSearch, Part, search_codes, write_codes
 from dml_fast.eval.retrieval import evaluate_retrieval
 from dml_fast.ranking.result import RankingResult
 from dml_fast.reporting.console import at_the_end
 from dml_fast.runs.files import check_place
 from dml_fast.runs.folder import Run
 from dml_fast.runs.history import ACCURACY, MAP
-from dml_fast.runs.trained import Trained, open_split
+from dml_fast.runs.trained import Trained, open_data, open_split
 
 LIST_LENGTH = 10  # gallery images in a ranked list
 _WORST = 5  # confusions to report
@@ -47,6 +48,8 @@ def evaluate_run(
     reranked: bool = False,
     lists: int = 0,
     out: Path | None = None,
+    hamming: bool = False,
+    codes: Path | None = None,
     answers: list[Ids] | None = None,
 ) -> dict[str, Any]:
     """Measure a run's students and their ensemble: accuracies, or how well they find identities.
@@ -63,6 +66,10 @@ def evaluate_run(
         reranked: whether to correct the distances with mutual neighbours (`dml_fast.eval.rerank`).
         lists: how many queries' ranked lists to draw, of the ensemble.
         out: where to draw them.
+        hamming: whether to rank by the codes of students with a hash head, see
+            `dml_fast.eval.hamming.search_codes`. Of a run that learned classes, the split searches
+            among the training and validation rows that are not in it.
+        codes: the .npz file for these codes, or None.
         answers: gets the classes that each student, and the ensemble, predicts, (K + 1, N) int64.
 
     Returns:
@@ -70,16 +77,23 @@ def evaluate_run(
 
     Raises:
         UserError: no such run, checkpoint, split or device; data that does not fit; retrieval asked
-            of a run that learned classes; no queries, no query with a match, or no student with
-            finite embeddings; there is no place for the picture. One that fails later is named in
-            one line, and ``ranked_lists`` is None.
+            of a run that learned classes, or codes of one without; no queries, no query with a
+            match, or no student with finite embeddings; there is no place for the picture or the
+            codes. A picture that fails later is named in one line, and ``ranked_lists`` is None.
     """
     check_choice("split", split, ("train", "val", "test"))
     check_choice("checkpoint", checkpoint, ("best", "last", "previous"))
     if lists and out is not None:
         check_place(out, "--out")
+    if codes is not None:
+        check_place(codes, "--codes")
     run = Run.open(folder)
     config = run.config
+    if hamming and run.facts.head.kind != "hash":
+        raise UserError(
+            f"--hamming ranks codes, and the students of {run.folder} have a head of kind "
+            f"{run.facts.head.kind}, which gives none: train with --head hash, or leave it out"
+        )
     if not config.retrieval:
         ranked = {"--protocol": protocol != "auto", "--rerank": reranked, "--ranked-lists": lists}
         for flag, value in ranked.items():
@@ -87,7 +101,8 @@ def evaluate_run(
                 raise UserError(f"{flag} ranks, and {run.folder} learned classes: leave it out")
     trained = Trained.load(run, checkpoint, allow_code)
     precision = run_precision(config, pick_device(device))
-    images = open_split(run, data, split)
+    parts = _parts(run, data, split, hamming)
+    images = parts[0][0]
     if config.retrieval:
         if not isinstance(images, RetrievalSet):
             raise UserError("the train split has no queries: give --split test or val")
@@ -96,21 +111,34 @@ def evaluate_run(
         if reranked:
             check_reranking(len(images))
     models = run_students(trained, config, precision)
-    batches = evaluation_batches(
-        images,
-        batch_size=batch_size,
-        mean=trained.facts.mean,
-        std=trained.facts.std,
-        device=precision.device,
-        channels_last=config.channels_last,
-        students=range(len(models)),
-    )
-    if config.retrieval:
+
+    def batches(part: Part) -> Generator[Batch]:
+        return evaluation_batches(
+            part,
+            batch_size=batch_size,
+            mean=trained.facts.mean,
+            std=trained.facts.std,
+            device=precision.device,
+            channels_last=config.channels_last,
+            students=range(len(models)),
+        )
+
+    picture = _Picture(lists, out)
+    if hamming:
+        search = search_codes(
+            models, *parts, batches, precision, protocol=protocol, topk=picture.topk
+        )
+        found = _of_codes(search, images, picture)
+        if codes is not None:
+            write_codes(codes, search, () if config.retrieval else trained.facts.classes)
+        found.facts["codes"] = None if codes is None else str(codes)
+    elif config.retrieval:
         how = {"protocol": protocol, "reranked": reranked}
-        found = _search(models, batches, images, precision, run.folder, how, lists, out)
+        found = _search(models, batches(images), images, precision, run.folder, how, picture)
     else:
-        search = images.search if isinstance(images, PairSet) else 0
-        found = _classify(models, batches, precision, trained.facts.classes, answers, search)
+        area = images.search if isinstance(images, PairSet) else 0
+        classes = trained.facts.classes
+        found = _classify(models, batches(images), precision, classes, answers, area)
         # not images - labelled: files that cannot be decoded are left out too
         found.facts["unlabelled"] = int((images.labels < 0).sum())
     line = trained.validation
@@ -189,38 +217,88 @@ def _classify(
     return _Found({"labelled": found.images}, students, ensemble | {"confusions": confused})
 
 
+class _Picture(NamedTuple):
+    """Ranked lists to draw.
+
+    Attributes:
+        lists: of how many queries.
+        out: the file.
+    """
+
+    lists: int
+    out: Path | None
+
+    @property
+    def topk(self) -> int:
+        """How many nearest images are needed."""
+        return LIST_LENGTH if self.lists else 0
+
+    def draw(self, images: Part, found: RankingResult) -> str | None:
+        """Draw them; return the file's name, or None where there is none."""
+        if self.lists and self.out is not None:
+            with at_the_end(str(self.out), "the scores are complete"):
+                # matplotlib takes a second to import
+                from dml_fast.reporting.ranked_lists import draw_ranked_lists
+
+                assert isinstance(images, RetrievalSet)
+                draw_ranked_lists(self.out, images, found, self.lists)
+                return str(self.out)
+        return None
+
+
+def _parts(run: Run, spec: str, split: str, hamming: bool) -> tuple[Sequence[Part], Sequence[Part]]:
+    """Return what is evaluated, and where rows of classes search for others by their codes."""
+    if not hamming or run.config.retrieval:
+        return [open_split(run, spec, split)], []
+    data = open_data(run, spec)
+    parts = {"train": data.train, "val": data.val, "test": data.test}
+    queries = parts.pop(split)
+    if queries is None:
+        raise UserError(f"{spec or run.config.data} has no test split: give --split val")
+    return [queries], [part for name in ("train", "val") if (part := parts.get(name)) is not None]
+
+
+def _of_codes(search: CodeSearch, images: Part, picture: _Picture) -> _Found:
+    ensemble = search.found.ensemble
+    assert ensemble is not None
+    queries, gallery = len(search.queries.names), len(search.gallery.names)
+    facts = {
+        "images": queries + gallery if isinstance(images, RetrievalSet) else queries,
+        "queries": queries,
+        "gallery": gallery,
+        "unlabelled": search.unlabelled,
+        "n_valid": ensemble.n_valid,
+        "protocol": search.protocol,
+        "ties": ensemble.ties,
+        "bits": search.bits,
+        "ranked_lists": picture.draw(images, ensemble),
+    }
+    students = [_shares(result) for result in search.found.students]
+    return _Found(facts, students, {"ensemble": _shares(ensemble)})
+
+
 def _search(
     models: Sequence[nn.Module],
     batches: Iterator[Batch],
-    images: ImageSet | VectorSet | PairSet,
+    images: Part,
     precision: Precision,
     folder: Path,
     how: dict[str, Any],
-    lists: int,
-    out: Path | None,
+    picture: _Picture,
 ) -> _Found:
     assert isinstance(images, RetrievalSet)
-    topk = LIST_LENGTH if lists else 0
-    found = evaluate_retrieval(models, batches, images, precision, **how, topk=topk)
+    found = evaluate_retrieval(models, batches, images, precision, **how, topk=picture.topk)
     if found.ensemble is None:
         raise UserError(
             f"no student of {folder} gives embeddings that are numbers, so there is nothing to "
             "rank: evaluate an earlier checkpoint with --checkpoint"
         )
-    drawn = False
-    if lists and out is not None:
-        with at_the_end(str(out), "the scores are complete"):
-            # matplotlib takes a second to import
-            from dml_fast.reporting.ranked_lists import draw_ranked_lists
-
-            draw_ranked_lists(out, images, found.ensemble, lists)
-            drawn = True
     facts = {
         "queries": images.queries,
         "gallery": len(images) - images.queries,
         "n_valid": found.ensemble.n_valid,
         **how,
-        "ranked_lists": str(out) if drawn else None,
+        "ranked_lists": picture.draw(images, found.ensemble),
     }
     students = [_shares(result) for result in found.students]
     return _Found(facts, students, {"ensemble": _shares(found.ensemble)})

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dml_fast.data.loaders.assemble import Batch
+from dml_fast.data.loaders.assemble import Batch, input_of
 from dml_fast.data.sets import RetrievalSet
 from dml_fast.distributed.world import World
 from dml_fast.engine.precision import Precision
@@ -48,7 +48,7 @@ def embed(
 
     Args:
         models: K networks with ``embed(inputs (N, ...)) -> (N, D)``.
-        batches: every image once.
+        batches: every row once, with one input for all these models or one for each.
         precision: as in training.
 
     Returns:
@@ -58,7 +58,10 @@ def embed(
     with evaluating(models):
         for batch in batches:
             with precision.autocast():
-                found = [model.embed(batch.inputs) for model in models]  # type: ignore[operator]
+                found = [
+                    model.embed(input_of(batch.inputs, place))  # type: ignore[operator]
+                    for place, model in enumerate(models)
+                ]
             for part, features in zip(parts, found, strict=True):
                 part.append(features.float().cpu().numpy())
     return [np.concatenate(part) if part else np.zeros((0, 0), np.float32) for part in parts]

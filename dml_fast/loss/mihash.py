@@ -88,6 +88,18 @@ def mihash_loss(u: Tensor, target: Any, bins: int = 16, scale: float = 1.0) -> T
         return loss + 0 * phi.sum()  # NaN stays NaN, which histograms of whole numbers would lose
 
 
+def has_anchors(target: Tensor) -> Tensor:
+    """Return whether a batch has two rows of one class and a row of another, 0-d bool.
+
+    Args:
+        target: (N,) classes; rows of -100 do not count.
+    """
+    ordered = target.sort().values
+    labelled = ordered[:-1] != UNLABELLED_TARGET
+    changes = ordered[1:] != ordered[:-1]
+    return (labelled & changes).any() & (labelled & ~changes).any()
+
+
 def _kinds(target: Tensor) -> Tensor:
     """Return what each pair is, (N, N) int64: 0 for one class, 1 for two, 2 for no pair."""
     kinds = (target[:, None] != target[None]).long()
@@ -116,7 +128,7 @@ class _Loss(torch.autograd.Function):
         logs = (parts / parts.sum(1, keepdim=True)).log2().masked_fill(parts == 0, 0.0)
         prior = (counts / total[:, None]).log2().masked_fill(counts == 0, 0.0)
         information = ((parts * logs).sum(2) - counts * prior).sum(1) / total
-        anchors = (counts > 0).all(1)
+        anchors = (counts > 0).all(1).double()
         weights = anchors / anchors.sum().clamp(min=1)
         if ctx.needs_input_grad[0]:
             slopes = (-weights / total)[:, None, None] * logs.diff(dim=2)  # (N, 2, L)

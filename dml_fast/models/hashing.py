@@ -58,8 +58,13 @@ class HashNet(nn.Module):
         So the cosine distance of two rows is 2 / b times the Hamming distance of their codes. What
         is not finite in u stays so, and is no code.
         """
-        u = self.features_and_logits(x)[0].float()
-        return torch.where(u.isfinite(), (u > 0) * 2.0 - 1.0, u)
+        return signs(self.features_and_logits(x)[0])
+
+
+def signs(u: Tensor) -> Tensor:
+    """Return +1 where u > 0 and -1 elsewhere, float32; what is not finite stays."""
+    u = u.float()
+    return torch.where(u.isfinite(), (u > 0) * 2.0 - 1.0, u)
 
 
 def pack_codes(u: Tensor) -> Tensor:
@@ -79,7 +84,7 @@ def pack_codes(u: Tensor) -> Tensor:
         raise UserError(f"pack_codes got {brief(u)}: give a tensor (N, b) of floats")
     bits = F.pad((u > 0).to(torch.int32), (0, -u.shape[1] % 8))
     places = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.int32, device=u.device)
-    return (bits.reshape(len(u), -1, 8) * places).sum(-1).to(torch.uint8)
+    return (bits.reshape(u.shape[0], -1, 8) * places).sum(-1).to(torch.uint8)
 
 
 class CodedNet(nn.Module):

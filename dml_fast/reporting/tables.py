@@ -61,6 +61,8 @@ def show_evaluation(result: Mapping[str, Any]) -> None:
     """Print the result of `dml_fast.eval.of_run.evaluate_run`."""
     if "ensemble_accuracy" in result:
         _show_accuracies(result)
+    elif "bits" in result:
+        _show_codes(result)
     else:
         _show_retrieval(result)
 
@@ -75,8 +77,7 @@ def _show_accuracies(result: Mapping[str, Any]) -> None:
         ensemble = [ACCURACY.ensemble, "", "", *_errors(result, "ensemble_")]
         columns = ["validation, %", "right, %", "within 1.5 px, %", "error, px"]
     _show_students(result, columns, rows, ensemble, f"{split} split" if of_pairs else None)
-    of_rows = result["data"].startswith(("text:", "vectors:"))
-    _show_facts(result, "pairs" if of_pairs else "rows" if of_rows else "images")
+    _show_facts(result, "pairs" if of_pairs else _rows_or_images(result))
     if of_pairs:
         return
     if left_out := result["unlabelled"]:
@@ -111,10 +112,43 @@ def _show_retrieval(result: Mapping[str, Any]) -> None:
     _show_facts(
         result, f"images ({result['queries']:,} queries, {how}{result['gallery']:,} gallery)"
     )
+    _show_search(result)
+
+
+def _show_codes(result: Mapping[str, Any]) -> None:
+    """Print how well codes find, and what searched among what."""
+    key = "val_mAP" if "val_mAP" in result["students"][0] else "val_acc"
+    columns = ["val. mAP" if key == "val_mAP" else "val. accuracy", *_SHARES.values()]
+    rows = [[percent(s[name]) for name in (key, *_SHARES)] for s in result["students"]]
+    scores = [percent(result["ensemble"][name]) for name in _SHARES]
+    bits = result["bits"]
+    title = f"codes of {bits} bits by Hamming distance, {result['split']} split, %"
+    _show_students(result, columns, rows, ["codes side by side", "", "", *scores], title)
+    if key == "val_mAP":
+        how = "" if result["protocol"] == "market1501" else f"protocol {result['protocol']}, "
+        counts = f"{result['queries']:,} queries, {how}{result['gallery']:,} gallery"
+        _show_facts(result, f"images ({counts})")
+    else:
+        parts = " and ".join(name for name in ("train", "val") if name != result["split"])
+        among = f", which search among the {result['gallery']:,} of {parts}"
+        _show_facts(result, _rows_or_images(result), among)
+    _show_search(result)
+    if result["unlabelled"]:
+        _say(f"{result['unlabelled']:,} without a label are left out")
+    if result["codes"]:
+        _say(f"codes: {shown(result['codes'])}")
+
+
+def _show_search(result: Mapping[str, Any]) -> None:
+    """Print what a search left out, and where its picture is."""
     if missing := result["queries"] - result["n_valid"]:
         _say(f"{missing:,} queries without a valid match are left out of the means")
     if result["ranked_lists"]:
         _say(f"ranked lists of the ensemble: {shown(result['ranked_lists'])}")
+
+
+def _rows_or_images(result: Mapping[str, Any]) -> str:
+    return "rows" if result["data"].startswith(("text:", "vectors:")) else "images"
 
 
 def _show_students(
@@ -142,11 +176,11 @@ def _show_students(
     _print(table, width=110)
 
 
-def _show_facts(result: Mapping[str, Any], images: str) -> None:
+def _show_facts(result: Mapping[str, Any], images: str, more: str = "") -> None:
     """Print what was evaluated on what; ``images`` says what the images are."""
     _say(
-        f"{result['images']:,} {images} of the {result['split']} split of {shown(result['data'])}; "
-        f"{result['checkpoint']}.pt of {shown(result['run'])}, epoch {result['epoch']}; "
+        f"{result['images']:,} {images} of the {result['split']} split of {shown(result['data'])}"
+        f"{more}; {result['checkpoint']}.pt of {shown(result['run'])}, epoch {result['epoch']}; "
         f"{result['precision']} on {result['device']}\n"
         "* best on the validation split in that epoch"
     )

@@ -38,6 +38,7 @@ from dml_fast.training.signals import StopRequest
 from dml_fast.training.students import blank, build_cohort, head_of, warn_of_other_columns
 from dml_fast.training.trainer import Trainer
 from dml_fast.training.unlabelled import settled
+from dml_fast.training.watch import HashWatch
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,8 @@ def build_trainer(
         logger.info("continuing %s at step %d", checkpoint, progress.step)
     elif resume:
         logger.info("%s has no checkpoint yet: starting from its beginning", run.folder)
-    return Trainer(config, data, precision, loader, engine, progress, saver, reporter, stop)
+    watch = HashWatch(device, world) if extra_of(config).key == "mihash" else None
+    return Trainer(config, data, precision, loader, engine, progress, saver, reporter, stop, watch)
 
 
 def device_of(config: TrainConfig, launch: Launch) -> torch.device:

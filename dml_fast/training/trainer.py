@@ -22,6 +22,7 @@ from dml_fast.runs.history import EpochLine, best_epoch
 from dml_fast.training.extra import extra_of
 from dml_fast.training.saving import Progress, Saver
 from dml_fast.training.signals import StopRequest
+from dml_fast.training.watch import HashWatch
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Trainer:
         saver: writes this progress and the students into the run's folder.
         reporter: where progress is shown.
         stop: asks to stop after a step.
+        watch: of a run with MIHash.
     """
 
     config: TrainConfig
@@ -52,6 +54,7 @@ class Trainer:
     saver: Saver
     reporter: Reporter
     stop: StopRequest
+    watch: HashWatch | None
 
     def fit(self) -> bool:
         """Train until the end or until a signal asks to stop.
@@ -153,6 +156,8 @@ class Trainer:
                 teacher=teacher,
             )
             progress.meter.add(result, len(batch.target), places)
+            if self.watch:
+                self.watch.add(batch.target)
             progress.step += 1
             if progress.step % self.config.log_every == 0 or progress.step % per_epoch == 0:
                 self._check_students()  # waits for the device, so the time below is the work's
@@ -202,6 +207,8 @@ class Trainer:
         progress.end_epoch(finished)
         self.saver.save_epoch()
         self.reporter.epoch(finished, config.total_epochs)
+        if self.watch:
+            self.watch.end_epoch(finished["epoch"])
 
     def _worth_a_trial(self, learners: tuple[int, ...]) -> bool:
         """Return whether a step is like most steps of the run.
@@ -239,4 +246,6 @@ class Trainer:
                         f"--warmup; the newest checkpoint is in {self.saver.run.folder}"
                     )
                 )
+        if self.watch:
+            self.watch.look(progress.step, sums)
         self.reporter.step(progress.step, [mine.loss for mine in sums])

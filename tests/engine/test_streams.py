@@ -97,11 +97,11 @@ def test_what_a_side_stream_reads_lives_until_the_join(monkeypatch: pytest.Monke
     layer = FakeStreams()
     engine = Engine(cohort(), executor=Streams(CPU, layer))
     given: list[weakref.ref[Tensor]] = []
-    update = Student.update
+    backward = Student.backward
 
-    def watched(self: Student, logits: Tensor, grad: Tensor, *rest: Any) -> Tensor:
+    def watched(self: Student, logits: Tensor, grad: Tensor, *rest: Any) -> None:
         given.extend((weakref.ref(logits), weakref.ref(grad)))
-        return update(self, logits, grad, *rest)
+        backward(self, logits, grad, *rest)
 
     wait = layer.wait
     joins = 0
@@ -113,7 +113,7 @@ def test_what_a_side_stream_reads_lives_until_the_join(monkeypatch: pytest.Monke
             assert all(ref() is not None for ref in given)
         wait(waiter, other)
 
-    monkeypatch.setattr(Student, "update", watched)
+    monkeypatch.setattr(Student, "backward", watched)
     monkeypatch.setattr(layer, "wait", waiting)
     engine.step(*batch(0, torch.float32))
     assert joins == 3 and len(given) == 6

@@ -15,7 +15,6 @@ from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.optim import zero_momentum
 from dml_fast.engine.precision import FullPrecisionConv2d, Precision
 from dml_fast.engine.student import Student
-from dml_fast.errors import UserError
 from dml_fast.models import create_model
 
 
@@ -108,12 +107,6 @@ def test_a_student_with_a_scaler_comes_back() -> None:
     assert float(second.grad_scale) == 2.0**9
     assert second.scaler.state_dict() == first.scaler.state_dict()
     assert_same(first.model, second.model)
-
-
-def test_an_optimizer_that_cannot_skip_is_refused() -> None:
-    model = networks(1)[0]
-    with pytest.raises(UserError, match="fused=True"):
-        Student(model, torch.optim.SGD(model.parameters(), lr=0.1), Precision(CPU))
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -74,6 +74,7 @@ def test_a_run_that_learns_identities_is_split_too(tmp_path: Path) -> None:
         random_erasing=0.5,
     )
     assert train(tmp_path / "straight", config)
+    Run(tmp_path / "straight").config.check()  # as --resume does
     per_epoch = Run(tmp_path / "straight").metrics()[0]["step"]
     assert not train(tmp_path / "split", config, steps=per_epoch - 1)
     assert train(tmp_path / "split", config, resume=True)

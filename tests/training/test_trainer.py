@@ -44,8 +44,16 @@ def test_options_reach_the_engine_the_optimizers_and_the_loader(tmp_path: Path) 
         augment=False,
     )
     engine = trainer.engine
-    assert (engine.temperature, engine.label_smoothing, engine.kl_weight) == (3.0, 0.2, 0.6)
-    assert (engine.peer_reduction, engine.update, engine.method) == ("sum", "alternating", "dml")
+    assert (engine.term.temperature, engine.term.label_smoothing, engine.kl_weight) == (
+        3.0,
+        0.2,
+        0.6,
+    )
+    assert (engine.term.peer_reduction, engine.update, engine.method) == (
+        "sum",
+        "alternating",
+        "dml",
+    )
     assert trainer.precision.dtype is torch.bfloat16
     for student in trainer.engine.cohort:
         group = student.optimizer.param_groups[0]
@@ -75,12 +83,12 @@ def test_augmentation_and_memory_order_by_default_and_turned_off(tmp_path: Path)
 def test_the_prior_is_that_of_the_labels_that_training_has(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert build(tmp_path / "none").engine.prior is None
+    assert build(tmp_path / "none").engine.term.prior is None
     noisy = build(tmp_path / "all", prior="balance", label_noise=0.4, seed=2)
     train = noisy.data.train
     assert train.hidden is not None and (train.labels != train.hidden).any()
     shares = torch.from_numpy(train.labels).bincount() / len(train)
-    torch.testing.assert_close(noisy.engine.prior, shares.log())
+    torch.testing.assert_close(noisy.engine.term.prior, shares.log())
     lines = [f"{train.names[i]}\t{train.labels[i]}" for i in range(100) if train.labels[i] != 9]
     labels = tmp_path / "labels.tsv"
     labels.write_text("\n".join(lines) + "\n")
@@ -89,7 +97,7 @@ def test_the_prior_is_that_of_the_labels_that_training_has(
     counts = [max(sum(line.endswith(f"\t{c}") for line in lines), 1) for c in range(10)]
     assert counts[9] == 1
     shares = torch.tensor(counts) / sum(counts)
-    torch.testing.assert_close(trainer.engine.prior, shares.log())
+    torch.testing.assert_close(trainer.engine.term.prior, shares.log())
     assert "prior: a class without a label counts as if it had one" in capfd.readouterr().err
 
 

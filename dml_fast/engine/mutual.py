@@ -1,0 +1,155 @@
+"""The mutual loss of a step: how students' detached logits become losses and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dml_fast.engine.cohort import Cohort
+from dml_fast.engine.executor import Lesson
+from dml_fast.engine.small_loss import joint_loss, row_weights
+from dml_fast.errors import UserError
+from dml_fast.loss import mutual_loss, mutual_loss_and_grad, peer_divergence
+from dml_fast.loss.problem import UNLABELLED_TARGET
+
+
+class Mutual(NamedTuple):
+    """What the mutual loss gave for H students: (H,) numbers, and H gradients (N, C) of logits."""
+
+    losses: Tensor
+    ce: Tensor
+    kl: Tensor
+    correct: Tensor
+    labelled: Tensor
+    kept: Tensor
+    grads: list[Tensor]
+
+
+@dataclass(frozen=True)
+class MutualTerm:
+    """Options of the mutual loss, as `dml_fast.engine.Engine` takes them.
+
+    Attributes:
+        method: ``dml``, ``dml_e``, ``independent`` or ``distill``.
+        temperature: T.
+        label_smoothing: of the cross-entropy.
+        peer_reduction: ``mean`` or ``sum``.
+        prior: (C,) added to all logits, or None.
+        small_loss: whether rows with a large joint loss are left out.
+        class_dim: the dimension of the logits that has the classes.
+    """
+
+    method: str
+    temperature: float
+    label_smoothing: float
+    peer_reduction: str
+    prior: Tensor | None
+    small_loss: bool
+    class_dim: int
+
+    def __call__(
+        self,
+        logits: Mapping[int, Tensor],
+        lesson: Lesson,
+        fixed: Tensor | None,
+        here: Sequence[int],
+        cohort: Cohort,
+    ) -> Mutual:
+        """Return the mutual loss of those learners that this process updates next.
+
+        Args:
+            logits: (N, C), detached, of every learner that the loss compares, by number.
+            lesson: of the step.
+            fixed: (N, C) of a teacher.
+            here: the numbers of H of the learners.
+            cohort: the students.
+        """
+        networks = [self._adjusted(z) for z in logits.values()]
+        target = lesson.target
+        if target.dim() == networks[0].dim():  # probabilities
+            target = target.movedim(self.class_dim, -1)
+        rows = [list(logits).index(k) for k in here]
+        peer_weight = None
+        if fixed is not None:  # only the teacher teaches
+            peer_weight = fixed.new_zeros(len(networks), len(networks) + 1, dtype=torch.float32)
+            peer_weight[:, -1] = 1.0
+        scales = {k: cohort.student(k).grad_scale for k in here}
+        if len(here) < len(logits):  # the others' gradients are not used
+            one = next(iter(scales.values())).new_ones(())
+            scales = {k: scales.get(k, one) for k in logits}
+        options: dict[str, Any] = {
+            "kl_weight": lesson.kl_weight,
+            "temperature": self.temperature,
+            "label_smoothing": self.label_smoothing,
+            "peer_reduction": self.peer_reduction,
+            "peer_weight": peer_weight,
+            "teacher_logits": None if fixed is None else [self._adjusted(fixed)],
+            "class_dim": None if self.class_dim == -1 else -1,  # 1, say, leaves nothing to doubt
+        }
+        row_weight, *counts = self._kept(networks, target, lesson, options, cohort)
+        losses, grads, stats = mutual_loss_and_grad(
+            networks,
+            target,
+            **options,
+            row_weight=row_weight,
+            grad_scale=torch.stack([scales[k] for k in logits]),
+        )
+        ce, kl, correct = stats.ce, stats.kl, stats.correct
+        if self.method == "dml_e":
+            peers = len(networks) - 1 if self.peer_reduction == "sum" else 1
+            spread = peers * self.temperature**2 * peer_divergence(networks, self.temperature)
+            losses, kl = losses - lesson.kl_weight * spread, kl - spread
+        if len(here) < len(logits):  # a list of places would be copied to the device
+            losses, ce, kl, correct = (
+                torch.stack([part[r] for r in rows]) for part in (losses, ce, kl, correct)
+            )
+        mine = [
+            grads[r].movedim(-1, self.class_dim).to(logits[k].dtype)
+            for k, r in zip(here, rows, strict=True)
+        ]
+        labelled, kept = (count.expand(len(here)) for count in counts)
+        return Mutual(losses, ce, kl, correct, labelled, kept, mine)
+
+    def _adjusted(self, logits: Tensor) -> Tensor:
+        """Return logits (..., C), with the prior in at least single precision."""
+        if not -logits.dim() <= self.class_dim < logits.dim():
+            raise UserError(
+                f"class_dim is {self.class_dim} and the logits have shape {tuple(logits.shape)}: "
+                "name one of these"
+            )
+        logits = logits.movedim(self.class_dim, -1)
+        if self.prior is None:
+            return logits
+        if self.prior.shape != logits.shape[-1:]:
+            raise UserError(
+                f"prior has {len(self.prior)} classes and the logits {logits.shape[-1]}: give a "
+                "number for each"
+            )
+        return logits + self.prior.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def _kept(
+        self,
+        networks: list[Tensor],
+        target: Tensor,
+        lesson: Lesson,
+        options: dict[str, Any],
+        cohort: Cohort,
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Return weights (N,) where rows are left out; how many have a label; how many are kept."""
+        if target.is_floating_point():
+            every = target.new_full((), target.numel() // target.shape[-1], dtype=torch.float32)
+            return None, every, every
+        labelled = target != UNLABELLED_TARGET
+        count = labelled.sum()
+        if not self.small_loss:
+            return None, count, count
+        losses = mutual_loss(networks, target, **options, reduction="none")
+        assert isinstance(losses, Tensor)
+        joint = cohort.world.gather_rows(joint_loss(losses, labelled))
+        start = cohort.world.column * len(target)
+        weight = row_weights(joint, lesson.left_out)[start : start + len(target)]
+        return weight, count, (labelled & (weight > 0)).sum()
