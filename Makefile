@@ -6,12 +6,16 @@ ARGS ?=
 BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
+# A file's tests go to one worker, which makes their common fixtures once.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 comma := ,
 INPUTS := constraints.txt pyproject.toml setup.py $(wildcard csrc/*)
 # $(call install,EXTRAS). An interrupted creation leaves no pip, and is taken up again.
 install = test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV); \
 	$(BIN)/python -m pip install -c constraints.txt -e '.$(1)'
+
+# Else each worker and each process of a test compiles all files anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: train check test lint types bench sanitize dist clean
 .NOTPARALLEL:
@@ -24,7 +28,7 @@ train: $(VENV)/.with-base
 check: $(VENV)/.with-dev lint
 	$(PYTEST) -m "not processes and not slow" $(ARGS)
 
-# All tests: tests that start processes one after the other (a group of xdist's), others beside them.
+# All tests, the longest files first: see tests/conftest.py.
 test: $(VENV)/.with-test
 	$(PYTEST) $(ARGS)
 

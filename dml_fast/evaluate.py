@@ -13,7 +13,7 @@ from tyro.conf import Positional
 
 from dml_fast import cli
 from dml_fast.config import flag
-from dml_fast.errors import UserError, check_whole
+from dml_fast.errors import UserError, check_number, check_whole
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,15 @@ class EvaluateArguments:
     """Draw that many queries with their ten nearest gallery images."""
     out: Path = Path("ranked_lists.png")
     """File for the drawing."""
+    sets: bool = False
+    """Search for sets of images in sets of images: all queries of an identity by one camera, among
+    all gallery images of each identity."""
+    reduction: Literal["min", "mean", "log_sum_exp", "centroid", "mutual_information"] = "centroid"
+    """How two of --sets are compared. min, mean, log_sum_exp: of the distances of all pairs of
+    images. centroid: by the mean features. mutual_information: by what each query image says for a
+    set and against the others."""
+    temperature: float = 0.05
+    """Of --reduction log_sum_exp and mutual_information, in units of the cosine distance."""
     metric: Literal["cosine", "euclidean", "hamming"] = "cosine"
     """Distance, for --features. hamming: features are codes, uint8 with 8 bits each."""
     protocol: Literal["auto", "market1501", "cuhk03", "all"] = "auto"
@@ -74,14 +83,14 @@ class EvaluateArguments:
         if (self.run is None) == (self.features is None):
             raise UserError("give the folder of a run, or --features QUERY.npz GALLERY.npz")
         if self.features is not None:
-            for name in ("data", "ranked_lists", "allow_code", "hamming", "codes"):
+            for name in ("data", "ranked_lists", "allow_code", "hamming", "codes", "sets"):
                 if getattr(self, name):
                     instead = "give --metric hamming" if name == "hamming" else "leave it out"
                     raise UserError(
                         f"{flag(name)} goes with a run, and --features has none: {instead}"
                     )
-            return
-        if self.metric != EvaluateArguments.metric:
+        self._check_sets()
+        if self.features is None and self.metric != EvaluateArguments.metric:
             raise UserError("--metric goes with --features: a run is ranked as it was trained")
         if self.hamming and self.rerank:
             raise UserError("--rerank goes with embeddings and not with --hamming: leave it out")
@@ -89,6 +98,31 @@ class EvaluateArguments:
             raise UserError(f"--codes {self.codes} goes with --hamming: add that")
         if self.codes is not None and self.codes.suffix != ".npz":
             raise UserError(f"--codes {self.codes} does not end in .npz: give such a name")
+
+    def _check_sets(self) -> None:
+        words = "a number above 0"
+        check_number("--temperature", self.temperature, words, lambda t: 0 < t < float("inf"))
+        for name in ("reduction", "temperature"):
+            if not self.sets and getattr(self, name) != getattr(EvaluateArguments, name):
+                raise UserError(f"{flag(name)} goes with --sets: add that, or leave it out")
+        if not self.sets:
+            return
+        soft = self.reduction in ("log_sum_exp", "mutual_information")
+        if not soft and self.temperature != EvaluateArguments.temperature:
+            raise UserError(
+                f"--temperature means nothing with --reduction {self.reduction}: leave it out, or "
+                "give log_sum_exp or mutual_information"
+            )
+        for name in ("rerank", "ranked_lists", "hamming"):
+            if getattr(self, name):
+                raise UserError(
+                    f"{flag(name)} ranks single images, and --sets sets of them: leave out one"
+                )
+        if self.protocol == "cuhk03":
+            raise UserError(
+                "--protocol cuhk03 counts one image of each identity, and --sets makes one item of "
+                "all of them: give market1501 or all"
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             reranked=args.rerank,
             lists=args.ranked_lists,
             out=args.out,
+            sets=(args.reduction, args.temperature) if args.sets else None,
             hamming=args.hamming,
             codes=args.codes,
         )

@@ -39,15 +39,25 @@ def _missing() -> dict[str, str]:
     return missing
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
+@pytest.hookimpl(tryfirst=True)  # before -m looks for marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what follows from other marks, and skip what cannot run here."""
+    """Mark what follows from other marks, skip what cannot run here, and begin with long files."""
     for item in items:
-        if item.get_closest_marker("processes"):
-            item.add_marker(pytest.mark.xdist_group("processes"))
         if item.get_closest_marker("zoo") or item.get_closest_marker("dali"):
             item.add_marker("compat")
     _skip(items)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        _sort(items)
+
+
+def _sort(items: list[pytest.Item]) -> None:
+    """By files: those that start processes, those with slow tests, others; the last are short."""
+    length: dict[Path, list[int]] = {}
+    for item in items:
+        marks = [bool(item.get_closest_marker(name)) for name in ("processes", "slow")]
+        known = length.setdefault(item.path, [0, 0, 0])
+        known[:] = [known[0] | marks[0], known[1] | marks[1], known[2] + 1]
+    items.sort(key=lambda item: [*length[item.path], str(item.path)], reverse=True)
 
 
 def _skip(items: list[pytest.Item]) -> None:

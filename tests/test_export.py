@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dml_fast import cli
 from dml_fast.data import open_dataset
 from dml_fast.export import main
+from dml_fast.models.heads import Head, new_network
 from dml_fast.runs import checkpoint, exporting
 from dml_fast.runs.exporting import TrainedStudent, export
 from dml_fast.runs.folder import Run
@@ -215,3 +216,37 @@ def test_wrong_arguments_are_named(
 
     assert cli.run(main, [str(folder), *arguments]) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("kind", ["bnneck", "hash"])
+@pytest.mark.parametrize("format_", ["safetensors", "pt2", "onnx"])
+def test_each_head_of_classes_gives_logits(
+    kind: Any, format_: str, inputs: Tensor, tmp_path: Path
+) -> None:
+    """And codes; a program with a bit of another sign is not kept."""
+    if format_ == "onnx":
+        pytest.importorskip("onnxruntime")
+    head = Head(kind, 12 if kind == "hash" else 0)
+    facts = facts_of_three_classes(head=head)
+    torch.manual_seed(0)
+    net = new_network("resnet8", 3, facts.inputs[0], head).eval()
+    student = TrainedStudent(net, "resnet8", facts)
+    assert student.outputs == (("logits", "codes") if kind == "hash" else ("logits",))
+    assert export(student, format_, tmp_path / f"s.{format_}", inputs).passed
+
+
+def test_codes_that_differ_are_seen(inputs: Tensor, tmp_path: Path) -> None:
+    head = Head("hash", 12)
+    facts = facts_of_three_classes(head=head)
+    net = new_network("resnet8", 3, facts.inputs[0], head).eval()
+    student = TrainedStudent(net, "resnet8", facts)
+    for byte, seen in ((128, True), (1, float("inf"))):  # a bit, and one that is filled up
+
+        def apply(x: Tensor, byte: int = byte) -> tuple[Tensor, Tensor]:
+            logits, codes = student.network(x)
+            codes[-1, -1] ^= byte
+            return logits, codes
+
+        with torch.no_grad():
+            check = exporting._compare(student, apply, inputs, exact=False)
+        assert not check.passed and (seen is True or check.difference == seen)

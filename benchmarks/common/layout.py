@@ -28,7 +28,7 @@ LAYERS = (
     ("training",),
     ("selection",),
     ("comparison",),
-    ("train", "evaluate", "predict", "report", "export", "select", "compare"),
+    ("train", "evaluate", "predict", "report", "export", "select", "register", "compare"),
 )
 """Packages and modules of the root, the lowest first. A layer imports from lower ones alone."""
 EXCEPTIONS = {("loss.backends", "kernels")}  # by name, when a device needs them

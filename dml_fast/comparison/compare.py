@@ -44,7 +44,8 @@ def compare(found: tuple[Contestant, ...], seeds: Sequence[int], folder: Path, j
     device = found[0].config.device
     with held(folder, "compares methods in"):
         runs = entries(found, seeds, folder)
-        if code := train_all(runs, jobs, pick_device(device).type == "cuda"):
+        chosen = pick_device(device)
+        if code := train_all(runs, jobs, chosen if chosen.type == "cuda" else None):
             _log.warning("stopped; the same command goes on")
             return code
         figures: dict[str, list[Measured]] = {one.name: [] for one in found}

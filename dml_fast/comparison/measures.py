@@ -80,7 +80,7 @@ def measured(entry: Entry, device: str) -> tuple[Measured, Ids | None]:
     Raises:
         UserError: the run or its data cannot be read.
     """
-    path, answers_path = entry.run.folder / "test.json", entry.run.folder / "test_answers.npy"
+    path, answers_path = entry.measures_file, entry.run.folder / "test_answers.npy"
     if not os.path.lexists(path):
         answers: list[Ids] = []
         result = evaluate_run(

@@ -11,10 +11,11 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from dml_fast.comparison.methods import Contestant
 from dml_fast.comparison.worker import Answer, Order
+from dml_fast.config import flag
 from dml_fast.config.files import check_same_run
 from dml_fast.errors import TrainingError, UserError
 from dml_fast.foreign import shown
@@ -22,6 +23,9 @@ from dml_fast.machine import cores
 from dml_fast.reporting.console import progress
 from dml_fast.runs.folder import Run
 from dml_fast.training.signals import StopRequest
+
+if TYPE_CHECKING:
+    import torch
 
 _LOOK_S = 0.5  # between two looks at the runs' progress
 _CONTEXT = 1 << 29  # bytes that a process takes of a GPU beside its tensors
@@ -44,11 +48,16 @@ class Entry(NamedTuple):
 
     @property
     def complete(self) -> bool:
-        """Whether its students' weights are written, which is a run's last act."""
-        config = self.contestant.config
-        return self.run.config_file.is_file() and all(
-            self.run.weights(k).is_file() for k in range(len(config.architectures))
+        """Whether it is measured, or its students' weights are written, training's last act."""
+        students = range(len(self.contestant.config.architectures))
+        return self.run.config_file.is_file() and (
+            self.measures_file.is_file() or all(self.run.weights(k).is_file() for k in students)
         )
+
+    @property
+    def measures_file(self) -> Path:
+        """What `dml_fast.comparison.measures` keeps of it."""
+        return self.run.folder / "test.json"
 
     @property
     def epochs(self) -> int:
@@ -118,13 +127,13 @@ class _Worker:
         return answer
 
 
-def train_all(wanted: Iterable[Entry], jobs: int, on_gpu: bool) -> int:
+def train_all(wanted: Iterable[Entry], jobs: int, gpu: torch.device | None) -> int:
     """Train what is not complete, ``jobs`` runs at a time.
 
     Args:
         wanted: in the order in which to begin.
         jobs: how many; 0 for one for each core, or on a GPU as many as fit beside the first.
-        on_gpu: whether they train on a GPU.
+        gpu: on which they train; None for a CPU.
 
     Returns:
         0, or 128 + the signal that stopped all.
@@ -137,11 +146,11 @@ def train_all(wanted: Iterable[Entry], jobs: int, on_gpu: bool) -> int:
     if not todo:
         return 0
     total = sum(entry.contestant.config.total_epochs for entry in wanted)
-    count = max(1, min(jobs or (1 if on_gpu else cores()), len(todo)))
+    count = max(1, min(jobs or (1 if gpu else cores()), len(todo)))
     with StopRequest() as stop, progress("epochs", total, hidden=False) as show:
         pool = _Pool(count, lambda: show(sum(entry.epochs for entry in wanted)), stop)
         try:
-            pool.train(todo, grow=on_gpu and not jobs)
+            pool.train(todo, gpu=None if jobs else gpu)
         finally:
             pool.close()
         return stop.exit_code
@@ -164,8 +173,8 @@ class _Pool:
         self._selector.register(worker.process.stdout, selectors.EVENT_READ, worker)  # type: ignore[arg-type]
         return worker
 
-    def train(self, todo: Sequence[Entry], grow: bool) -> None:
-        """Train all, or until a signal; with ``grow`` add workers once a run's memory is known."""
+    def train(self, todo: Sequence[Entry], gpu: torch.device | None) -> None:
+        """Train all, or until a signal; for a GPU add workers once a run's memory is known."""
         left = list(todo)
         for worker in self._workers:
             worker.train(left.pop(0))
@@ -178,10 +187,10 @@ class _Pool:
                 if answer["code"] and not told:
                     failed = failed or _why(entry, answer["code"])
                     left.clear()
-                if grow and not told and not failed:
-                    grow = False
-                    for _ in range(min(_room(answer["gpu_bytes"]), len(left) - 1)):
+                if gpu and not told and not failed:
+                    for _ in range(min(_room(answer["gpu_bytes"], gpu), len(left) - 1)):
                         self._add().train(left.pop(0))
+                    gpu = None
                 if left:
                     worker.train(left.pop(0))
                 elif worker.process.poll() is not None:
@@ -209,19 +218,25 @@ class _Pool:
 def _why(entry: Entry, code: int) -> str:
     log = Path(f"{entry.run.folder}.log")
     try:
-        last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
+        text = log.read_text(errors="replace").rstrip()
     except OSError:
-        last = f"exit code {code}"
+        text = f"exit code {code}"
+    last = text.rpartition("\n")[2]
     more = "what has trained is kept" if code == 2 else "the same command goes on"
+    if "OutOfMemoryError" in last:
+        more = f"the GPU's memory was full: the same command goes on with a smaller {flag('jobs')}"
     name = entry.run.folder.name
     return f"{name} failed ({shown(last)}): {shown(log)} has all of its output; {more}"
 
 
-def _room(used: int) -> int:
-    """Return how many more runs fit on the GPU, each as large as one that used these bytes."""
+def _room(used: int, gpu: torch.device) -> int:
+    """Return how many more runs fit on the GPU, each as large as one that used these bytes.
+
+    That one's process gave its memory back, and needs as much for the next run.
+    """
     import torch
 
     if not used:
         return 0
-    free, _ = torch.cuda.mem_get_info()
-    return min(free // (used + _CONTEXT), cores() - 1)
+    free, _ = torch.cuda.mem_get_info(gpu)
+    return max(0, min((free - used) // (used + _CONTEXT), cores() - 1))

@@ -7,6 +7,7 @@ was stopped so continues as if it had been killed.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -78,6 +79,7 @@ def _gpu_bytes() -> int:
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return 0
     most = torch.cuda.max_memory_reserved()
+    gc.collect()  # a trainer refers to itself
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     return most

@@ -22,6 +22,7 @@ from dml_fast.eval.classification import ClassScores, Ids, evaluate
 from dml_fast.eval.displacements import displacement_scores
 from dml_fast.eval.hamming import CodeSearch, Part, search_codes, write_codes
 from dml_fast.eval.retrieval import evaluate_retrieval
+from dml_fast.eval.sets import SetRule, set_facts
 from dml_fast.ranking.result import RankingResult
 from dml_fast.reporting.console import at_the_end
 from dml_fast.runs.files import check_place
@@ -48,6 +49,7 @@ def evaluate_run(
     reranked: bool = False,
     lists: int = 0,
     out: Path | None = None,
+    sets: tuple[str, float] | None = None,
     hamming: bool = False,
     codes: Path | None = None,
     answers: list[Ids] | None = None,
@@ -66,6 +68,8 @@ def evaluate_run(
         reranked: whether to correct the distances with mutual neighbours (`dml_fast.eval.rerank`).
         lists: how many queries' ranked lists to draw, of the ensemble.
         out: where to draw them.
+        sets: the reduction and the temperature by which to rank sets of images, see
+            `dml_fast.eval.sets`; None ranks single images.
         hamming: whether to rank by the codes of students with a hash head, see
             `dml_fast.eval.hamming.search_codes`. Of a run that learned classes, the split searches
             among the training and validation rows that are not in it.
@@ -96,6 +100,7 @@ def evaluate_run(
         )
     if not config.retrieval:
         ranked = {"--protocol": protocol != "auto", "--rerank": reranked, "--ranked-lists": lists}
+        ranked["--sets"] = sets is not None
         for flag, value in ranked.items():
             if value:
                 raise UserError(f"{flag} ranks, and {run.folder} learned classes: leave it out")
@@ -106,7 +111,11 @@ def evaluate_run(
     if config.retrieval:
         if not isinstance(images, RetrievalSet):
             raise UserError("the train split has no queries: give --split test or val")
-        protocol = known_protocol(images, config.val_protocol if protocol == "auto" else protocol)
+        usual = config.val_protocol
+        if sets and protocol == "auto" and usual == "cuhk03":
+            _log.info("sets are ranked by protocol market1501: cuhk03 counts one image an identity")
+            usual = "market1501"
+        protocol = known_protocol(images, usual if protocol == "auto" else protocol)
         check_images(images, protocol)
         if reranked:
             check_reranking(len(images))
@@ -133,7 +142,8 @@ def evaluate_run(
             write_codes(codes, search, () if config.retrieval else trained.facts.classes)
         found.facts["codes"] = None if codes is None else str(codes)
     elif config.retrieval:
-        how = {"protocol": protocol, "reranked": reranked}
+        how: dict[str, Any] = {"protocol": protocol, "reranked": reranked}
+        how["sets"] = SetRule(*sets) if sets else None
         found = _search(models, batches(images), images, precision, run.folder, how, picture)
     else:
         area = images.search if isinstance(images, PairSet) else 0
@@ -298,6 +308,7 @@ def _search(
         "gallery": len(images) - images.queries,
         "n_valid": found.ensemble.n_valid,
         **how,
+        "sets": set_facts(images, how["sets"]) if how["sets"] else None,
         "ranked_lists": picture.draw(images, found.ensemble),
     }
     students = [_shares(result) for result in found.students]

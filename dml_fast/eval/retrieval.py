@@ -18,6 +18,7 @@ from dml_fast.distributed.world import World
 from dml_fast.engine.precision import Precision
 from dml_fast.eval.checks import known_protocol
 from dml_fast.eval.classification import evaluating
+from dml_fast.eval.sets import SetRule, search_sets
 from dml_fast.ranking.features import rank_features
 from dml_fast.ranking.reranking import rerank
 from dml_fast.ranking.result import RankingResult
@@ -89,6 +90,7 @@ def search(
     *,
     protocol: str = "market1501",
     reranked: bool = False,
+    sets: SetRule | None = None,
     topk: int = 0,
 ) -> RankingResult:
     """Rank the gallery for each query by cosine distance, as Market-1501 does.
@@ -98,11 +100,14 @@ def search(
         images: their identities and cameras.
         protocol: as in `rank_distances`; cameras that are not known do not matter.
         reranked: correct the distances with mutual neighbours (`rerank`).
+        sets: rank sets of images in this way, and neither re-rank nor report images.
         topk: how many nearest images to report.
 
     Raises:
         UserError: for the reasons of `rank_features`.
     """
+    if sets is not None:
+        return search_sets(features, images, sets, known_protocol(images, protocol))
     q = slice(images.queries)
     g = slice(images.queries, None)
     pids, cams = images.labels, images.cams
@@ -129,6 +134,7 @@ def evaluate_retrieval(
     *,
     protocol: str = "market1501",
     reranked: bool = False,
+    sets: SetRule | None = None,
     topk: int = 0,
     world: World | None = None,
 ) -> Retrieval:
@@ -141,10 +147,11 @@ def evaluate_retrieval(
         precision: as in training.
         protocol: as in `search`.
         reranked: as in `search`.
+        sets: as in `search`.
         topk: as in `search`, for the ensemble alone.
         world: the processes, as in `dml_fast.eval.classification.evaluate`; rank 0 searches.
     """
-    how = {"protocol": protocol, "reranked": reranked}
+    how = {"protocol": protocol, "reranked": reranked, "sets": sets}
     if world is None or world.single:
         return _search_all(embed(models, batches, precision), images, how, topk)
     seen: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]

@@ -54,7 +54,7 @@ class DisplacementNet(nn.Module):
 
         Args:
             a: (N, channels of a, h, w), real, of any height and width.
-            b: (N, channels of b, h + 2R, w + 2R).
+            b: (N, channels of b, h + 2R, w + 2R). A narrower b means a smaller R.
 
         Returns:
             (N, 2R + 1, 2R + 1) float32, or float64 for such crops; t is at t + R.
@@ -62,7 +62,7 @@ class DisplacementNet(nn.Module):
         found = self.encode_a(_standardised(a)), self.encode_b(_standardised(b))
         f, g = (x if x.dtype == torch.float64 else x.float() for x in found)
         with torch.autocast(f.device.type, enabled=False):
-            return self.log_scale.exp() * _correlation(f, g, 2 * self.search)
+            return self.log_scale.exp() * _correlation(f, g)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits of pairs as one tensor: (N, channels of a and b, S, S) to (N, (2R + 1)^2).
@@ -110,20 +110,20 @@ def _standardised(x: Tensor) -> Tensor:
     return centred * variance.masked_fill(flat, torch.inf).rsqrt()
 
 
-def _correlation(f: Tensor, g: Tensor, most: int) -> Tensor:
-    """Return the mean over u of <f(u), g(u + t)>, for t from 0 to ``most`` in rows and columns.
+def _correlation(f: Tensor, g: Tensor) -> Tensor:
+    """Return the mean over u of <f(u), g(u + t)>, for all t from 0 for which u + t is in g.
 
     Args:
         f: (N, D, h, w) float32 or float64.
-        g: (N, D, h + most, w + most), the same.
-        most: the largest displacement.
+        g: (N, D, h + rows - 1, w + columns - 1), the same.
 
     Returns:
-        (N, most + 1, most + 1), of the same type.
+        (N, rows, columns), of the same type.
     """
     height, width = f.shape[2:]
+    rows, columns = g.shape[2] - height, g.shape[3] - width
     tiles = [
-        _tile(f[..., top:bottom, left:right], g[..., top : bottom + most, left : right + most])
+        _tile(f[..., top:bottom, left:right], g[..., top : bottom + rows, left : right + columns])
         for top, bottom in _cuts(height)
         for left, right in _cuts(width)
     ]

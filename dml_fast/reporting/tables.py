@@ -104,14 +104,17 @@ def _show_retrieval(result: Mapping[str, Any]) -> None:
     keys = ("val_mAP", *_SHARES)
     rows = [[percent(s[key]) for key in keys] for s in result["students"]]
     scores = [percent(result["ensemble"][key]) for key in _SHARES]
-    title = f"{result['split']} split, %"
+    sets = result.get("sets")
+    title = f"{result['split']} split{', ' + _rule(sets) if sets else ''}, %"
     _show_students(result, columns, rows, [MAP.ensemble, "", "", *scores], title)
     how = "re-ranked, " if result["reranked"] else ""
     if result["protocol"] != "market1501":
         how = f"protocol {result['protocol']}, {how}"
-    _show_facts(
-        result, f"images ({result['queries']:,} queries, {how}{result['gallery']:,} gallery)"
+    of_queries, of_gallery = (
+        f" in {sets[part]:,} sets" if sets else "" for part in ("queries", "gallery")
     )
+    counts = f"{result['queries']:,} queries{of_queries}, {how}{result['gallery']:,} gallery"
+    _show_facts(result, f"images ({counts}{of_gallery})")
     _show_search(result)
 
 
@@ -141,14 +144,22 @@ def _show_codes(result: Mapping[str, Any]) -> None:
 
 def _show_search(result: Mapping[str, Any]) -> None:
     """Print what a search left out, and where its picture is."""
-    if missing := result["queries"] - result["n_valid"]:
-        _say(f"{missing:,} queries without a valid match are left out of the means")
+    sets = result.get("sets")
+    items = "sets of queries" if sets else "queries"
+    if missing := (sets or result)["queries"] - result["n_valid"]:
+        _say(f"{missing:,} {items} without a valid match are left out of the means")
     if result["ranked_lists"]:
         _say(f"ranked lists of the ensemble: {shown(result['ranked_lists'])}")
 
 
 def _rows_or_images(result: Mapping[str, Any]) -> str:
     return "rows" if result["data"].startswith(("text:", "vectors:")) else "images"
+
+
+def _rule(sets: Mapping[str, Any]) -> str:
+    """Return how sets were compared, in words."""
+    at = f" at temperature {sets['temperature']:g}" if sets["temperature"] is not None else ""
+    return f"sets by {sets['reduction']}{at}"
 
 
 def _show_students(
@@ -173,7 +184,7 @@ def _show_students(
         name, size = shown(student["arch"]), f"{student['parameters']:,}"
         table.add_row(f"{mark}{k}", name, size, *row)
     table.add_row("ensemble", *ensemble)
-    _print(table, width=110)
+    _print(table, width=120)
 
 
 def _show_facts(result: Mapping[str, Any], images: str, more: str = "") -> None:

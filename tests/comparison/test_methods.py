@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from dml_fast import cli
 from dml_fast.comparison.methods import Contestant, contestants
-from dml_fast.comparison.runs import Entry, _why
+from dml_fast.comparison.runs import Entry, _room, _why
 from dml_fast.config import TrainConfig
 from dml_fast.errors import UserError
 from dml_fast.runs.folder import Run
@@ -91,3 +92,30 @@ def test_a_run_that_was_refused_is_not_offered_again(tmp_path: Path) -> None:
     assert "c-s0 failed (error: give a file)" in _why(entry, 2)
     assert _why(entry, 2).endswith("what has trained is kept")
     assert _why(entry, 1).endswith("the same command goes on")
+
+
+def test_a_full_gpu_is_named(tmp_path: Path) -> None:
+    entry = Entry("c", 0, Run(tmp_path / "c-s0"), Contestant("c", TrainConfig()))
+    log = tmp_path / "c-s0.log"
+    log.write_text(
+        "Traceback\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n"
+    )
+    assert _why(entry, 1).endswith("the same command goes on with a smaller --jobs")
+
+
+@pytest.mark.parametrize(("free", "more"), [(10, 0), (20, 0), (21, 1), (32, 2), (9, 0), (900, 3)])
+def test_as_many_runs_as_fit_beside_the_next_of_the_first(
+    monkeypatch: pytest.MonkeyPatch, free: int, more: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free << 30, 0))
+    monkeypatch.setattr("dml_fast.comparison.runs.cores", lambda: 4)
+    assert _room(10 << 30, torch.device("cuda", 1)) == more
+    assert _room(0, torch.device("cuda")) == 0
+
+
+def test_a_run_that_is_measured_needs_no_weights(tmp_path: Path) -> None:
+    entry = Entry("c", 0, Run(tmp_path), Contestant("c", TrainConfig()))
+    (tmp_path / "config.json").touch()
+    assert not entry.complete
+    entry.measures_file.touch()
+    assert entry.complete

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from market_cases import make_market
+from market_cases import make_market, save
 from PIL import Image
-from retrieval_cases import as_json, embeddings, oracle, refusal
+from retrieval_cases import as_json, embeddings, oracle, refusal, set_oracle
 
 from dml_fast import cli, report
 from dml_fast.data import RetrievalSet, open_dataset
+from dml_fast.eval import rank_sets
 from dml_fast.evaluate import main
 from dml_fast.export import main as export
 from dml_fast.runs.weights import load_student
@@ -176,6 +178,103 @@ def test_a_report_of_runs_that_learn_identities(
     assert "judged by mAP and digits by accuracy: report them apart" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Other identities, with several queries of one camera, and three distractors."""
+    path = make_market(tmp_path_factory.mktemp("album"), learned=4, searched=8)
+    for frame, (pid, cam) in enumerate([(101, 1), (101, 1), (102, 1), (103, 2), (103, 2)], 900):
+        save(path / "query", pid, cam, frame)
+    for frame in (910, 911):
+        save(path / "bounding_box_test", 0, 2, frame)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "how", "t", "protocol"),
+    [
+        ("", "centroid", 0.05, "market1501"),
+        ("--reduction mutual_information", "mutual_information", 0.05, "market1501"),
+        ("--reduction mutual_information --temperature 0.4 --protocol all",
+         "mutual_information", 0.4, "all"),
+    ],
+)  # fmt: skip
+def test_sets_are_searched_for_as_by_loops(
+    options: str, how: str, t: float, protocol: str, folder: Path, album: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    images = open_dataset(f"market1501:{album}", val_fraction=0.25).test
+    assert isinstance(images, RetrievalSet)
+    arguments = (folder, "--data", f"market1501:{album}", "--checkpoint", "last", "--sets")
+    result = as_json(capsys, *arguments, *options.split())
+    for scores, f in zip(
+        [*result["students"], result["ensemble"]],
+        embeddings(folder, images, unit=how != "centroid"),
+        strict=True,
+    ):
+        expected = set_oracle(f, images, how, t, camera_rule=protocol != "all")
+        assert 0 < expected["mAP"] < 1
+        assert {key: scores[key] for key in expected} == pytest.approx(expected, abs=1e-6)
+    assert result["protocol"] == protocol and result["n_valid"] == 9
+    assert result["sets"] == {
+        "reduction": how,
+        "temperature": None if how == "centroid" else t,
+        "queries": 9,
+        "gallery": 8 + 3,
+    }
+
+
+def test_the_table_of_sets(folder: Path, album: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = f"market1501:{album}"
+    assert main([str(folder), "--data", data, "--sets", "--reduction", "log_sum_exp"]) == 0
+    printed = capsys.readouterr().out
+    assert "sets by log_sum_exp at temperature 0.05, %" in printed
+    assert "(13 queries in 9 sets, 44 gallery in 11 sets)" in printed
+    assert as_json(capsys, folder)["sets"] is None
+
+
+def test_sets_of_a_run_that_was_validated_by_cuhk03(
+    folder: Path,
+    album: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    written = (run / "config.json").read_text()
+    (run / "config.json").write_text(written.replace('"market1501"', '"cuhk03"'))
+    state = torch.load(run / "best.pt", weights_only=True)
+    config = state["config"].replace('"market1501"', '"cuhk03"')
+    torch.save({**state, "config": config}, run / "best.pt")
+    monkeypatch.setattr(logging.getLogger("dml_fast"), "propagate", True)
+    with caplog.at_level(logging.INFO, "dml_fast"):
+        result = as_json(capsys, run, "--data", f"market1501:{album}", "--sets")
+    assert result["protocol"] == "market1501"
+    assert "sets are ranked by protocol market1501: cuhk03 counts one image" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--reduction centroid --temperature 0.1 --sets", "--temperature means nothing with"),
+        ("--reduction mean", "--reduction goes with --sets: add that, or leave it out"),
+        ("--temperature 0.1", "--temperature goes with --sets: add that, or leave it out"),
+        ("--sets --reduction mean --temperature 0", "--temperature is 0.0: give a number above 0"),
+        ("--sets --temperature nan", "--temperature is nan: give a number above 0"),
+        ("--sets --rerank", "--rerank ranks single images, and --sets sets of them"),
+        ("--sets --ranked-lists 2", "--ranked-lists ranks single images, and --sets sets of them"),
+        ("--sets --hamming", "--hamming ranks single images, and --sets sets of them"),
+        ("--sets --protocol cuhk03", "--protocol cuhk03 counts one image of each identity"),
+        ("--sets --split train", "the train split has no queries: give --split test or val"),
+    ],
+)
+def test_what_does_not_go_with_sets(
+    options: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refusal(capsys, folder, *options.split())
+
+
 @pytest.mark.parametrize("kind", ["pt2", "safetensors"])
 def test_what_is_exported_gives_embeddings(
     folder: Path, market: Path, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -194,6 +293,14 @@ def test_what_is_exported_gives_embeddings(
     f = torch.export.load(out).module()(x).detach().double().numpy()
     f /= np.linalg.norm(f, axis=1, keepdims=True)
     np.testing.assert_allclose(f, embeddings(folder, data.test)[0], atol=1e-5)
+    q, pids, cams = data.test.queries, data.test.labels, data.test.cams
+    rule = {"reduction": "mutual_information", "temperature": 0.05, "junk_pid": -1}
+    ranked = rank_sets(
+        f[:q], f[q:], pids[:q], pids[q:], cams[:q], cams[q:], g_sets=pids[q:],
+        q_sets=[10 * pid + cam for pid, cam in zip(pids[:q], cams[:q], strict=True)], **rule,
+    )  # fmt: skip
+    options = ["--checkpoint", "last", "--sets", "--reduction", "mutual_information"]
+    assert ranked.mAP == pytest.approx(as_json(capsys, folder, *options)["students"][0]["mAP"])
 
 
 def test_a_diverged_student_is_left_out_and_the_others_still_search(
@@ -233,6 +340,10 @@ def test_arguments_that_do_not_go_together(
     assert "--ranked-lists goes with a run" in refusal(
         capsys, "--features", *paths, "--ranked-lists", 2
     )
+    assert "--sets goes with a run" in refusal(capsys, "--features", *paths, "--sets")
+    assert "--reduction goes with --sets" in refusal(
+        capsys, "--features", *paths, "--reduction", "min"
+    )
     assert "--metric goes with --features" in refusal(capsys, folder, "--metric", "euclidean")
     assert "--ranked-lists is -1" in refusal(capsys, folder, "--ranked-lists", -1)
     assert "has no queries: give --split test or val" in refusal(capsys, folder, "--split", "train")
@@ -240,6 +351,7 @@ def test_arguments_that_do_not_go_together(
     options = "--arch resnet8 --epochs 1 --train-fraction 0.1 --device cpu"
     assert train([*options.split(), "--out", str(digits)]) == 0
     assert "--rerank ranks, and" in refusal(capsys, digits, "--rerank")
+    assert "--sets ranks, and" in refusal(capsys, digits, "--sets")
     assert "learned classes: give data with classes" in refusal(
         capsys, digits, "--data", json.loads((folder / "config.json").read_text())["config"]["data"]
     )

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed (Linux x86-64 only)")
 
-pytestmark = [pytest.mark.slow, pytest.mark.compat, pytest.mark.xdist_group("aot")]
+pytestmark = [pytest.mark.slow, pytest.mark.compat]
 
 ROOT = Path(__file__).parents[2]
 

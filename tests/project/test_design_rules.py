@@ -14,7 +14,17 @@ import dml_fast
 from dml_fast import _native
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("train", "evaluate", "predict", "report", "export", "select", "compare", "data")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "predict",
+    "report",
+    "export",
+    "select",
+    "register",
+    "compare",
+    "data",
+)
 
 
 def sources(*suffixes: str) -> list[Path]:

@@ -149,3 +149,21 @@ def test_corrupt_files_that_a_run_skipped_do_not_make_other_data_of_it(
     (tmp_path / "data" / "train" / "china" / "001.jpg").unlink()
     with pytest.raises(UserError, match="no longer holds the images"):
         open_data(run)
+
+
+def test_a_run_of_before_there_were_heads_is_as_it_was(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    new = ("head", "bits", "mihash_weight", "mihash_bins", "mihash_scale")
+    for _ in range(2):
+        assert evaluate.main([str(run), "--json"]) == 0
+        found.append(capsys.readouterr().out)
+        description = json.loads((run / "config.json").read_text())
+        assert description["data"].pop("head", "linear") == "linear"
+        for name in new:
+            description["config"].pop(name, None)
+        (run / "config.json").write_text(json.dumps(description))
+    assert found[0] == found[1] and json.loads(found[0])["students"]
+    assert not set(new) & json.loads((run / "config.json").read_text())["config"].keys()
+    assert train.main(["--resume", str(run), "--device", "cpu"]) == 0

@@ -44,6 +44,7 @@ CASES = {
         "unlabelled_share": 0.5,
     },
     "distill": {"method": "distill", "epochs": 2, "schedule": "paper"},
+    "codes": {"head": "hash", "bits": 20, "amp": True},
 }
 
 
