@@ -19,6 +19,7 @@ from benchmarks.neighbours import (
     hashing,
     registration,
     selection,
+    sets,
     small_loss,
     unlabelled,
     views,
@@ -27,6 +28,7 @@ from benchmarks.neighbours import (
 DOCS = harness.ROOT / "docs"
 PAGES = {
     DOCS / "few_labels.md": {"unlabelled": unlabelled, "selection": selection, "views": views},
+    DOCS / "reid.md": {"sets": sets},
     DOCS / "results.md": {"small_loss": small_loss},
     DOCS / "hashing.md": {"hashing": hashing},
     DOCS / "registration.md": {"registration": registration},

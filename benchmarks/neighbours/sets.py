@@ -47,6 +47,7 @@ RULES = {
     **{f"{rule} {t}": (rule, t) for rule in SOFT for t in TEMPERATURES},
     "centroid": ("centroid", 0.1),
 }
+QUERIES = {1: "one drawing", TOGETHER: f"a set of {TOGETHER}"}
 # what was asked for before anything was measured by these commands
 ASKED = {
     ("3: mutual_information 0.05", "3: log_sum_exp 0.05"): 1.5,
@@ -196,7 +197,7 @@ def tables(lines: Lines) -> str:
         mine = of_setting(lines, setting)
         if not mine:
             continue
-        for count, query in ((1, "one drawing"), (TOGETHER, "a set of 3")):
+        for count, query in QUERIES.items():
             names = [f"{count}: {column}" for column in columns]
             rows.append([setting, query, *(cells(mine, name) for name in names)])
             rest = [f"{count}: {rule} {t}" for rule in SOFT for t in TEMPERATURES]
@@ -206,7 +207,9 @@ def tables(lines: Lines) -> str:
         for (ours, theirs), least in ASKED.items():
             difference = paired([line[ours] - line[theirs] for line in mine.values()])
             reached = "reached" if difference.mean >= least else "not reached"
-            asked.append([setting, f"{ours} - {theirs}", str(difference), f"{least:+}", reached])
+            count, words = ours.split(": ")[0], [name.split(": ")[1] for name in (ours, theirs)]
+            row = [setting, QUERIES[int(count)], " - ".join(words)]
+            asked.append([*row, str(difference), f"{least:+}", reached])
     if not rows:
         return "Not measured yet."
     temperatures = [f"{rule} {t}" for rule in SOFT for t in TEMPERATURES]
@@ -216,7 +219,7 @@ def tables(lines: Lines) -> str:
             "Other temperatures:",
             table(["augmented by", "query", *temperatures], warm),
             "Differences, paired by seed (seeds above 0), and what was asked for beforehand:",
-            table(["augmented by", "difference", "measured", "asked", ""], asked),
+            table(["augmented by", "query", "difference", "measured", "asked", ""], asked),
             "AUROC in percent for whether the query's character is in the gallery at all:",
             table(["augmented by", "query", "nearest drawing", "largest information"], strange),
         ]

@@ -93,7 +93,12 @@ def _named(
 
 
 def _check_rows(name: str, config: TrainConfig) -> None:
-    """Refuse, before others have trained, what a run would refuse when it has read its data."""
+    """Refuse, before any has trained, what would be refused when data are read or measured on."""
+    if config.input_kind == "pair":
+        raise UserError(
+            f"--methods are compared on test rows and --data {config.data} has none: train each, "
+            "and give python -m dml_fast.evaluate RUN --data pairs:OTHER.npz"
+        )
     hidden = "--labels" if config.labels else "--labels-per-class" * bool(config.labels_per_class)
     if hidden and config.method == "independent" and config.unlabelled_share != 0:
         raise UserError(

@@ -65,8 +65,8 @@ def registration_figure(
     height, width = a.shape
     _picture(axes["a"], a, f"{short(names[0], 32)}\n{height} x {width} pixels")
     _picture(axes["b"], after, f"{short(names[1], 32)}\nat {moved}")
-    _picture(axes["before"], _overlay(edges, _edges(before)), "edges before")
-    _picture(axes["after"], _overlay(edges, _edges(after)), "edges after")
+    _picture(axes["before"], _overlay(edges, _edges(before)), "edges before: orange and blue")
+    _picture(axes["after"], _overlay(edges, _edges(after)), "edges after: white where they meet")
     _surface(axes["surface"], surface, offset)
     return without_latex(figure)
 

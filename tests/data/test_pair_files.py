@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mutations import mutations, outcome
 from pair_cases import MARGIN, SIZE, SMALL, make_pairs
 
 from dml_fast.data import PairSet, open_dataset, open_every_pair
@@ -259,3 +260,25 @@ def test_the_files_of_these_tests_have_the_displacement_that_they_tell(tmp_path:
             errors[t] = float(((seen - wanted) ** 2).sum())
         best.append(np.array(min(errors, key=errors.__getitem__)) - 3)
     np.testing.assert_array_equal(best, pairs.offset)
+
+
+@pytest.mark.parametrize("name", ["p.npz", "o.tsv"])
+def test_damaged_files_are_read_as_before_or_refused(tmp_path: Path, name: str) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "p.npz", a=rng.normal(size=(6, 4, 4)), b=rng.normal(size=(6, 16, 16)),
+             offset=rng.integers(-2, 3, (6, 2)))  # fmt: skip
+    (tmp_path / "o.tsv").write_text(offsets_text({str(k): (k % 3, -2) for k in range(6)}))
+    options = {"patch": 3, "search": 2, "offsets": str(tmp_path / "o.tsv")}
+
+    def read() -> tuple[PairSet, PairSet]:
+        return opened(tmp_path / "p.npz", val_fraction=0.4, **options)
+
+    whole, results = (tmp_path / name).read_bytes(), 0
+    for damaged in mutations(whole, 140):
+        (tmp_path / name).write_bytes(damaged)
+        if (found := outcome(read)) is not None:
+            results += 1
+            for part in found:
+                assert np.isfinite(part.a).all()
+                assert (np.abs(part.offset) <= part.room).all()
+    assert 0 < results < 140

@@ -15,6 +15,7 @@ import pytest
 import torch
 from distributed_cases import SHORT, content, differences, distance, farthest, finish, start
 from market_cases import make_market
+from pair_cases import make_pairs
 from safetensors.torch import load_file
 from vector_cases import two_views
 
@@ -64,6 +65,7 @@ ROWS: dict[str, tuple[int, Options]] = {  # processes, and what is trained
     "2x1 vectors": (2, FOUR),
     "measured vectors": (2, {"cohort": 3, "mesh": "2x1", "shares": "measured"}),
     "2x1 market": (2, TWO),
+    "2x1 pairs": (2, TWO),
 }
 COLUMNS: dict[str, tuple[int, Options]] = {
     "1x2": (2, {**TWO, **GROUP_NORM, "mesh": "1x2"}),
@@ -90,7 +92,10 @@ COLUMNS: dict[str, tuple[int, Options]] = {
 VALIDATED: dict[str, tuple[int, Options]] = {
     "2x2 validation": (4, {**FOUR, "mesh": "2x2", "train_fraction": 0.2}),
     "1x2 market": (2, {**TWO, "mesh": "1x2"}),
+    "1x2 pairs": (2, {**TWO, "mesh": "1x2"}),
     "2x2 market": (4, {**FOUR, "mesh": "2x2"}),
+    "1x2 fsdp market": (2, {**TWO, "mesh": "1x2", "fsdp": True}),  # passes beside `forward`
+    "1x2 fsdp codes": (2, {**TWO, "mesh": "1x2", "fsdp": True, "head": "hash"}),
 }
 VECTORS: Options = {
     "arch": "mlp_64_drop0",  # what is dropped differs between columns
@@ -99,8 +104,16 @@ VECTORS: Options = {
     "batch_size": 16,
     "train_fraction": 1.0,
 }
+PAIRS: Options = {
+    "arch": "displacement_8",
+    "search": 3,
+    "patch": 12,
+    "dither": 1.0,
+    "batch_size": 16,
+    "train_fraction": 1.0,
+}
 MARKET: Options = {
-    "epochs": 1,
+    "epochs": 2,
     "batch_size": 16,
     "image_size": "0",
     "val_fraction": 0.25,
@@ -118,7 +131,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("equality")
     market = {**MARKET, "data": f"market1501:{make_market(folder / 'market')}"}
     vectors = {**VECTORS, "data": f"vectors:{two_views(folder / 'rows.npz')}"}
-    others = {"market": market, "vectors": vectors}
+    pairs = {**PAIRS, "data": make_pairs(folder / "pairs.npz", 180)}
+    others = {"market": market, "vectors": vectors, "pairs": pairs}
     cases = {
         name: (n, {**SHORT, **options, **others.get(name.rpartition(" ")[2], {})})
         for name, (n, options) in (ROWS | COLUMNS | VALIDATED).items()

@@ -22,10 +22,10 @@ from dml_fast.train import main as train
 
 pytestmark = pytest.mark.processes
 
-STEPS = 12  # per epoch: 6 * 12 in all
+STEPS = 12  # per epoch: 4 * 12 in all
 OPTIONS = (
     "--arch", "resnet8", "--cohort", "4", "--amp", "--executor", "sequential", "--seed", "3",
-    "--train-fraction", "0.7", "--epochs", "6", "--save-every", "4", "--kl-warmup", "2.5",
+    "--train-fraction", "0.7", "--epochs", "4", "--save-every", "4", "--kl-warmup", "2.5",
 )  # fmt: skip
 GROUP_NORM = ("--arch", "group_norm_net:build", "--cohort", "2", "--no-amp", "--lr", "0.02")
 
@@ -47,7 +47,7 @@ def test_saved_on_four_resumed_on_two_and_on_one(
     folder = tmp_path / "run"
     output = stop_at(start(4, *OPTIONS, "--out", str(folder)), folder, 9)
     assert output.count(f"continue with --resume {folder}") == 1
-    output = stop_at(start(2, "--resume", str(folder)), folder, 30)
+    output = stop_at(start(2, "--resume", str(folder)), folder, 22)
     assert "saved on a mesh of 4x1 and continues on 2x1" in output
     assert (folder / "last.pt").is_symlink()
     finish(start(0, "--resume", str(folder)))
@@ -99,8 +99,8 @@ def test_another_mesh_with_columns(
     first = (*OPTIONS, *network, *rows, *sharded, "--out", str(folder), "--mesh", "2x2")
     stop_at(start(4, *first), folder, 9)
     again = ("--resume", str(folder), *network[:2])  # a run's own code must be named again
-    stop_at(start(2, *again, "--mesh", "1x2", *sharded), folder, 30)
-    output = stop_at(start(2, *again, "--mesh", "2x1"), folder, 50)
+    stop_at(start(2, *again, "--mesh", "1x2", *sharded), folder, 22)
+    output = stop_at(start(2, *again, "--mesh", "2x1"), folder, 34)
     assert "(BatchNorm, triplets, mixup) sees 64 images in place of 32" in output
     finish(start(0, *again))
     found = content(folder)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn import datasets
 
-from benchmarks.neighbours import harness, report, selection, vectors
+from benchmarks.neighbours import harness, report, selection, sets, vectors
 from benchmarks.neighbours.harness import Job
 
 
@@ -81,6 +81,28 @@ def test_labels_to_a_goal_are_those_of_the_mean_curve() -> None:
     assert selection.labels_to(better, random) == "30"
     assert selection.labels_to(random, random) == "40"
     assert selection.labels_to(random, better) == "never"
+
+
+def test_draws_of_drawings_are_disjoint_and_of_one_character() -> None:
+    pids = np.repeat([7, 3, 9], [20, 19, 12])
+    found = [*sets.draws(pids, 0)]
+    assert len(found) == 5 and len({draw.gallery.tobytes() for draw in found}) == 5
+    for draw in found:
+        assert draw.gallery.shape == (3, 5) and draw.together.shape == (5 + 4 + 2, 3)
+        for part in (draw.gallery, draw.together):
+            assert (pids[part] == pids[part[:, :1]]).all()
+        everything = np.concatenate([draw.gallery.reshape(-1), draw.alone])
+        assert sorted(everything) == list(range(51))
+        assert len(np.unique(draw.together)) == 33 and np.isin(draw.together, draw.alone).all()
+
+
+def test_strangers_are_told_by_nearness() -> None:
+    """Each character is a direction; every other one is in the gallery."""
+    pids = np.repeat(np.arange(6), 8)
+    noise = np.random.default_rng(0).normal(0, 0.01, (48, 6))
+    x = (np.eye(6)[pids] + noise).astype(np.float32)
+    found = next(iter(sets.scores(x, pids, 0)))
+    assert found["3: centroid"] == found["1: 1 shot"] == found["1: strangers by nearest"] == 100
 
 
 def test_digits_as_vectors_are_the_digits(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ import pytest
 import torch
 from distributed_cases import finish
 from kill_cases import start, wait_for_checkpoints
+from market_cases import make_market
+from retrieval_cases import as_json
 
 pytestmark = pytest.mark.processes
 
@@ -50,16 +52,17 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_stopped_politely(tmp_path: Path, straight: str, number: int, code: int) -> None:
+def test_stopped_politely(tmp_path: Path, straight: str) -> None:
     folder = tmp_path / "run"
     process = start(folder, *OPTIONS, "--out", str(folder))
-    wait_for_checkpoints(process, folder, 3)
-    process.send_signal(number)
-    output = finish(process, code)
-    assert f"--resume {folder}" in output
-    assert "Traceback" not in output
-    finish(start(folder, "--resume", str(folder)))
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        wait_for_checkpoints(process, folder, 3)
+        process.send_signal(number)
+        output = finish(process, code)
+        assert f"--resume {folder}" in output
+        assert "Traceback" not in output
+        process = start(folder, "--resume", str(folder))
+    finish(process)
     assert digest(folder) == straight
 
 
@@ -100,6 +103,31 @@ def test_killed_while_rows_without_a_label_teach(tmp_path: Path) -> None:
         process = start(folder, "--resume", str(folder))
     finish(process)
     assert digest(folder, 3) == digest(straight, 3)
+
+
+@pytest.mark.slow
+def test_sets_of_a_run_that_was_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of identities: killed in the first epoch and in the last, then ranked as sets."""
+    data = f"market1501:{make_market(tmp_path / 'market')}"
+    options = [
+        *("--data", data, "--arch", "resnet8", "--image-size", "0", "--val-fraction", "0.25"),
+        *("--batch-size", "16", "--epochs", "6", "--optimizer", "sgd", "--save-every", "1"),
+    ]
+    straight, folder = tmp_path / "straight", tmp_path / "run"
+    finish(start(straight, *options, "--out", str(straight)))
+    process = start(folder, *options, "--out", str(folder))
+    for count in (1, 4):
+        wait_for_checkpoints(process, folder, count)
+        assert process.poll() is None
+        process.kill()
+        finish(process, -signal.SIGKILL)
+        process = start(folder, "--resume", str(folder))
+    finish(process)
+    assert digest(folder, 6) == digest(straight, 6)
+    rule = ["--sets", "--reduction", "mutual_information"]
+    killed, undisturbed = (as_json(capsys, run, *rule) for run in (folder, straight))
+    assert killed.pop("run") != undisturbed.pop("run") and killed == undisturbed
+    assert killed["sets"]["queries"] == 5
 
 
 @pytest.mark.slow

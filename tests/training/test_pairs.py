@@ -15,6 +15,7 @@ from pair_cases import config_of_pairs, make_pairs
 from resume_cases import digest, train
 
 from dml_fast import cli
+from dml_fast.compare import main as compare
 from dml_fast.config import TrainConfig
 from dml_fast.data import PairSet
 from dml_fast.data.offset_files import offsets_text
@@ -55,7 +56,9 @@ def test_students_learn_and_are_measured_in_pixels(
     assert line["ensemble_val_acc"] > 0.4  # of 49 displacements
     found = scores(capsys, run, "--split", "val")
     assert found["images"] == found["labelled"] == 30
+    assert found["ensemble_error_px"] == pytest.approx(line["ensemble_val_error_px"], rel=1e-12)
     assert found["ensemble_error_px"] < CHANCE / 3
+    assert found["epoch"] == line["epoch"]  # of best.pt
     # another scene, whose pairs are displaced, and tell by how much
     other = make_pairs(tmp_path / "other.npz", 100, aligned=False, offset=True, seed=1)
     found = scores(capsys, run, "--data", other)
@@ -78,7 +81,10 @@ def test_other_commands_say_pairs_or_refuse_them(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert report([str(run), "--out", str(tmp_path)]) == 0
-    assert "pairs/s" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "pairs/s" in printed
+    assert "Pairs per second: median epoch, a pair counted once for" in printed
+    assert "mage" not in printed
     for command, arguments, message in (
         (predict, f"{run} x.npz --out -", "learned displacements of pairs: python -m dml_fast.reg"),
         (select, f"{run} --acquire 5 --out -", "which need no labels: give a run that learned cl"),
@@ -92,11 +98,16 @@ def test_other_commands_say_pairs_or_refuse_them(
         assert printed.count("\n") == 1
 
 
-def test_rounds_of_labels_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rounds_of_labels_and_comparisons_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = make_pairs(tmp_path / "p.npz", 20)
     simulated = f"--simulate --start 5 --acquire 5 --rounds 2 --out {tmp_path / 'rounds'}"
     assert cli.run(select, f"{simulated} --data {data} {OPTIONS}".split()) == 2
     assert "has pairs, which need no labels: give data with classes" in capsys.readouterr().err
+    compared = f"--methods independent,dml --data {data} {OPTIONS} --out {tmp_path / 'compared'}"
+    assert cli.run(compare, compared.split()) == 2
+    assert "are compared on test rows and --data pairs:" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -137,17 +148,16 @@ def test_a_run_stopped_within_an_epoch_ends_as_one_that_never_was(
 @pytest.mark.slow
 def test_a_killed_run_ends_as_one_that_never_was(tmp_path: Path) -> None:
     data = make_pairs(tmp_path / "p.npz", 150)
-    given = ("--data", data, *OPTIONS.split(), "--dither", "1", "--epochs", "4")
+    given = ("--data", data, *OPTIONS.split(), "--dither", "1", "--epochs", "3")
     options = (*given, "--save-every", "3", "--seed", "4")
     whole, split = tmp_path / "whole", tmp_path / "split"
     finish(start(whole, *options, "--out", str(whole)))
     process = start(split, *options, "--out", str(split))
-    for _ in range(2):
-        wait_for_checkpoints(process, split, 3)
-        process.kill()
-        finish(process, -signal.SIGKILL)
-        process = start(split, "--resume", str(split))
-    finish(process)
+    wait_for_checkpoints(process, split, 4)
+    process.kill()
+    finish(process, -signal.SIGKILL)
+    assert Run(split).metrics()
+    finish(start(split, "--resume", str(split)))
     assert digest(split) == digest(whole)
 
 
