@@ -1,4 +1,4 @@
-"""Write the tables of this folder's experiments into the pages of docs/.
+"""Write the tables of this folder's experiments into pages of docs/.
 
     python -m benchmarks.neighbours.report            # rewrites them
     python -m benchmarks.neighbours.report --check    # only says whether they are so (1: no)
@@ -14,13 +14,24 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.common.report import fill
-from benchmarks.neighbours import harness, selection, sets, small_loss, unlabelled, views
+from benchmarks.neighbours import (
+    harness,
+    hashing,
+    registration,
+    selection,
+    sets,
+    small_loss,
+    unlabelled,
+    views,
+)
 
 DOCS = harness.ROOT / "docs"
 PAGES = {
     DOCS / "few_labels.md": {"unlabelled": unlabelled, "selection": selection, "views": views},
     DOCS / "reid.md": {"sets": sets},
     DOCS / "results.md": {"small_loss": small_loss},
+    DOCS / "hashing.md": {"hashing": hashing},
+    DOCS / "registration.md": {"registration": registration},
 }
 
 

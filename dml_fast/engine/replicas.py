@@ -174,7 +174,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
         model: on its device.
         mesh: of the row.
     """
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 demands it
     for container in model.modules():
@@ -185,6 +185,10 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
                 if any(True for _ in block.parameters()):
                     fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    for name in ("features_and_logits", "embed"):
+        # further passes: FSDP2 does not see them otherwise, and the next backward may wait for ever
+        if hasattr(model, name):
+            register_fsdp_forward_method(model, name)
 
 
 def local_parameters(model: nn.Module) -> list[nn.Parameter]:

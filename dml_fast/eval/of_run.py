@@ -152,7 +152,8 @@ def evaluate_run(
         # not images - labelled: files that cannot be decoded are left out too
         found.facts["unlabelled"] = int((images.labels < 0).sum())
     line = trained.validation
-    key = (MAP if config.retrieval else ACCURACY).key
+    score = (MAP if config.retrieval else ACCURACY).key
+    key = "val_error_px" if isinstance(images, PairSet) else score
     return {
         "run": str(run.folder),
         "checkpoint": checkpoint,
@@ -168,7 +169,7 @@ def evaluate_run(
             {
                 "arch": trained.archs[k],
                 "parameters": sum(p.numel() for p in models[k].parameters()),
-                key: line["students"][k][key] if line else None,
+                key: line["students"][k].get(key) if line else None,
                 **scores,
             }
             for k, scores in enumerate(found.students)

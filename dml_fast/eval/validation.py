@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from dml_fast.data import DataSet, RetrievalSet
+import torch
+
+from dml_fast.data import DataSet, PairSet, RetrievalSet
 from dml_fast.data.loaders import evaluation_batches
+from dml_fast.distributed.world import World
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.precision import Precision
-from dml_fast.eval.classification import ClassScores, evaluate
+from dml_fast.eval.classification import Classified, ClassScores, evaluate
+from dml_fast.eval.displacements import displacement_scores
 from dml_fast.eval.retrieval import evaluate_retrieval
 from dml_fast.ranking.result import RankingResult
 
@@ -50,12 +54,29 @@ def validate(
                 models, batches, val, precision, protocol=protocol, world=world
             )
             return [_scores(r) for r in search.students], _scores(search.ensemble)
-        found = evaluate(models, batches, precision, len(data.classes), world)
-    return [_of_classes(s) for s in found.students], _of_classes(found.ensemble)
+        pairs = isinstance(val, PairSet)
+        found = evaluate(models, batches, precision, len(data.classes), world, detailed=pairs)
+    students, ensemble = [_of_classes(s) for s in found.students], _of_classes(found.ensemble)
+    if isinstance(val, PairSet):
+        every = [*students, ensemble]
+        for scores, error in zip(every, _errors(found, val.search, world, precision), strict=True):
+            scores["val_error_px"] = error
+    return students, ensemble
 
 
 def _of_classes(found: ClassScores) -> Scores:
     return {"val_acc": found.accuracy, "val_f1": found.f1}
+
+
+def _errors(found: Classified, search: int, world: World, precision: Precision) -> list[float]:
+    """Return the mean error of each student's displacements, and the ensemble's, in pixels."""
+    sums = torch.zeros(world.total + 2, dtype=torch.float64, device=precision.device)
+    if found.answers is not None and found.target is not None:  # of this column of processes
+        rows = len(found.target)
+        means = displacement_scores(found.answers, found.target, search)
+        sums += sums.new_tensor([*(rows * one.error for one in means), rows])
+    *errors, count = world.sum_over_data(sums).tolist()
+    return [error / count for error in errors]
 
 
 def _scores(result: RankingResult | None) -> Scores:

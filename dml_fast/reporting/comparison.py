@@ -24,8 +24,10 @@ from dml_fast.runs.history import (
     ensemble_score,
     images_per_s,
     mean_score,
-    percent,
+    of_pairs,
     score_of,
+    unit,
+    written,
 )
 
 _OWN_COLUMN = frozenset({"method", "architectures", "epochs"})
@@ -125,20 +127,22 @@ def to_markdown(entries: Sequence[Entry]) -> str:
             str(entry.run.config.seed),
             *_options(entry, differing),
             str(entry.best["epoch"]),
-            percent(best_score(entry.best)),
-            percent(mean_score(entry.best)),
-            percent(ensemble_score(entry.best)),
+            written(entry.best, best_score(entry.best)),
+            written(entry.best, mean_score(entry.best)),
+            written(entry.best, ensemble_score(entry.best)),
             f"{images_per_s(entry.history):,.0f}",
         ]
         for entry in entries
     ]
-    measured = ["best epoch", "best student, %", "mean student, %", "ensemble, %", _speed(entries)]
+    measured = ["best epoch", *_measured(entries[0]), _speed(entries)]
     parts = ["# Comparison of runs" if len(entries) > 1 else f"# {plain(entries[0].label)}"]
     parts.append(table([*header, *_column(differing), *measured], rows))
+    what = f"Shares are the {score_of(entries[0].best).name} on the validation split, in the epoch "
+    what += "with the highest mean of the students (that of `best.pt`)"
+    if of_pairs(entries[0].best):
+        what = "Errors are those of displacements on the validation pairs, in the last epoch"
     parts.append(
-        f"Shares are the {score_of(entries[0].best).name} on the validation split, in the epoch "
-        "with the highest mean of the students (that of `best.pt`); for the test split use "
-        "`python -m dml_fast.evaluate RUN`. " + _per_second(entries)
+        f"{what}; for the test split use `python -m dml_fast.evaluate RUN`. {_per_second(entries)}"
     )
     # the same seed twice is the same run twice: it would make the error look smaller
     once = {(e.setting, e.run.config.seed): e for e in reversed(entries) if e.complete}
@@ -190,12 +194,18 @@ def _seeds(groups: Mapping[str, Sequence[Entry]], differing: set[str]) -> str:
             lambda entry: mean_score(entry.best),
             lambda entry: ensemble_score(entry.best) or 0.0,
         )
-        row += [_mean_and_error([100 * get(entry) for entry in members], 2) for get in getters]
+        scale = 1 if of_pairs(members[0].best) else 100
+        row += [_mean_and_error([scale * get(entry) for entry in members], 2) for get in getters]
         row.append(_mean_and_error([images_per_s(entry.history) for entry in members], 0))
         rows.append(row)
     header = ["method", "students", "epochs", *_column(differing), "seeds", "n"]
-    measured = ["best student, %", "mean student, %", "ensemble, %", speed]
-    return table([*header, *measured], rows)
+    first = next(iter(groups.values()))[0]
+    return table([*header, *_measured(first), speed], rows)
+
+
+def _measured(entry: Entry) -> list[str]:
+    """Return the titles of the scores' columns."""
+    return [f"{who}, {unit(entry.best)}" for who in ("best student", "mean student", "ensemble")]
 
 
 def _per_second(entries: Sequence[Entry]) -> str:

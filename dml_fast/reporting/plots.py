@@ -25,6 +25,7 @@ from dml_fast.runs.history import (
     best_epoch,
     ensemble_score,
     mean_score,
+    of_pairs,
     score_of,
 )
 
@@ -41,7 +42,7 @@ _ACCURACY_TICKS = (0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.85, 0.9, 0.94, 0.96, 0.98, 0.99
 
 class _Panel(NamedTuple):
     title: str
-    key: Literal["loss", "ce", "kl", "train_acc", "val_acc", "val_mAP", "ensemble"]
+    key: Literal["loss", "ce", "kl", "train_acc", "val_acc", "val_mAP", "val_error_px", "ensemble"]
     share: bool  # 0..1, drawn as a percentage
 
     def values(self, line: EpochLine) -> list[float | None]:
@@ -49,6 +50,20 @@ class _Panel(NamedTuple):
         if self.key == "ensemble":
             return [ensemble_score(line)]
         return [student[self.key] for student in line["students"]]
+
+    def show(self, value: float | None) -> str:
+        """Return a value in words."""
+        if value is None:
+            return "-"
+        return f"{value:.1%}" if self.share else f"{value:.2f} px"
+
+
+def _validation(line: EpochLine) -> _Panel:
+    """Return the panel of what students are judged by."""
+    if of_pairs(line):
+        return _Panel("Validation error, px", "val_error_px", False)
+    score = score_of(line)
+    return _Panel(f"Validation {score.name}", score.key, True)
 
 
 class _Curve(NamedTuple):
@@ -100,8 +115,7 @@ def run_figure(label: str, history: History) -> Figure:
     epochs = [line["epoch"] for line in history]
     best = history[best_epoch(history) - 1]
     chosen = styles(len(best["students"]))
-    score = score_of(best)
-    val = _Panel(f"Validation {score.name}", score.key, True)
+    val = _validation(best)
     for axis, panel in zip(axes, (val, *_TRAIN), strict=False):
         curves = [
             _Curve(epochs, [_number(panel.values(line)[k]) for line in history], *style)
@@ -114,10 +128,12 @@ def run_figure(label: str, history: History) -> Figure:
     if len(history) > 1:
         axes[0].axvline(best["epoch"], color=_GRAY, linewidth=1.2, linestyle=":", zorder=1)
     entries = [
-        (f"{_percent(s[score.key])}  student {k}: {s['arch']}", *style)
-        for k, (s, style) in enumerate(zip(best["students"], chosen, strict=True))
+        (f"{val.show(value)}  student {k}: {s['arch']}", *style)
+        for k, (s, value, style) in enumerate(
+            zip(best["students"], val.values(best), chosen, strict=True)
+        )
     ]
-    entries.append((f"{_percent(ensemble_score(best))}  ensemble", "black", "-"))
+    entries.append((f"{val.show(ensemble_score(best))}  ensemble", "black", "-"))
     _legend(axes[5], f"{val.title}, best epoch: {best['epoch']} (dotted)", entries)
     return without_latex(figure)
 
@@ -128,9 +144,8 @@ def groups_figure(groups: Mapping[str, Sequence[History]]) -> Figure:
     settings = f"{len(groups)} settings, " if runs > len(groups) else ""
     figure, axes = _figure(f"{settings}{runs} runs")
     chosen = styles(len(groups))
-    score = score_of(next(iter(groups.values()))[0][0])
-    val = _Panel(f"Validation {score.name}", score.key, True)
-    ensemble = _Panel(f"{val.title} of the ensemble", "ensemble", True)
+    val = _validation(next(iter(groups.values()))[0][0])
+    ensemble = _Panel(f"{val.title} of the ensemble", "ensemble", val.share)
     for axis, panel in zip(axes, (val, ensemble, *_TRAIN[1:]), strict=False):
         spreads = (_spread(histories, panel) for histories in groups.values())
         curves = [
@@ -279,18 +294,15 @@ def _spread(
 
 
 def _group_label(label: str, histories: Sequence[History]) -> str:
-    means = [mean_score(history[best_epoch(history) - 1]) for history in histories]
+    tops = [history[best_epoch(history) - 1] for history in histories]
+    mean = sum(map(mean_score, tops)) / len(tops)
     runs = f" ({len(histories)} runs)" if len(histories) > 1 else ""
-    return f"{_percent(sum(means) / len(means))}  {label}{runs}"
+    return f"{_validation(tops[0]).show(mean)}  {label}{runs}"
 
 
 def _number(value: float | None) -> float:
     """Return NaN, a gap in the line, where a student did not train or a metric is not finite."""
     return value if value is not None and isfinite(value) else nan
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
 
 
 def short(text: str, length: int) -> str:

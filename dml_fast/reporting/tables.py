@@ -14,10 +14,13 @@ from dml_fast.reporting.console import PlainConsole
 from dml_fast.runs.history import (
     ACCURACY,
     MAP,
+    EpochLine,
     History,
     ensemble_score,
     images_per_s,
+    of_pairs,
     percent,
+    pixels,
     score_of,
 )
 
@@ -38,6 +41,28 @@ def show_run(
         rows: what the rows are called.
     """
     last, top = history[-1], history[best - 1]
+    if of_pairs(last):
+        _show_run_of_pairs(last)
+    else:
+        _show_run_of_shares(last, top, best, f1)
+    _say(
+        f"{images_per_s(history):,.0f} {rows}/s (median epoch; every student sees each "
+        f"{rows.removesuffix('s')})\n"
+        f"written to {shown(folder)}"
+    )
+
+
+def _show_run_of_pairs(last: EpochLine) -> None:
+    table = _table(
+        ("student", "architecture", "error, px"), title="Validation, last epoch: rough pairs"
+    )
+    for k, student in enumerate(last["students"]):
+        table.add_row(str(k), shown(student["arch"]), pixels(student["val_error_px"]))
+    table.add_row("ensemble", ACCURACY.ensemble, pixels(last["ensemble_val_error_px"]))
+    _print(table, width=72)
+
+
+def _show_run_of_shares(last: EpochLine, top: EpochLine, best: int, f1: bool) -> None:
     score = score_of(last)
     table = _table(
         ("student", "architecture", "last epoch", "best epoch", *["its macro-F1"] * f1),
@@ -50,11 +75,6 @@ def show_run(
     shares = [ensemble_score(last), ensemble_score(top), *[top.get("ensemble_val_f1")] * f1]
     table.add_row("ensemble", score.ensemble, *(percent(share, 1) for share in shares))
     _print(table, width=72)
-    _say(
-        f"{images_per_s(history):,.0f} {rows}/s (median epoch; every student sees each "
-        f"{rows.removesuffix('s')})\n"
-        f"written to {shown(folder)}"
-    )
 
 
 def show_evaluation(result: Mapping[str, Any]) -> None:
@@ -69,16 +89,17 @@ def show_evaluation(result: Mapping[str, Any]) -> None:
 
 def _show_accuracies(result: Mapping[str, Any]) -> None:
     split = result["split"]
-    rows = [[percent(s["val_acc"]), *_measures(s)] for s in result["students"]]
-    ensemble = [ACCURACY.ensemble, "", "", *_measures(result, "ensemble_")]
-    columns = ["validation, %", f"{split}, %", "macro-F1, %", "ECE, %", "NLL", "Brier"]
-    if of_pairs := "ensemble_error_px" in result:
-        rows = [[percent(s["val_acc"]), *_errors(s)] for s in result["students"]]
+    if registers := "ensemble_error_px" in result:
+        rows = [[pixels(s["val_error_px"]), *_errors(s)] for s in result["students"]]
         ensemble = [ACCURACY.ensemble, "", "", *_errors(result, "ensemble_")]
-        columns = ["validation, %", "right, %", "within 1.5 px, %", "error, px"]
-    _show_students(result, columns, rows, ensemble, f"{split} split" if of_pairs else None)
-    _show_facts(result, "pairs" if of_pairs else _rows_or_images(result))
-    if of_pairs:
+        columns = ["validation, px", "right, %", "within 1.5 px, %", "error, px"]
+    else:
+        rows = [[percent(s["val_acc"]), *_measures(s)] for s in result["students"]]
+        ensemble = [ACCURACY.ensemble, "", "", *_measures(result, "ensemble_")]
+        columns = ["validation, %", f"{split}, %", "macro-F1, %", "ECE, %", "NLL", "Brier"]
+    _show_students(result, columns, rows, ensemble, f"{split} split" if registers else None)
+    _show_facts(result, "pairs" if registers else _rows_or_images(result))
+    if registers:
         return
     if left_out := result["unlabelled"]:
         _say(f"{left_out:,} of them have no label and are left out of the shares")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from statistics import fmean, median
 from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
 
@@ -18,6 +19,7 @@ class StudentScores(TypedDict, total=False):
     kept: float | None
     val_f1: float | None
     val_acc: float | None
+    val_error_px: float | None
     val_mAP: float | None
     val_rank1: float | None
 
@@ -38,6 +40,7 @@ class EnsembleScores(TypedDict, total=False):
 
     ensemble_val_acc: float | None
     ensemble_val_f1: float | None
+    ensemble_val_error_px: float | None
     ensemble_val_mAP: float | None
     ensemble_val_rank1: float | None
 
@@ -112,42 +115,70 @@ def score_of(line: EpochLine) -> Score:
     return MAP if MAP.key in line["students"][0] else ACCURACY
 
 
-def mean_score(line: EpochLine) -> float:
-    """Return the mean of the students' validation scores, in 0..1."""
-    return fmean(_scores(line))
+def of_pairs(line: EpochLine) -> bool:
+    """Return whether a line is of a run on pairs, whose scores include errors in pixels."""
+    return "val_error_px" in line["students"][0]
 
 
 def best_epoch(history: History) -> int:
-    """Return the epoch of ``best.pt``, from 1: the first with the highest mean score."""
+    """Return the epoch of ``best.pt``, from 1: the first with the highest mean score.
+
+    Of a run on pairs it is the last epoch. Pairs of validation are as roughly aligned as those of
+    training, so nothing can be chosen by them.
+    """
+    if of_pairs(history[-1]):
+        return len(history)
     means = [mean_score(line) for line in history]
     return 1 + means.index(max(means))
 
 
+def mean_score(line: EpochLine) -> float:
+    """Return the mean of the students' validation scores, in 0..1, or of their errors in pixels."""
+    return fmean(_scores(line))
+
+
 def best_student(line: EpochLine) -> int:
-    """Return the index of the first student with the highest validation score."""
-    scores = _scores(line)
-    return scores.index(max(scores))
+    """Return the index of the first student with the best validation score."""
+    return _scores(line).index(best_score(line))
 
 
 def best_score(line: EpochLine) -> float:
-    """Return the highest validation score of a student, in 0..1."""
-    return max(_scores(line))
+    """Return the highest validation score of a student, in 0..1, or its least error in pixels."""
+    return min(_scores(line)) if of_pairs(line) else max(_scores(line))
 
 
 def ensemble_score(line: EpochLine) -> float | None:
-    """Return the ensemble's validation score, in 0..1."""
-    return line[score_of(line).ensemble_key]
+    """Return the ensemble's validation score, in 0..1, or its error in pixels."""
+    return line["ensemble_val_error_px"] if of_pairs(line) else line[score_of(line).ensemble_key]
 
 
 def _scores(line: EpochLine) -> list[float]:
-    """Return each student's validation score, 0 for one that diverged."""
+    """Return each student's validation score, the worst one where it diverged."""
+    if of_pairs(line):
+        errors = [student["val_error_px"] for student in line["students"]]
+        return [inf if error is None else error for error in errors]
     key = score_of(line).key
     return [student[key] or 0.0 for student in line["students"]]
+
+
+def unit(line: EpochLine) -> str:
+    """Return in what `written` gives scores: percent or pixels."""
+    return "px" if of_pairs(line) else "%"
+
+
+def written(line: EpochLine, score: float | None, digits: int = 2) -> str:
+    """Write a score of a line in its `unit`, and None as a dash."""
+    return pixels(score) if of_pairs(line) else percent(score, digits)
 
 
 def percent(share: float | None, digits: int = 2) -> str:
     """Write 0.9712 as ``97.12``, and None as a dash."""
     return "-" if share is None else f"{100 * share:.{digits}f}"
+
+
+def pixels(error: float | None) -> str:
+    """Write 3.2154 as ``3.22``, and None as a dash."""
+    return "-" if error is None else f"{error:.2f}"
 
 
 def images_per_s(history: History) -> float:

@@ -150,7 +150,7 @@ def _joined(student: Student, config: TrainConfig, world: World, group: ProcessG
 
 def warn_of_other_columns(config: TrainConfig, facts: DataFacts) -> None:
     """Say so if ``--pretrained`` has weights of vectors whose columns may mean something else."""
-    if not config.pretrained or facts.of_images:
+    if not config.pretrained or facts.inputs[0].kind != "vector":
         return
     if is_run(config.pretrained):
         run = Run.open(Path(config.pretrained).expanduser())

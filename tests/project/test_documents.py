@@ -22,7 +22,10 @@ PLACES = ("*.md", "docs/*.md", "examples/*.md", "benchmarks/gpu/*.md", "kernels/
 PAGES = sorted(page.relative_to(ROOT) for place in PLACES for page in ROOT.glob(place))
 # A dated note names what there was on its date: files and options since renamed or removed.
 HISTORIC = {Path("docs/log.md")}
-PROGRAMS = ("train", "evaluate", "predict", "report", "export", "select", "compare", "data")
+PROGRAMS = (
+    *("train", "evaluate", "predict", "report", "export", "select", "compare", "data"),
+    "register",
+)
 WIDTH = 100
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

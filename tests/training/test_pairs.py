@@ -56,7 +56,9 @@ def test_students_learn_and_are_measured_in_pixels(
     assert line["ensemble_val_acc"] > 0.4  # of 49 displacements
     found = scores(capsys, run, "--split", "val")
     assert found["images"] == found["labelled"] == 30
+    assert found["ensemble_error_px"] == pytest.approx(line["ensemble_val_error_px"], rel=1e-12)
     assert found["ensemble_error_px"] < CHANCE / 3
+    assert found["epoch"] == line["epoch"]  # of best.pt
     # another scene, whose pairs are displaced, and tell by how much
     other = make_pairs(tmp_path / "other.npz", 100, aligned=False, offset=True, seed=1)
     found = scores(capsys, run, "--data", other)
