@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,15 +28,31 @@ from dml_fast.rng import cpu_position
 from dml_fast.runs.folder import Run
 
 
-class Slow(Sequential):
-    """Takes that many seconds more per step."""
+class Clock:
+    """Stands still but while a `Slow` runs, so that the machine's load decides nothing."""
 
-    def __init__(self, name: str, seconds: float) -> None:
-        self.name, self.seconds = name, seconds
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Slow(Sequential):
+    """Takes that many seconds of a clock per step."""
+
+    def __init__(self, name: str, seconds: float, clock: Clock) -> None:
+        self.name, self.seconds, self.clock = name, seconds, clock
 
     def run(self, *args: Any) -> Any:
-        time.sleep(self.seconds)
+        self.clock.now += self.seconds
         return super().run(*args)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(executor_choice, "time", made)
+    return made
 
 
 @pytest.fixture(autouse=True)
@@ -74,18 +89,20 @@ def test_only_what_can_gain_is_tried() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "expected"), [((0.25, 0.0), "second"), ((0.0, 0.25), "first"), ((0, 0), "first")]
+    ("seconds", "expected"),
+    [((0.03, 0.01), "second"), ((0.01, 0.03), "first"), ((0.0149, 0.01), "first")],
 )
 def test_the_fastest_is_picked_and_noise_does_not_choose(
     seconds: tuple[float, float],
     expected: str,
+    clock: Clock,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(executor_choice, "TRIAL_S", 0.3)
     monkeypatch.setattr(executor_choice, "GAIN", 1.5)
     engine = engine_of(networks(2, torch.float32))
-    options = [Slow(name, s) for name, s in zip(("first", "second"), seconds, strict=True)]
+    options = [Slow(name, s, clock) for name, s in zip(("first", "second"), seconds, strict=True)]
     x, y = batch(0, torch.float32)
     chosen = pick(engine, x, y, learners=(0, 1), options=options)
     assert chosen.name == expected
@@ -94,7 +111,7 @@ def test_the_fastest_is_picked_and_noise_does_not_choose(
 
 
 @pytest.mark.parametrize("arch", ["resnet8", "wrn_10_1_drop0.3"])
-def test_a_trial_leaves_no_trace(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_leaves_no_trace(arch: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor_choice, "TRIAL_S", 0.1)
     results = []
     for trial in (False, True):
@@ -103,7 +120,7 @@ def test_a_trial_leaves_no_trace(arch: str, monkeypatch: pytest.MonkeyPatch) -> 
         torch.manual_seed(2)
         if trial:
             before, generators = state_of(made), cpu_position()
-            options = [engine.executor, Slow("other", 0.01)]
+            options = [engine.executor, Slow("other", 0.04, clock)]
             pick(engine, *batch(0, torch.float32), learners=(0, 1, 2), options=options)
             engine.executor = options[0]
             assert_equal(state_of(made), before)
@@ -115,10 +132,13 @@ def test_a_trial_leaves_no_trace(arch: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.slow
 def test_a_run_remembers_what_was_picked_and_may_go_on_with_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def slow_sequential(engine: Engine, learners: int, device: torch.device) -> list[Any]:
-        return [Slow("sequential", 0.2), Threads(2, workers=2, threads_each=1)]
+        return [Slow("sequential", 0.2, clock), Threads(2, workers=2, threads_each=1)]
 
     monkeypatch.setattr(executor_choice, "candidates", slow_sequential)
     config = TrainConfig(**SHORT, cohort=2)
