@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +14,8 @@ from dml_fast.ranking.result import RankingResult
 from dml_fast.ranking.sets import rank_sets
 
 DISTRACTOR = 0  # Zheng et al., ICCV 2015
+
+_log = logging.getLogger("dml_fast")
 
 
 class SetRule(NamedTuple):
@@ -60,30 +64,37 @@ def search_sets(
     q, g = slice(images.queries), slice(images.queries, None)
     pids, cams = images.labels, images.cams
     q_sets, g_sets = sets_of(images)
-    return rank_sets(
-        features[q],
-        features[g],
-        pids[q],
-        pids[g],
-        None if cams is None else cams[q],
-        None if cams is None else cams[g],
-        q_sets=q_sets,
-        g_sets=g_sets,
-        reduction=rule.reduction,
-        temperature=rule.temperature,
-        protocol=protocol,
-        camera_rule=cams is not None,
-        junk_pid=-1,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the gallery is one set")  # `set_facts` says so once
+        return rank_sets(
+            features[q],
+            features[g],
+            pids[q],
+            pids[g],
+            None if cams is None else cams[q],
+            None if cams is None else cams[g],
+            q_sets=q_sets,
+            g_sets=g_sets,
+            reduction=rule.reduction,
+            temperature=rule.temperature,
+            protocol=protocol,
+            camera_rule=cams is not None,
+            junk_pid=-1,
+        )
 
 
 def set_facts(images: RetrievalSet, rule: SetRule) -> dict[str, Any]:
     """Return what a result says about its sets: the rule, and how many there are."""
     q_sets, g_sets = sets_of(images)
+    items = len(np.unique(g_sets[g_sets >= 0]))
+    if items == 1 and rule.reduction == "mutual_information":
+        _log.warning(
+            "the gallery is one set, about which no query says anything: give another --reduction"
+        )
     softened = rule.reduction in ("log_sum_exp", "mutual_information")
     return {
         "reduction": rule.reduction,
         "temperature": rule.temperature if softened else None,
         "queries": len(np.unique(q_sets)),
-        "gallery": len(np.unique(g_sets[g_sets >= 0])),
+        "gallery": items,
     }

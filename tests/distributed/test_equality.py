@@ -31,6 +31,7 @@ pytestmark = pytest.mark.processes
 
 Options = dict[str, Any]
 TWO, FOUR = {"cohort": 2}, {"cohort": 4}
+HASH = {"head": "hash", "bits": 16, "epochs": 2}
 CHOOSY = {"small_loss": 0.3, "label_noise": 0.3, "prior": "balance"}
 GROUP_NORM = {"arch": "group_norm_net:build", "lr": 0.02}
 DOUBLE = {**GROUP_NORM, "arch": "group_norm_net:build_double"}
@@ -65,6 +66,7 @@ ROWS: dict[str, tuple[int, Options]] = {  # processes, and what is trained
     "2x1 vectors": (2, FOUR),
     "measured vectors": (2, {"cohort": 3, "mesh": "2x1", "shares": "measured"}),
     "2x1 market": (2, TWO),
+    "2x1 hash": (2, {**TWO, **HASH}),
     "2x1 pairs": (2, TWO),
 }
 COLUMNS: dict[str, tuple[int, Options]] = {
@@ -96,6 +98,11 @@ VALIDATED: dict[str, tuple[int, Options]] = {
     "2x2 market": (4, {**FOUR, "mesh": "2x2"}),
     "1x2 fsdp market": (2, {**TWO, "mesh": "1x2", "fsdp": True}),  # passes beside `forward`
     "1x2 fsdp codes": (2, {**TWO, "mesh": "1x2", "fsdp": True, "head": "hash"}),
+}
+# a loss on features compares each column's own rows, as one process would not
+COPIES: dict[str, tuple[int, Options]] = {
+    "1x2 hash": (2, {**TWO, **GROUP_NORM, **HASH, "mesh": "1x2"}),
+    "1x2 fsdp hash": (2, {**TWO, **GROUP_NORM, **HASH, "mesh": "1x2", "fsdp": True}),
 }
 VECTORS: Options = {
     "arch": "mlp_64_drop0",  # what is dropped differs between columns
@@ -135,7 +142,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     others = {"market": market, "vectors": vectors, "pairs": pairs}
     cases = {
         name: (n, {**SHORT, **options, **others.get(name.rpartition(" ")[2], {})})
-        for name, (n, options) in (ROWS | COLUMNS | VALIDATED).items()
+        for name, (n, options) in (ROWS | COLUMNS | VALIDATED | COPIES).items()
     }
     for processes in (2, 4):
         mine = {name: options for name, (n, options) in cases.items() if n == processes}
@@ -198,6 +205,15 @@ def test_validation_over_columns_counts_every_image_once(name: str, trained: Tra
     for mine, theirs in zip(scores, line["students"], strict=True):
         assert mine.items() <= theirs.items()
     assert {f"ensemble_{key}": value for key, value in ensemble.items()}.items() <= line.items()
+
+
+def test_copies_and_shards_learn_the_same_from_features(trained: Trained) -> None:
+    copies, shards = (content(trained(name)[1]) for name in COPIES)
+    assert farthest(copies, shards) < 2e-6
+    students = copies["line 2"]["students"]
+    for mine, theirs in zip(students, shards["line 2"]["students"], strict=True):
+        assert mine["mihash"] < -0.01
+        assert mine["mihash"] == pytest.approx(theirs["mihash"], rel=1e-4)
 
 
 def test_final_weights_are_one_file_a_student(trained: Trained) -> None:

@@ -232,14 +232,25 @@ def test_the_table_of_sets(folder: Path, album: Path, capsys: pytest.CaptureFixt
     assert as_json(capsys, folder)["sets"] is None
 
 
+def test_a_gallery_of_one_set_is_told_once(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
+) -> None:  # fmt: skip
+    make_market(tmp_path, learned=4, searched=1)
+    next((tmp_path / "bounding_box_test").glob("0000_*")).unlink()
+    monkeypatch.setattr(logging.getLogger("dml_fast"), "propagate", True)
+    rule = ["--sets", "--reduction", "mutual_information"]
+    result = as_json(capsys, folder, "--data", f"market1501:{tmp_path}", *rule)
+    assert result["sets"]["gallery"] == 1
+    assert "the gallery is one set" in caplog.text
+    assert not [w for w in recwarn if "one set" in str(w.message)]
+
+
 def test_sets_of_a_run_that_was_validated_by_cuhk03(
-    folder: Path,
-    album: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    folder: Path, album: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     run = tmp_path / "run"
     shutil.copytree(folder, run)
     written = (run / "config.json").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -226,6 +227,15 @@ def test_the_update_is_that_of_plain_autograd() -> None:
         optimizer.zero_grad()
     for a, b in zip(mine.state_dict().values(), plain.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_the_pages_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/loss.md: the model's weights get a gradient, and the information is printed."""
+    page = (Path(__file__).parents[2] / "docs" / "loss.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec(page.split("## Hash codes")[1].split("```python\n")[1].split("```")[0], names)
+    assert capsys.readouterr().out == f"{-names['loss'].item():.3f} bits\n"
+    assert names["body"][0].weight.grad.any() and names["codes"].shape == (64, 32)
 
 
 class Spoilt(EmbeddingNet):

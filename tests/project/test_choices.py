@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_origin, get_type_hints
 import numpy as np
 import pytest
 import torch
-from engine_cases import networks, student
+from engine_cases import networks, optimizer_of, student
 
 from dml_fast.config import TrainConfig
 from dml_fast.data import open_dataset
@@ -34,6 +34,7 @@ HIDDEN = {"hidden": torch.zeros(2, 3, 5), "weight": torch.zeros(2, 4, 5)}
 NETWORK = {"num_classes": 3, "in_channels": 1, "image_size": 8}
 
 USUAL: dict[str, dict[str, Any]] = {
+    "Cohort": {},  # and networks
     "Engine": {},  # and a cohort
     "FusedLinearMutualLoss": {},
     "FusedMutualLoss": {},
@@ -94,6 +95,8 @@ def options(kinds: tuple[type, ...]) -> Iterator[tuple[str, str, Any]]:
 
 def call(name: str, **given: Any) -> Any:
     usual = dict(USUAL[name])
+    if name == "Cohort":
+        usual |= {"students": networks(2), "optimizers": optimizer_of}
     if name == "Engine":
         usual["cohort"] = Cohort([student(m) for m in networks(2)])
     made = public()[name](**{**usual, **given})
