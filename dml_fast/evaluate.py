@@ -34,7 +34,8 @@ class EvaluateArguments:
     split: Literal["test", "val", "train"] = "test"
     """Which images. train: without augmentation, with the labels that the students were taught."""
     checkpoint: Literal["best", "last", "previous"] = "best"
-    """Which students. best: those of the epoch with the highest mean validation score."""
+    """Which students. best: those of the epoch with the highest mean validation score; of pairs,
+    those of the last epoch."""
     allow_code: str = ""
     """The function package.module:function (or several, with commas) that the run may call to build
     its students; others that it names are refused."""

@@ -34,7 +34,7 @@ class ExportArguments:
     onnx: for ONNX Runtime and others. The latter two need no dml_fast and take any number of
     images."""
     checkpoint: Literal["best", "last"] = "best"
-    """best: of the epoch with the highest mean validation score."""
+    """best: of the epoch with the highest mean validation score; of pairs, of the last epoch."""
     allow_code: str = ""
     """The function package.module:function (or several, with commas) that the run may call to build
     its students; others that it names are refused."""

@@ -40,14 +40,14 @@ class RegisterArguments:
     picture: Path | None = None
     """File for a picture: the logits, and the edges of both images before and after, .png."""
     training_pairs: bool = False
-    """Register the training pairs, in place of two images."""
+    """Register the training pairs, in place of two images, and write --out."""
     keep: float = 0.5
     """Share of the training pairs to write: those whose optimum stands out most. Let it grow from
     round to round."""
     out: Path | None = None
     """File for the offsets of the training pairs: name, rows and columns with tabs between them."""
     checkpoint: Literal["best", "last", "previous"] = "best"
-    """Which students. best: those of the epoch with the highest mean validation score."""
+    """Which students. best: those of the last whole epoch, for nothing is chosen by rough pairs."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda or cuda:N."""
     json: bool = False
@@ -116,8 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _of_files(found: dict[str, Any]) -> str:
     rows, columns, side = found["rows"], found["columns"], 2 * found["search"] + 1
     below, right = ("above" if rows < 0 else "below"), ("left" if columns < 0 else "right")
+    pixels = "pixel" if abs(rows) == 1 else "pixels"
     lines = [
-        f"rows {rows}, columns {columns}: what {shown(found['b'])} shows lies {abs(rows)} pixels "
+        f"rows {rows}, columns {columns}: what {shown(found['b'])} shows lies {abs(rows)} {pixels} "
         f"{below} and {abs(columns)} {right} of its place in {shown(found['a'])}",
         f"the optimum stands {found['margin']:.2f} deviations above the mean of "
         f"{side} x {side} displacements; {found['by']}",

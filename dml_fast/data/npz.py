@@ -1,12 +1,12 @@
-"""Arrays of .npz files that anybody may have made: each is read whole, and no pickle is opened."""
+"""Arrays of .npz and .npy files that anybody may have made: read whole, and no pickle is opened."""
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
-from os import PathLike
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,20 +38,12 @@ class Arrays(NamedTuple):
             Exception: of any type, for damage and for a pickle; see `arrays_in`.
         """
         entry = self.archive.getinfo(f"{name}.npy")
-        if entry.file_size > available_bytes() // 2:
-            raise UserError(
-                f"{self.what} has {name} of {entry.file_size / 1e9:.1f} GB, more than half of the "
-                "free memory: give smaller files"
-            )
-        content = BytesIO(self.archive.read(entry))
-        array: NDArray[Any] = np.lib.format.read_array(content, allow_pickle=False)
-        if content.read(1):
-            raise Unfit(f"{name} has another shape than its data")
-        return array
+        _check_size(entry.file_size, f"{self.what} has {name}")
+        return _parsed(self.archive.read(entry), name)
 
 
 @contextmanager
-def arrays_in(path: str | PathLike[str], what: str, advice: str) -> Iterator[Arrays]:
+def arrays_in(path: str | os.PathLike[str], what: str, advice: str) -> Iterator[Arrays]:
     """Open an .npz file, and turn whatever its content causes in the block into one sentence.
 
     Args:
@@ -71,3 +63,33 @@ def arrays_in(path: str | PathLike[str], what: str, advice: str) -> Iterator[Arr
             if len(set(found)) < len(found):
                 raise Unfit("two of its arrays have one name")
             yield Arrays(what, archive, found)
+
+
+def array_in(path: str | os.PathLike[str], advice: str) -> NDArray[Any]:
+    """Return the array of an .npy file.
+
+    Args:
+        path: of the file.
+        advice: how to save such a file.
+
+    Raises:
+        UserError: it is missing, damaged or no .npy file, or larger than half of the free memory.
+    """
+    with reading(path, advice), opened(path) as file:
+        _check_size(os.fstat(file.fileno()).st_size, f"{path} has an array")
+        return _parsed(file.read(), "it")
+
+
+def _check_size(size: int, what: str) -> None:
+    if size > available_bytes() // 2:
+        raise UserError(
+            f"{what} of {size / 1e9:.1f} GB, more than half of the free memory: give smaller files"
+        )
+
+
+def _parsed(data: bytes, name: str) -> NDArray[Any]:
+    content = BytesIO(data)
+    array: NDArray[Any] = np.lib.format.read_array(content, allow_pickle=False)
+    if content.read(1):
+        raise Unfit(f"{name} has another shape than its data")
+    return array

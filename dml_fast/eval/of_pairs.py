@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dml_fast.data import PairSet
+from dml_fast.data.npz import array_in
 from dml_fast.data.offset_files import offsets_text
 from dml_fast.engine.precision import pick_device
 from dml_fast.errors import UserError
@@ -27,7 +28,7 @@ from dml_fast.eval.registration import (
     search_of,
     surfaces,
 )
-from dml_fast.foreign import opened, reading, shown
+from dml_fast.foreign import shown
 from dml_fast.reporting.console import progress
 from dml_fast.runs.folder import Run
 from dml_fast.runs.trained import Trained, open_data
@@ -124,7 +125,8 @@ def register_files(
             f"{most} pixels: give {most} or less, or train with --search {search}"
         )
     radius = search or most
-    first, second, cut = _fitting(_read(a), _read(b), radius, (a, b))
+    images = [array_in(path, "give an array that numpy.save wrote") for path in (a, b)]
+    first, second, cut = _fitting(*images, radius, (a, b))
     found = register(registrars.models, first, second)
     if surface is not None:
         with new_file("--surface", surface) as file:
@@ -252,17 +254,6 @@ def _part(pairs: PairSet, pair: int, radius: int) -> tuple[int, int, int, int]:
     start, end = np.maximum(0, -offset - spare), np.minimum(size, size + spare - offset)
     height, width = end - start
     return int(start[0]), int(start[1]), int(height), int(width)
-
-
-def _read(path: Path) -> NDArray[Any]:
-    """Read an array; no pickle is opened.
-
-    Raises:
-        UserError: the file is missing, damaged or no .npy file.
-    """
-    with reading(path, "give an array that numpy.save wrote"), opened(path) as file:
-        array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-        return array
 
 
 def _fitting(
