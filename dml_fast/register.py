@@ -116,10 +116,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _of_files(found: dict[str, Any]) -> str:
     rows, columns, side = found["rows"], found["columns"], 2 * found["search"] + 1
     below, right = ("above" if rows < 0 else "below"), ("left" if columns < 0 else "right")
-    pixels = "pixel" if abs(rows) == 1 else "pixels"
+    pixels = f"{abs(rows)} pixel{'s' * (abs(rows) != 1)} {below} and {abs(columns)} {right}"
     lines = [
-        f"rows {rows}, columns {columns}: what {shown(found['b'])} shows lies {abs(rows)} {pixels} "
-        f"{below} and {abs(columns)} {right} of its place in {shown(found['a'])}",
+        f"rows {rows}, columns {columns}: what {shown(found['b'])} shows lies {pixels} of its "
+        f"place in {shown(found['a'])}",
         f"the optimum stands {found['margin']:.2f} deviations above the mean of "
         f"{side} x {side} displacements; {found['by']}",
         *([f"compared {found['cut']}"] if found["cut"] else []),
