@@ -138,12 +138,12 @@ def to_markdown(entries: Sequence[Entry]) -> str:
     parts = ["# Comparison of runs" if len(entries) > 1 else f"# {plain(entries[0].label)}"]
     parts.append(table([*header, *_column(differing), *measured], rows))
     what = f"Shares are the {score_of(entries[0].best).name} on the validation split, in the epoch "
-    what += "with the highest mean of the students (that of `best.pt`)"
+    what += "with the highest mean of the students (that of `best.pt`); for the test split use "
+    what += "`python -m dml_fast.evaluate RUN`"
     if of_pairs(entries[0].best):
-        what = "Errors are those of displacements on the validation pairs, in the last epoch"
-    parts.append(
-        f"{what}; for the test split use `python -m dml_fast.evaluate RUN`. {_per_second(entries)}"
-    )
+        what = "Errors are those of displacements on the validation pairs, in the last epoch; for "
+        what += "pairs that are aligned use `python -m dml_fast.evaluate RUN --data pairs:FILE.npz`"
+    parts.append(f"{what}. {_per_second(entries)}")
     # the same seed twice is the same run twice: it would make the error look smaller
     once = {(e.setting, e.run.config.seed): e for e in reversed(entries) if e.complete}
     finished = group(list(reversed(once.values())))

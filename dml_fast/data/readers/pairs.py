@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dml_fast.data.npz import arrays_in
+from dml_fast.data.npz import arrays_in, check_there
 from dml_fast.data.pairs import Ids, PairSet, Pixels, constant_squares
-from dml_fast.errors import UserError, brief
+from dml_fast.errors import UserError, brief, times
 
 SPARE = 4  # pixels of the margin beyond the search
 _SAVE = "save with numpy.savez(PATH, a=..., b=...)"
@@ -25,10 +25,7 @@ def check_pairs(path: Path) -> None:
     Raises:
         UserError: it is not there, or no such file.
     """
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: give an .npz file of pairs")
-    if not path.exists():
-        raise UserError(f"{path} does not exist: give an .npz file of pairs")
+    check_there(path, "an .npz file of pairs")
     with arrays_in(path, str(path), _SAVE) as file:
         _check_names(path, file.names)
 
@@ -113,7 +110,7 @@ def _check_sizes(path: Path, a: Array, b: Array, search: int, patch: int) -> Non
     if count != others:
         raise UserError(f"{path} has {count} images in a and {others} in b: give as many of each")
     more = [there - here for there, here in zip(wider, size, strict=True)]
-    words = f"images of {_times(size)} pixels in a and {_times(wider)} in b"
+    words = f"images of {times(size)} pixels in a and {times(wider)} in b"
     if more[0] != more[1] or more[0] % 2 or more[0] < 0:
         raise UserError(
             f"{path} has {words}: b must be wider and higher than a by twice one margin"
@@ -134,10 +131,6 @@ def _check_sizes(path: Path, a: Array, b: Array, search: int, patch: int) -> Non
             f"{search}: give a margin wider by {-room}"
             + (f", or --patch {patch + room}" if patch + room > 1 else "")
         )
-
-
-def _times(size: Sequence[int]) -> str:
-    return " x ".join(map(str, size))
 
 
 def _offsets(path: Path, offset: Array, count: int) -> Ids:
