@@ -7,7 +7,7 @@ A surface is an array (2R + 1, 2R + 1) with a number for each displacement t = (
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,8 +122,14 @@ def search_of(models: Sequence[nn.Module]) -> int:
     Raises:
         UserError: there are none, or some are of another kind.
     """
+    import torch
+    from torch import nn
+
     from dml_fast.models.displacement import DisplacementNet
 
+    given: Any = models
+    if not isinstance(given, Sequence | nn.ModuleList):
+        raise UserError(f"models is {brief(given)}: give a list of students")
     if not models:
         raise UserError("there are no students to register with: give at least one")
     for model in models:
@@ -131,6 +137,11 @@ def search_of(models: Sequence[nn.Module]) -> int:
             raise UserError(
                 f"a student is {brief(model)}, which compares no displacements: give students of "
                 "a run on pairs: data"
+            )
+        if model.channels != (1, 1) or model.log_scale.dtype != torch.float32:
+            raise UserError(
+                f"a student takes images of {model.channels} channels in {model.log_scale.dtype}: "
+                "give students for one channel, in float32"
             )
     return min(model.search for model in models if isinstance(model, DisplacementNet))
 

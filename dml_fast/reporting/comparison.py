@@ -86,11 +86,12 @@ def read_entries(paths: Sequence[Path]) -> list[Entry]:
                 f"python -m dml_fast.train --resume {folder}"
             )
         entries.append(Entry(label, run, history))
-    for entry in entries[1:]:
-        if score_of(entry.best) is not score_of(entries[0].best):
+    names = ["error in px" if of_pairs(x.best) else score_of(x.best).name for x in entries]
+    for entry, name in zip(entries, names, strict=True):
+        if name != names[0]:
             raise UserError(
-                f"{entries[0].label} is judged by {score_of(entries[0].best).name} and "
-                f"{entry.label} by {score_of(entry.best).name}: report them apart"
+                f"{entries[0].label} is judged by {names[0]} and {entry.label} by {name}: "
+                "report them apart"
             )
     return entries
 
