@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_cases import json_of, refusal_of
 from pair_cases import BIAS, make_pairs, two_modalities
 from run_cases import facts_of_three_classes
 
@@ -60,19 +61,10 @@ def told_pairs(path: Path, count: int, **options: Any) -> tuple[np.ndarray, ...]
 
 
 def found(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    capsys.readouterr()
-    assert cli.run(main, [*map(str, arguments), "--json", "--device", "cpu"]) == 0
-    result: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return result
+    return json_of(main, capsys, *arguments, "--device", "cpu")
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line that a refused command prints."""
-    capsys.readouterr()
-    assert cli.run(main, [str(x) for x in arguments]) == 2
-    out, error = capsys.readouterr()
-    assert not out and error.startswith("error: ") and error.count("\n") == 1
-    return error
+refusal = partial(refusal_of, main)
 
 
 def test_two_files(
