@@ -75,7 +75,7 @@ def check_room(pairs: PairSet, where: str) -> None:
         room = " and ".join(map(str, np.unique(pairs.room).tolist()))
         raise UserError(
             f"{where} pair {pairs.names[pair]} has the offset {rows},{columns}, and the margin of "
-            f"{pairs.margin} pixels leaves room for {room}: leave out {_such(wrong)}, or give a "
+            f"{pairs.margin} pixels leaves room for {room}: leave {_such(wrong)} out, or give a "
             "wider margin"
         )
 
@@ -148,7 +148,7 @@ def _as_float32(path: Path, name: str, array: Array) -> Pixels:
     if len(wrong := np.flatnonzero(~np.isfinite(found).all(axis=(1, 2)))):
         raise UserError(
             f"{path}: pair {wrong[0]} has a number in {name} that is no finite float32 number: "
-            f"leave out {_such(wrong)}"
+            f"leave {_such(wrong)} out"
         )
     return found
 
@@ -157,5 +157,5 @@ def _check_contrast(path: Path, name: str, images: Pixels, side: int) -> None:
     if len(wrong := np.flatnonzero(constant_squares(images, side))):
         raise UserError(
             f"{path}: pair {wrong[0]} has a square of {side} x {side} equal pixels in {name}, "
-            f"a crop in which nothing can be seen: leave out {_such(wrong)}"
+            f"a crop in which nothing can be seen: leave {_such(wrong)} out"
         )
