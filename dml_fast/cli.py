@@ -7,11 +7,22 @@ import os
 import select
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from dml_fast.errors import TrainingError, UserError, reason
 
 T = TypeVar("T")
+
+
+def check_ending(flag: str, path: str | Path | None, *endings: str) -> None:
+    """Refuse a name of a file that ends in none of these, such as ``.npz``; None is no name.
+
+    Raises:
+        UserError: it names them.
+    """
+    if path is not None and Path(path).suffix not in endings:
+        raise UserError(f"{flag} {path} does not end in {' or '.join(endings)}: give such a name")
 
 
 def parse(cls: type[T], argv: Sequence[str] | None, prog: str, default: T | None = None) -> T:

@@ -123,6 +123,11 @@ def brief(value: object) -> str:
     return f"{article} {kind}"
 
 
+def times(size: Iterable[int]) -> str:
+    """Write the size of an image or a shape as ``24 x 24``."""
+    return " x ".join(map(str, size))
+
+
 def printable(text: str) -> str:
     r"""Return a text in one line: bytes that are not UTF-8 become ``\xe9``, a newline ``\n``.
 

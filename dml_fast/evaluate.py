@@ -97,8 +97,7 @@ class EvaluateArguments:
             raise UserError("--rerank goes with embeddings and not with --hamming: leave it out")
         if self.codes is not None and not self.hamming:
             raise UserError(f"--codes {self.codes} goes with --hamming: add that")
-        if self.codes is not None and self.codes.suffix != ".npz":
-            raise UserError(f"--codes {self.codes} does not end in .npz: give such a name")
+        cli.check_ending("--codes", self.codes, ".npz")
 
     def _check_sets(self) -> None:
         words = "a number above 0"
@@ -108,11 +107,13 @@ class EvaluateArguments:
                 raise UserError(f"{flag(name)} goes with --sets: add that, or leave it out")
         if not self.sets:
             return
-        soft = self.reduction in ("log_sum_exp", "mutual_information")
-        if not soft and self.temperature != EvaluateArguments.temperature:
+        from dml_fast.ranking.sets import WITH_TEMPERATURE  # loads numpy
+
+        given = self.temperature != EvaluateArguments.temperature
+        if given and self.reduction not in WITH_TEMPERATURE:
             raise UserError(
                 f"--temperature means nothing with --reduction {self.reduction}: leave it out, or "
-                "give log_sum_exp or mutual_information"
+                f"give {' or '.join(WITH_TEMPERATURE)}"
             )
         for name in ("rerank", "ranked_lists", "hamming"):
             if getattr(self, name):

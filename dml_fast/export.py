@@ -52,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--student is {args.student!r} and {run.folder} has {count} students: "
             f"give best, or a number from 0 to {count - 1}"
         )
-    if args.out and Path(args.out).suffix != f".{args.format}":
-        raise UserError(f"--out {args.out} does not end in .{args.format}: give such a name")
+    cli.check_ending("--out", args.out or None, f".{args.format}")
 
     from dml_fast.runs.exporting import export_student
 

@@ -6,11 +6,21 @@ import json
 import os
 import stat
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from math import isfinite
-from typing import IO, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import (
+    IO,
+    Any,
+    Literal,
+    NoReturn,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from dml_fast.errors import UserError, brief, printable, reason
 
@@ -59,6 +69,19 @@ def content(path: str | os.PathLike[str], advice: str = "restore it") -> bytes:
     """
     with reading(path, advice), opened(path) as file:
         return file.read()
+
+
+def utf8(data: bytes, refuse: Callable[[int, str], NoReturn]) -> str:
+    """Return the text of a file, without the mark at its beginning that some editors write.
+
+    Args:
+        data: what the file holds.
+        refuse: gets the first line that is not UTF-8, from 1, and words.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        refuse(data.count(b"\n", 0, error.start) + 1, "is not UTF-8: save the file as UTF-8")
 
 
 def opened(path: str | os.PathLike[str]) -> IO[bytes]:

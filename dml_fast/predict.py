@@ -61,10 +61,9 @@ class PredictArguments:
             check_whole(flag(name), getattr(self, name), 1)
         if not self.out and self.features is None:
             raise UserError("give --out FILE.csv or .jsonl for classes, or --features FILE.npz")
-        if self.out and self.out != "-" and Path(self.out).suffix not in (".csv", ".jsonl"):
-            raise UserError(f"--out {self.out} does not end in .csv or .jsonl: give such a name")
-        if self.features is not None and self.features.suffix != ".npz":
-            raise UserError(f"--features {self.features} does not end in .npz: give such a name")
+        if self.out != "-":
+            cli.check_ending("--out", self.out or None, ".csv", ".jsonl")
+        cli.check_ending("--features", self.features, ".npz")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -74,9 +74,7 @@ class RegisterArguments:
         elif self.a is None or self.b is None:
             raise UserError("give two images, A.npy and B.npy, or --training-pairs")
         for name, ending in (("surface", ".npz"), ("picture", ".png")):
-            path = getattr(self, name)
-            if path is not None and path.suffix != ending:
-                raise UserError(f"{flag(name)} {path} does not end in {ending}: give such a name")
+            cli.check_ending(flag(name), getattr(self, name), ending)
 
     @property
     def _remedy(self) -> str:
@@ -87,21 +85,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, register, print; return 0."""
     args = cli.parse(RegisterArguments, argv, "register")
     args.check()
-    from dml_fast.eval.of_pairs import Registrars, register_files, register_training_pairs
+    from dml_fast.eval.of_pairs import StudentsOfPairs, register_files, register_training_pairs
     from dml_fast.runs.files import check_place
 
     for name in ("surface", "picture", "out"):
         if (path := getattr(args, name)) is not None:
             check_place(path, flag(name))
-    registrars = Registrars.load(args.run, args.checkpoint, args.device)
+    students = StudentsOfPairs.load(args.run, args.checkpoint, args.device)
     if args.training_pairs:
         assert args.out is not None
-        result = register_training_pairs(registrars, args.keep, args.out)
+        result = register_training_pairs(students, args.keep, args.out)
         words = _of_pairs(result)
     else:
         assert args.a is not None and args.b is not None
         result = register_files(
-            registrars,
+            students,
             args.a,
             args.b,
             search=args.search,

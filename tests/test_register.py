@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from command_cases import refusal_of
 
-from dml_fast import cli
 from dml_fast.register import main
 
 
@@ -38,8 +38,5 @@ def test_arguments_that_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.run(main, arguments.split()) == 2
-    out, error = capsys.readouterr()
-    assert not out and error.startswith("error: ") and error.count("\n") == 1
-    assert message in error
+    assert message in refusal_of(main, capsys, *arguments.split())
     assert not [*tmp_path.iterdir()]

@@ -28,7 +28,7 @@ from benchmarks.neighbours import harness, landsat
 from benchmarks.neighbours.harness import Job, Lines, Places, mean_and_error
 from benchmarks.neighbours.landsat import Pairs
 from dml_fast.eval.classification import evaluating
-from dml_fast.eval.of_pairs import Registrars
+from dml_fast.eval.of_pairs import StudentsOfPairs
 from dml_fast.eval.registration import climb, local_maxima, register
 from dml_fast.reporting.markdown import table
 
@@ -186,7 +186,7 @@ def searched(folder: Path, windows: Pairs) -> dict[str, float]:
     """Search the windows by the cohort of a run, as it is after the last epoch."""
     by_checkpoint = {}
     for checkpoint in ("best", "last"):
-        models = Registrars.load(folder, checkpoint, "cpu").models
+        models = StudentsOfPairs.load(folder, checkpoint, "cpu").models
         found = [register(models, a, b) for a, b in zip(windows.a, windows.b, strict=True)]
         by_checkpoint[checkpoint] = figures_of([x.logits for x in found], [x.offset for x in found])
     check_command(folder, windows, found[0].offset)
@@ -195,7 +195,7 @@ def searched(folder: Path, windows: Pairs) -> dict[str, float]:
 
 def searched_as_shown(folder: Path, windows: Pairs) -> dict[str, float]:
     """Search the windows by the cohort's own logits, without the four flips of `register`."""
-    models = Registrars.load(folder, "last", "cpu").models
+    models = StudentsOfPairs.load(folder, "last", "cpu").models
     a, b = (torch.from_numpy(x)[:, None] for x in (windows.a, windows.b))
     with evaluating(models), torch.inference_mode():
         surfaces = torch.stack([model.displacements(a, b) for model in models]).sum(0).numpy()

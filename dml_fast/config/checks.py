@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal
 
 from dml_fast.config.fields import Options, flag, names_in
 from dml_fast.errors import UserError
-
-Kind = Literal["image", "vector", "pair"]
+from dml_fast.models.inputs import Kind
 
 _IMAGES = ("image_size", "random_erasing", "color_jitter", "mixup", "cutmix", "crop")
 _FILES = ("loader", "skip_corrupt")

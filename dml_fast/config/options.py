@@ -13,6 +13,7 @@ from dml_fast.config.checks import check_combinations
 from dml_fast.config.fields import Options, flag, names_in
 from dml_fast.config.types import check_field
 from dml_fast.errors import UserError
+from dml_fast.models.inputs import Kind
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class TrainConfig(Options):
         return self.head
 
     @property
-    def input_kind(self) -> Literal["image", "vector", "pair"]:
+    def input_kind(self) -> Kind:
         """What the students read."""
         if self.data.startswith(("text:", "vectors:")):
             return "vector"

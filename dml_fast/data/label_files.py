@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dml_fast.errors import UserError, escaped
-from dml_fast.foreign import content, shown
+from dml_fast.foreign import content, shown, utf8
 
 _HEADER = ["name", "class"]
 _FORM = "write a name, a tab and a class in each line"
@@ -61,7 +61,7 @@ class LabelFile:
                 "each its own name"
             )
         first = True
-        for number, line in enumerate(self._text(path).split("\n"), 1):
+        for number, line in enumerate(utf8(read_labels(path), self._refuse).split("\n"), 1):
             line = line.removesuffix("\r")
             columns = [escaped(column) for column in line.split("\t")]
             if not line.strip() or line.startswith("#"):
@@ -126,14 +126,6 @@ class LabelFile:
                     f"names {_quoted(name)}, and no row of the data is called so: write names such "
                     f"as {_quoted(escaped(example))}",
                 )
-
-    def _text(self, path: str | Path) -> str:
-        raw = read_labels(path)
-        try:
-            return raw.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            line = raw.count(b"\n", 0, error.start) + 1
-            self._refuse(line, "is not UTF-8: save the file as UTF-8")
 
     def _add(self, number: int, columns: list[str], known: dict[str, int]) -> None:
         if len(columns) != 2:

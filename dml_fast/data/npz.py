@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,6 +79,22 @@ def array_in(path: str | os.PathLike[str], advice: str) -> NDArray[Any]:
     with reading(path, advice), opened(path) as file:
         _check_size(os.fstat(file.fileno()).st_size, f"{path} has an array")
         return _parsed(file.read(), "it")
+
+
+def check_there(path: Path, what: str) -> None:
+    """Refuse a path that is a folder, or nothing.
+
+    Args:
+        path: of a file.
+        what: the file to give, for the message.
+
+    Raises:
+        UserError: there is no file.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give {what}")
+    if not path.exists():
+        raise UserError(f"{path} does not exist: give {what}")
 
 
 def _check_size(size: int, what: str) -> None:

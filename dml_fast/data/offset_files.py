@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from dml_fast.errors import UserError, brief
-from dml_fast.foreign import content, shown
+from dml_fast.foreign import content, shown, utf8
 
 HEADER = "name\trows\tcolumns"
 _FORM = "write a name, rows and columns with tabs between them, as dml_fast.register does"
@@ -34,11 +35,7 @@ def offsets_in(path: str | Path) -> dict[str, tuple[int, int]]:
         UserError: the file cannot be read, is not UTF-8 or names no pair; or a line has not three
             columns, no whole numbers, or a name of an earlier line.
     """
-    raw = read_offsets(path)
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        refuse(path, raw.count(b"\n", 0, error.start) + 1, "is not UTF-8: save the file as UTF-8")
+    text = utf8(read_offsets(path), partial(_refuse, path))
     found: dict[str, tuple[int, int]] = {}
     first = True
     for number, line in enumerate(text.split("\n"), 1):
@@ -48,7 +45,7 @@ def offsets_in(path: str | Path) -> dict[str, tuple[int, int]]:
         if not (first and line == HEADER):
             name, offset = _parsed(path, number, line.split("\t"))
             if name in found:
-                refuse(path, number, f"names {brief(name)} a second time: remove one of the lines")
+                _refuse(path, number, f"names {brief(name)} a second time: remove one of the lines")
             found[name] = offset
         first = False
     if not found:
@@ -65,18 +62,13 @@ def offsets_text(offsets: Mapping[str, tuple[int, int]]) -> str:
 def _parsed(path: str | Path, number: int, columns: list[str]) -> tuple[str, tuple[int, int]]:
     if len(columns) != 3:
         found = "one column" if len(columns) == 1 else f"{len(columns)} columns"
-        refuse(path, number, f"has {found} and not three: {_FORM}")
+        _refuse(path, number, f"has {found} and not three: {_FORM}")
     name, *sizes = columns
     for size in sizes:
         if not re.fullmatch(r"[+-]?[0-9]{1,9}", size):
-            refuse(path, number, f"has {brief(size)} for a number of pixels: give a whole number")
+            _refuse(path, number, f"has {brief(size)} for a number of pixels: give a whole number")
     return name, (int(sizes[0]), int(sizes[1]))
 
 
-def refuse(path: str | Path, line: int, what: str) -> NoReturn:
-    """Refuse a line of the file.
-
-    Raises:
-        UserError: always.
-    """
+def _refuse(path: str | Path, line: int, what: str) -> NoReturn:
     raise UserError(f"--offsets {shown(path)}: line {line} {what}")

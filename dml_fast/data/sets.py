@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -125,6 +125,10 @@ class RawData:
     fit: Fit | None = None
 
 
+Part: TypeAlias = ImageSet | VectorSet | PairSet
+"""Rows of a data set: those to train with, or to validate or test with."""
+
+
 @dataclass(frozen=True)
 class DataSet:
     """A data set ready for training.
@@ -151,9 +155,9 @@ class DataSet:
 
     name: str
     classes: tuple[str, ...]
-    train: ImageSet | VectorSet | PairSet
-    val: ImageSet | VectorSet | PairSet
-    test: ImageSet | VectorSet | PairSet | None
+    train: Part
+    val: Part
+    test: Part | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     pad: int

@@ -14,7 +14,7 @@ from dml_fast.distributed.exchange import Exchange
 from dml_fast.distributed.world import World, agreed
 from dml_fast.engine.making import Optimizers, students_of
 from dml_fast.engine.student import Student
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, brief
 
 
 class Cohort:
@@ -39,6 +39,9 @@ class Cohort:
         optimizers: Optimizers | None = None,
         precision: str = "fp32",
     ) -> None:
+        given: Any = students
+        if isinstance(given, nn.Module | Student) and not isinstance(given, nn.ModuleList):
+            raise UserError(f"the students of a cohort are {brief(given)}: give a list of them")
         self.students = students_of(list(students), optimizers, precision)
         if not self.students:
             raise UserError("a cohort got no students: give at least one")

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from dml_fast.data import ImageSet, PairSet, RetrievalSet, VectorSet
+from dml_fast.data import RetrievalSet
 from dml_fast.data.loaders.assemble import Batch
 from dml_fast.data.names import some_of
+from dml_fast.data.sets import Part
 from dml_fast.engine.precision import Precision
 from dml_fast.errors import UserError
 from dml_fast.eval.checks import known_protocol
@@ -24,7 +25,6 @@ from dml_fast.ranking.codes import rank_hamming
 from dml_fast.ranking.result import RankingResult
 
 Codes: TypeAlias = NDArray[np.uint8]
-Part: TypeAlias = ImageSet | VectorSet | PairSet
 
 _log = logging.getLogger("dml_fast")
 

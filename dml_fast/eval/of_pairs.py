@@ -19,8 +19,6 @@ from dml_fast.errors import UserError
 from dml_fast.eval.prediction_files import new_file
 from dml_fast.eval.registration import (
     LEAST,
-    Floats,
-    Ints,
     Registration,
     as_image,
     of_surface,
@@ -29,15 +27,17 @@ from dml_fast.eval.registration import (
     surfaces,
 )
 from dml_fast.foreign import shown
+from dml_fast.ranking.inputs import Floats, Ints
 from dml_fast.reporting.console import progress
 from dml_fast.runs.folder import Run
 from dml_fast.runs.trained import Trained, open_data
 
 _log = logging.getLogger("dml_fast")
+_SAVE = "give an array that numpy.save wrote"
 _AT_ONCE = 2**18  # pixels of a that are compared together
 
 
-class Registrars(NamedTuple):
+class StudentsOfPairs(NamedTuple):
     """The students of a run on pairs.
 
     Attributes:
@@ -53,7 +53,7 @@ class Registrars(NamedTuple):
     words: str
 
     @classmethod
-    def load(cls, folder: Path, checkpoint: str, device: str) -> Registrars:
+    def load(cls, folder: Path, checkpoint: str, device: str) -> StudentsOfPairs:
         """Load all students of a checkpoint; one that diverged is left out, and named.
 
         Args:
@@ -91,7 +91,7 @@ class Registrars(NamedTuple):
 
 
 def register_files(
-    registrars: Registrars,
+    students: StudentsOfPairs,
     a: Path,
     b: Path,
     *,
@@ -102,7 +102,7 @@ def register_files(
     """Register two images of .npy files.
 
     Args:
-        registrars: the students.
+        students: the students.
         a: (h, w) real numbers.
         b: (h + 2m, w + 2m), with any m from 0. With m below the search, a loses a border; with m
             above it, b does. Either is said.
@@ -118,16 +118,15 @@ def register_files(
         UserError: a search above the students'; a file is missing or no such array; as `register`;
             a file cannot be written.
     """
-    most = registrars.search
+    most = students.search
     if search > most:
         raise UserError(
-            f"--search is {search}, and {registrars.run.folder} learned displacements of up to "
+            f"--search is {search}, and {students.run.folder} learned displacements of up to "
             f"{most} pixels: give {most} or less, or train with --search {search}"
         )
     radius = search or most
-    images = [array_in(path, "give an array that numpy.save wrote") for path in (a, b)]
-    first, second, cut = _fitting(*images, radius, (a, b))
-    found = register(registrars.models, first, second)
+    first, second, cut = _fitting(array_in(a, _SAVE), array_in(b, _SAVE), radius, (a, b))
+    found = register(students.models, first, second)
     if surface is not None:
         with new_file("--surface", surface) as file:
             np.savez(file, logits=found.logits, offset=found.offset, margin=found.margin)
@@ -142,10 +141,10 @@ def register_files(
                 file, title, (a.name, b.name), first, second, (rows, columns), found.logits
             )
     return {
-        "run": str(registrars.run.folder),
+        "run": str(students.run.folder),
         "a": str(a),
         "b": str(b),
-        "by": registrars.words,
+        "by": students.words,
         "search": radius,
         "rows": rows,
         "columns": columns,
@@ -156,7 +155,7 @@ def register_files(
     }
 
 
-def register_training_pairs(registrars: Registrars, keep: float, out: Path) -> dict[str, Any]:
+def register_training_pairs(students: StudentsOfPairs, keep: float, out: Path) -> dict[str, Any]:
     """Register the pairs that a run could train with, and write the offsets of the surest.
 
     A pair starts from its known offset: that of the run's ``--offsets``, or for pairs which that
@@ -164,7 +163,7 @@ def register_training_pairs(registrars: Registrars, keep: float, out: Path) -> d
     whose optimum stands out most, by `Registration.margin`.
 
     Args:
-        registrars: the students.
+        students: the students.
         keep: the share of the pairs to write, above 0 and up to 1.
         out: a file for ``--offsets`` (`dml_fast.data.offset_files`), in the order of the data.
 
@@ -175,7 +174,7 @@ def register_training_pairs(registrars: Registrars, keep: float, out: Path) -> d
         UserError: the data cannot be read or have changed; fewer pairs are kept than a batch of
             the run; the file cannot be written.
     """
-    run = registrars.run
+    run = students.run
     pairs = open_data(run, unlabelled=True).train
     assert isinstance(pairs, PairSet)
     batch = min(run.config.batch_size, len(pairs))
@@ -185,7 +184,7 @@ def register_training_pairs(registrars: Registrars, keep: float, out: Path) -> d
             f"--keep {keep:g} keeps {count} of {len(pairs)} pairs, fewer than a batch of the run "
             f"({batch}): give at least --keep {ceil(100 * batch / len(pairs)) / 100:g}"
         )
-    found = register_pairs(registrars, pairs)
+    found = register_pairs(students, pairs)
     moved = np.array([one.offset for one in found])
     margins = np.array([one.margin for one in found])
     offsets = pairs.offset + moved
@@ -208,7 +207,7 @@ def register_training_pairs(registrars: Registrars, keep: float, out: Path) -> d
         file.write(offsets_text(chosen).encode())
     return {
         "run": str(run.folder),
-        "by": registrars.words,
+        "by": students.words,
         "out": str(out),
         "pairs": len(pairs),
         "kept": len(kept),
@@ -220,9 +219,9 @@ def register_training_pairs(registrars: Registrars, keep: float, out: Path) -> d
     }
 
 
-def register_pairs(registrars: Registrars, pairs: PairSet) -> list[Registration]:
+def register_pairs(students: StudentsOfPairs, pairs: PairSet) -> list[Registration]:
     """Register P pairs, each whole, or the part of it whose surroundings are in b."""
-    radius = registrars.search
+    radius = students.search
     found: dict[int, Registration] = {}
     with progress("registering", len(pairs), hidden=False) as done:
         for ids in _alike(pairs, radius):
@@ -231,7 +230,7 @@ def register_pairs(registrars: Registrars, pairs: PairSet) -> list[Registration]
             corner = pairs.margin + pairs.offset[ids[0]] - radius + (top, left)
             bottom, right = corner + (height, width) + 2 * radius
             b = pairs.b[ids, corner[0] : bottom, corner[1] : right]
-            for i, logits in zip(ids.tolist(), surfaces(registrars.models, a, b), strict=True):
+            for i, logits in zip(ids.tolist(), surfaces(students.models, a, b), strict=True):
                 found[i] = of_surface(logits)
             done(len(found))
     return [found[i] for i in range(len(pairs))]

@@ -15,12 +15,13 @@ from dml_fast.config import TrainConfig
 from dml_fast.data import PairSet, RetrievalSet
 from dml_fast.data.loaders import evaluation_batches
 from dml_fast.data.loaders.assemble import Batch
+from dml_fast.data.sets import Part
 from dml_fast.engine.precision import Precision, keep_in_full_precision, pick_device
 from dml_fast.errors import UserError, check_choice
 from dml_fast.eval.checks import check_images, check_reranking, known_protocol
 from dml_fast.eval.classification import ClassScores, Ids, evaluate
 from dml_fast.eval.displacements import displacement_scores
-from dml_fast.eval.hamming import CodeSearch, Part, search_codes, write_codes
+from dml_fast.eval.hamming import CodeSearch, search_codes, write_codes
 from dml_fast.eval.retrieval import evaluate_retrieval
 from dml_fast.eval.sets import SetRule, set_facts
 from dml_fast.ranking.result import RankingResult

@@ -7,19 +7,16 @@ A surface is an array (2R + 1, 2R + 1) with a number for each displacement t = (
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dml_fast.errors import UserError, brief
-from dml_fast.ranking.inputs import ArrayLike, as_floats, as_numpy
+from dml_fast.errors import UserError, brief, times
+from dml_fast.ranking.inputs import ArrayLike, Floats, Ints, as_floats, as_numpy
 
 if TYPE_CHECKING:
     from torch import nn
-
-Floats: TypeAlias = "NDArray[np.float32] | NDArray[np.float64]"
-Ints: TypeAlias = NDArray[np.int64]
 
 LEAST = 5  # pixels that one feature sees: a smaller image is mostly margin
 _FLIPS: tuple[tuple[int, ...], ...] = ((), (1,), (2,), (1, 2))  # of rows, of columns, of both
@@ -61,8 +58,8 @@ def register(models: Sequence[nn.Module], a: ArrayLike, b: ArrayLike) -> Registr
     more = [there - here for there, here in zip(second.shape, first.shape, strict=True)]
     if more[0] != more[1] or more[0] % 2 or not 1 <= more[0] // 2 <= search:
         raise UserError(
-            f"a is {_times(first)} and b {_times(second)} pixels: b must be wider on each side by "
-            f"the same number of pixels, 1 to {search}"
+            f"a is {times(first.shape)} and b {times(second.shape)} pixels: b must be wider on "
+            f"each side by the same number of pixels, 1 to {search}"
         )
     return of_surface(surfaces(models, first[None], second[None])[0])
 
@@ -125,8 +122,14 @@ def search_of(models: Sequence[nn.Module]) -> int:
     Raises:
         UserError: there are none, or some are of another kind.
     """
+    import torch
+    from torch import nn
+
     from dml_fast.models.displacement import DisplacementNet
 
+    given: Any = models
+    if not isinstance(given, Sequence | nn.ModuleList):
+        raise UserError(f"models is {brief(given)}: give a list of students")
     if not models:
         raise UserError("there are no students to register with: give at least one")
     for model in models:
@@ -134,6 +137,11 @@ def search_of(models: Sequence[nn.Module]) -> int:
             raise UserError(
                 f"a student is {brief(model)}, which compares no displacements: give students of "
                 "a run on pairs: data"
+            )
+        if model.channels != (1, 1) or model.log_scale.dtype != torch.float32:
+            raise UserError(
+                f"a student takes images of {model.channels} channels in {model.log_scale.dtype}: "
+                "give students for one channel, in float32"
             )
     return min(model.search for model in models if isinstance(model, DisplacementNet))
 
@@ -147,7 +155,7 @@ def as_image(value: ArrayLike, name: str) -> Floats:
     image = as_floats(value, name, "one channel, (height, width)")
     if min(image.shape) < LEAST:
         raise UserError(
-            f"{name} has {_times(image)} pixels: give at least {LEAST} in each direction"
+            f"{name} has {times(image.shape)} pixels: give at least {LEAST} in each direction"
         )
     if len(wrong := np.argwhere(~np.isfinite(image))):
         row, column = wrong[0].tolist()
@@ -219,7 +227,3 @@ def _padded(surface: ArrayLike) -> NDArray[np.float64]:
     if not np.isfinite(values).all():
         raise UserError("the surface has numbers that are not finite: give real numbers")
     return np.pad(values, 1, constant_values=-np.inf)
-
-
-def _times(image: Floats) -> str:
-    return " x ".join(map(str, image.shape))

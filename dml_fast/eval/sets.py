@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dml_fast.data.sets import RetrievalSet
 from dml_fast.ranking.result import RankingResult
-from dml_fast.ranking.sets import rank_sets
+from dml_fast.ranking.sets import WITH_TEMPERATURE, rank_sets
 
 DISTRACTOR = 0  # Zheng et al., ICCV 2015
 
@@ -91,10 +91,9 @@ def set_facts(images: RetrievalSet, rule: SetRule) -> dict[str, Any]:
         _log.warning(
             "the gallery is one set, about which no query says anything: give another --reduction"
         )
-    softened = rule.reduction in ("log_sum_exp", "mutual_information")
     return {
         "reduction": rule.reduction,
-        "temperature": rule.temperature if softened else None,
+        "temperature": rule.temperature if rule.reduction in WITH_TEMPERATURE else None,
         "queries": len(np.unique(q_sets)),
         "gallery": items,
     }

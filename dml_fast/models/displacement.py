@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import pi
 
 import torch
 from torch import Tensor, nn
 
-from dml_fast.errors import UserError
+from dml_fast.errors import UserError, brief, check_whole
 from dml_fast.models.base import conv_bn_relu, initialise
 
 _TILE = 64
@@ -35,12 +36,20 @@ class DisplacementNet(nn.Module):
         search: R.
         channels: of a and of b.
         log_scale: s, learned, at first 0.
+
+    Raises:
+        UserError: an argument is no whole number of at least 1, or ``channels`` no pair of them.
     """
 
     def __init__(
         self, search: int, width: int = 16, dim: int = 8, channels: tuple[int, int] = (1, 1)
     ) -> None:
         super().__init__()
+        if not isinstance(channels, Sequence) or len(channels) != 2:
+            raise UserError(f"channels is {brief(channels)}: give those of a and of b, as (1, 1)")
+        named = {"search": search, "width": width, "dim": dim}
+        for name, value in (*named.items(), *(("channels", count) for count in channels)):
+            check_whole(name, value, 1)
         self.search = search
         self.channels = channels
         self.encode_a, self.encode_b = (_encoder(count, width, dim) for count in channels)
@@ -58,18 +67,41 @@ class DisplacementNet(nn.Module):
 
         Returns:
             (N, 2R + 1, 2R + 1) float32, or float64 for such crops; t is at t + R.
+
+        Raises:
+            UserError: the shapes do not fit.
         """
+        self._check_shapes(a, b)
         found = self.encode_a(_standardised(a)), self.encode_b(_standardised(b))
         f, g = (x if x.dtype == torch.float64 else x.float() for x in found)
         with torch.autocast(f.device.type, enabled=False):
             return self.log_scale.exp() * _correlation(f, g)
+
+    def _check_shapes(self, a: Tensor, b: Tensor) -> None:
+        for name, x, count in (("a", a, self.channels[0]), ("b", b, self.channels[1])):
+            if x.dim() != 4 or x.shape[1] != count:
+                raise UserError(f"{name} has shape {tuple(x.shape)}: give (N, {count}, h, w)")
+        if a.shape[0] != b.shape[0] or any(not 0 < a.shape[d] <= b.shape[d] for d in (2, 3)):
+            raise UserError(
+                f"a has shape {tuple(a.shape)} and b {tuple(b.shape)}: give as many of both, and b "
+                "wider by 2R"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits of pairs as one tensor: (N, channels of a and b, S, S) to (N, (2R + 1)^2).
 
         S is the patch's side + 2R. The channels of a are read in the central square of the patch
         only; displacements are in row-major order from (-R, -R).
+
+        Raises:
+            UserError: x has another number of dimensions or channels, or S is at most 2R.
         """
+        count = sum(self.channels)
+        if x.dim() != 4 or x.shape[1] != count or min(x.shape[2:]) <= 2 * self.search:
+            raise UserError(
+                f"the pairs have shape {tuple(x.shape)}: give (N, {count}, S, S), with S above "
+                f"{2 * self.search}"
+            )
         inner = slice(self.search, -self.search)
         a, b = x[:, : self.channels[0], inner, inner], x[:, self.channels[0] :]
         return self.displacements(a, b).flatten(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
 
-from dml_fast.errors import UserError, brief, check_choice, check_whole
+from dml_fast.errors import UserError, brief, check_choice, check_whole, times
 from dml_fast.foreign import Unfit, typed
 
 Kind = Literal["image", "vector", "pair"]
@@ -77,7 +77,7 @@ class InputSpec:
         if self.kind == "pair":
             _, _, patch, search = self.shape
             return f"pairs of {patch} x {patch} pixels with a search of {search}"
-        return f"{self.kind}s of {' x '.join(map(str, self.shape))}"
+        return f"{self.kind}s of {times(self.shape)}"
 
     def to_json(self) -> dict[str, Any]:
         """Return it as it is in files."""
@@ -92,7 +92,7 @@ class InputSpec:
         """
         entry: InputJson = typed(found, InputJson, where)
         if not all(0 < size < _LARGEST[entry["kind"]] for size in entry["shape"]):
-            raise Unfit(f"{where} has {entry['kind']}s of {' x '.join(map(str, entry['shape']))}")
+            raise Unfit(f"{where} has {entry['kind']}s of {times(entry['shape'])}")
         try:
             return cls(entry["kind"], entry["shape"])
         except UserError as error:

@@ -22,6 +22,7 @@ from dml_fast.ranking.tiles import CHUNK, Ranker
 
 REDUCTIONS = ("min", "mean", "log_sum_exp")  # csrc/sets.hpp: enum Reduction
 OTHER_REDUCTIONS = ("centroid", "mutual_information")
+WITH_TEMPERATURE = ("log_sum_exp", "mutual_information")
 
 
 class Sets:

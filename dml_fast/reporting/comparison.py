@@ -86,11 +86,12 @@ def read_entries(paths: Sequence[Path]) -> list[Entry]:
                 f"python -m dml_fast.train --resume {folder}"
             )
         entries.append(Entry(label, run, history))
-    for entry in entries[1:]:
-        if score_of(entry.best) is not score_of(entries[0].best):
+    names = ["error in px" if of_pairs(x.best) else score_of(x.best).name for x in entries]
+    for entry, name in zip(entries, names, strict=True):
+        if name != names[0]:
             raise UserError(
-                f"{entries[0].label} is judged by {score_of(entries[0].best).name} and "
-                f"{entry.label} by {score_of(entry.best).name}: report them apart"
+                f"{entries[0].label} is judged by {names[0]} and {entry.label} by {name}: "
+                "report them apart"
             )
     return entries
 
@@ -138,12 +139,12 @@ def to_markdown(entries: Sequence[Entry]) -> str:
     parts = ["# Comparison of runs" if len(entries) > 1 else f"# {plain(entries[0].label)}"]
     parts.append(table([*header, *_column(differing), *measured], rows))
     what = f"Shares are the {score_of(entries[0].best).name} on the validation split, in the epoch "
-    what += "with the highest mean of the students (that of `best.pt`)"
+    what += "with the highest mean of the students (that of `best.pt`); for the test split use "
+    what += "`python -m dml_fast.evaluate RUN`"
     if of_pairs(entries[0].best):
-        what = "Errors are those of displacements on the validation pairs, in the last epoch"
-    parts.append(
-        f"{what}; for the test split use `python -m dml_fast.evaluate RUN`. {_per_second(entries)}"
-    )
+        what = "Errors are those of displacements on the validation pairs, in the last epoch; for "
+        what += "pairs that are aligned use `python -m dml_fast.evaluate RUN --data pairs:FILE.npz`"
+    parts.append(f"{what}. {_per_second(entries)}")
     # the same seed twice is the same run twice: it would make the error look smaller
     once = {(e.setting, e.run.config.seed): e for e in reversed(entries) if e.complete}
     finished = group(list(reversed(once.values())))

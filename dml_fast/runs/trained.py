@@ -13,14 +13,13 @@ from dml_fast.config import flag
 from dml_fast.data import (
     DataSet,
     ImageSet,
-    PairSet,
     RetrievalSet,
-    VectorSet,
     open_dataset,
     open_every_pair,
     open_part,
 )
 from dml_fast.data.files import ImageFiles
+from dml_fast.data.sets import Part
 from dml_fast.errors import UserError
 from dml_fast.foreign import Unfit, reading
 from dml_fast.models import InputSpec, check_code
@@ -128,7 +127,7 @@ def weights_of_run(source: str) -> tuple[dict[str, Any], ...]:
     )
 
 
-def open_split(run: Run, spec: str, split: str) -> ImageSet | VectorSet | PairSet:
+def open_split(run: Run, spec: str, split: str) -> Part:
     """Open the rows that a run is evaluated on.
 
     Args:
@@ -147,7 +146,7 @@ def open_split(run: Run, spec: str, split: str) -> ImageSet | VectorSet | PairSe
     if run.facts.of_pairs and alike and spec != own:
         _, _, patch, search = run.facts.inputs[0].shape
         return open_every_pair(spec, search=search, patch=patch, seed=run.config.seed)
-    part: ImageSet | VectorSet | PairSet | None = getattr(open_data(run, spec, split), split)
+    part: Part | None = getattr(open_data(run, spec, split), split)
     if part is None:
         raise UserError(f"{spec or own} has no test split: give --split val")
     return part

@@ -1,4 +1,4 @@
-"""Warnings of a run whose codes learn nothing from MIHash; nothing here waits for the device."""
+"""Warnings of a run whose codes learn nothing from MIHash; only the end of an epoch waits."""
 
 from __future__ import annotations
 

@@ -104,14 +104,14 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "not finite": (
         {"b": np.where(np.arange(120)[:, None, None] == 7, np.inf, np.ones((120, 32, 32)))},
-        "pair 7 has a number in b that is no finite float32 number: leave out it",
+        "pair 7 has a number in b that is no finite float32 number: leave it out",
     ),
-    "too large": ({"a": np.full((120, 16, 16), 1e39)}, "pair 0 .* leave out 120 such pairs"),
+    "too large": ({"a": np.full((120, 16, 16), 1e39)}, "pair 0 .* leave 120 such pairs out"),
     "offsets": ({"offset": np.zeros((120, 2))}, "offset of shape .* type float64: save whole"),
     "one offset": ({"offset": np.zeros(2, int)}, r"offset of shape \(2,\)"),
     "beyond": (
         {"offset": np.pad([[0, -7]], ((4, 115), (0, 0)))},
-        "pair 4 has the offset 0,-7, and the margin of 8 pixels leaves room for 6: leave out it",
+        "pair 4 has the offset 0,-7, and the margin of 8 pixels leaves room for 6: leave it out",
     ),
     "far beyond": ({"offset": np.full((120, 2), 2**64 - 1, np.uint64)}, "leaves room for 6"),
 }

@@ -69,6 +69,8 @@ def test_what_is_no_cohort_is_refused() -> None:
         Cohort([students[0], students[1].model])  # type: ignore[list-item]
     with pytest.raises(UserError, match="no students"):
         Cohort([])
+    with pytest.raises(UserError, match="students of a cohort are a ResNet: give a list"):
+        Cohort(students[0].model, optimizers=sgd)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="two students of a cohort have one model"):
         Cohort([students[0], student(students[0].model)])
     models = networks(2, torch.float32)

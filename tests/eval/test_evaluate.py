@@ -6,15 +6,16 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from command_cases import json_of, refusal_of
 from run_cases import reconfigure
 
-from dml_fast import cli
 from dml_fast.data import DataSet, ImageSet, open_dataset
 from dml_fast.errors import UserError
 from dml_fast.eval.of_run import evaluate_run
@@ -40,18 +41,10 @@ def copy(folder: Path, tmp_path: Path) -> Path:
 
 
 def as_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    capsys.readouterr()
-    assert main([*map(str, arguments), "--json", "--device", "cpu"]) == 0
-    result: dict[str, Any] = json.loads(capsys.readouterr().out)  # so nothing else was printed
-    return result
+    return json_of(main, capsys, *arguments, "--device", "cpu")
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    capsys.readouterr()
-    assert cli.run(main, [str(a) for a in arguments]) == 2
-    printed = capsys.readouterr()
-    assert printed.out == "" and printed.err.count("\n") == 1
-    return printed.err
+refusal = partial(refusal_of, main)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

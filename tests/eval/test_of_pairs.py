@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_cases import json_of, refusal_of
 from pair_cases import BIAS, make_pairs, two_modalities
 from run_cases import facts_of_three_classes
 
@@ -52,20 +53,18 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return path / "a.npy", path / "b.npy"
 
 
+def told_pairs(path: Path, count: int, **options: Any) -> tuple[np.ndarray, ...]:
+    """Both sides of pairs of another scene, and by how much they are off."""
+    with np.load(make_pairs(path / "told.npz", count, seed=1, **options)[len("pairs:") :]) as told:
+        sides = [told[name].astype(np.float32) for name in "ab"]
+        return *sides, told["offset"] if "offset" in told else np.zeros((count, 2), np.int64)
+
+
 def found(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    capsys.readouterr()
-    assert cli.run(main, [*map(str, arguments), "--json", "--device", "cpu"]) == 0
-    result: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return result
+    return json_of(main, capsys, *arguments, "--device", "cpu")
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line that a refused command prints."""
-    capsys.readouterr()
-    assert cli.run(main, [str(x) for x in arguments]) == 2
-    out, error = capsys.readouterr()
-    assert not out and error.startswith("error: ") and error.count("\n") == 1
-    return error
+refusal = partial(refusal_of, main)
 
 
 def test_two_files(
@@ -113,20 +112,19 @@ def test_pairs_that_do_not_tell_are_registered(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that stand out most are nearer to the truth than all are."""
-    told = np.load(make_pairs(tmp_path / "told.npz", 100, aligned=False, offset=True, seed=1)[6:])
-    a, b = (told[name].astype(np.float32) for name in "ab")
+    a, b, truth = told_pairs(tmp_path, 100, aligned=False, offset=True)
     numbers, zeros = np.arange(100) + 7, np.zeros((100, 2), np.int64)
     hidden = PairSet(a, b, offset=zeros, numbers=numbers, search=3, patch=12, seed=0)
     monkeypatch.setattr(of_pairs, "open_data", lambda *_, **__: SimpleNamespace(train=hidden))
-    registrars = of_pairs.Registrars.load(folder, "best", "cpu")
+    students = of_pairs.StudentsOfPairs.load(folder, "best", "cpu")
     errors = []
     for keep, count in ((1.0, 100), (0.3, 30)):
-        result = of_pairs.register_training_pairs(registrars, keep, tmp_path / "o.tsv")
+        result = of_pairs.register_training_pairs(students, keep, tmp_path / "o.tsv")
         assert (result["pairs"], result["kept"], result["no_room"]) == (100, count, 0)
         assert result["mean_offset"] == result["mean_correction"]
         offsets = offsets_in(tmp_path / "o.tsv")
         assert len(offsets) == count and list(offsets) == sorted(offsets, key=int)
-        wrong = [np.array(o) - told["offset"][int(name) - 7] for name, o in offsets.items()]
+        wrong = [np.array(o) - truth[int(name) - 7] for name, o in offsets.items()]
         errors.append(np.hypot(*np.transpose(wrong)).mean())
         if keep == 1.0:
             assert np.abs(np.array(result["mean_offset"]) - BIAS).max() < 0.7
@@ -164,18 +162,17 @@ def test_offsets_add_up_over_rounds(
 
 def test_offsets_near_the_margin(folder: Path, tmp_path: Path) -> None:
     """The part of a whose surroundings are in b is registered; what could not be shown is left."""
-    told = np.load(make_pairs(tmp_path / "told.npz", 40, seed=1)[6:])
-    a, b = (told[name].astype(np.float32) for name in "ab")
+    a, b, _ = told_pairs(tmp_path, 40)
     far = np.zeros((40, 2), np.int64)
     far[:20] = -6, 2  # the content is 6 rows below where this says; the margin is 8, the search 3
     pairs = PairSet(a, b, far, np.arange(40), search=3, patch=12, seed=0)
-    registrars = of_pairs.Registrars.load(folder, "best", "cpu")
-    surfaces = of_pairs.register_pairs(registrars, pairs)
+    students = of_pairs.StudentsOfPairs.load(folder, "best", "cpu")
+    surfaces = of_pairs.register_pairs(students, pairs)
     for i in (0, 39):
         top = 8 + far[i] - 3
         rows = slice(max(0, -top[0]), 16)
         expected = register(
-            registrars.models,
+            students.models,
             a[i, rows],
             b[i, top[0] + rows.start : top[0] + 22, top[1] : top[1] + 22],
         )
@@ -190,16 +187,15 @@ def test_pairs_without_room_are_left_out(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Their content is 7 rows off, and displacements could be shown for up to 6."""
-    told = np.load(make_pairs(tmp_path / "told.npz", 40, seed=1)[6:])
-    a, b = (told[name].astype(np.float32) for name in "ab")
+    a, b, _ = told_pairs(tmp_path, 40)
     b[:10] = np.roll(b[:10], 7, axis=1)
     known = np.zeros((40, 2), np.int64)
     known[:10, 0] = 5
     pairs = PairSet(a, b, known, np.arange(40), search=3, patch=12, seed=0)
     assert pairs.room.tolist() == [6, 6]
     monkeypatch.setattr(of_pairs, "open_data", lambda *_, **__: SimpleNamespace(train=pairs))
-    registrars = of_pairs.Registrars.load(folder, "best", "cpu")
-    result = of_pairs.register_training_pairs(registrars, 1.0, tmp_path / "o.tsv")
+    students = of_pairs.StudentsOfPairs.load(folder, "best", "cpu")
+    result = of_pairs.register_training_pairs(students, 1.0, tmp_path / "o.tsv")
     assert 5 <= result["no_room"] <= 12 and result["kept"] == 40 - result["no_room"]
     offsets = offsets_in(tmp_path / "o.tsv")
     assert max(max(map(abs, offset)) for offset in offsets.values()) <= 6
@@ -210,7 +206,7 @@ def test_pairs_without_room_are_left_out(
         lambda *_, **__: SimpleNamespace(train=pairs.subset(np.arange(18))),
     )
     with pytest.raises(UserError, match="of 18 pairs have an offset that leaves room for crops"):
-        of_pairs.register_training_pairs(registrars, 1.0, tmp_path / "p.tsv")
+        of_pairs.register_training_pairs(students, 1.0, tmp_path / "p.tsv")
     assert not (tmp_path / "p.tsv").exists()
 
 

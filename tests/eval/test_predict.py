@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_cases import tree
+from command_cases import json_of, refusal_of, tree
 from market_cases import make_market
 from mutations import mutations
 from PIL import Image
@@ -78,20 +78,8 @@ def predict(*arguments: object) -> int:
     return cli.run(main, [*map(str, arguments), "--device", "cpu"])
 
 
-def scores(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    """What `evaluate` finds."""
-    capsys.readouterr()
-    assert evaluate([*map(str, arguments), "--json"]) == 0
-    result: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return result
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    capsys.readouterr()
-    assert predict(*arguments) == 2
-    printed = capsys.readouterr()
-    assert printed.out == "" and printed.err.count("\n") == 1
-    return printed.err
+scores = partial(json_of, evaluate)
+refusal = partial(refusal_of, main)
 
 
 def table(path: Path) -> list[dict[str, str]]:

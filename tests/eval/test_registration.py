@@ -161,6 +161,13 @@ def test_students_that_cannot_register() -> None:
         register([], a, b)
     with pytest.raises(UserError, match="a student is a Linear, which compares no displacements"):
         register([nn.Linear(2, 3)], a, b)
+    for wrong in (students()[0], (net for net in students())):
+        with pytest.raises(UserError, match="give a list of students"):
+            register(wrong, a, b)  # type: ignore[arg-type]
+    for net in (DisplacementNet(3, channels=(2, 1)), DisplacementNet(3).double()):
+        with pytest.raises(UserError, match="give students for one channel, in float32"):
+            register([net], a, b)
+    register(nn.ModuleList(students()), a, b)  # type: ignore[arg-type]
     nets = students()
     nn.init.constant_(nets[1].log_scale, np.nan)
     with pytest.raises(UserError, match="student 1 gives logits that are not finite"):

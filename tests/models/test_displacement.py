@@ -148,3 +148,39 @@ def test_a_trace_takes_any_number_of_pairs() -> None:
     ).module()
     for count in (1, 5):
         torch.testing.assert_close(program(x[:count]), net(x[:count]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"search": 0}, "search is 0: give a whole number of at least 1"),
+        ({"search": "8"}, "search is '8': give a whole"),
+        ({"search": 8, "width": 0}, "width is 0: give a whole"),
+        ({"search": 8, "dim": 2.5}, "dim is 2.5: give a whole"),
+        ({"search": 8, "channels": 1}, "channels is 1: give those of a and of b"),
+        ({"search": 8, "channels": (1, 0)}, "channels is 0: give a whole"),
+    ],
+)
+def test_sizes_that_are_none(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        DisplacementNet(**options)  # type: ignore[arg-type]
+
+
+def test_shapes_that_do_not_fit() -> None:
+    net = network()
+    a, b = crops(2, 12, 12)
+    for x, message in (
+        (b, r"the pairs have shape \(2, 1, 18, 18\): give \(N, 2, S, S\), with S above 6"),
+        (b[0], "the pairs have shape"),
+        (torch.zeros(2, 2, 6, 6), "with S above 6"),
+    ):
+        with pytest.raises(UserError, match=message):
+            net(x)
+    for one, other, message in (
+        (a[0, 0], b, r"a has shape \(12, 12\): give \(N, 1, h, w\)"),
+        (a, b.repeat(1, 2, 1, 1), "b has shape"),
+        (b, a, "and b wider by 2R"),
+        (a, b[:1], "give as many of both"),
+    ):
+        with pytest.raises(UserError, match=message):
+            net.displacements(one, other)

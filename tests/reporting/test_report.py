@@ -14,6 +14,7 @@ from PIL import Image
 
 from dml_fast import cli
 from dml_fast.config.files import from_mapping
+from dml_fast.errors import UserError
 from dml_fast.report import main
 from dml_fast.reporting.comparison import group, read_entries
 from dml_fast.reporting.markdown import table
@@ -172,6 +173,18 @@ def test_runs_that_were_computed_differently_are_one_setting(run: Path) -> None:
     [(label, members)] = group(read_entries(runs)).items()
     assert label == "dml"
     assert [entry.label for entry in members] == ["first", *how]
+
+
+def test_a_run_on_pairs_is_reported_apart(run: Path) -> None:
+    other = vary(run, "pairs")
+    lines = history(other)
+    for line in lines:
+        line["ensemble_val_error_px"] = 1.0
+        for student in line["students"]:
+            student["val_error_px"] = 2.0
+    write(other, lines)
+    with pytest.raises(UserError, match="pairs is judged by error in px and first by accuracy"):
+        read_entries([other, run])
 
 
 def test_folders_of_one_name_are_told_apart(run: Path) -> None:

@@ -1,10 +1,14 @@
-"""`python -m dml_fast.train` within this process, on data that takes a second."""
+"""Commands within this process: what they print, and training on data that takes a second."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from dml_fast import cli
@@ -12,6 +16,30 @@ from dml_fast.train import main
 
 QUICK = ["--arch", "resnet8", "--epochs", "1", "--train-fraction", "0.2"]
 THREE_EPOCHS = [*QUICK[:2], "--epochs", "3", "--train-fraction", "0.2"]
+
+
+Command = Callable[[Sequence[str] | None], int]
+
+
+def json_of(
+    command: Command, capsys: pytest.CaptureFixture[str], *arguments: object
+) -> dict[str, Any]:
+    """What a command prints with --json, and nothing else."""
+    capsys.readouterr()
+    assert command([*map(str, arguments), "--json"]) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result
+
+
+def refusal_of(command: Command, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line that a refused command prints."""
+    capsys.readouterr()
+    assert cli.run(command, [str(a) for a in arguments]) == 2
+    out, error = capsys.readouterr()
+    assert not out
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
 
 
 def train(*options: str) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from command_cases import json_of
 
 from dml_fast import cli
 from dml_fast.data import RetrievalSet
@@ -16,12 +16,7 @@ from dml_fast.evaluate import main
 from dml_fast.ranking.oracle import rank_query, valid_items
 from dml_fast.runs.weights import load_student
 
-
-def as_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    capsys.readouterr()
-    assert main([*map(str, arguments), "--json"]) == 0
-    result: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return result
+as_json = partial(json_of, main)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_cases import json_of
 from distributed_cases import finish
 from kill_cases import start, wait_for_checkpoints
 from pair_cases import config_of_pairs, make_pairs
@@ -42,10 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scores(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    capsys.readouterr()
-    assert evaluate([*map(str, arguments), "--json", "--device", "cpu"]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
+    return json_of(evaluate, capsys, *arguments, "--device", "cpu")
 
 
 @pytest.mark.slow

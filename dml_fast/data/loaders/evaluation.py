@@ -16,14 +16,14 @@ from dml_fast.data.loaders.stream import open_decoder
 from dml_fast.data.loaders.vectors import vector_batches
 from dml_fast.data.pairs import PairSet
 from dml_fast.data.sampling import sequential
-from dml_fast.data.sets import ImageSet, RetrievalSet
+from dml_fast.data.sets import ImageSet, Part, RetrievalSet
 from dml_fast.data.storage import Ids
 from dml_fast.data.vectors import VectorSet
 from dml_fast.errors import check_whole
 
 
 def evaluation_batches(
-    part: ImageSet | VectorSet | PairSet,
+    part: Part,
     *,
     batch_size: int,
     mean: Sequence[float],

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dml_fast.data.npz import arrays_in
+from dml_fast.data.npz import arrays_in, check_there
 from dml_fast.data.pairs import Ids, PairSet, Pixels, constant_squares
-from dml_fast.errors import UserError, brief
+from dml_fast.errors import UserError, brief, times
 
 SPARE = 4  # pixels of the margin beyond the search
 _SAVE = "save with numpy.savez(PATH, a=..., b=...)"
@@ -25,10 +25,7 @@ def check_pairs(path: Path) -> None:
     Raises:
         UserError: it is not there, or no such file.
     """
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: give an .npz file of pairs")
-    if not path.exists():
-        raise UserError(f"{path} does not exist: give an .npz file of pairs")
+    check_there(path, "an .npz file of pairs")
     with arrays_in(path, str(path), _SAVE) as file:
         _check_names(path, file.names)
 
@@ -78,7 +75,7 @@ def check_room(pairs: PairSet, where: str) -> None:
         room = " and ".join(map(str, np.unique(pairs.room).tolist()))
         raise UserError(
             f"{where} pair {pairs.names[pair]} has the offset {rows},{columns}, and the margin of "
-            f"{pairs.margin} pixels leaves room for {room}: leave out {_such(wrong)}, or give a "
+            f"{pairs.margin} pixels leaves room for {room}: leave {_such(wrong)} out, or give a "
             "wider margin"
         )
 
@@ -113,7 +110,7 @@ def _check_sizes(path: Path, a: Array, b: Array, search: int, patch: int) -> Non
     if count != others:
         raise UserError(f"{path} has {count} images in a and {others} in b: give as many of each")
     more = [there - here for there, here in zip(wider, size, strict=True)]
-    words = f"images of {_times(size)} pixels in a and {_times(wider)} in b"
+    words = f"images of {times(size)} pixels in a and {times(wider)} in b"
     if more[0] != more[1] or more[0] % 2 or more[0] < 0:
         raise UserError(
             f"{path} has {words}: b must be wider and higher than a by twice one margin"
@@ -136,10 +133,6 @@ def _check_sizes(path: Path, a: Array, b: Array, search: int, patch: int) -> Non
         )
 
 
-def _times(size: Sequence[int]) -> str:
-    return " x ".join(map(str, size))
-
-
 def _offsets(path: Path, offset: Array, count: int) -> Ids:
     if offset.shape != (count, 2) or offset.dtype.kind not in "iu":
         raise UserError(
@@ -155,7 +148,7 @@ def _as_float32(path: Path, name: str, array: Array) -> Pixels:
     if len(wrong := np.flatnonzero(~np.isfinite(found).all(axis=(1, 2)))):
         raise UserError(
             f"{path}: pair {wrong[0]} has a number in {name} that is no finite float32 number: "
-            f"leave out {_such(wrong)}"
+            f"leave {_such(wrong)} out"
         )
     return found
 
@@ -164,5 +157,5 @@ def _check_contrast(path: Path, name: str, images: Pixels, side: int) -> None:
     if len(wrong := np.flatnonzero(constant_squares(images, side))):
         raise UserError(
             f"{path}: pair {wrong[0]} has a square of {side} x {side} equal pixels in {name}, "
-            f"a crop in which nothing can be seen: leave out {_such(wrong)}"
+            f"a crop in which nothing can be seen: leave {_such(wrong)} out"
         )

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dml_fast.data.features import RowSet
-from dml_fast.data.npz import arrays_in
+from dml_fast.data.npz import arrays_in, check_there
 from dml_fast.data.readers.parts import ids_of_part, ids_of_parts, in_parts
 from dml_fast.data.sets import RawData
 from dml_fast.data.vector_features import VectorFeatures, array_name
@@ -148,10 +148,7 @@ def check_vectors(path: Path) -> None:
     Raises:
         UserError: it is not there, or no such file.
     """
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: give an .npz file of vectors")
-    if not path.exists():
-        raise UserError(f"{path} does not exist: give an .npz file of vectors")
+    check_there(path, "an .npz file of vectors")
     with arrays_in(path, str(path), _SAVE) as file:
         _check_names(path, file.names)
 
