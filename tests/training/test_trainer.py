@@ -186,7 +186,7 @@ def test_the_best_checkpoint_is_the_best_epochs(
 ) -> None:
     scores = iter([0.3, 0.9, 0.5])
 
-    def evaluate(models: Any, *rest: Any) -> Classified:
+    def evaluate(models: Any, *rest: Any, **options: Any) -> Classified:
         score = ClassScores(next(scores), 0.5, ())
         return Classified((score,) * len(models), score, 1)
 
