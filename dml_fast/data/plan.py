@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from dml_fast.data.boxes import WORDS, Boxes, erased_boxes, resized_boxes
 from dml_fast.data.philox import Draws, Words, below, uniform
-from dml_fast.data.sampling import Ids, Order, place_among_equals
+from dml_fast.data.sampling import Ids, Order, place_among_equals, share_of
 from dml_fast.errors import check_number, check_whole
 
 # the first block, of four words each, of each kind of draw
@@ -177,7 +177,7 @@ class Plan:
     def _draw(self, batches: Ids, epoch: int) -> BatchPlan:
         """Draw the plans of several batches at once: a BatchPlan with (steps, B) in place of B."""
         steps, size = batches.shape
-        mine = slice(self._rank * size // self._ranks, (self._rank + 1) * size // self._ranks)
+        mine = share_of(size, self._rank, self._ranks)
         _, image = np.unique(batches, return_inverse=True)
         row = np.arange(steps)[:, None] * (batches.size + 1)
         turn = place_among_equals((row + image.reshape(batches.shape)).ravel())

@@ -298,6 +298,22 @@ def sequential(count: int, batch_size: int, rank: int = 0, ranks: int = 1) -> It
         yield np.arange(start, min(start + batch_size, count))
 
 
+def share_of(size: int, rank: int, ranks: int) -> slice:
+    """Return which of a batch's ``size`` rows a rank takes, of ``ranks``, which divide them."""
+    return slice(rank * size // ranks, (rank + 1) * size // ranks)
+
+
+def steps_from(start: int, steps: int) -> range:
+    """Return the steps of an epoch from ``start`` (0..steps) on.
+
+    Raises:
+        IndexError: there is no such step.
+    """
+    if not 0 <= start <= steps:
+        raise IndexError(f"step {start} is outside 0..{steps}")
+    return range(start, steps)
+
+
 def place_among_equals(values: Ids) -> Ids:
     """Count, for each of N values, the equal values before it: (N,) int64."""
     order = np.argsort(values, kind="stable")

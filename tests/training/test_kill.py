@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -89,19 +90,24 @@ def test_killed_ten_times(tmp_path: Path, straight: str) -> None:
     assert not list(folder.glob(".*.tmp"))
 
 
-@pytest.mark.slow
-def test_killed_while_rows_without_a_label_teach(tmp_path: Path) -> None:
-    options = [*OPTIONS, "--epochs", "3", "--labels-per-class", "4", "--views", "per-student"]
-    straight, folder = tmp_path / "straight", tmp_path / "run"
-    finish(start(straight, *options, "--out", str(straight)))
+def train_with_kills(folder: Path, options: Sequence[str], counts: Sequence[int]) -> None:
+    """Train to the end; each time that so many checkpoints more are there, kill and resume."""
     process = start(folder, *options, "--out", str(folder))
-    for count in (2, 3):  # within the first epoch, and later
+    for count in counts:
         wait_for_checkpoints(process, folder, count)
         assert process.poll() is None
         process.kill()
         finish(process, -signal.SIGKILL)
         process = start(folder, "--resume", str(folder))
     finish(process)
+
+
+@pytest.mark.slow
+def test_killed_while_rows_without_a_label_teach(tmp_path: Path) -> None:
+    options = [*OPTIONS, "--epochs", "3", "--labels-per-class", "4", "--views", "per-student"]
+    straight, folder = tmp_path / "straight", tmp_path / "run"
+    finish(start(straight, *options, "--out", str(straight)))
+    train_with_kills(folder, options, (2, 3))  # within the first epoch, and later
     assert digest(folder, 3) == digest(straight, 3)
 
 
@@ -115,14 +121,7 @@ def test_sets_of_a_run_that_was_killed(tmp_path: Path, capsys: pytest.CaptureFix
     ]
     straight, folder = tmp_path / "straight", tmp_path / "run"
     finish(start(straight, *options, "--out", str(straight)))
-    process = start(folder, *options, "--out", str(folder))
-    for count in (1, 4):
-        wait_for_checkpoints(process, folder, count)
-        assert process.poll() is None
-        process.kill()
-        finish(process, -signal.SIGKILL)
-        process = start(folder, "--resume", str(folder))
-    finish(process)
+    train_with_kills(folder, options, (1, 4))
     assert digest(folder, 6) == digest(straight, 6)
     rule = ["--sets", "--reduction", "mutual_information"]
     killed, undisturbed = (as_json(capsys, run, *rule) for run in (folder, straight))

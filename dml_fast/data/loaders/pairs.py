@@ -17,7 +17,7 @@ from torch import Tensor
 from dml_fast.data.loaders.assemble import Batch, TrainBatch
 from dml_fast.data.pairs import WORDS, Crops, Ids, PairSet, label_of
 from dml_fast.data.philox import Draws
-from dml_fast.data.sampling import Order, place_among_equals, sequential
+from dml_fast.data.sampling import Order, place_among_equals, sequential, share_of, steps_from
 
 _FEW = 100  # pairs
 _TURN = 1 << 24  # a pair that is in a batch twice is drawn as if in another step
@@ -68,12 +68,10 @@ class PairLoader:
 
     def epoch(self, epoch: int, start_step: int = 0) -> Generator[TrainBatch]:
         """Yield the batches of ``epoch`` from ``start_step`` (0..steps_per_epoch) on."""
-        if not 0 <= start_step <= self.steps_per_epoch:
-            raise IndexError(f"step {start_step} is outside 0..{self.steps_per_epoch}")
+        steps = steps_from(start_step, self.steps_per_epoch)
         batches = self._order(epoch)
-        size = batches.shape[1]
-        mine = slice(self._rank * size // self._ranks, (self._rank + 1) * size // self._ranks)
-        for step in range(start_step, self.steps_per_epoch):
+        mine = share_of(batches.shape[1], self._rank, self._ranks)
+        for step in steps:
             ids = batches[step]
             view = step + _TURN * place_among_equals(ids)
             words = self._draws.words(ids, epoch, WORDS, view=view)[:, mine]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dml_fast.data.loaders.assemble import Batch, TrainBatch, as_targets
-from dml_fast.data.sampling import Ids, Order, sequential
+from dml_fast.data.sampling import Ids, Order, sequential, share_of, steps_from
 from dml_fast.data.vectors import VectorSet
 
 
@@ -49,12 +49,10 @@ class VectorLoader:
 
     def epoch(self, epoch: int, start_step: int = 0) -> Generator[TrainBatch]:
         """Yield the batches of ``epoch`` from ``start_step`` (0..steps_per_epoch) on."""
-        if not 0 <= start_step <= self.steps_per_epoch:
-            raise IndexError(f"step {start_step} is outside 0..{self.steps_per_epoch}")
+        steps = steps_from(start_step, self.steps_per_epoch)
         batches = self._order(epoch)
-        size = batches.shape[1]
-        mine = slice(self._rank * size // self._ranks, (self._rank + 1) * size // self._ranks)
-        for step in range(start_step, self.steps_per_epoch):
+        mine = share_of(batches.shape[1], self._rank, self._ranks)
+        for step in steps:
             ids = _send(batches[step, mine], self._device)
             seen = [view.index_select(0, ids) for view in self._views]
             target = self._targets.index_select(0, ids)
