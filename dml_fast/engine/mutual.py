@@ -14,6 +14,8 @@ from dml_fast.engine.executor import Lesson
 from dml_fast.engine.small_loss import joint_loss, row_weights
 from dml_fast.errors import UserError
 from dml_fast.loss import mutual_loss, mutual_loss_and_grad, peer_divergence
+from dml_fast.loss.bernoulli import two_classes
+from dml_fast.loss.checks import check_distribution
 from dml_fast.loss.problem import UNLABELLED_TARGET
 
 
@@ -49,6 +51,21 @@ class Taught(NamedTuple):
         return cls((logits,), weight)
 
 
+def check_labels(distribution: str, prior: Tensor | None, small_loss: float) -> None:
+    """Refuse an unknown distribution, and what needs rows of one class.
+
+    Raises:
+        UserError: which option, and what to do.
+    """
+    check_distribution(distribution)
+    for name, given in (("prior", prior is not None), ("small_loss", small_loss != 0)):
+        if given and distribution == "bernoulli":
+            raise UserError(
+                f"{name} is for rows of one class, and with distribution='bernoulli' a row may "
+                "have several: leave it out"
+            )
+
+
 @dataclass(frozen=True)
 class MutualTerm:
     """Options of the mutual loss, as `dml_fast.engine.Engine` takes them.
@@ -61,6 +78,7 @@ class MutualTerm:
         prior: (C,) added to all logits, or None.
         small_loss: whether rows with a large joint loss are left out.
         class_dim: the dimension of the logits that has the classes.
+        distribution: ``categorical`` or ``bernoulli``.
     """
 
     method: str
@@ -70,6 +88,7 @@ class MutualTerm:
     prior: Tensor | None
     small_loss: bool
     class_dim: int
+    distribution: str = "categorical"
 
     def __call__(
         self,
@@ -105,6 +124,7 @@ class MutualTerm:
             "peer_reduction": self.peer_reduction,
             "peer_weight": None if taught is None else taught.weight,
             "teacher_logits": teachers or None,
+            "distribution": self.distribution,
             "class_dim": None if self.class_dim == -1 else -1,  # 1, say, leaves nothing to doubt
         }
         row_weight, *counts = self._kept(networks, target, lesson, options, cohort)
@@ -118,6 +138,8 @@ class MutualTerm:
         ce, kl, correct = stats.ce, stats.kl, stats.correct
         if self.method == "dml_e":
             peers = len(networks) - 1 if self.peer_reduction == "sum" else 1
+            if self.distribution == "bernoulli":
+                networks = [two_classes(z) for z in networks]
             spread = peers * self.temperature**2 * peer_divergence(networks, self.temperature)
             losses, kl = losses - lesson.kl_weight * spread, kl - spread
         if len(here) < len(logits):  # a list of places would be copied to the device
@@ -157,7 +179,7 @@ class MutualTerm:
         cohort: Cohort,
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         """Return weights (N,) where rows are left out; how many have a label; how many are kept."""
-        if target.is_floating_point():
+        if target.is_floating_point() or self.distribution == "bernoulli":
             every = target.new_full((), target.numel() // target.shape[-1], dtype=torch.float32)
             return None, every, every
         labelled = target != UNLABELLED_TARGET

@@ -22,7 +22,7 @@ from torch import Tensor
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.executor import Executor, Lesson, Sequential, StepResult
 from dml_fast.engine.features import FeatureLoss, check_feature_loss, checked_value
-from dml_fast.engine.mutual import Mutual, MutualTerm, Taught
+from dml_fast.engine.mutual import Mutual, MutualTerm, Taught, check_labels
 from dml_fast.engine.prior import check_prior
 from dml_fast.engine.small_loss import check_small_loss
 from dml_fast.engine.student import Student
@@ -58,6 +58,8 @@ class Engine:
         clip_norm: the largest norm of each student's gradient, as of
             `torch.nn.utils.clip_grad_norm_`, above 0; None: any.
         class_dim: the dimension of the logits that has the classes: -1, or 1 for (N, C, H, W).
+        distribution: ``categorical``, one class for each row; or ``bernoulli``, for targets (N, C)
+            of labels that do not exclude each other.
         executor: runs the students, by default one after the other; ``alternating`` updates have
             nothing to overlap and do not use it.
 
@@ -82,6 +84,7 @@ class Engine:
         small_loss: float = 0.0,
         clip_norm: float | None = None,
         class_dim: int = -1,
+        distribution: str = "categorical",
         executor: Executor | None = None,
     ) -> None:
         if not isinstance(cohort, Cohort):
@@ -92,6 +95,7 @@ class Engine:
         if clip_norm is not None:
             check_number("clip_norm", clip_norm, "a number above 0", lambda x: 0 < x < math.inf)
         check_whole("class_dim", class_dim, -1)
+        check_labels(distribution, prior, small_loss)
         if executor is not None and not isinstance(executor, Executor):
             raise UserError(
                 f"executor is {brief(executor)}: give an object, such as Threads({len(cohort)}) "
@@ -124,6 +128,7 @@ class Engine:
             None if prior is None else check_prior(prior, _device(cohort)),
             small_loss > 0,
             class_dim,
+            distribution,
         )
         self.executor = executor or Sequential()
 
