@@ -26,6 +26,7 @@ from dml_fast.engine.mutual import Mutual, MutualTerm, Taught
 from dml_fast.engine.prior import check_prior
 from dml_fast.engine.small_loss import check_small_loss
 from dml_fast.engine.student import Student
+from dml_fast.engine.teacher import Teacher, check_teachers
 from dml_fast.errors import UserError, brief, check_choice, check_number, check_whole, first_line
 from dml_fast.loss.checks import check_options
 
@@ -57,6 +58,8 @@ class Engine:
             with the largest joint loss (`dml_fast.engine.small_loss`), in [0, 1).
         clip_norm: the largest norm of each student's gradient, as of
             `torch.nn.utils.clip_grad_norm_`, above 0; None: any.
+        teachers: fixed networks that teach every student beside its peers, with ``dml`` and
+            ``dml_e``; with them one student is enough.
         class_dim: the dimension of the logits that has the classes: -1, or 1 for (N, C, H, W).
         executor: runs the students, by default one after the other; ``alternating`` updates have
             nothing to overlap and do not use it.
@@ -81,6 +84,7 @@ class Engine:
         prior: Tensor | None = None,
         small_loss: float = 0.0,
         clip_norm: float | None = None,
+        teachers: Sequence[Teacher] = (),
         class_dim: int = -1,
         executor: Executor | None = None,
     ) -> None:
@@ -116,6 +120,7 @@ class Engine:
         self.feature_weight = feature_weight
         self.small_loss = small_loss
         self.clip_norm = clip_norm
+        self.teachers = check_teachers(teachers, method, cohort)
         self.term = MutualTerm(
             method,
             temperature,
@@ -242,6 +247,8 @@ class Engine:
                 f"the teacher is {teacher}: give a number from 0 to {count - 1} of a student that "
                 "does not learn"
             )
+        if teacher is not None and self.teachers:
+            raise UserError("the step has a teacher and the engine fixed ones: leave out one")
         if self.method == "distill" and teacher is None and len(chosen) > 1:
             raise UserError(
                 "method is distill and several students learn without a teacher: give teacher=0 "
@@ -254,9 +261,18 @@ class Engine:
         here = [k for k in lesson.learners if k in self.cohort.numbers]
         students = [self.cohort.student(k) for k in here]
         taught = self._taught(lesson)
-        passes = executor.fork_in_order(
-            students, lambda k: self._forward(students[k], lesson, lesson.inputs[here[k]])
-        )
+        count = len(students)
+
+        def work(k: int) -> tuple[Tensor, Tensor | None]:
+            if k < count:
+                return self._forward(students[k], lesson, lesson.inputs[here[k]])
+            return self.teachers[k - count](lesson.inputs), None
+
+        teachers = self.teachers if here else ()
+        found = executor.fork_in_order([*students, *teachers], work)
+        passes = found[:count]
+        if teachers:
+            taught = Taught(tuple(z for z, _ in found[count:]))
         logits = {k: z.detach() for k, (z, _) in zip(here, passes, strict=True)}
         if self._exchanges(lesson):
             logits, taught = self._exchanged(logits, taught, lesson)
@@ -293,6 +309,8 @@ class Engine:
         if not students:
             return StepResult.empty(lesson.target.device)
         taught = self._taught(lesson)
+        if self.teachers:
+            taught = Taught(tuple(one(lesson.inputs) for one in self.teachers))
         passes = {k: self._forward(one, lesson, lesson.inputs[k]) for k, one in students.items()}
         logits = {k: z.detach() for k, (z, _) in passes.items()}
         turns = []
