@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.executor import Executor, Lesson, Sequential, StepResult
 from dml_fast.engine.features import FeatureLoss, check_feature_loss, checked_value
 from dml_fast.engine.mutual import Mutual, MutualTerm
+from dml_fast.engine.parts import added, check_parts, split
 from dml_fast.engine.prior import check_prior
 from dml_fast.engine.small_loss import check_small_loss
 from dml_fast.engine.student import Student
@@ -57,6 +59,9 @@ class Engine:
             with the largest joint loss (`dml_fast.engine.small_loss`), in [0, 1).
         clip_norm: the largest norm of each student's gradient, as of
             `torch.nn.utils.clip_grad_norm_`, above 0; None: any.
+        parts: into how many equal parts a batch is divided. They run one after the other, each
+            with BatchNorm and ``feature_loss`` of its own, before one update: memory is that of a
+            part, all else is of the whole batch.
         class_dim: the dimension of the logits that has the classes: -1, or 1 for (N, C, H, W).
         executor: runs the students, by default one after the other; ``alternating`` updates have
             nothing to overlap and do not use it.
@@ -81,6 +86,7 @@ class Engine:
         prior: Tensor | None = None,
         small_loss: float = 0.0,
         clip_norm: float | None = None,
+        parts: int = 1,
         class_dim: int = -1,
         executor: Executor | None = None,
     ) -> None:
@@ -99,6 +105,7 @@ class Engine:
             )
         check_feature_loss(feature_loss, feature_weight, cohort)
         check_small_loss(small_loss, method, update, feature_weight)
+        check_parts(parts, update, small_loss)
         if update == "alternating" and cohort.exchange is not None:
             raise UserError(
                 "update is alternating, for which one process must hold all students, and they "
@@ -116,6 +123,7 @@ class Engine:
         self.feature_weight = feature_weight
         self.small_loss = small_loss
         self.clip_norm = clip_norm
+        self.parts = parts
         self.term = MutualTerm(
             method,
             temperature,
@@ -250,7 +258,11 @@ class Engine:
         return tuple(int(k) for k in chosen)
 
     def _step(self, lesson: Lesson, executor: Executor) -> StepResult:
-        """Let all learn from one snapshot of predictions."""
+        """Let all learn from one snapshot of predictions, part by part of the batch."""
+        return added([self._part(part, executor) for part in split(lesson, self.parts)])
+
+    def _part(self, lesson: Lesson, executor: Executor) -> StepResult:
+        """Run the passes of a part of a batch; after the last one, update."""
         here = [k for k in lesson.learners if k in self.cohort.numbers]
         students = [self.cohort.student(k) for k in here]
         fixed = self._taught(lesson)
@@ -265,7 +277,7 @@ class Engine:
         mutual = self.term(logits, lesson, fixed, here, self.cohort)
         updates = executor.fork(
             students,
-            lambda k: self._update(students[k], *passes[k], mutual.grads[k], lesson.accumulate),
+            lambda k: self._update(students[k], *passes[k], mutual.grads[k], lesson),
         )
         return self._result(mutual, updates)
 
@@ -297,7 +309,7 @@ class Engine:
         turns = []
         for k, student in students.items():
             mutual = self.term(logits, lesson, fixed, [k], self.cohort)
-            update = self._update(student, *passes[k], mutual.grads[0])
+            update = self._update(student, *passes[k], mutual.grads[0], lesson)
             turns.append(self._result(mutual, [update]))
             logits[k] = student.predict(lesson.inputs[k], training=True)
         return StepResult.joined(turns)
@@ -310,9 +322,10 @@ class Engine:
         One thread makes both: autograd numbers the nodes of each thread apart, and adds gradients
         up in an order that depends on these numbers.
         """
-        if self.feature_loss is None:
-            return student.forward(inputs), None
-        features, logits = student.features_and_logits(inputs)
+        with student.deferring(not lesson.last):
+            if self.feature_loss is None:
+                return student.forward(inputs), None
+            features, logits = student.features_and_logits(inputs)
         return logits, checked_value(self.feature_loss(features, lesson.target), self.feature_loss)
 
     def _update(
@@ -321,13 +334,19 @@ class Engine:
         logits: Tensor,
         extra: Tensor | None,
         grad: Tensor,
-        accumulate: bool = False,
+        lesson: Lesson,
     ) -> tuple[Tensor, Tensor]:
         """Update a student; return its loss on features, and whether the step was skipped."""
-        student.backward(logits, grad, extra, self.feature_weight)
+        parts = lesson.parts
+        with student.deferring(not lesson.last):
+            share = Fraction(1, parts)
+            student.backward(logits, grad, extra, self.feature_weight / parts, share)
         none = logits.new_zeros((), dtype=torch.float32)
-        skipped = none.bool() if accumulate else student.update(self.clip_norm)
-        return none if extra is None else extra.detach(), skipped
+        goes_on = lesson.accumulate or not lesson.last
+        skipped = none.bool() if goes_on else student.update(self.clip_norm)
+        if extra is None:
+            return none, skipped
+        return extra.detach() if parts == 1 else extra.detach() / parts, skipped
 
     def _taught(self, lesson: Lesson) -> Tensor | None:
         """Return the teacher's logits, if it is in this process."""
