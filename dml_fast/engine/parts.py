@@ -101,4 +101,4 @@ def added(results: Sequence[StepResult]) -> StepResult:
     if len(results) == 1:
         return results[0]
     *numbers, skipped = (torch.stack(column) for column in zip(*results, strict=True))
-    return StepResult(*(column.sum(0) for column in numbers), skipped.any(0))
+    return StepResult._make([*(column.sum(0) for column in numbers), skipped.any(0)])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -23,9 +23,10 @@ from torch import Tensor
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.executor import Executor, Lesson, Sequential, StepResult
 from dml_fast.engine.features import FeatureLoss, check_feature_loss, checked_value
-from dml_fast.engine.mutual import Mutual, MutualTerm
+from dml_fast.engine.mutual import Mutual, MutualTerm, Taught
 from dml_fast.engine.parts import added, check_parts, split
 from dml_fast.engine.prior import check_prior
+from dml_fast.engine.roles import learners_of, views_of
 from dml_fast.engine.small_loss import check_small_loss
 from dml_fast.engine.student import Student
 from dml_fast.errors import UserError, brief, check_choice, check_number, check_whole, first_line
@@ -173,8 +174,8 @@ class Engine:
                 "updates: leave it out, or choose simultaneous"
             )
         count = self.cohort.total
-        given = self._views(inputs) if views else (inputs,) * count
-        chosen = self._roles(range(count) if learners is None else learners, teacher)
+        given = views_of(inputs, count) if views else (inputs,) * count
+        chosen = learners_of(learners, teacher, count, self.method)
         if self.small_loss and target.is_floating_point():
             raise UserError(
                 "small_loss is for rows of one class, and the target has probabilities: leave out "
@@ -222,41 +223,6 @@ class Engine:
         """
         self.cohort.load_state_dict(state["students"])
 
-    def _views(self, inputs: Any) -> tuple[Any, ...]:
-        """Return the inputs of each of the K students."""
-        if not isinstance(inputs, list | tuple):
-            raise UserError(
-                f"a step with views=True got {brief(inputs)}: give a list of the inputs of each "
-                "student"
-            )
-        if len(inputs) != self.cohort.total:
-            raise UserError(
-                f"a step with views=True got {len(inputs)} views and the cohort has "
-                f"{self.cohort.total} students: give one for each"
-            )
-        return tuple(inputs)
-
-    def _roles(self, learners: Iterable[int], teacher: int | None) -> tuple[int, ...]:
-        """Return the learners; refuse those, and a teacher, that a step cannot have."""
-        count = self.cohort.total
-        chosen = tuple(learners) if isinstance(learners, Iterable) else None
-        known = {int(k) for k in chosen or () if k in range(count)}
-        if chosen is None or len(known) < len(chosen):
-            raise UserError(
-                f"the learners are {learners}: give different numbers from 0 to {count - 1}"
-            )
-        if teacher is not None and (teacher in chosen or teacher not in range(count)):
-            raise UserError(
-                f"the teacher is {teacher}: give a number from 0 to {count - 1} of a student that "
-                "does not learn"
-            )
-        if self.method == "distill" and teacher is None and len(chosen) > 1:
-            raise UserError(
-                "method is distill and several students learn without a teacher: give teacher=0 "
-                "and the others as learners"
-            )
-        return tuple(int(k) for k in chosen)
-
     def _step(self, lesson: Lesson, executor: Executor) -> StepResult:
         """Let all learn from one snapshot of predictions, part by part of the batch."""
         return added([self._part(part, executor) for part in split(lesson, self.parts)])
@@ -265,16 +231,16 @@ class Engine:
         """Run the passes of a part of a batch; after the last one, update."""
         here = [k for k in lesson.learners if k in self.cohort.numbers]
         students = [self.cohort.student(k) for k in here]
-        fixed = self._taught(lesson)
+        taught = self._taught(lesson)
         passes = executor.fork_in_order(
             students, lambda k: self._forward(students[k], lesson, lesson.inputs[here[k]])
         )
         logits = {k: z.detach() for k, (z, _) in zip(here, passes, strict=True)}
         if self._exchanges(lesson):
-            logits, fixed = self._exchanged(logits, fixed, lesson)
+            logits, taught = self._exchanged(logits, taught, lesson)
         if not here:
             return StepResult.empty(lesson.target.device)
-        mutual = self.term(logits, lesson, fixed, here, self.cohort)
+        mutual = self.term(logits, lesson, taught, here, self.cohort)
         updates = executor.fork(
             students,
             lambda k: self._update(students[k], *passes[k], mutual.grads[k], lesson),
@@ -287,28 +253,29 @@ class Engine:
         return needed and self.cohort.exchange is not None
 
     def _exchanged(
-        self, mine: dict[int, Tensor], fixed: Tensor | None, lesson: Lesson
-    ) -> tuple[dict[int, Tensor], Tensor | None]:
-        """Return the logits of all learners, and the teacher's, on every rank."""
+        self, mine: dict[int, Tensor], taught: Taught | None, lesson: Lesson
+    ) -> tuple[dict[int, Tensor], Taught | None]:
+        """Return the logits of all learners, and what the teacher says, on every rank."""
         exchange, teacher = self.cohort.exchange, lesson.teacher
         assert exchange is not None
-        if teacher is not None and fixed is not None:
-            mine = {**mine, teacher: fixed}
+        if teacher is not None and taught is not None:
+            mine = {**mine, teacher: taught.logits[0]}
         found = exchange(mine)
-        fixed = None if teacher is None else found[teacher]
-        return {k: found[k] for k in lesson.learners}, fixed
+        if teacher is not None:
+            taught = Taught.alone(found[teacher], len(lesson.learners))
+        return {k: found[k] for k in lesson.learners}, taught
 
     def _alternating_step(self, lesson: Lesson) -> StepResult:
         """Let each learn from predictions that the updates before its own have refreshed."""
         students = {k: self.cohort.student(k) for k in lesson.learners}
         if not students:
             return StepResult.empty(lesson.target.device)
-        fixed = self._taught(lesson)
+        taught = self._taught(lesson)
         passes = {k: self._forward(one, lesson, lesson.inputs[k]) for k, one in students.items()}
         logits = {k: z.detach() for k, (z, _) in passes.items()}
         turns = []
         for k, student in students.items():
-            mutual = self.term(logits, lesson, fixed, [k], self.cohort)
+            mutual = self.term(logits, lesson, taught, [k], self.cohort)
             update = self._update(student, *passes[k], mutual.grads[0], lesson)
             turns.append(self._result(mutual, [update]))
             logits[k] = student.predict(lesson.inputs[k], training=True)
@@ -348,11 +315,12 @@ class Engine:
             return none, skipped
         return extra.detach() if parts == 1 else extra.detach() / parts, skipped
 
-    def _taught(self, lesson: Lesson) -> Tensor | None:
-        """Return the teacher's logits, if it is in this process."""
+    def _taught(self, lesson: Lesson) -> Taught | None:
+        """Return what the teacher says, if it is in this process."""
         if (k := lesson.teacher) is None or k not in self.cohort.numbers:
             return None
-        return self.cohort.student(k).predict(lesson.inputs[k])
+        logits = self.cohort.student(k).predict(lesson.inputs[k])
+        return Taught.alone(logits, len(lesson.learners))
 
     def _result(self, mutual: Mutual, updates: Sequence[tuple[Tensor, Tensor]]) -> StepResult:
         extra, skipped = (torch.stack(column) for column in zip(*updates, strict=True))
