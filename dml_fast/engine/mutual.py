@@ -60,6 +60,7 @@ class MutualTerm:
         label_smoothing: of the cross-entropy.
         peer_reduction: ``mean`` or ``sum``.
         prior: (C,) added to all logits, or None.
+        class_weight: (C,) of the cross-entropy, or None.
         small_loss: whether rows with a large joint loss are left out.
         class_dim: the dimension of the logits that has the classes.
     """
@@ -69,6 +70,7 @@ class MutualTerm:
     label_smoothing: float
     peer_reduction: str
     prior: Tensor | None
+    class_weight: Tensor | None
     small_loss: bool
     class_dim: int
 
@@ -103,6 +105,7 @@ class MutualTerm:
             "kl_weight": lesson.kl_weight,
             "temperature": self.temperature,
             "label_smoothing": self.label_smoothing,
+            "class_weight": self.class_weight,
             "peer_reduction": self.peer_reduction,
             "peer_weight": None if taught is None else taught.weight,
             "teacher_logits": teachers or None,

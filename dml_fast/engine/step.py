@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dml_fast.engine.class_weight import check_class_weight
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.executor import Executor, Lesson, Sequential, StepResult
 from dml_fast.engine.features import FeatureLoss, check_feature_loss, checked_value
@@ -56,6 +57,8 @@ class Engine:
         prior: (C,) logarithms of the classes' shares, added to the logits of students and teacher
             before every loss, and not in evaluation, which is then balanced (logit adjustment:
             Menon et al., ICLR 2021).
+        class_weight: (C,) weights of the cross-entropy, as of `torch.nn.CrossEntropyLoss`: its mean
+            divides by the sum of the rows' weights. The mutual term has none.
         small_loss: the share of a batch's labelled rows that are left out of every loss: those
             with the largest joint loss (`dml_fast.engine.small_loss`), in [0, 1).
         clip_norm: the largest norm of each student's gradient, as of
@@ -85,6 +88,7 @@ class Engine:
         feature_loss: FeatureLoss | None = None,
         feature_weight: float = 0.0,
         prior: Tensor | None = None,
+        class_weight: Tensor | None = None,
         small_loss: float = 0.0,
         clip_norm: float | None = None,
         parts: int = 1,
@@ -131,6 +135,9 @@ class Engine:
             label_smoothing,
             peer_reduction,
             None if prior is None else check_prior(prior, _device(cohort)),
+            None
+            if class_weight is None
+            else check_class_weight(class_weight, small_loss, _device(cohort)),
             small_loss > 0,
             class_dim,
         )
