@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.executor import Lesson
+from dml_fast.engine.parts import denominators
 from dml_fast.engine.small_loss import joint_loss, row_weights
 from dml_fast.errors import UserError
 from dml_fast.loss import mutual_loss, mutual_loss_and_grad, peer_divergence
@@ -116,12 +117,14 @@ class MutualTerm:
             target,
             **options,
             row_weight=row_weight,
+            whole=denominators(lesson, networks[0].shape[-1]),
             grad_scale=torch.stack([scales[k] for k in logits]),
         )
         ce, kl, correct = stats.ce, stats.kl, stats.correct
         if self.method == "dml_e":
             peers = len(networks) - 1 if self.peer_reduction == "sum" else 1
             spread = peers * self.temperature**2 * peer_divergence(networks, self.temperature)
+            spread = spread / lesson.parts
             losses, kl = losses - lesson.kl_weight * spread, kl - spread
         if len(here) < len(logits):  # a list of places would be copied to the device
             losses, ce, kl, correct = (
