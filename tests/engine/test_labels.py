@@ -55,6 +55,20 @@ def test_a_step_is_that_of_a_plain_loop(temperature: float, smoothing: float) ->
         assert_same(a, b, 1e-9)
 
 
+def test_parts_of_a_batch_and_labels_as_whole_numbers_give_the_same() -> None:
+    whole, parts = networks(2), networks(2)
+    for model in [*whole, *parts]:  # no batch statistics, which differ by part
+        model.eval()
+    x, _ = batch(0)
+    a = engine_of(whole, distribution="bernoulli").step(x, LABELS)
+    b = engine_of(parts, distribution="bernoulli", parts=3).step(x, LABELS.long())
+    torch.testing.assert_close(b.losses, a.losses)
+    assert b.labelled.tolist() == [6, 6]
+    assert torch.equal(a.correct, b.correct)
+    for one, other in zip(whole, parts, strict=True):
+        assert_same(one, other, 1e-6)
+
+
 def test_dml_e_reports_the_divergence_from_the_mean_of_the_peers() -> None:
     mine = networks(3)
     x, _ = batch(0)
@@ -83,6 +97,7 @@ def test_a_teacher_alone_teaches_when_distilling() -> None:
     [
         ({"distribution": "multilabel"}, "distribution is 'multilabel'"),
         ({"prior": torch.zeros(5)}, "prior is for rows of one class"),
+        ({"class_weight": torch.ones(5)}, "class_weight is for rows of one class"),
         ({"small_loss": 0.2}, "small_loss is for rows of one class"),
     ],
 )
