@@ -32,6 +32,7 @@ def check_combinations(config: Options, *, retrieval: bool, kind: Kind) -> None:
     _check_retrieval(config, retrieval)
     _check_head(config, retrieval, kind)
     _check_small_loss(config)
+    _check_averages(config)
     _check_labels(config, retrieval, kind)
     _check_kind(config, kind)
 
@@ -155,6 +156,13 @@ def _check_kind(config: Options, kind: Kind) -> None:
             raise UserError(
                 f"{flag(name)} is {getattr(config, name)!r}: give different names, as in a,b,c"
             )
+
+
+def _check_averages(config: Options) -> None:
+    if config.ema == "off":
+        for name in ("weights", "teach_with"):
+            if getattr(config, name) == "ema":
+                raise UserError(f"{flag(name)} is ema without averages: give --ema 0.999")
 
 
 def _check_small_loss(config: Options) -> None:
