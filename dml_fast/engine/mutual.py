@@ -97,6 +97,7 @@ class MutualTerm:
             target = target.movedim(self.class_dim, -1)
         rows = [list(logits).index(k) for k in here]
         teachers = [] if taught is None else [self._adjusted(z) for z in taught.logits]
+        peer_weight = None if taught is None else taught.weight
         scales = {k: cohort.student(k).grad_scale for k in here}
         if len(here) < len(logits):  # the others' gradients are not used
             one = next(iter(scales.values())).new_ones(())
@@ -107,7 +108,7 @@ class MutualTerm:
             "label_smoothing": self.label_smoothing,
             "class_weight": self.class_weight,
             "peer_reduction": self.peer_reduction,
-            "peer_weight": None if taught is None else taught.weight,
+            "peer_weight": peer_weight,
             "teacher_logits": teachers or None,
             "class_dim": None if self.class_dim == -1 else -1,  # 1, say, leaves nothing to doubt
         }
@@ -122,9 +123,10 @@ class MutualTerm:
         )
         ce, kl, correct = stats.ce, stats.kl, stats.correct
         if self.method == "dml_e":
-            peers = len(networks) - 1 if self.peer_reduction == "sum" else 1
-            spread = peers * self.temperature**2 * peer_divergence(networks, self.temperature)
-            spread = spread / lesson.parts
+            heard = [*networks, *(teachers if peer_weight is None else ())]
+            peers = len(heard) - 1 if self.peer_reduction == "sum" else 1
+            apart = peer_divergence(heard, self.temperature)[: len(networks)]
+            spread = peers * self.temperature**2 * apart / lesson.parts
             losses, kl = losses - lesson.kl_weight * spread, kl - spread
         if len(here) < len(logits):  # a list of places would be copied to the device
             losses, ce, kl, correct = (

@@ -30,6 +30,7 @@ from dml_fast.engine.prior import check_prior
 from dml_fast.engine.roles import learners_of, views_of
 from dml_fast.engine.small_loss import check_small_loss
 from dml_fast.engine.student import Student
+from dml_fast.engine.teacher import Teacher, check_teachers
 from dml_fast.errors import UserError, brief, check_choice, check_number, check_whole, first_line
 from dml_fast.loss.checks import check_options
 
@@ -63,6 +64,8 @@ class Engine:
             with the largest joint loss (`dml_fast.engine.small_loss`), in [0, 1).
         clip_norm: the largest norm of each student's gradient, as of
             `torch.nn.utils.clip_grad_norm_`, above 0; None: any.
+        teachers: fixed networks that teach every student beside its peers, with ``dml`` and
+            ``dml_e``; with them one student is enough.
         parts: into how many equal parts a batch is divided. They run one after the other, each
             with BatchNorm and ``feature_loss`` of its own, before one update: memory is that of a
             part, all else is of the whole batch.
@@ -91,6 +94,7 @@ class Engine:
         class_weight: Tensor | None = None,
         small_loss: float = 0.0,
         clip_norm: float | None = None,
+        teachers: Sequence[Teacher] = (),
         parts: int = 1,
         class_dim: int = -1,
         executor: Executor | None = None,
@@ -128,6 +132,7 @@ class Engine:
         self.feature_weight = feature_weight
         self.small_loss = small_loss
         self.clip_norm = clip_norm
+        self.teachers = check_teachers(teachers, method, cohort)
         self.parts = parts
         self.term = MutualTerm(
             method,
@@ -183,6 +188,8 @@ class Engine:
         count = self.cohort.total
         given = views_of(inputs, count) if views else (inputs,) * count
         chosen = learners_of(learners, teacher, count, self.method)
+        if teacher is not None and self.teachers:
+            raise UserError("the step has a teacher and the engine fixed ones: leave out one")
         if self.small_loss and target.is_floating_point():
             raise UserError(
                 "small_loss is for rows of one class, and the target has probabilities: leave out "
@@ -239,9 +246,18 @@ class Engine:
         here = [k for k in lesson.learners if k in self.cohort.numbers]
         students = [self.cohort.student(k) for k in here]
         taught = self._taught(lesson)
-        passes = executor.fork_in_order(
-            students, lambda k: self._forward(students[k], lesson, lesson.inputs[here[k]])
-        )
+        count = len(students)
+
+        def work(k: int) -> tuple[Tensor, Tensor | None]:
+            if k < count:
+                return self._forward(students[k], lesson, lesson.inputs[here[k]])
+            return self.teachers[k - count](lesson.inputs), None
+
+        teachers = self.teachers if here else ()
+        found = executor.fork_in_order([*students, *teachers], work)
+        passes = found[:count]
+        if teachers:
+            taught = Taught(tuple(z for z, _ in found[count:]))
         logits = {k: z.detach() for k, (z, _) in zip(here, passes, strict=True)}
         if self._exchanges(lesson):
             logits, taught = self._exchanged(logits, taught, lesson)
@@ -278,6 +294,8 @@ class Engine:
         if not students:
             return StepResult.empty(lesson.target.device)
         taught = self._taught(lesson)
+        if self.teachers:
+            taught = Taught(tuple(one(lesson.inputs) for one in self.teachers))
         passes = {k: self._forward(one, lesson, lesson.inputs[k]) for k, one in students.items()}
         logits = {k: z.detach() for k, (z, _) in passes.items()}
         turns = []
