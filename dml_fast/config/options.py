@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from dml_fast.config.checks import check_combinations
+from dml_fast.config.checks_labels import check_several_labels
 from dml_fast.config.fields import Options, flag, names_in
 from dml_fast.config.types import check_field, numbers_in
 from dml_fast.errors import UserError, check_choice
@@ -209,7 +210,7 @@ class TrainConfig(Options):
         Raises:
             UserError: it names the option, its value and what to do.
         """
-        from dml_fast.data import check_data_spec, check_searches
+        from dml_fast.data import check_data_spec, check_searches, has_several_labels
         from dml_fast.models import check_model_name
         from dml_fast.models.pretrained import check_pretrained
 
@@ -239,6 +240,8 @@ class TrainConfig(Options):
         if "tensorboard" in names_in(self.log):
             _require("tensorboard", "--log tensorboard", "log")
         check_data_spec(self.data, download=self.download)
+        if has_several_labels(self.data):
+            check_several_labels(self)
         if self.retrieval:
             check_searches(self.data, val_fraction=self.val_fraction, camera_rule=self.camera_rule)
 

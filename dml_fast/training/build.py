@@ -260,6 +260,7 @@ def _build_engine(
         small_loss=config.small_loss,
         clip_norm=None if config.clip_norm == "off" else config.clip_norm,
         parts=config.accumulate,
+        distribution="bernoulli" if data.several_labels else "categorical",
         executor=make_executor(config.executor, len(cohort), device),
     )
 
