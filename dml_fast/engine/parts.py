@@ -99,8 +99,8 @@ def denominators(
     labelled = target != UNLABELLED_TARGET
     if class_weight is None:
         return labelled.sum(), target.numel()
-    weights = class_weight[target.long().masked_fill(~labelled, 0)]
-    total = (weights * labelled).sum()
+    known = target.long().clamp(0, len(class_weight) - 1)  # the loss refuses other classes
+    total = (class_weight[known] * labelled).sum()
     return (world.sum_over_data(total) / world.mesh.data if shared else total), target.numel()
 
 

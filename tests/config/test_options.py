@@ -10,7 +10,7 @@ from dml_fast.config import TrainConfig, flag
 from dml_fast.errors import UserError
 from dml_fast.train import arguments
 
-FLAG = re.compile(r"^. (--[a-z-]+)", re.MULTILINE)
+FLAG = re.compile(r"^. (--[a-z][a-z-]+)", re.MULTILINE)
 
 
 def test_help_begins_with_what_most_runs_need(capsys: pytest.CaptureFixture[str]) -> None:
