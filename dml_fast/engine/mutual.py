@@ -29,6 +29,26 @@ class Mutual(NamedTuple):
     grads: list[Tensor]
 
 
+class Taught(NamedTuple):
+    """What M fixed teachers, which do not learn in this step, say about a batch.
+
+    Attributes:
+        logits: M of them, (N, C), detached.
+        weight: (A, A + M) fp32 ``peer_weight`` of the loss, of A learners and then the teachers;
+            None where all peers and all teachers count the same.
+    """
+
+    logits: tuple[Tensor, ...]
+    weight: Tensor | None = None
+
+    @classmethod
+    def alone(cls, logits: Tensor, learners: int) -> Taught:
+        """Return what one teacher (N, C) says that alone teaches the learners."""
+        weight = logits.new_zeros(learners, learners + 1, dtype=torch.float32)
+        weight[:, -1] = 1.0
+        return cls((logits,), weight)
+
+
 @dataclass(frozen=True)
 class MutualTerm:
     """Options of the mutual loss, as `dml_fast.engine.Engine` takes them.
@@ -55,7 +75,7 @@ class MutualTerm:
         self,
         logits: Mapping[int, Tensor],
         lesson: Lesson,
-        fixed: Tensor | None,
+        taught: Taught | None,
         here: Sequence[int],
         cohort: Cohort,
     ) -> Mutual:
@@ -64,7 +84,7 @@ class MutualTerm:
         Args:
             logits: (N, C), detached, of every learner that the loss compares, by number.
             lesson: of the step.
-            fixed: (N, C) of a teacher.
+            taught: by fixed teachers, if there are any.
             here: the numbers of H of the learners.
             cohort: the students.
         """
@@ -73,10 +93,7 @@ class MutualTerm:
         if target.dim() == networks[0].dim():  # probabilities
             target = target.movedim(self.class_dim, -1)
         rows = [list(logits).index(k) for k in here]
-        peer_weight = None
-        if fixed is not None:  # only the teacher teaches
-            peer_weight = fixed.new_zeros(len(networks), len(networks) + 1, dtype=torch.float32)
-            peer_weight[:, -1] = 1.0
+        teachers = [] if taught is None else [self._adjusted(z) for z in taught.logits]
         scales = {k: cohort.student(k).grad_scale for k in here}
         if len(here) < len(logits):  # the others' gradients are not used
             one = next(iter(scales.values())).new_ones(())
@@ -86,8 +103,8 @@ class MutualTerm:
             "temperature": self.temperature,
             "label_smoothing": self.label_smoothing,
             "peer_reduction": self.peer_reduction,
-            "peer_weight": peer_weight,
-            "teacher_logits": None if fixed is None else [self._adjusted(fixed)],
+            "peer_weight": None if taught is None else taught.weight,
+            "teacher_logits": teachers or None,
             "class_dim": None if self.class_dim == -1 else -1,  # 1, say, leaves nothing to doubt
         }
         row_weight, *counts = self._kept(networks, target, lesson, options, cohort)

@@ -22,7 +22,7 @@ from torch import Tensor
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.executor import Executor, Lesson, Sequential, StepResult
 from dml_fast.engine.features import FeatureLoss, check_feature_loss, checked_value
-from dml_fast.engine.mutual import Mutual, MutualTerm
+from dml_fast.engine.mutual import Mutual, MutualTerm, Taught
 from dml_fast.engine.prior import check_prior
 from dml_fast.engine.small_loss import check_small_loss
 from dml_fast.engine.student import Student
@@ -253,16 +253,16 @@ class Engine:
         """Let all learn from one snapshot of predictions."""
         here = [k for k in lesson.learners if k in self.cohort.numbers]
         students = [self.cohort.student(k) for k in here]
-        fixed = self._taught(lesson)
+        taught = self._taught(lesson)
         passes = executor.fork_in_order(
             students, lambda k: self._forward(students[k], lesson, lesson.inputs[here[k]])
         )
         logits = {k: z.detach() for k, (z, _) in zip(here, passes, strict=True)}
         if self._exchanges(lesson):
-            logits, fixed = self._exchanged(logits, fixed, lesson)
+            logits, taught = self._exchanged(logits, taught, lesson)
         if not here:
             return StepResult.empty(lesson.target.device)
-        mutual = self.term(logits, lesson, fixed, here, self.cohort)
+        mutual = self.term(logits, lesson, taught, here, self.cohort)
         updates = executor.fork(
             students,
             lambda k: self._update(students[k], *passes[k], mutual.grads[k], lesson.accumulate),
@@ -275,28 +275,29 @@ class Engine:
         return needed and self.cohort.exchange is not None
 
     def _exchanged(
-        self, mine: dict[int, Tensor], fixed: Tensor | None, lesson: Lesson
-    ) -> tuple[dict[int, Tensor], Tensor | None]:
-        """Return the logits of all learners, and the teacher's, on every rank."""
+        self, mine: dict[int, Tensor], taught: Taught | None, lesson: Lesson
+    ) -> tuple[dict[int, Tensor], Taught | None]:
+        """Return the logits of all learners, and what the teacher says, on every rank."""
         exchange, teacher = self.cohort.exchange, lesson.teacher
         assert exchange is not None
-        if teacher is not None and fixed is not None:
-            mine = {**mine, teacher: fixed}
+        if teacher is not None and taught is not None:
+            mine = {**mine, teacher: taught.logits[0]}
         found = exchange(mine)
-        fixed = None if teacher is None else found[teacher]
-        return {k: found[k] for k in lesson.learners}, fixed
+        if teacher is not None:
+            taught = Taught.alone(found[teacher], len(lesson.learners))
+        return {k: found[k] for k in lesson.learners}, taught
 
     def _alternating_step(self, lesson: Lesson) -> StepResult:
         """Let each learn from predictions that the updates before its own have refreshed."""
         students = {k: self.cohort.student(k) for k in lesson.learners}
         if not students:
             return StepResult.empty(lesson.target.device)
-        fixed = self._taught(lesson)
+        taught = self._taught(lesson)
         passes = {k: self._forward(one, lesson, lesson.inputs[k]) for k, one in students.items()}
         logits = {k: z.detach() for k, (z, _) in passes.items()}
         turns = []
         for k, student in students.items():
-            mutual = self.term(logits, lesson, fixed, [k], self.cohort)
+            mutual = self.term(logits, lesson, taught, [k], self.cohort)
             update = self._update(student, *passes[k], mutual.grads[0])
             turns.append(self._result(mutual, [update]))
             logits[k] = student.predict(lesson.inputs[k], training=True)
@@ -329,11 +330,12 @@ class Engine:
         skipped = none.bool() if accumulate else student.update(self.clip_norm)
         return none if extra is None else extra.detach(), skipped
 
-    def _taught(self, lesson: Lesson) -> Tensor | None:
-        """Return the teacher's logits, if it is in this process."""
+    def _taught(self, lesson: Lesson) -> Taught | None:
+        """Return what the teacher says, if it is in this process."""
         if (k := lesson.teacher) is None or k not in self.cohort.numbers:
             return None
-        return self.cohort.student(k).predict(lesson.inputs[k])
+        logits = self.cohort.student(k).predict(lesson.inputs[k])
+        return Taught.alone(logits, len(lesson.learners))
 
     def _result(self, mutual: Mutual, updates: Sequence[tuple[Tensor, Tensor]]) -> StepResult:
         extra, skipped = (torch.stack(column) for column in zip(*updates, strict=True))
