@@ -89,11 +89,12 @@ def check_state(average: Average | None, state: Mapping[str, Any], arch: str) ->
         UserError: which of the two has one.
     """
     if (average is None) == ("average" in state):
-        have, lack = ("state", "student") if average is None else ("student", "state")
-        raise UserError(
-            f"the {have} of a student ({arch}) has an average and the {lack} has none: keep one "
-            "in both, or in neither"
+        which = (
+            "keeps no average, and its state has one"
+            if average is None
+            else ("keeps an average, and its state has none")
         )
+        raise UserError(f"a student ({arch}) {which}: keep one in both, or in neither")
 
 
 def _places(model: nn.Module) -> Iterator[Place]:

@@ -11,7 +11,7 @@ from dml_fast.engine.student import Student
 
 
 class Snapshot:
-    """Weights, their averages, buffers, optimizers, scalers and random generators at the time it is made.
+    """Weights, averages, buffers, optimizers, scalers and random generators when it is made.
 
     A CUDA graph keeps using the tensors that it was captured with, so ``restore`` writes into the
     existing tensors.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.executor import Executor, Lesson, Sequential, StepResult
 from dml_fast.engine.features import FeatureLoss, check_feature_loss, checked_value
 from dml_fast.engine.mutual import Mutual, MutualTerm, Taught
+from dml_fast.engine.peers import check_teach_with, exchanged, needed_exchange
 from dml_fast.engine.prior import check_prior
 from dml_fast.engine.small_loss import check_small_loss
 from dml_fast.engine.student import Student
@@ -30,6 +31,14 @@ from dml_fast.errors import UserError, brief, check_choice, check_number, check_
 from dml_fast.loss.checks import check_options
 
 logger = logging.getLogger(__name__)
+
+
+class _Passed(NamedTuple):
+    """What a student's passes gave: logits, a loss on features, logits of the average."""
+
+    logits: Tensor
+    extra: Tensor | None
+    heard: Tensor | None
 
 
 class Engine:
@@ -55,6 +64,9 @@ class Engine:
             Menon et al., ICLR 2021).
         small_loss: the share of a batch's labelled rows that are left out of every loss: those
             with the largest joint loss (`dml_fast.engine.small_loss`), in [0, 1).
+        teach_with: ``ema``: students are heard by the averages of their weights
+            (`dml_fast.engine.averaging.Average`), which compute as in training, and not by
+            themselves (``student``); for method dml.
         clip_norm: the largest norm of each student's gradient, as of
             `torch.nn.utils.clip_grad_norm_`, above 0; None: any.
         class_dim: the dimension of the logits that has the classes: -1, or 1 for (N, C, H, W).
@@ -80,6 +92,7 @@ class Engine:
         feature_weight: float = 0.0,
         prior: Tensor | None = None,
         small_loss: float = 0.0,
+        teach_with: str = "student",
         clip_norm: float | None = None,
         class_dim: int = -1,
         executor: Executor | None = None,
@@ -99,6 +112,7 @@ class Engine:
             )
         check_feature_loss(feature_loss, feature_weight, cohort)
         check_small_loss(small_loss, method, update, feature_weight)
+        check_teach_with(teach_with, method, update, cohort)
         if update == "alternating" and cohort.exchange is not None:
             raise UserError(
                 "update is alternating, for which one process must hold all students, and they "
@@ -115,6 +129,7 @@ class Engine:
         self.feature_loss = feature_loss
         self.feature_weight = feature_weight
         self.small_loss = small_loss
+        self.teach_with = teach_with
         self.clip_norm = clip_norm
         self.term = MutualTerm(
             method,
@@ -257,35 +272,20 @@ class Engine:
         passes = executor.fork_in_order(
             students, lambda k: self._forward(students[k], lesson, lesson.inputs[here[k]])
         )
-        logits = {k: z.detach() for k, (z, _) in zip(here, passes, strict=True)}
-        if self._exchanges(lesson):
-            logits, taught = self._exchanged(logits, taught, lesson)
+        logits = {k: one.logits.detach() for k, one in zip(here, passes, strict=True)}
+        heard = {k: z for k, (*_, z) in zip(here, passes, strict=True) if z is not None}
+        if exchange := needed_exchange(self.cohort, lesson):
+            logits, heard, taught = exchanged(exchange, logits, heard, taught, lesson)
         if not here:
             return StepResult.empty(lesson.target.device)
+        if heard:
+            taught = Taught.by_averages([heard[k] for k in logits], self.term.peer_reduction)
         mutual = self.term(logits, lesson, taught, here, self.cohort)
         updates = executor.fork(
             students,
-            lambda k: self._update(students[k], *passes[k], mutual.grads[k], lesson.accumulate),
+            lambda k: self._update(students[k], passes[k], mutual.grads[k], lesson.accumulate),
         )
         return self._result(mutual, updates)
-
-    def _exchanges(self, lesson: Lesson) -> bool:
-        """Return whether logits of other ranks are needed; without teaching, their KL is shown."""
-        needed = len(lesson.learners) > 1 or lesson.teacher is not None
-        return needed and self.cohort.exchange is not None
-
-    def _exchanged(
-        self, mine: dict[int, Tensor], taught: Taught | None, lesson: Lesson
-    ) -> tuple[dict[int, Tensor], Taught | None]:
-        """Return the logits of all learners, and what the teacher says, on every rank."""
-        exchange, teacher = self.cohort.exchange, lesson.teacher
-        assert exchange is not None
-        if teacher is not None and taught is not None:
-            mine = {**mine, teacher: taught.logits[0]}
-        found = exchange(mine)
-        if teacher is not None:
-            taught = Taught.alone(found[teacher], len(lesson.learners))
-        return {k: found[k] for k in lesson.learners}, taught
 
     def _alternating_step(self, lesson: Lesson) -> StepResult:
         """Let each learn from predictions that the updates before its own have refreshed."""
@@ -294,37 +294,37 @@ class Engine:
             return StepResult.empty(lesson.target.device)
         taught = self._taught(lesson)
         passes = {k: self._forward(one, lesson, lesson.inputs[k]) for k, one in students.items()}
-        logits = {k: z.detach() for k, (z, _) in passes.items()}
+        logits = {k: one.logits.detach() for k, one in passes.items()}
         turns = []
         for k, student in students.items():
             mutual = self.term(logits, lesson, taught, [k], self.cohort)
-            update = self._update(student, *passes[k], mutual.grads[0])
+            update = self._update(student, passes[k], mutual.grads[0])
             turns.append(self._result(mutual, [update]))
             logits[k] = student.predict(lesson.inputs[k], training=True)
         return StepResult.joined(turns)
 
-    def _forward(
-        self, student: Student, lesson: Lesson, inputs: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the logits, and the loss on the features of the same pass if there is one.
+    def _forward(self, student: Student, lesson: Lesson, inputs: Any) -> _Passed:
+        """Run the passes of a student.
 
-        One thread makes both: autograd numbers the nodes of each thread apart, and adds gradients
+        One thread makes them: autograd numbers the nodes of each thread apart, and adds gradients
         up in an order that depends on these numbers.
         """
+        extra = None
         if self.feature_loss is None:
-            return student.forward(inputs), None
-        features, logits = student.features_and_logits(inputs)
-        return logits, checked_value(self.feature_loss(features, lesson.target), self.feature_loss)
+            logits = student.forward(inputs)
+        else:
+            features, logits = student.features_and_logits(inputs)
+            extra = checked_value(self.feature_loss(features, lesson.target), self.feature_loss)
+        heard = None
+        if self.teach_with == "ema" and lesson.teacher is None:
+            heard = student.predict(inputs, training=True, weights="ema")
+        return _Passed(logits, extra, heard)
 
     def _update(
-        self,
-        student: Student,
-        logits: Tensor,
-        extra: Tensor | None,
-        grad: Tensor,
-        accumulate: bool = False,
+        self, student: Student, passed: _Passed, grad: Tensor, accumulate: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Update a student; return its loss on features, and whether the step was skipped."""
+        logits, extra, _ = passed
         student.backward(logits, grad, extra, self.feature_weight)
         none = logits.new_zeros((), dtype=torch.float32)
         skipped = none.bool() if accumulate else student.update(self.clip_norm)
