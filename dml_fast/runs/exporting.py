@@ -97,7 +97,13 @@ Apply = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
 
 
 def export_student(
-    run: Run, name: str, kind: str, which: str, out: str, allow_code: Collection[str] = ()
+    run: Run,
+    name: str,
+    kind: str,
+    which: str,
+    out: str,
+    allow_code: Collection[str] = (),
+    weights: str = "student",
 ) -> bool:
     """Export a student of a run, and print by how much the file's output differs.
 
@@ -108,11 +114,12 @@ def export_student(
         which: the checkpoint: best or last.
         out: the file; "" for a name in the run folder.
         allow_code: the functions, as ``package.module:function``, that may build students.
+        weights: student, or ema for the average of its weights.
 
     Returns:
         Whether the file computes what the student does; if not, it is not kept.
     """
-    trained = Trained.load(run, which, allow_code)
+    trained = Trained.load(run, which, allow_code, weights)
     best = trained.best
     if name == "best" and best is None:
         raise UserError(
@@ -122,7 +129,8 @@ def export_student(
     k = best if name == "best" and best is not None else int(name)
     facts = trained.facts
     student = TrainedStudent(trained.model(k), trained.archs[k], facts, facts.view_of(k))
-    path = Path(out) if out else run.folder / f"student_{k}-{which}.{kind}"
+    suffix = "-ema" if weights == "ema" else ""
+    path = Path(out) if out else run.folder / f"student_{k}-{which}{suffix}.{kind}"
     inputs, source = _rows(run, facts, k)
     check = export(student, kind, path, inputs)
     comparison = (
@@ -132,7 +140,8 @@ def export_student(
     )
     if check.passed:
         print(
-            f"wrote {shown(path)}: student {k} ({shown(student.arch)}) of {which}.pt; {comparison}"
+            f"wrote {shown(path)}: {'average of ' if suffix else ''}student {k} "
+            f"({shown(student.arch)}) of {which}.pt; {comparison}"
         )
     else:
         logger.error("%s was not kept, student %d differs: %s", path, k, comparison)

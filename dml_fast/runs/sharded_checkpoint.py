@@ -109,11 +109,18 @@ def load(
         return state
 
 
-class _Described(TypedDict):
+class _Always(TypedDict):
     arch: str
     model: list[str]
     optimizer: dict[str, list[str]]
     scaler: dict[str, int | float]
+
+
+class _Described(_Always, total=False):
+    average: list[str]
+
+
+_NETWORKS = ("model", "average")
 
 
 class _Common(TypedDict):
@@ -178,8 +185,13 @@ def _student_tensors(
     tensors: dict[str, Tensor] = {}
     described: dict[int, Any] = {}
     for k, state in zip(world.students, states, strict=True):
-        model, moments = state["model"], state["optimizer"]["state"]
-        mine = {f"students.{k}.model.{name}": tensor for name, tensor in model.items()}
+        moments = state["optimizer"]["state"]
+        networks = {part: state[part] for part in _NETWORKS if part in state}
+        mine = {
+            f"students.{k}.{part}.{name}": tensor
+            for part, tensors_of in networks.items()
+            for name, tensor in tensors_of.items()
+        }
         for index, values in moments.items():
             mine |= {f"students.{k}.optimizer.{index}.{name}": v for name, v in values.items()}
         tensors |= {
@@ -190,7 +202,7 @@ def _student_tensors(
         if world.column == 0:
             described[k] = {
                 "arch": state["arch"],
-                "model": list(model),
+                **{part: list(names) for part, names in networks.items()},
                 "optimizer": {index: list(values) for index, values in moments.items()},
                 "scaler": state["scaler"],
             }
@@ -202,7 +214,11 @@ def _student_state(
 ) -> dict[str, Any]:
     return {
         "arch": described["arch"],
-        "model": {name: tensor(f"students.{k}.model.{name}") for name in described["model"]},
+        **{
+            part: {name: tensor(f"students.{k}.{part}.{name}") for name in names}
+            for part in _NETWORKS
+            if (names := described.get(part)) is not None
+        },
         "optimizer": {
             "state": {
                 int(index): {

@@ -22,7 +22,7 @@ from dml_fast.runs.files import atomic_write
 from dml_fast.runs.folder import Run
 from dml_fast.version import __version__
 
-_STUDENT = re.compile(r"student_(\d{1,9})(-best|-last)?\.safetensors")  # in a run folder
+_STUDENT = re.compile(r"student_(\d{1,9})(-best|-last)?(-ema)?\.safetensors")  # in a run folder
 
 
 def header_of(arch: str, facts: DataFacts, view: int = 0) -> str:

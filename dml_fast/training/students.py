@@ -13,6 +13,7 @@ from torch import nn
 from dml_fast.config import TrainConfig
 from dml_fast.distributed.world import World
 from dml_fast.engine import Cohort, Precision, Student
+from dml_fast.engine.averaging import Average
 from dml_fast.engine.optim import make_optimizer
 from dml_fast.errors import UserError, reason
 from dml_fast.models import InputSpec
@@ -68,7 +69,9 @@ def build_cohort(
             model = model.to(precision.device)
             if config.channels_last:
                 model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            student = Student(model, _optimizer(config, _trainable(model)), precision, arch)
+            average = None if config.ema == "off" else Average(model, config.ema)
+            optimizer = _optimizer(config, _trainable(model))
+            student = Student(model, optimizer, precision, arch, average=average)
             _try(student, blank(min(2, config.batch_size), spec, precision), spec, num_classes)
             students.append(student)
     if groups:
@@ -136,15 +139,27 @@ def _joined(student: Student, config: TrainConfig, world: World, group: ProcessG
         shard,
     )
 
-    model, precision, arch = student.model, student.precision, student.arch
+    model, precision, arch, average = (
+        student.model,
+        student.precision,
+        student.arch,
+        student.average,
+    )
     assert world.device_mesh is not None
     if config.fsdp:
-        shard(model, world.device_mesh["data"])
+        for network in (model, *([average.model] if average else [])):
+            shard(network, world.device_mesh["data"])
         optimizer = _optimizer(config, local_parameters(model))
-        return ShardedStudent(model, optimizer, precision, arch, group=group)
+        return ShardedStudent(model, optimizer, precision, arch, group=group, average=average)
     features = extra_of(config).loss is not None
     return ReplicatedStudent(
-        model, student.optimizer, precision, arch, group=group, with_features=features
+        model,
+        student.optimizer,
+        precision,
+        arch,
+        group=group,
+        with_features=features,
+        average=average,
     )
 
 
