@@ -32,6 +32,7 @@ def check_combinations(config: Options, *, retrieval: bool, kind: Kind) -> None:
     _check_retrieval(config, retrieval)
     _check_head(config, retrieval, kind)
     _check_small_loss(config)
+    _check_averages(config)
     _check_labels(config, retrieval, kind)
     _check_kind(config, kind)
 
@@ -155,6 +156,21 @@ def _check_kind(config: Options, kind: Kind) -> None:
             raise UserError(
                 f"{flag(name)} is {getattr(config, name)!r}: give different names, as in a,b,c"
             )
+
+
+def _check_averages(config: Options) -> None:
+    if config.ema == "off":
+        for name in ("weights", "teach_with"):
+            if getattr(config, name) == "ema":
+                raise UserError(f"{flag(name)} is ema without averages: give --ema 0.999")
+    if config.teach_with == "ema":
+        for name, needed in (("method", "dml"), ("update", "simultaneous"), ("teachers", "")):
+            if (value := getattr(config, name)) != needed:
+                remedy = f"give {needed}" if needed else "leave it out"
+                raise UserError(
+                    f"--teach-with ema means nothing with {flag(name)} {value}: {remedy}, or leave "
+                    "out --teach-with"
+                )
 
 
 def _check_small_loss(config: Options) -> None:

@@ -35,6 +35,9 @@ class Lesson:
         accumulate: whether gradients are kept and nobody is updated.
         learners: the numbers of the A students that learn.
         teacher: the number of the only student that teaches; None where all learners do.
+        whole: the target of the batch of which this is a part; None where it is all of it.
+        parts: how many equal parts that batch has.
+        last: whether no part of it comes after this one.
     """
 
     inputs: tuple[Any, ...]
@@ -44,6 +47,9 @@ class Lesson:
     teacher: int | None = None
     left_out: float | Tensor = 0.0
     accumulate: bool = False
+    whole: Tensor | None = None
+    parts: int = 1
+    last: bool = True
 
 
 class StepResult(NamedTuple):

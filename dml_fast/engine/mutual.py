@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.executor import Lesson
+from dml_fast.engine.parts import denominators
 from dml_fast.engine.small_loss import joint_loss, row_weights
 from dml_fast.errors import UserError
 from dml_fast.loss import mutual_loss, mutual_loss_and_grad, peer_divergence
@@ -72,6 +73,7 @@ class MutualTerm:
         label_smoothing: of the cross-entropy.
         peer_reduction: ``mean`` or ``sum``.
         prior: (C,) added to all logits, or None.
+        class_weight: (C,) of the cross-entropy, or None.
         small_loss: whether rows with a large joint loss are left out.
         class_dim: the dimension of the logits that has the classes.
     """
@@ -81,6 +83,7 @@ class MutualTerm:
     label_smoothing: float
     peer_reduction: str
     prior: Tensor | None
+    class_weight: Tensor | None
     small_loss: bool
     class_dim: int
 
@@ -115,6 +118,7 @@ class MutualTerm:
             "kl_weight": lesson.kl_weight,
             "temperature": self.temperature,
             "label_smoothing": self.label_smoothing,
+            "class_weight": self.class_weight,
             "peer_reduction": self.peer_reduction,
             "peer_weight": None if taught is None else taught.weight,
             "teacher_logits": teachers or None,
@@ -126,12 +130,14 @@ class MutualTerm:
             target,
             **options,
             row_weight=row_weight,
+            whole=denominators(lesson, networks[0].shape[-1]),
             grad_scale=torch.stack([scales[k] for k in logits]),
         )
         ce, kl, correct = stats.ce, stats.kl, stats.correct
         if self.method == "dml_e":
             peers = len(networks) - 1 if self.peer_reduction == "sum" else 1
             spread = peers * self.temperature**2 * peer_divergence(networks, self.temperature)
+            spread = spread / lesson.parts
             losses, kl = losses - lesson.kl_weight * spread, kl - spread
         if len(here) < len(logits):  # a list of places would be copied to the device
             losses, ce, kl, correct = (

@@ -13,18 +13,22 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from dml_fast.engine.class_weight import check_class_weight
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.executor import Executor, Lesson, Sequential, StepResult
 from dml_fast.engine.features import FeatureLoss, check_feature_loss, checked_value
 from dml_fast.engine.mutual import Mutual, MutualTerm, Taught
+from dml_fast.engine.parts import added, check_parts, split
 from dml_fast.engine.peers import check_teach_with, exchanged, needed_exchange
 from dml_fast.engine.prior import check_prior
+from dml_fast.engine.roles import learners_of, views_of
 from dml_fast.engine.small_loss import check_small_loss
 from dml_fast.engine.student import Student
 from dml_fast.errors import UserError, brief, check_choice, check_number, check_whole, first_line
@@ -62,6 +66,8 @@ class Engine:
         prior: (C,) logarithms of the classes' shares, added to the logits of students and teacher
             before every loss, and not in evaluation, which is then balanced (logit adjustment:
             Menon et al., ICLR 2021).
+        class_weight: (C,) weights of the cross-entropy, as of `torch.nn.CrossEntropyLoss`: its mean
+            divides by the sum of the rows' weights. The mutual term has none.
         small_loss: the share of a batch's labelled rows that are left out of every loss: those
             with the largest joint loss (`dml_fast.engine.small_loss`), in [0, 1).
         teach_with: ``ema``: students are heard by the averages of their weights
@@ -69,6 +75,9 @@ class Engine:
             themselves (``student``); for method dml.
         clip_norm: the largest norm of each student's gradient, as of
             `torch.nn.utils.clip_grad_norm_`, above 0; None: any.
+        parts: into how many equal parts a batch is divided. They run one after the other, each
+            with BatchNorm and ``feature_loss`` of its own, before one update: memory is that of a
+            part, all else is of the whole batch.
         class_dim: the dimension of the logits that has the classes: -1, or 1 for (N, C, H, W).
         executor: runs the students, by default one after the other; ``alternating`` updates have
             nothing to overlap and do not use it.
@@ -91,9 +100,11 @@ class Engine:
         feature_loss: FeatureLoss | None = None,
         feature_weight: float = 0.0,
         prior: Tensor | None = None,
+        class_weight: Tensor | None = None,
         small_loss: float = 0.0,
         teach_with: str = "student",
         clip_norm: float | None = None,
+        parts: int = 1,
         class_dim: int = -1,
         executor: Executor | None = None,
     ) -> None:
@@ -113,6 +124,7 @@ class Engine:
         check_feature_loss(feature_loss, feature_weight, cohort)
         check_small_loss(small_loss, method, update, feature_weight)
         check_teach_with(teach_with, method, update, cohort)
+        check_parts(parts, update, small_loss)
         if update == "alternating" and cohort.exchange is not None:
             raise UserError(
                 "update is alternating, for which one process must hold all students, and they "
@@ -131,12 +143,16 @@ class Engine:
         self.small_loss = small_loss
         self.teach_with = teach_with
         self.clip_norm = clip_norm
+        self.parts = parts
         self.term = MutualTerm(
             method,
             temperature,
             label_smoothing,
             peer_reduction,
             None if prior is None else check_prior(prior, _device(cohort)),
+            None
+            if class_weight is None
+            else check_class_weight(class_weight, small_loss, _device(cohort)),
             small_loss > 0,
             class_dim,
         )
@@ -180,8 +196,8 @@ class Engine:
                 "updates: leave it out, or choose simultaneous"
             )
         count = self.cohort.total
-        given = self._views(inputs) if views else (inputs,) * count
-        chosen = self._roles(range(count) if learners is None else learners, teacher)
+        given = views_of(inputs, count) if views else (inputs,) * count
+        chosen = learners_of(learners, teacher, count, self.method)
         if self.small_loss and target.is_floating_point():
             raise UserError(
                 "small_loss is for rows of one class, and the target has probabilities: leave out "
@@ -229,43 +245,12 @@ class Engine:
         """
         self.cohort.load_state_dict(state["students"])
 
-    def _views(self, inputs: Any) -> tuple[Any, ...]:
-        """Return the inputs of each of the K students."""
-        if not isinstance(inputs, list | tuple):
-            raise UserError(
-                f"a step with views=True got {brief(inputs)}: give a list of the inputs of each "
-                "student"
-            )
-        if len(inputs) != self.cohort.total:
-            raise UserError(
-                f"a step with views=True got {len(inputs)} views and the cohort has "
-                f"{self.cohort.total} students: give one for each"
-            )
-        return tuple(inputs)
-
-    def _roles(self, learners: Iterable[int], teacher: int | None) -> tuple[int, ...]:
-        """Return the learners; refuse those, and a teacher, that a step cannot have."""
-        count = self.cohort.total
-        chosen = tuple(learners) if isinstance(learners, Iterable) else None
-        known = {int(k) for k in chosen or () if k in range(count)}
-        if chosen is None or len(known) < len(chosen):
-            raise UserError(
-                f"the learners are {learners}: give different numbers from 0 to {count - 1}"
-            )
-        if teacher is not None and (teacher in chosen or teacher not in range(count)):
-            raise UserError(
-                f"the teacher is {teacher}: give a number from 0 to {count - 1} of a student that "
-                "does not learn"
-            )
-        if self.method == "distill" and teacher is None and len(chosen) > 1:
-            raise UserError(
-                "method is distill and several students learn without a teacher: give teacher=0 "
-                "and the others as learners"
-            )
-        return tuple(int(k) for k in chosen)
-
     def _step(self, lesson: Lesson, executor: Executor) -> StepResult:
-        """Let all learn from one snapshot of predictions."""
+        """Let all learn from one snapshot of predictions, part by part of the batch."""
+        return added([self._part(part, executor) for part in split(lesson, self.parts)])
+
+    def _part(self, lesson: Lesson, executor: Executor) -> StepResult:
+        """Run the passes of a part of a batch; after the last one, update."""
         here = [k for k in lesson.learners if k in self.cohort.numbers]
         students = [self.cohort.student(k) for k in here]
         taught = self._taught(lesson)
@@ -283,7 +268,7 @@ class Engine:
         mutual = self.term(logits, lesson, taught, here, self.cohort)
         updates = executor.fork(
             students,
-            lambda k: self._update(students[k], passes[k], mutual.grads[k], lesson.accumulate),
+            lambda k: self._update(students[k], passes[k], mutual.grads[k], lesson),
         )
         return self._result(mutual, updates)
 
@@ -298,7 +283,7 @@ class Engine:
         turns = []
         for k, student in students.items():
             mutual = self.term(logits, lesson, taught, [k], self.cohort)
-            update = self._update(student, passes[k], mutual.grads[0])
+            update = self._update(student, passes[k], mutual.grads[0], lesson)
             turns.append(self._result(mutual, [update]))
             logits[k] = student.predict(lesson.inputs[k], training=True)
         return StepResult.joined(turns)
@@ -309,26 +294,33 @@ class Engine:
         One thread makes them: autograd numbers the nodes of each thread apart, and adds gradients
         up in an order that depends on these numbers.
         """
-        extra = None
-        if self.feature_loss is None:
-            logits = student.forward(inputs)
-        else:
-            features, logits = student.features_and_logits(inputs)
+        extra = heard = None
+        with student.deferring(not lesson.last):
+            if self.feature_loss is None:
+                logits = student.forward(inputs)
+            else:
+                features, logits = student.features_and_logits(inputs)
+        if self.feature_loss is not None:
             extra = checked_value(self.feature_loss(features, lesson.target), self.feature_loss)
-        heard = None
         if self.teach_with == "ema" and lesson.teacher is None:
             heard = student.predict(inputs, training=True, weights="ema")
         return _Passed(logits, extra, heard)
 
     def _update(
-        self, student: Student, passed: _Passed, grad: Tensor, accumulate: bool = False
+        self, student: Student, passed: _Passed, grad: Tensor, lesson: Lesson
     ) -> tuple[Tensor, Tensor]:
         """Update a student; return its loss on features, and whether the step was skipped."""
         logits, extra, _ = passed
-        student.backward(logits, grad, extra, self.feature_weight)
+        parts = lesson.parts
+        with student.deferring(not lesson.last):
+            share = Fraction(1, parts)
+            student.backward(logits, grad, extra, self.feature_weight / parts, share)
         none = logits.new_zeros((), dtype=torch.float32)
-        skipped = none.bool() if accumulate else student.update(self.clip_norm)
-        return none if extra is None else extra.detach(), skipped
+        goes_on = lesson.accumulate or not lesson.last
+        skipped = none.bool() if goes_on else student.update(self.clip_norm)
+        if extra is None:
+            return none, skipped
+        return extra.detach() if parts == 1 else extra.detach() / parts, skipped
 
     def _taught(self, lesson: Lesson) -> Taught | None:
         """Return what the teacher says, if it is in this process."""

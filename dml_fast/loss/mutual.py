@@ -162,13 +162,17 @@ def mutual_loss_and_grad(
     class_dim: int | None = None,
     grad_scale: float | Tensor | None = None,
     ce_weight: float = 1.0,
+    whole: tuple[float | Tensor, int] | None = None,
 ) -> tuple[Tensor, list[Tensor], MutualStats]:
     """Return the losses and their gradients without autograd, as a training engine needs them.
 
     Continue with ``logits[k].backward(grads[k])``. Arguments and errors are those of
     `mutual_loss`. In addition, ``grad_scale`` multiplies the gradients before they are rounded to
     the logits' dtype, but not the losses: a number, or a () or (K,) tensor on the logits' device,
-    such as a loss scaler has.
+    such as a loss scaler has. ``whole`` is for rows that are a part of a larger batch: the
+    denominators of that batch's means, which are its number of labelled rows (or the sum of their
+    class weights), a number or a () tensor on the logits' device, and its number of rows. The
+    losses, gradients and means of all parts then add up to those of the batch.
 
     Returns:
         ``(losses, grads, stats)``: losses as `mutual_loss` returns them, without a graph; K
@@ -193,6 +197,9 @@ def mutual_loss_and_grad(
         ce_weight=ce_weight,
     )
     problem.grad_scale = check_grad_scale(grad_scale, problem)
+    if whole is not None:
+        labels, rows = whole
+        problem.whole = labels.to(problem.dtype) if isinstance(labels, Tensor) else labels, rows
     with torch.no_grad():
         solver = backends.find(backend, problem)
         losses, grads, stats = solver.solve(problem, True, "all" if return_stats else "cheap")

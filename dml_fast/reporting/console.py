@@ -126,7 +126,7 @@ class Reporter:
         from torch.utils.tensorboard import SummaryWriter
 
         advice = "make it a folder with room, or leave the option out"
-        with writing(f"--tensorboard: {self._events}", advice):
+        with writing(f"--log tensorboard: {self._events}", advice):
             self._writer = SummaryWriter(str(self._events))
 
     def start(

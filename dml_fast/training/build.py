@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from dml_fast.config import TrainConfig, flag
+from dml_fast.config.fields import names_in
 from dml_fast.data import DataSet, RetrievalSet, open_dataset
 from dml_fast.data.features import Features
 from dml_fast.data.loaders import train_loader
@@ -70,7 +71,9 @@ def build_trainer(
     check_executor(config.executor, device)
     if device.type == "cpu":
         keep_freed_memory()
-    reporter = Reporter(run.folder / "tensorboard" if config.tensorboard and world.main else None)
+    reporter = Reporter(
+        run.folder / "tensorboard" if "tensorboard" in names_in(config.log) and world.main else None
+    )
     begun = resume is not None and run.config_file.is_file()  # bad data may have stopped it before
     with stop.at_once():  # downloading and decoding may take hours
         own = run.with_own_files(config) if begun else config
@@ -242,6 +245,7 @@ def _build_engine(
         feature_weight=extra.weight,
         prior=_prior(data) if config.prior == "balance" else None,
         small_loss=config.small_loss,
+        teach_with=config.teach_with,
         executor=make_executor(config.executor, len(cohort), device),
     )
 

@@ -110,8 +110,8 @@ def _optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch
         parameters,
         algorithm=config.algorithm,
         lr=config.peak_lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
+        momentum=config.each("momentum")[0],
+        weight_decay=config.each("weight_decay")[0],
     )
 
 
