@@ -12,13 +12,16 @@ from dml_fast.engine.mutual import Taught
 from dml_fast.errors import UserError, check_choice
 
 
-def check_teach_with(teach_with: str, method: str, update: str, cohort: Cohort) -> None:
+def check_teach_with(
+    teach_with: str, method: str, update: str, teachers: int, cohort: Cohort
+) -> None:
     """Refuse averages as teachers where there are none, or where they mean nothing.
 
     Args:
         teach_with: ``student`` or ``ema``.
         method: of the engine.
         update: of the engine.
+        teachers: how many fixed ones it has.
         cohort: its students.
 
     Raises:
@@ -33,6 +36,10 @@ def check_teach_with(teach_with: str, method: str, update: str, cohort: Cohort) 
                 f"teach_with is ema, which goes with {name} {needed}, and {name} is {value}: "
                 f"choose {needed}, or leave out teach_with"
             )
+    if teachers:
+        raise UserError(
+            f"teach_with is ema and there are {teachers} fixed teachers: leave out one or the other"
+        )
     for student in cohort:
         student.network(teach_with)
 

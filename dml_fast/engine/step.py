@@ -24,13 +24,14 @@ from dml_fast.engine.class_weight import check_class_weight
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.executor import Executor, Lesson, Sequential, StepResult
 from dml_fast.engine.features import FeatureLoss, check_feature_loss, checked_value
-from dml_fast.engine.mutual import Mutual, MutualTerm, Taught
+from dml_fast.engine.mutual import Mutual, MutualTerm, Taught, check_labels
 from dml_fast.engine.parts import added, check_parts, split
 from dml_fast.engine.peers import check_teach_with, exchanged, needed_exchange
 from dml_fast.engine.prior import check_prior
 from dml_fast.engine.roles import learners_of, views_of
 from dml_fast.engine.small_loss import check_small_loss
 from dml_fast.engine.student import Student
+from dml_fast.engine.teacher import Teacher, check_teachers
 from dml_fast.errors import UserError, brief, check_choice, check_number, check_whole, first_line
 from dml_fast.loss.checks import check_options
 
@@ -41,8 +42,8 @@ class _Passed(NamedTuple):
     """What a student's passes gave: logits, a loss on features, logits of the average."""
 
     logits: Tensor
-    extra: Tensor | None
-    heard: Tensor | None
+    extra: Tensor | None = None
+    heard: Tensor | None = None
 
 
 class Engine:
@@ -75,10 +76,14 @@ class Engine:
             themselves (``student``); for method dml.
         clip_norm: the largest norm of each student's gradient, as of
             `torch.nn.utils.clip_grad_norm_`, above 0; None: any.
+        teachers: fixed networks that teach every student beside its peers, with ``dml`` and
+            ``dml_e``; with them one student is enough.
         parts: into how many equal parts a batch is divided. They run one after the other, each
             with BatchNorm and ``feature_loss`` of its own, before one update: memory is that of a
             part, all else is of the whole batch.
         class_dim: the dimension of the logits that has the classes: -1, or 1 for (N, C, H, W).
+        distribution: ``categorical``, one class for each row; or ``bernoulli``, for targets (N, C)
+            of labels that do not exclude each other.
         executor: runs the students, by default one after the other; ``alternating`` updates have
             nothing to overlap and do not use it.
 
@@ -104,8 +109,10 @@ class Engine:
         small_loss: float = 0.0,
         teach_with: str = "student",
         clip_norm: float | None = None,
+        teachers: Sequence[Teacher] = (),
         parts: int = 1,
         class_dim: int = -1,
+        distribution: str = "categorical",
         executor: Executor | None = None,
     ) -> None:
         if not isinstance(cohort, Cohort):
@@ -116,6 +123,7 @@ class Engine:
         if clip_norm is not None:
             check_number("clip_norm", clip_norm, "a number above 0", lambda x: 0 < x < math.inf)
         check_whole("class_dim", class_dim, -1)
+        check_labels(distribution, prior, small_loss, class_weight)
         if executor is not None and not isinstance(executor, Executor):
             raise UserError(
                 f"executor is {brief(executor)}: give an object, such as Threads({len(cohort)}) "
@@ -123,7 +131,7 @@ class Engine:
             )
         check_feature_loss(feature_loss, feature_weight, cohort)
         check_small_loss(small_loss, method, update, feature_weight)
-        check_teach_with(teach_with, method, update, cohort)
+        check_teach_with(teach_with, method, update, len(teachers), cohort)
         check_parts(parts, update, small_loss)
         if update == "alternating" and cohort.exchange is not None:
             raise UserError(
@@ -143,6 +151,7 @@ class Engine:
         self.small_loss = small_loss
         self.teach_with = teach_with
         self.clip_norm = clip_norm
+        self.teachers = check_teachers(teachers, method, cohort)
         self.parts = parts
         self.term = MutualTerm(
             method,
@@ -155,6 +164,7 @@ class Engine:
             else check_class_weight(class_weight, small_loss, _device(cohort)),
             small_loss > 0,
             class_dim,
+            distribution,
         )
         self.executor = executor or Sequential()
 
@@ -198,11 +208,15 @@ class Engine:
         count = self.cohort.total
         given = views_of(inputs, count) if views else (inputs,) * count
         chosen = learners_of(learners, teacher, count, self.method)
+        if teacher is not None and self.teachers:
+            raise UserError("the step has a teacher and the engine fixed ones: leave out one")
         if self.small_loss and target.is_floating_point():
             raise UserError(
                 "small_loss is for rows of one class, and the target has probabilities: leave out "
                 "small_loss, or what blends labels, such as mixup"
             )
+        if self.term.distribution == "bernoulli" and not target.is_floating_point():
+            target = target.float()
         left_out = self.small_loss * small_loss_scale
         weight = self.kl_weight * kl_scale
         lesson = Lesson(given, target, weight, chosen, teacher, left_out, accumulate)
@@ -254,9 +268,18 @@ class Engine:
         here = [k for k in lesson.learners if k in self.cohort.numbers]
         students = [self.cohort.student(k) for k in here]
         taught = self._taught(lesson)
-        passes = executor.fork_in_order(
-            students, lambda k: self._forward(students[k], lesson, lesson.inputs[here[k]])
-        )
+        count = len(students)
+
+        def work(k: int) -> _Passed:
+            if k < count:
+                return self._forward(students[k], lesson, lesson.inputs[here[k]])
+            return _Passed(self.teachers[k - count](lesson.inputs))
+
+        teachers = self.teachers if here else ()
+        found = executor.fork_in_order([*students, *teachers], work)
+        passes = found[:count]
+        if teachers:
+            taught = Taught(tuple(one.logits for one in found[count:]))
         logits = {k: one.logits.detach() for k, one in zip(here, passes, strict=True)}
         heard = {k: z for k, (*_, z) in zip(here, passes, strict=True) if z is not None}
         if exchange := needed_exchange(self.cohort, lesson):
@@ -278,6 +301,8 @@ class Engine:
         if not students:
             return StepResult.empty(lesson.target.device)
         taught = self._taught(lesson)
+        if self.teachers:
+            taught = Taught(tuple(one(lesson.inputs) for one in self.teachers))
         passes = {k: self._forward(one, lesson, lesson.inputs[k]) for k, one in students.items()}
         logits = {k: one.logits.detach() for k, one in passes.items()}
         turns = []

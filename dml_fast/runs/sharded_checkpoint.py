@@ -120,9 +120,6 @@ class _Described(_Always, total=False):
     average: list[str]
 
 
-_NETWORKS = ("model", "average")
-
-
 class _Common(TypedDict):
     students: dict[str, _Described]
     ranks: int
@@ -186,7 +183,7 @@ def _student_tensors(
     described: dict[int, Any] = {}
     for k, state in zip(world.students, states, strict=True):
         moments = state["optimizer"]["state"]
-        networks = {part: state[part] for part in _NETWORKS if part in state}
+        networks = {part: state[part] for part in ("model", "average") if part in state}
         mine = {
             f"students.{k}.{part}.{name}": tensor
             for part, tensors_of in networks.items()
@@ -212,12 +209,14 @@ def _student_tensors(
 def _student_state(
     k: int, described: _Described, tensor: Callable[[str], Tensor]
 ) -> dict[str, Any]:
+    networks = {"model": described["model"]}
+    if "average" in described:
+        networks["average"] = described["average"]
     return {
         "arch": described["arch"],
         **{
             part: {name: tensor(f"students.{k}.{part}.{name}") for name in names}
-            for part in _NETWORKS
-            if (names := described.get(part)) is not None
+            for part, names in networks.items()
         },
         "optimizer": {
             "state": {

@@ -98,7 +98,7 @@ class Saver:
         mine: int = sum(t.numel() * t.element_size() for t in tensors)
         weights: int = sum(self.world.all_gather(mine)) // self.world.mesh.data
         networks = 1 + (self.config.ema != "off")
-        states = 2 if self.config.algorithm == "adamw" else 1
+        states = 2 if "adamw" in self.config.algorithms else 1
         return 4 * weights * (networks + states) + networks * weights + 2**22
 
     def steps_due(self) -> bool:

@@ -133,13 +133,14 @@ def test_a_decay_out_of_range_is_refused(decay: float) -> None:
 
 
 def test_what_cannot_teach_by_averages_is_refused() -> None:
-    def refuse(match: str, ema: float = 0.9, **options: str) -> None:
+    def refuse(match: str, ema: float = 0.9, **options: object) -> None:
         with pytest.raises(UserError, match=match):
             Engine(cohort(2, ema=ema), teach_with="ema", **options)  # type: ignore[arg-type]
 
     refuse("goes with method dml, and method is distill: choose dml", method="distill")
     refuse("goes with method dml, and method is dml_e", method="dml_e")
     refuse("goes with update simultaneous, and update is alternating", update="alternating")
+    refuse("there are 1 fixed teachers: leave out", teachers=[nn.Identity()])
     refuse(r"weights is ema and a student \(ResNet\) keeps no average", ema=0.0)
     with pytest.raises(UserError, match="teach_with is 'avg', which is none of student, ema"):
         Engine(cohort(2), teach_with="avg")
