@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from dml_fast.config.checks_steps import check_steps
 from dml_fast.config.fields import Options, flag, names_in
 from dml_fast.errors import UserError
 from dml_fast.models.inputs import Kind
@@ -32,6 +33,7 @@ def check_combinations(config: Options, *, retrieval: bool, kind: Kind) -> None:
     _check_retrieval(config, retrieval)
     _check_head(config, retrieval, kind)
     _check_small_loss(config)
+    check_steps(config)
     _check_averages(config)
     _check_teachers(config)
     _check_labels(config, retrieval, kind)

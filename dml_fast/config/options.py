@@ -32,9 +32,11 @@ class TrainConfig(Options):
         return names * (self.cohort or 2)
 
     @property
-    def peak_lr(self) -> float:
-        """The learning rate at the top of the schedule."""
-        return self.each("lr")[0] or {"sgd": 0.1, "adamw": 1e-3}[self.algorithm]
+    def peak_lrs(self) -> tuple[float, ...]:
+        """The learning rate of each student at the top of the schedule, length K."""
+        usual = {"sgd": 0.1, "adamw": 1e-3}
+        pairs = zip(self.each("lr"), self.algorithms, strict=True)
+        return tuple(lr or usual[algorithm] for lr, algorithm in pairs)
 
     def each(self, name: str) -> tuple[float, ...]:
         """Return a number per student, length K.
@@ -55,11 +57,6 @@ class TrainConfig(Options):
                 f"{count} students: give one value, or one per student"
             )
         return found if len(found) > 1 else found * count
-
-    @property
-    def algorithm(self) -> str:
-        """The optimizer with ``auto`` resolved: sgd or adamw."""
-        return self.algorithms[0]
 
     @property
     def algorithms(self) -> tuple[str, ...]:

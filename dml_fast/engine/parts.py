@@ -92,8 +92,8 @@ def denominators(
     labelled = target != UNLABELLED_TARGET
     if class_weight is None:
         return labelled.sum(), target.numel()
-    weights = class_weight[target.long().masked_fill(~labelled, 0)]
-    return (weights * labelled).sum(), target.numel()
+    known = target.long().clamp(0, len(class_weight) - 1)  # the loss refuses other classes
+    return (class_weight[known] * labelled).sum(), target.numel()
 
 
 def added(results: Sequence[StepResult]) -> StepResult:

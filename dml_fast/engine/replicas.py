@@ -6,7 +6,7 @@ Only a run of several processes imports this module, since DTensor takes long to
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +101,7 @@ class ShardedStudent(_JoinedStudent):
         precision: as in `Student`.
         arch: as in `Student`.
         group: the ranks of the row.
+        shards: the model's parameters of which the optimizer has the parts, in its order.
     """
 
     shared_out = True
@@ -113,10 +114,11 @@ class ShardedStudent(_JoinedStudent):
         arch: str,
         *,
         group: ProcessGroup,
+        shards: Sequence[nn.Parameter],
     ) -> None:
         super().__init__(model, optimizer, precision, arch)
         self._group = group
-        self._shards = [p for p in model.parameters() if p.requires_grad]
+        self._shards = list(shards)
 
     def _collect_gradients(self) -> Tensor:
         """Hand each shard its gradient; return the norm of the whole gradient."""
@@ -196,13 +198,9 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
             register_fsdp_forward_method(model, name)
 
 
-def local_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return this rank's part of each trainable parameter, in the memory of its DTensor."""
-    return [
-        nn.Parameter(p.to_local().detach())  # type: ignore[attr-defined]
-        for p in model.parameters()
-        if p.requires_grad
-    ]
+def local_parameters(shards: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """Return this rank's part of each parameter, in the memory of its DTensor."""
+    return [nn.Parameter(p.to_local().detach()) for p in shards]  # type: ignore[attr-defined]
 
 
 def _inside_a_shard(model: nn.Module, module: nn.Module) -> bool:

@@ -24,7 +24,7 @@ from dml_fast.engine.class_weight import check_class_weight
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.executor import Executor, Lesson, Sequential, StepResult
 from dml_fast.engine.features import FeatureLoss, check_feature_loss, checked_value
-from dml_fast.engine.mutual import Mutual, MutualTerm, Taught
+from dml_fast.engine.mutual import Mutual, MutualTerm, Taught, check_labels
 from dml_fast.engine.parts import added, check_parts, split
 from dml_fast.engine.prior import check_prior
 from dml_fast.engine.roles import learners_of, views_of
@@ -70,6 +70,8 @@ class Engine:
             with BatchNorm and ``feature_loss`` of its own, before one update: memory is that of a
             part, all else is of the whole batch.
         class_dim: the dimension of the logits that has the classes: -1, or 1 for (N, C, H, W).
+        distribution: ``categorical``, one class for each row; or ``bernoulli``, for targets (N, C)
+            of labels that do not exclude each other.
         executor: runs the students, by default one after the other; ``alternating`` updates have
             nothing to overlap and do not use it.
 
@@ -97,6 +99,7 @@ class Engine:
         teachers: Sequence[Teacher] = (),
         parts: int = 1,
         class_dim: int = -1,
+        distribution: str = "categorical",
         executor: Executor | None = None,
     ) -> None:
         if not isinstance(cohort, Cohort):
@@ -107,6 +110,7 @@ class Engine:
         if clip_norm is not None:
             check_number("clip_norm", clip_norm, "a number above 0", lambda x: 0 < x < math.inf)
         check_whole("class_dim", class_dim, -1)
+        check_labels(distribution, prior, small_loss, class_weight)
         if executor is not None and not isinstance(executor, Executor):
             raise UserError(
                 f"executor is {brief(executor)}: give an object, such as Threads({len(cohort)}) "
@@ -145,6 +149,7 @@ class Engine:
             else check_class_weight(class_weight, small_loss, _device(cohort)),
             small_loss > 0,
             class_dim,
+            distribution,
         )
         self.executor = executor or Sequential()
 
@@ -195,6 +200,8 @@ class Engine:
                 "small_loss is for rows of one class, and the target has probabilities: leave out "
                 "small_loss, or what blends labels, such as mixup"
             )
+        if self.term.distribution == "bernoulli" and not target.is_floating_point():
+            target = target.float()
         left_out = self.small_loss * small_loss_scale
         weight = self.kl_weight * kl_scale
         lesson = Lesson(given, target, weight, chosen, teacher, left_out, accumulate)

@@ -200,9 +200,19 @@ def _measure_shares(
     """Share the students out by the time that a step of each takes on a column's rows."""
 
     def student(arch: str, spec: InputSpec) -> tuple[Student, torch.Tensor]:
-        alone = replace(config, arch=arch, cohort=1, method="independent", compile=False)
+        alone = replace(
+            config,
+            optimizer=config.algorithms[0],
+            lr=config.peak_lrs[0],
+            momentum=config.each("momentum")[0],
+            weight_decay=config.each("weight_decay")[0],
+            arch=arch,
+            cohort=1,
+            method="independent",
+            compile=False,
+        )
         cohort = build_cohort(alone, precision, num_classes=len(facts.classes), inputs=[spec])
-        rows = config.batch_size // world.mesh.data
+        rows = config.batch_size // world.mesh.data // config.accumulate
         return cohort.students[0], blank(rows, spec, precision)
 
     archs = config.architectures
@@ -247,6 +257,9 @@ def _build_engine(
     teachers: Sequence[Teacher],
 ) -> Engine:
     extra = extra_of(config)
+    if config.accumulate > 1 and any(student.norms for student in cohort):
+        rows = config.batch_size // cohort.world.mesh.data // config.accumulate
+        logger.info("--accumulate: BatchNorm normalises each part of %d rows by itself", rows)
     return Engine(
         cohort,
         method=config.method,
@@ -260,6 +273,8 @@ def _build_engine(
         prior=_prior(data) if config.prior == "balance" else None,
         small_loss=config.small_loss,
         teachers=teachers,
+        clip_norm=None if config.clip_norm == "off" else config.clip_norm,
+        parts=config.accumulate,
         executor=make_executor(config.executor, len(cohort), device),
     )
 

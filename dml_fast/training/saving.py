@@ -97,7 +97,7 @@ class Saver:
         tensors = [t for s in self.cohort for t in s.model.state_dict().values()]
         mine: int = sum(t.numel() * t.element_size() for t in tensors)
         weights: int = sum(self.world.all_gather(mine)) // self.world.mesh.data
-        states = 2 if self.config.algorithm == "adamw" else 1
+        states = 2 if "adamw" in self.config.algorithms else 1
         return 4 * weights * (1 + states) + weights + 2**22
 
     def steps_due(self) -> bool:
