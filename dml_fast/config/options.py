@@ -223,10 +223,10 @@ class TrainConfig(Options):
                 f"--cohort is {self.cohort} but --arch names {len(names)} ({self.arch}): "
                 "give one name, or one per student"
             )
-        if len(names) < 2 and self.method != "independent":
+        if len(names) < 2 and self.method != "independent" and not self.teachers:
             raise UserError(
                 f"--cohort is {len(names)} but --method {self.method} needs at least 2 students: "
-                "give --cohort 2, or --method independent"
+                "give --cohort 2, --method independent, or --teachers RUN"
             )
         for name in names:
             check_model_name(name, self.input_kind)

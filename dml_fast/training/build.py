@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from dml_fast.data.plan import Augmentation
 from dml_fast.distributed.connect import pick_local_device
 from dml_fast.distributed.launch import Launch
 from dml_fast.distributed.world import World, agreed
-from dml_fast.engine import Cohort, Engine, Precision, Student
+from dml_fast.engine import Cohort, Engine, Precision, Student, Teacher
 from dml_fast.engine.choice import check_executor, make_executor
 from dml_fast.engine.precision import pick_device
 from dml_fast.engine.prior import log_prior
@@ -37,6 +38,7 @@ from dml_fast.training.saving import Progress, Saver
 from dml_fast.training.shares import share_out_by_cost
 from dml_fast.training.signals import StopRequest
 from dml_fast.training.students import blank, build_cohort, head_of, warn_of_other_columns
+from dml_fast.training.teachers import check_fit, copy_teachers, read_teachers
 from dml_fast.training.trainer import Trainer
 from dml_fast.training.unlabelled import settled
 from dml_fast.training.watch import HashWatch
@@ -86,6 +88,9 @@ def build_trainer(
     with world.all_or_none():
         loader = _build_loader(config, data, device, world)
     checkpoint = run.to_continue(resume) if resume else None
+    with world.all_or_none():
+        teachers, config = read_teachers(config, run, begun)
+        check_fit(teachers, facts, config)
     if not checkpoint:
         warn_of_other_columns(config, facts)
     cohort = build_cohort(
@@ -95,10 +100,11 @@ def build_trainer(
         inputs=facts.inputs,
         world=world,
     )
-    engine = _build_engine(config, data, cohort, device)
+    fixed = [one.for_engine(facts, config, precision) for one in teachers]
+    engine = _build_engine(config, data, cohort, device, fixed)
     progress = Progress(Meter(len(cohort), device, world), config.executor)
     saver = Saver(config, run, facts, data.corrupt, cohort, progress)
-    needed = saver.bytes_needed()
+    needed = saver.bytes_needed() + sum(one.bytes for one in teachers)
     files = data.features.files() if data.features and not begun else {}
     with world.all_or_none():
         if world.main:
@@ -106,6 +112,7 @@ def build_trainer(
             run.write_features(files)
             if not begun:
                 run.copy_given_files(config)
+                copy_teachers(teachers, run)
         if checkpoint:
             saver.resume(checkpoint)
     if config.small_loss:
@@ -114,6 +121,9 @@ def build_trainer(
             100 * config.small_loss,
             config.small_loss_warmup(loader.steps_per_epoch),
         )
+    if teachers:
+        names = ", ".join(f"{one.name} ({one.arch})" for one in teachers)
+        logger.info("teachers, which do not learn: %s", names)
     reporter.open_events()
     reporter.start(config, data, saver.describe(), precision, world)
     if checkpoint:
@@ -240,7 +250,11 @@ def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, worl
 
 
 def _build_engine(
-    config: TrainConfig, data: DataSet, cohort: Cohort, device: torch.device
+    config: TrainConfig,
+    data: DataSet,
+    cohort: Cohort,
+    device: torch.device,
+    teachers: Sequence[Teacher],
 ) -> Engine:
     extra = extra_of(config)
     if config.accumulate > 1 and any(student.norms for student in cohort):
@@ -258,6 +272,8 @@ def _build_engine(
         feature_weight=extra.weight,
         prior=_prior(data) if config.prior == "balance" else None,
         small_loss=config.small_loss,
+        teach_with=config.teach_with,
+        teachers=teachers,
         clip_norm=None if config.clip_norm == "off" else config.clip_norm,
         parts=config.accumulate,
         executor=make_executor(config.executor, len(cohort), device),
