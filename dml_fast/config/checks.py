@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from dml_fast.config.checks_steps import check_steps
 from dml_fast.config.fields import Options, flag, names_in
 from dml_fast.errors import UserError
 from dml_fast.models.inputs import Kind
@@ -32,6 +33,9 @@ def check_combinations(config: Options, *, retrieval: bool, kind: Kind) -> None:
     _check_retrieval(config, retrieval)
     _check_head(config, retrieval, kind)
     _check_small_loss(config)
+    check_steps(config)
+    _check_averages(config)
+    _check_teachers(config)
     _check_labels(config, retrieval, kind)
     _check_kind(config, kind)
 
@@ -155,6 +159,32 @@ def _check_kind(config: Options, kind: Kind) -> None:
             raise UserError(
                 f"{flag(name)} is {getattr(config, name)!r}: give different names, as in a,b,c"
             )
+
+
+def _check_averages(config: Options) -> None:
+    if config.ema == "off":
+        for name in ("weights", "teach_with"):
+            if getattr(config, name) == "ema":
+                raise UserError(f"{flag(name)} is ema without averages: give --ema 0.999")
+    if config.teach_with == "ema":
+        for name, needed in (("method", "dml"), ("update", "simultaneous"), ("teachers", "")):
+            if (value := getattr(config, name)) != needed:
+                remedy = f"give {needed}" if needed else "leave it out"
+                raise UserError(
+                    f"--teach-with ema means nothing with {flag(name)} {value}: {remedy}, or leave "
+                    "out --teach-with"
+                )
+
+
+def _check_teachers(config: Options) -> None:
+    if config.teachers and config.method in ("independent", "distill"):
+        why = "does not teach" if config.method == "independent" else "has a teacher of its own"
+        raise UserError(
+            f"--teachers means nothing with --method {config.method}, which {why}: give dml, or "
+            "leave it out"
+        )
+    if "" in names_in(config.teachers):
+        raise UserError(f"--teachers is {config.teachers!r}: give runs, as in RUN,RUN:0")
 
 
 def _check_small_loss(config: Options) -> None:

@@ -13,23 +13,37 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from dml_fast.engine.class_weight import check_class_weight
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.executor import Executor, Lesson, Sequential, StepResult
 from dml_fast.engine.features import FeatureLoss, check_feature_loss, checked_value
-from dml_fast.engine.mutual import Mutual, MutualTerm
+from dml_fast.engine.mutual import Mutual, MutualTerm, Taught, check_labels
+from dml_fast.engine.parts import added, check_parts, split
+from dml_fast.engine.peers import check_teach_with, exchanged, needed_exchange
 from dml_fast.engine.prior import check_prior
+from dml_fast.engine.roles import learners_of, views_of
 from dml_fast.engine.small_loss import check_small_loss
 from dml_fast.engine.student import Student
+from dml_fast.engine.teacher import Teacher, check_teachers
 from dml_fast.errors import UserError, brief, check_choice, check_number, check_whole, first_line
 from dml_fast.loss.checks import check_options
 
 logger = logging.getLogger(__name__)
+
+
+class _Passed(NamedTuple):
+    """What a student's passes gave: logits, a loss on features, logits of the average."""
+
+    logits: Tensor
+    extra: Tensor | None = None
+    heard: Tensor | None = None
 
 
 class Engine:
@@ -53,11 +67,23 @@ class Engine:
         prior: (C,) logarithms of the classes' shares, added to the logits of students and teacher
             before every loss, and not in evaluation, which is then balanced (logit adjustment:
             Menon et al., ICLR 2021).
+        class_weight: (C,) weights of the cross-entropy, as of `torch.nn.CrossEntropyLoss`: its mean
+            divides by the sum of the rows' weights. The mutual term has none.
         small_loss: the share of a batch's labelled rows that are left out of every loss: those
             with the largest joint loss (`dml_fast.engine.small_loss`), in [0, 1).
+        teach_with: ``ema``: students are heard by the averages of their weights
+            (`dml_fast.engine.averaging.Average`), which compute as in training, and not by
+            themselves (``student``); for method dml.
         clip_norm: the largest norm of each student's gradient, as of
             `torch.nn.utils.clip_grad_norm_`, above 0; None: any.
+        teachers: fixed networks that teach every student beside its peers, with ``dml`` and
+            ``dml_e``; with them one student is enough.
+        parts: into how many equal parts a batch is divided. They run one after the other, each
+            with BatchNorm and ``feature_loss`` of its own, before one update: memory is that of a
+            part, all else is of the whole batch.
         class_dim: the dimension of the logits that has the classes: -1, or 1 for (N, C, H, W).
+        distribution: ``categorical``, one class for each row; or ``bernoulli``, for targets (N, C)
+            of labels that do not exclude each other.
         executor: runs the students, by default one after the other; ``alternating`` updates have
             nothing to overlap and do not use it.
 
@@ -79,9 +105,14 @@ class Engine:
         feature_loss: FeatureLoss | None = None,
         feature_weight: float = 0.0,
         prior: Tensor | None = None,
+        class_weight: Tensor | None = None,
         small_loss: float = 0.0,
+        teach_with: str = "student",
         clip_norm: float | None = None,
+        teachers: Sequence[Teacher] = (),
+        parts: int = 1,
         class_dim: int = -1,
+        distribution: str = "categorical",
         executor: Executor | None = None,
     ) -> None:
         if not isinstance(cohort, Cohort):
@@ -92,6 +123,7 @@ class Engine:
         if clip_norm is not None:
             check_number("clip_norm", clip_norm, "a number above 0", lambda x: 0 < x < math.inf)
         check_whole("class_dim", class_dim, -1)
+        check_labels(distribution, prior, small_loss, class_weight)
         if executor is not None and not isinstance(executor, Executor):
             raise UserError(
                 f"executor is {brief(executor)}: give an object, such as Threads({len(cohort)}) "
@@ -99,6 +131,8 @@ class Engine:
             )
         check_feature_loss(feature_loss, feature_weight, cohort)
         check_small_loss(small_loss, method, update, feature_weight)
+        check_teach_with(teach_with, method, update, len(teachers), cohort)
+        check_parts(parts, update, small_loss)
         if update == "alternating" and cohort.exchange is not None:
             raise UserError(
                 "update is alternating, for which one process must hold all students, and they "
@@ -115,15 +149,22 @@ class Engine:
         self.feature_loss = feature_loss
         self.feature_weight = feature_weight
         self.small_loss = small_loss
+        self.teach_with = teach_with
         self.clip_norm = clip_norm
+        self.teachers = check_teachers(teachers, method, cohort)
+        self.parts = parts
         self.term = MutualTerm(
             method,
             temperature,
             label_smoothing,
             peer_reduction,
             None if prior is None else check_prior(prior, _device(cohort)),
+            None
+            if class_weight is None
+            else check_class_weight(class_weight, small_loss, _device(cohort)),
             small_loss > 0,
             class_dim,
+            distribution,
         )
         self.executor = executor or Sequential()
 
@@ -165,13 +206,17 @@ class Engine:
                 "updates: leave it out, or choose simultaneous"
             )
         count = self.cohort.total
-        given = self._views(inputs) if views else (inputs,) * count
-        chosen = self._roles(range(count) if learners is None else learners, teacher)
+        given = views_of(inputs, count) if views else (inputs,) * count
+        chosen = learners_of(learners, teacher, count, self.method)
+        if teacher is not None and self.teachers:
+            raise UserError("the step has a teacher and the engine fixed ones: leave out one")
         if self.small_loss and target.is_floating_point():
             raise UserError(
                 "small_loss is for rows of one class, and the target has probabilities: leave out "
                 "small_loss, or what blends labels, such as mixup"
             )
+        if self.term.distribution == "bernoulli" and not target.is_floating_point():
+            target = target.float()
         left_out = self.small_loss * small_loss_scale
         weight = self.kl_weight * kl_scale
         lesson = Lesson(given, target, weight, chosen, teacher, left_out, accumulate)
@@ -214,126 +259,100 @@ class Engine:
         """
         self.cohort.load_state_dict(state["students"])
 
-    def _views(self, inputs: Any) -> tuple[Any, ...]:
-        """Return the inputs of each of the K students."""
-        if not isinstance(inputs, list | tuple):
-            raise UserError(
-                f"a step with views=True got {brief(inputs)}: give a list of the inputs of each "
-                "student"
-            )
-        if len(inputs) != self.cohort.total:
-            raise UserError(
-                f"a step with views=True got {len(inputs)} views and the cohort has "
-                f"{self.cohort.total} students: give one for each"
-            )
-        return tuple(inputs)
-
-    def _roles(self, learners: Iterable[int], teacher: int | None) -> tuple[int, ...]:
-        """Return the learners; refuse those, and a teacher, that a step cannot have."""
-        count = self.cohort.total
-        chosen = tuple(learners) if isinstance(learners, Iterable) else None
-        known = {int(k) for k in chosen or () if k in range(count)}
-        if chosen is None or len(known) < len(chosen):
-            raise UserError(
-                f"the learners are {learners}: give different numbers from 0 to {count - 1}"
-            )
-        if teacher is not None and (teacher in chosen or teacher not in range(count)):
-            raise UserError(
-                f"the teacher is {teacher}: give a number from 0 to {count - 1} of a student that "
-                "does not learn"
-            )
-        if self.method == "distill" and teacher is None and len(chosen) > 1:
-            raise UserError(
-                "method is distill and several students learn without a teacher: give teacher=0 "
-                "and the others as learners"
-            )
-        return tuple(int(k) for k in chosen)
-
     def _step(self, lesson: Lesson, executor: Executor) -> StepResult:
-        """Let all learn from one snapshot of predictions."""
+        """Let all learn from one snapshot of predictions, part by part of the batch."""
+        return added([self._part(part, executor) for part in split(lesson, self.parts)])
+
+    def _part(self, lesson: Lesson, executor: Executor) -> StepResult:
+        """Run the passes of a part of a batch; after the last one, update."""
         here = [k for k in lesson.learners if k in self.cohort.numbers]
         students = [self.cohort.student(k) for k in here]
-        fixed = self._taught(lesson)
-        passes = executor.fork_in_order(
-            students, lambda k: self._forward(students[k], lesson, lesson.inputs[here[k]])
-        )
-        logits = {k: z.detach() for k, (z, _) in zip(here, passes, strict=True)}
-        if self._exchanges(lesson):
-            logits, fixed = self._exchanged(logits, fixed, lesson)
+        taught = self._taught(lesson)
+        count = len(students)
+
+        def work(k: int) -> _Passed:
+            if k < count:
+                return self._forward(students[k], lesson, lesson.inputs[here[k]])
+            return _Passed(self.teachers[k - count](lesson.inputs))
+
+        teachers = self.teachers if here else ()
+        found = executor.fork_in_order([*students, *teachers], work)
+        passes = found[:count]
+        if teachers:
+            taught = Taught(tuple(one.logits for one in found[count:]))
+        logits = {k: one.logits.detach() for k, one in zip(here, passes, strict=True)}
+        heard = {k: z for k, (*_, z) in zip(here, passes, strict=True) if z is not None}
+        if exchange := needed_exchange(self.cohort, lesson):
+            logits, heard, taught = exchanged(exchange, logits, heard, taught, lesson)
         if not here:
             return StepResult.empty(lesson.target.device)
-        mutual = self.term(logits, lesson, fixed, here, self.cohort)
+        if heard:
+            taught = Taught.by_averages([heard[k] for k in logits], self.term.peer_reduction)
+        mutual = self.term(logits, lesson, taught, here, self.cohort)
         updates = executor.fork(
             students,
-            lambda k: self._update(students[k], *passes[k], mutual.grads[k], lesson.accumulate),
+            lambda k: self._update(students[k], passes[k], mutual.grads[k], lesson),
         )
         return self._result(mutual, updates)
-
-    def _exchanges(self, lesson: Lesson) -> bool:
-        """Return whether logits of other ranks are needed; without teaching, their KL is shown."""
-        needed = len(lesson.learners) > 1 or lesson.teacher is not None
-        return needed and self.cohort.exchange is not None
-
-    def _exchanged(
-        self, mine: dict[int, Tensor], fixed: Tensor | None, lesson: Lesson
-    ) -> tuple[dict[int, Tensor], Tensor | None]:
-        """Return the logits of all learners, and the teacher's, on every rank."""
-        exchange, teacher = self.cohort.exchange, lesson.teacher
-        assert exchange is not None
-        if teacher is not None and fixed is not None:
-            mine = {**mine, teacher: fixed}
-        found = exchange(mine)
-        fixed = None if teacher is None else found[teacher]
-        return {k: found[k] for k in lesson.learners}, fixed
 
     def _alternating_step(self, lesson: Lesson) -> StepResult:
         """Let each learn from predictions that the updates before its own have refreshed."""
         students = {k: self.cohort.student(k) for k in lesson.learners}
         if not students:
             return StepResult.empty(lesson.target.device)
-        fixed = self._taught(lesson)
+        taught = self._taught(lesson)
+        if self.teachers:
+            taught = Taught(tuple(one(lesson.inputs) for one in self.teachers))
         passes = {k: self._forward(one, lesson, lesson.inputs[k]) for k, one in students.items()}
-        logits = {k: z.detach() for k, (z, _) in passes.items()}
+        logits = {k: one.logits.detach() for k, one in passes.items()}
         turns = []
         for k, student in students.items():
-            mutual = self.term(logits, lesson, fixed, [k], self.cohort)
-            update = self._update(student, *passes[k], mutual.grads[0])
+            mutual = self.term(logits, lesson, taught, [k], self.cohort)
+            update = self._update(student, passes[k], mutual.grads[0], lesson)
             turns.append(self._result(mutual, [update]))
             logits[k] = student.predict(lesson.inputs[k], training=True)
         return StepResult.joined(turns)
 
-    def _forward(
-        self, student: Student, lesson: Lesson, inputs: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the logits, and the loss on the features of the same pass if there is one.
+    def _forward(self, student: Student, lesson: Lesson, inputs: Any) -> _Passed:
+        """Run the passes of a student.
 
-        One thread makes both: autograd numbers the nodes of each thread apart, and adds gradients
+        One thread makes them: autograd numbers the nodes of each thread apart, and adds gradients
         up in an order that depends on these numbers.
         """
-        if self.feature_loss is None:
-            return student.forward(inputs), None
-        features, logits = student.features_and_logits(inputs)
-        return logits, checked_value(self.feature_loss(features, lesson.target), self.feature_loss)
+        extra = heard = None
+        with student.deferring(not lesson.last):
+            if self.feature_loss is None:
+                logits = student.forward(inputs)
+            else:
+                features, logits = student.features_and_logits(inputs)
+        if self.feature_loss is not None:
+            extra = checked_value(self.feature_loss(features, lesson.target), self.feature_loss)
+        if self.teach_with == "ema" and lesson.teacher is None:
+            heard = student.predict(inputs, training=True, weights="ema")
+        return _Passed(logits, extra, heard)
 
     def _update(
-        self,
-        student: Student,
-        logits: Tensor,
-        extra: Tensor | None,
-        grad: Tensor,
-        accumulate: bool = False,
+        self, student: Student, passed: _Passed, grad: Tensor, lesson: Lesson
     ) -> tuple[Tensor, Tensor]:
         """Update a student; return its loss on features, and whether the step was skipped."""
-        student.backward(logits, grad, extra, self.feature_weight)
+        logits, extra, _ = passed
+        parts = lesson.parts
+        with student.deferring(not lesson.last):
+            share = Fraction(1, parts)
+            student.backward(logits, grad, extra, self.feature_weight / parts, share)
         none = logits.new_zeros((), dtype=torch.float32)
-        skipped = none.bool() if accumulate else student.update(self.clip_norm)
-        return none if extra is None else extra.detach(), skipped
+        goes_on = lesson.accumulate or not lesson.last
+        skipped = none.bool() if goes_on else student.update(self.clip_norm)
+        if extra is None:
+            return none, skipped
+        return extra.detach() if parts == 1 else extra.detach() / parts, skipped
 
-    def _taught(self, lesson: Lesson) -> Tensor | None:
-        """Return the teacher's logits, if it is in this process."""
+    def _taught(self, lesson: Lesson) -> Taught | None:
+        """Return what the teacher says, if it is in this process."""
         if (k := lesson.teacher) is None or k not in self.cohort.numbers:
             return None
-        return self.cohort.student(k).predict(lesson.inputs[k])
+        logits = self.cohort.student(k).predict(lesson.inputs[k])
+        return Taught.alone(logits, len(lesson.learners))
 
     def _result(self, mutual: Mutual, updates: Sequence[tuple[Tensor, Tensor]]) -> StepResult:
         extra, skipped = (torch.stack(column) for column in zip(*updates, strict=True))

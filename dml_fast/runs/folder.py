@@ -82,9 +82,9 @@ class Run:
         """
         return self.folder / f"{which}.pt"
 
-    def weights(self, student: int) -> Path:
-        """Return the path of one student's final weights."""
-        return self.folder / f"student_{student}.safetensors"
+    def weights(self, student: int, *, averaged: bool = False) -> Path:
+        """Return the path of one student's final weights, or of their average."""
+        return self.folder / f"student_{student}{'-ema' if averaged else ''}.safetensors"
 
     def new_parts(self, step: int) -> Path:
         """Make a folder for a checkpoint of several processes, with a new name.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from dml_fast.config import TrainConfig, flag
+from dml_fast.config.fields import names_in
 from dml_fast.data import DataSet, RetrievalSet, open_dataset
 from dml_fast.data.features import Features
 from dml_fast.data.loaders import train_loader
@@ -18,7 +20,7 @@ from dml_fast.data.plan import Augmentation
 from dml_fast.distributed.connect import pick_local_device
 from dml_fast.distributed.launch import Launch
 from dml_fast.distributed.world import World, agreed
-from dml_fast.engine import Cohort, Engine, Precision, Student
+from dml_fast.engine import Cohort, Engine, Precision, Student, Teacher
 from dml_fast.engine.choice import check_executor, make_executor
 from dml_fast.engine.precision import pick_device
 from dml_fast.engine.prior import log_prior
@@ -36,6 +38,7 @@ from dml_fast.training.saving import Progress, Saver
 from dml_fast.training.shares import share_out_by_cost
 from dml_fast.training.signals import StopRequest
 from dml_fast.training.students import blank, build_cohort, head_of, warn_of_other_columns
+from dml_fast.training.teachers import check_fit, copy_teachers, read_teachers
 from dml_fast.training.trainer import Trainer
 from dml_fast.training.unlabelled import settled
 from dml_fast.training.watch import HashWatch
@@ -70,7 +73,9 @@ def build_trainer(
     check_executor(config.executor, device)
     if device.type == "cpu":
         keep_freed_memory()
-    reporter = Reporter(run.folder / "tensorboard" if config.tensorboard and world.main else None)
+    reporter = Reporter(
+        run.folder / "tensorboard" if "tensorboard" in names_in(config.log) and world.main else None
+    )
     begun = resume is not None and run.config_file.is_file()  # bad data may have stopped it before
     with stop.at_once():  # downloading and decoding may take hours
         own = run.with_own_files(config) if begun else config
@@ -83,6 +88,9 @@ def build_trainer(
     with world.all_or_none():
         loader = _build_loader(config, data, device, world)
     checkpoint = run.to_continue(resume) if resume else None
+    with world.all_or_none():
+        teachers, config = read_teachers(config, run, begun)
+        check_fit(teachers, facts, config)
     if not checkpoint:
         warn_of_other_columns(config, facts)
     cohort = build_cohort(
@@ -92,10 +100,11 @@ def build_trainer(
         inputs=facts.inputs,
         world=world,
     )
-    engine = _build_engine(config, data, cohort, device)
+    fixed = [one.for_engine(facts, config, precision) for one in teachers]
+    engine = _build_engine(config, data, cohort, device, fixed)
     progress = Progress(Meter(len(cohort), device, world), config.executor)
     saver = Saver(config, run, facts, data.corrupt, cohort, progress)
-    needed = saver.bytes_needed()
+    needed = saver.bytes_needed() + sum(one.bytes for one in teachers)
     files = data.features.files() if data.features and not begun else {}
     with world.all_or_none():
         if world.main:
@@ -103,6 +112,7 @@ def build_trainer(
             run.write_features(files)
             if not begun:
                 run.copy_given_files(config)
+                copy_teachers(teachers, run)
         if checkpoint:
             saver.resume(checkpoint)
     if config.small_loss:
@@ -111,6 +121,9 @@ def build_trainer(
             100 * config.small_loss,
             config.small_loss_warmup(loader.steps_per_epoch),
         )
+    if teachers:
+        names = ", ".join(f"{one.name} ({one.arch})" for one in teachers)
+        logger.info("teachers, which do not learn: %s", names)
     reporter.open_events()
     reporter.start(config, data, saver.describe(), precision, world)
     if checkpoint:
@@ -187,9 +200,19 @@ def _measure_shares(
     """Share the students out by the time that a step of each takes on a column's rows."""
 
     def student(arch: str, spec: InputSpec) -> tuple[Student, torch.Tensor]:
-        alone = replace(config, arch=arch, cohort=1, method="independent", compile=False)
+        alone = replace(
+            config,
+            optimizer=config.algorithms[0],
+            lr=config.peak_lrs[0],
+            momentum=config.each("momentum")[0],
+            weight_decay=config.each("weight_decay")[0],
+            arch=arch,
+            cohort=1,
+            method="independent",
+            compile=False,
+        )
         cohort = build_cohort(alone, precision, num_classes=len(facts.classes), inputs=[spec])
-        rows = config.batch_size // world.mesh.data
+        rows = config.batch_size // world.mesh.data // config.accumulate
         return cohort.students[0], blank(rows, spec, precision)
 
     archs = config.architectures
@@ -227,9 +250,16 @@ def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, worl
 
 
 def _build_engine(
-    config: TrainConfig, data: DataSet, cohort: Cohort, device: torch.device
+    config: TrainConfig,
+    data: DataSet,
+    cohort: Cohort,
+    device: torch.device,
+    teachers: Sequence[Teacher],
 ) -> Engine:
     extra = extra_of(config)
+    if config.accumulate > 1 and any(student.norms for student in cohort):
+        rows = config.batch_size // cohort.world.mesh.data // config.accumulate
+        logger.info("--accumulate: BatchNorm normalises each part of %d rows by itself", rows)
     return Engine(
         cohort,
         method=config.method,
@@ -242,6 +272,10 @@ def _build_engine(
         feature_weight=extra.weight,
         prior=_prior(data) if config.prior == "balance" else None,
         small_loss=config.small_loss,
+        teach_with=config.teach_with,
+        teachers=teachers,
+        clip_norm=None if config.clip_norm == "off" else config.clip_norm,
+        parts=config.accumulate,
         executor=make_executor(config.executor, len(cohort), device),
     )
 
