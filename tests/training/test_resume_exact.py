@@ -45,6 +45,14 @@ CASES = {
         "unlabelled_share": 0.5,
     },
     "distill": {"method": "distill", "epochs": 2, "schedule": "paper"},
+    "parts, one optimizer each": {
+        "accumulate": 2,
+        "clip_norm": 0.5,
+        "no_decay": "norm,bias",
+        "optimizer": "sgd,adamw",
+        "lr": "0.1,0.002",
+        "weight_decay": "0.01,0.1",
+    },
     "codes": {"head": "hash", "bits": 20, "amp": True},
 }
 
