@@ -18,14 +18,15 @@ from dml_fast.foreign import Unfit, reading, typed
 
 MAY_CHANGE_ON_RESUME = frozenset({
     "backend", "data", "data_threads", "device", "executor", "fsdp", "loader", "log_every",
-    "max_skipped", "mesh", "save_every", "shares", "skip_corrupt", "tensorboard",
+    "max_skipped", "max_steps", "max_time", "mesh", "patience", "save_every", "shares",
+    "skip_corrupt", "tensorboard",
 })  # fmt: skip
 """Options that ``--resume`` may change: they decide where and how a run is computed, not what."""
 
 NOT_A_SETTING = frozenset({
     "arch", "cohort",  # compared together: --arch a --cohort 2 and --arch a,a are the same
-    "backend", "data_threads", "download", "executor", "loader", "log_every", "max_skipped", "out",
-    "save_every", "seed", "tensorboard",
+    "backend", "data_threads", "download", "executor", "loader", "log_every", "max_skipped",
+    "max_steps", "max_time", "out", "save_every", "seed", "tensorboard",
 })  # fmt: skip
 """Options in which two runs of one setting may differ: the seed, and what changes no result."""
 
@@ -74,33 +75,45 @@ def load_toml(path: str) -> TrainConfig:
     return from_mapping(values, path)
 
 
-def check_same_run(own: TrainConfig, wanted: TrainConfig, run: object) -> None:
+CHANGES_A_RUN = frozenset({"epochs"})
+"""Options that ``--resume`` may change although the result depends on them: it is recorded."""
+
+
+def check_same_run(
+    own: TrainConfig, wanted: TrainConfig, run: object, but: frozenset[str] = frozenset()
+) -> None:
     """Refuse options with which a resumed run would no longer be the same.
 
     Args:
         own: the run's configuration.
         wanted: the configuration with which to continue.
         run: the run's name in the message.
+        but: options that may differ.
 
     Raises:
         UserError: it names the first such option and both values.
     """
-    if name := difference(own, wanted):
+    if name := difference(own, wanted, but):
         raise UserError(
             f"{flag(name)} is {getattr(wanted, name)} and the run {run} has {getattr(own, name)}: "
             f"leave {flag(name)} out to continue that run, or start a new one without --resume"
         )
 
 
-def difference(first: TrainConfig, second: TrainConfig) -> str:
+def difference(first: TrainConfig, second: TrainConfig, but: frozenset[str] = frozenset()) -> str:
     """Return the first field in which two configurations are not of one run, or "".
 
     A run's own are settled. Those of runs before an option was there lack it, as does "auto" here.
+
+    Args:
+        first: one.
+        second: the other.
+        but: fields in which they may differ, beside `MAY_CHANGE_ON_RESUME`.
     """
     first, second = first.settled(unlabelled=False), second.settled(unlabelled=False)
     for field in fields(TrainConfig):
         name = field.name
-        if name not in MAY_CHANGE_ON_RESUME and getattr(first, name) != getattr(second, name):
+        if name not in MAY_CHANGE_ON_RESUME | but and getattr(first, name) != getattr(second, name):
             return name
     return ""
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_type_hints
 
 from dml_fast.config.checks import check_combinations
 from dml_fast.config.fields import Options, flag, names_in
+from dml_fast.config.longer import check_patience, seconds_in
 from dml_fast.config.types import check_field
 from dml_fast.errors import UserError
 from dml_fast.models.inputs import Kind
@@ -172,7 +173,7 @@ class TrainConfig(Options):
         """
         from dml_fast.data import check_data_spec, check_searches
         from dml_fast.models import check_model_name
-        from dml_fast.models.pretrained import check_pretrained
+        from dml_fast.models.pretrained import check_init_from, check_pretrained
 
         self.check_numbers()
         if not 0 <= self.cohort < 10_000:
@@ -191,8 +192,11 @@ class TrainConfig(Options):
             )
         for name in names:
             check_model_name(name, self.input_kind)
+        if self.init_from:
+            check_init_from(self.init_from, self.pretrained)
         if self.pretrained:
             check_pretrained(self.pretrained, names)
+        check_patience(self, retrieval=self.retrieval, kind=self.input_kind)
         if self.update == "alternating" and self.method not in ("dml", "dml_e"):
             raise UserError(
                 f"--update alternating means nothing with --method {self.method}: leave it out"
@@ -214,7 +218,7 @@ class TrainConfig(Options):
         validates_on_test = self.retrieval and self.val_fraction == 0
         if not (0 < self.val_fraction < 1 or validates_on_test):
             raise UserError(f"--val-fraction is {self.val_fraction}: give a number between 0 and 1")
-        _ = self.save_interval, self._image_size  # these raise too
+        _ = self.save_interval, self._image_size, seconds_in(self.max_time)  # these raise too
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name, in types that JSON has."""

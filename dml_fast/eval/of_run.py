@@ -160,6 +160,7 @@ def evaluate_run(
         "checkpoint": checkpoint,
         "step": trained.step,
         "epoch": line["epoch"] if line else 0,
+        **({"changes": run.changes} if run.changes else {}),
         "data": data or config.data,
         "split": split,
         "images": len(images),

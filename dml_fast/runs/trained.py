@@ -106,11 +106,12 @@ class Trained:
             )
 
 
-def weights_of_run(source: str) -> tuple[dict[str, Any], ...]:
+def weights_of_run(source: str, option: str = "--pretrained") -> tuple[dict[str, Any], ...]:
     """Return the weights of each student of a run, from which others start. No code of it is run.
 
     Args:
         source: its folder, for ``best.pt``, or where there is none ``last.pt``; or a checkpoint.
+        option: by which the user gives it.
 
     Raises:
         UserError: there are none, or as `Trained.load`.
@@ -121,10 +122,8 @@ def weights_of_run(source: str) -> tuple[dict[str, Any], ...]:
     for which in named:
         if run.checkpoint(which).exists():
             return Trained.load(run, which, allow_code=run.config.architectures).states
-    raise UserError(
-        f"--pretrained {source} has no checkpoint to start from: give one of its files "
-        "student_K.safetensors"
-    )
+    other = " one of its files student_K.safetensors with --pretrained"
+    raise UserError(f"{option} {source} has no checkpoint to start from: give{other}")
 
 
 def open_split(run: Run, spec: str, split: str) -> Part:

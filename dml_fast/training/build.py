@@ -35,7 +35,8 @@ from dml_fast.training.meter import Meter
 from dml_fast.training.saving import Progress, Saver
 from dml_fast.training.shares import share_out_by_cost
 from dml_fast.training.signals import StopRequest
-from dml_fast.training.students import blank, build_cohort, head_of, warn_of_other_columns
+from dml_fast.training.start import NEW, Start
+from dml_fast.training.students import blank, build_cohort, head_of
 from dml_fast.training.trainer import Trainer
 from dml_fast.training.unlabelled import settled
 from dml_fast.training.watch import HashWatch
@@ -83,15 +84,17 @@ def build_trainer(
     with world.all_or_none():
         loader = _build_loader(config, data, device, world)
     checkpoint = run.to_continue(resume) if resume else None
-    if not checkpoint:
-        warn_of_other_columns(config, facts)
+    with world.all_or_none():
+        start = NEW if checkpoint else Start.of(config, facts)
     cohort = build_cohort(
-        replace(config, pretrained="") if checkpoint else config,
+        config,
         precision,
         num_classes=len(facts.classes),
         inputs=facts.inputs,
         world=world,
+        start=start,
     )
+    start.check(cohort, config.method)
     engine = _build_engine(config, data, cohort, device)
     progress = Progress(Meter(len(cohort), device, world), config.executor)
     saver = Saver(config, run, facts, data.corrupt, cohort, progress)

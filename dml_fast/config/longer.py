@@ -1,0 +1,92 @@
+"""When a run ends: ``--max-time``, ``--max-steps``, ``--patience``; and runs that become longer.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from dml_fast.config.fields import Options, flag
+from dml_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from dml_fast.config.options import TrainConfig
+
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def seconds_in(text: str) -> float:
+    """Return the seconds of ``--max-time``, such as 90m, 2h or 45s; 0 of an empty text.
+
+    Raises:
+        UserError: it is no such time.
+    """
+    if not text:
+        return 0.0
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smh])", text)
+    if not match or not float(match[1]):
+        raise UserError(
+            f"--max-time is {text!r}: give a time above 0 with its unit, such as 90m, 2h or 45s"
+        )
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def check_patience(config: Options, *, retrieval: bool, kind: str) -> None:
+    """Refuse ``--patience`` where no validation says which epoch is better.
+
+    Args:
+        config: the options.
+        retrieval: whether the students learn identities.
+        kind: of what they read.
+
+    Raises:
+        UserError: it says why.
+    """
+    if not config.patience:
+        return
+    why = ""
+    if kind == "pair":
+        why = "of pairs that are as roughly aligned as those of training tells nothing"
+    elif retrieval and config.val_fraction == 0:
+        why = "is on the test images with --val-fraction 0, and these may not choose the epoch"
+    if why:
+        raise UserError(
+            f"--patience {config.patience} waits for a better validation score, and validation "
+            f"{why}: leave it out" + (", or give --val-fraction 0.1" if retrieval else "")
+        )
+    if config.method == "distill":
+        raise UserError(
+            f"--patience {config.patience} means nothing with --method distill, whose students "
+            "begin when their teacher has ended: leave it out"
+        )
+
+
+def refuse_limits(config: Options, why: str) -> None:
+    """Refuse options by which a run stops before its end, for commands that need whole runs.
+
+    Args:
+        config: the options.
+        why: why the command needs them.
+
+    Raises:
+        UserError: it names the option.
+    """
+    for name in ("max_time", "max_steps"):
+        if value := getattr(config, name):
+            raise UserError(f"{flag(name)} is {value} and {why}: leave it out")
+
+
+def follow_epochs(own: TrainConfig, epochs: int) -> TrainConfig:
+    """Return a run's configuration with other ``--epochs``, and what ``auto`` makes of them.
+
+    Args:
+        own: the run's configuration, which is settled.
+        epochs: with which it goes on.
+    """
+    auto = replace(own, kl_warmup="auto")
+    ramps = own.kl_warmup == auto.settled(unlabelled=True).kl_warmup  # only rows without a label
+    longer = replace(auto, epochs=epochs).settled(unlabelled=True).kl_warmup
+    return replace(own, epochs=epochs, kl_warmup=longer if ramps else own.kl_warmup)
