@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import io
 import os
 import select
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Annotated, Any, TextIO, TypeVar, get_type_hints
 
 from dml_fast.errors import TrainingError, UserError, reason
 
@@ -29,6 +33,8 @@ def parse(cls: type[T], argv: Sequence[str] | None, prog: str, default: T | None
     """Parse a command line into a dataclass.
 
     After a wrong flag this prints a message and exits with code 2; after ``--help`` with code 0.
+    Its own fields, and those of each dataclass that it inherits from, are groups in ``--help``,
+    under the names of these classes.
 
     Args:
         cls: the dataclass, each field of which is a flag.
@@ -39,9 +45,65 @@ def parse(cls: type[T], argv: Sequence[str] | None, prog: str, default: T | None
     import tyro
 
     name = f"python -m dml_fast.{prog}"
+    groups = [c for c in cls.__mro__ if is_dataclass(c) and _own_names(c)]
+    if len(groups) > 1:
+        nested: Any = _nested(cls, [cls, *groups[:0:-1]], prog, default)
+        found = tyro.cli(nested, args=argv, prog=name)
+        return cls(
+            **{key: value for group in vars(found).values() for key, value in vars(group).items()}
+        )
     if default is None:
         return tyro.cli(cls, args=argv, prog=name)
     return tyro.cli(cls, args=argv, prog=name, default=default)
+
+
+def _nested(cls: type[Any], groups: Sequence[type[Any]], prog: str, default: object) -> type[Any]:
+    """Return a dataclass whose fields are the groups, which tyro shows apart.
+
+    Args:
+        cls: of which these are parts.
+        groups: ``cls`` itself, then what it inherits from; the first that has a field shows it.
+        prog: title of the fields of ``cls`` itself.
+        default: a ``cls`` with the default values, or None.
+    """
+    import tyro
+
+    hints = get_type_hints(cls, include_extras=True)
+    values = {
+        f.name: f.default if default is None else getattr(default, f.name) for f in fields(cls)
+    }
+    parts = []
+    for group in groups:
+        texts = _texts(group)
+        own = [
+            (name, Annotated[hints.pop(name), tyro.conf.arg(help=texts[name])], values[name])
+            for name in _own_names(group)
+            if name in hints
+        ]
+        if own:
+            title = prog if group is cls else group.__name__.lower()
+            part: Any = make_dataclass(title, own, frozen=True)
+            part.__doc__ = "" if group is cls else group.__doc__
+            parts.append((title, Annotated[part, tyro.conf.OmitArgPrefixes], part()))
+    nested = make_dataclass(cls.__name__, parts)
+    nested.__doc__ = cls.__doc__
+    return nested
+
+
+def _own_names(cls: type[Any]) -> list[str]:
+    return [*inspect.get_annotations(cls)]
+
+
+def _texts(cls: type[Any]) -> dict[str, str]:
+    """Return the text below each of a class's own fields."""
+    (source,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(source, ast.ClassDef)
+    found = {}
+    for line, below in zip(source.body, source.body[1:], strict=False):
+        if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr):
+            assert isinstance(line.target, ast.Name) and isinstance(below.value, ast.Constant)
+            found[line.target.id] = inspect.cleandoc(str(below.value.value))
+    return found
 
 
 def run(

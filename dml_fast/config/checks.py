@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from dml_fast.config.checks_steps import check_steps
 from dml_fast.config.fields import Options, flag, names_in
 from dml_fast.errors import UserError
 from dml_fast.models.inputs import Kind
@@ -32,6 +33,8 @@ def check_combinations(config: Options, *, retrieval: bool, kind: Kind) -> None:
     _check_retrieval(config, retrieval)
     _check_head(config, retrieval, kind)
     _check_small_loss(config)
+    check_steps(config)
+    _check_averages(config)
     _check_labels(config, retrieval, kind)
     _check_kind(config, kind)
 
@@ -155,6 +158,13 @@ def _check_kind(config: Options, kind: Kind) -> None:
             raise UserError(
                 f"{flag(name)} is {getattr(config, name)!r}: give different names, as in a,b,c"
             )
+
+
+def _check_averages(config: Options) -> None:
+    if config.ema == "off":
+        for name in ("weights", "teach_with"):
+            if getattr(config, name) == "ema":
+                raise UserError(f"{flag(name)} is ema without averages: give --ema 0.999")
 
 
 def _check_small_loss(config: Options) -> None:

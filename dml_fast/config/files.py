@@ -17,16 +17,16 @@ from dml_fast.errors import UserError, brief
 from dml_fast.foreign import Unfit, reading, typed
 
 MAY_CHANGE_ON_RESUME = frozenset({
-    "backend", "data", "data_threads", "device", "executor", "fsdp", "loader", "log_every",
+    "backend", "data", "data_threads", "device", "executor", "fsdp", "loader", "log", "log_every",
     "max_skipped", "max_steps", "max_time", "mesh", "patience", "save_every", "shares",
-    "skip_corrupt", "tensorboard",
+    "skip_corrupt",
 })  # fmt: skip
 """Options that ``--resume`` may change: they decide where and how a run is computed, not what."""
 
 NOT_A_SETTING = frozenset({
     "arch", "cohort",  # compared together: --arch a --cohort 2 and --arch a,a are the same
-    "backend", "data_threads", "download", "executor", "loader", "log_every", "max_skipped",
-    "max_steps", "max_time", "out", "save_every", "seed", "tensorboard",
+    "backend", "data_threads", "download", "executor", "loader", "log", "log_every", "max_skipped",
+    "max_steps", "max_time", "out", "save_every", "seed",
 })  # fmt: skip
 """Options in which two runs of one setting may differ: the seed, and what changes no result."""
 
@@ -49,6 +49,8 @@ def from_mapping(values: Any, where: str) -> TrainConfig:
     kwargs: dict[str, Any] = {}
     for key, value in values.items():
         name = key.replace("-", "_")
+        if name == "tensorboard" and isinstance(value, bool):  # of before --log
+            name, value = "log", name * value
         if name not in names:
             near = difflib.get_close_matches(name[:99], names, n=2)
             hint = f"did you mean {' or '.join(near)}?" if near else "see --help for the names"
@@ -127,7 +129,9 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         if get_origin(hint) is Literal:
             wanted = f"one of {', '.join(get_args(hint))}"
         elif get_origin(hint) is Union:
-            wanted = "auto or a number"
+            wanted = f"{get_args(get_args(hint)[0])[0]} or a number"
+        elif hint == float | str:
+            wanted = "a number, or one per student, as in 0.1,0.05"
         else:
             wanted = f"a value of type {hint.__name__}"
         raise UserError(f"{where} is {brief(value)}: give {wanted}") from None

@@ -1,11 +1,10 @@
-"""When a run ends: ``--max-time``, ``--max-steps``, ``--patience``; and runs that become longer.
+"""What ends a run before its epochs, and runs that become longer.
 
 Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,24 +13,6 @@ from dml_fast.errors import UserError
 
 if TYPE_CHECKING:
     from dml_fast.config.options import TrainConfig
-
-_UNITS = {"s": 1, "m": 60, "h": 3600}
-
-
-def seconds_in(text: str) -> float:
-    """Return the seconds of ``--max-time``, such as 90m, 2h or 45s; 0 of an empty text.
-
-    Raises:
-        UserError: it is no such time.
-    """
-    if not text:
-        return 0.0
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smh])", text)
-    if not match or not float(match[1]):
-        raise UserError(
-            f"--max-time is {text!r}: give a time above 0 with its unit, such as 90m, 2h or 45s"
-        )
-    return float(match[1]) * _UNITS[match[2]]
 
 
 def check_patience(config: Options, *, retrieval: bool, kind: str) -> None:

@@ -5,16 +5,19 @@ Nothing here imports torch, so that ``--help`` and messages about arguments appe
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from dml_fast.config.checks import check_combinations
 from dml_fast.config.fields import Options, flag, names_in
-from dml_fast.config.longer import check_patience, seconds_in
-from dml_fast.config.types import check_field
-from dml_fast.errors import UserError
+from dml_fast.config.longer import check_patience
+from dml_fast.config.types import check_field, numbers_in
+from dml_fast.errors import UserError, check_choice
 from dml_fast.models.inputs import Kind
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,16 +33,40 @@ class TrainConfig(Options):
         return names * (self.cohort or 2)
 
     @property
-    def peak_lr(self) -> float:
-        """The learning rate at the top of the schedule."""
-        return self.lr or {"sgd": 0.1, "adamw": 1e-3}[self.algorithm]
+    def peak_lrs(self) -> tuple[float, ...]:
+        """The learning rate of each student at the top of the schedule, length K."""
+        usual = {"sgd": 0.1, "adamw": 1e-3}
+        pairs = zip(self.each("lr"), self.algorithms, strict=True)
+        return tuple(lr or usual[algorithm] for lr, algorithm in pairs)
+
+    def each(self, name: str) -> tuple[float, ...]:
+        """Return a number per student, length K.
+
+        Args:
+            name: of a field that holds a number, or one per student.
+
+        Raises:
+            UserError: there are more or fewer numbers than students.
+        """
+        return self._for_each(name, numbers_in(flag(name), getattr(self, name)))
+
+    def _for_each(self, name: str, found: tuple[T, ...]) -> tuple[T, ...]:
+        count = len(self.architectures)
+        if len(found) not in (1, count):
+            raise UserError(
+                f"{flag(name)} {getattr(self, name)} gives {len(found)} values and the cohort has "
+                f"{count} students: give one value, or one per student"
+            )
+        return found if len(found) > 1 else found * count
 
     @property
-    def algorithm(self) -> str:
-        """The optimizer with ``auto`` resolved: sgd or adamw."""
-        if self.optimizer == "auto":
-            return "adamw" if self.retrieval else "sgd"
-        return self.optimizer
+    def algorithms(self) -> tuple[str, ...]:
+        """The optimizer of each student with ``auto`` resolved: sgd or adamw, length K."""
+        usual = "adamw" if self.retrieval else "sgd"
+        found = tuple(usual if name == "auto" else name for name in names_in(self.optimizer))
+        for name in found or ("",):
+            check_choice("--optimizer", name, ("auto", "sgd", "adamw"))
+        return self._for_each("optimizer", found)
 
     @property
     def total_epochs(self) -> int:
@@ -70,6 +97,18 @@ class TrainConfig(Options):
                 f"--save-every is {self.save_every!r}: give steps (200) or seconds (60s)"
             )
         return (0, float(match[1])) if match[1] else (int(match[2]), 0.0)
+
+    @property
+    def time_limit(self) -> float:
+        """``max_time`` in seconds; infinite where there is none."""
+        if not self.max_time:
+            return math.inf
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([hms])", self.max_time)
+        if not match or float(match[1]) <= 0:
+            raise UserError(
+                f"--max-time is {self.max_time!r}: give hours, minutes or seconds (90m)"
+            )
+        return float(match[1]) * {"h": 3600, "m": 60, "s": 1}[match[2]]
 
     @property
     def retrieval(self) -> bool:
@@ -201,8 +240,8 @@ class TrainConfig(Options):
             raise UserError(
                 f"--update alternating means nothing with --method {self.method}: leave it out"
             )
-        if self.tensorboard:
-            _require("tensorboard", "--tensorboard", "log")
+        if "tensorboard" in names_in(self.log):
+            _require("tensorboard", "--log tensorboard", "log")
         check_data_spec(self.data, download=self.download)
         if self.retrieval:
             check_searches(self.data, val_fraction=self.val_fraction, camera_rule=self.camera_rule)
@@ -218,7 +257,9 @@ class TrainConfig(Options):
         validates_on_test = self.retrieval and self.val_fraction == 0
         if not (0 < self.val_fraction < 1 or validates_on_test):
             raise UserError(f"--val-fraction is {self.val_fraction}: give a number between 0 and 1")
-        _ = self.save_interval, self._image_size, seconds_in(self.max_time)  # these raise too
+        # these raise too
+        _ = self.save_interval, self.time_limit, self._image_size, self.algorithms
+        _ = self.each("lr"), self.each("momentum"), self.each("weight_decay")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name, in types that JSON has."""

@@ -44,8 +44,14 @@ ShareAboveZero: TypeAlias = Annotated[
     float, Bounds("a number above 0, at most 1", lambda x: 0 < x <= 1)
 ]
 CountOrZero: TypeAlias = Annotated[int, Bounds("a whole number, 0 or more", lambda x: x >= 0)]
+Decay: TypeAlias = Annotated[float, Bounds("a number between 0 and 1", lambda x: 0 < x < 1)]
 NonNegativeOrAuto: TypeAlias = Literal["auto"] | NonNegative
 ShareBelowOneOrAuto: TypeAlias = Literal["auto"] | ShareBelowOne
+PositiveOrOff: TypeAlias = Literal["off"] | Positive
+DecayOrOff: TypeAlias = Literal["off"] | Decay
+NumberEach: TypeAlias = Annotated[float | str, get_args(NonNegative)[1]]
+BelowOneEach: TypeAlias = Annotated[float | str, get_args(ShareBelowOne)[1]]
+"""A number for all students, or a text with one for each, ``0.1,0.05``."""
 
 
 def check_field(name: str, value: Any, hint: Any) -> None:
@@ -64,13 +70,34 @@ def check_field(name: str, value: Any, hint: Any) -> None:
         check_choice(name, value, get_args(hint))
         return
     words = ""
-    if origin is Union:  # "auto" or a number
-        if value == "auto":
+    if origin is Union:  # a word or a number
+        word, hint = get_args(hint)
+        if value == (only := get_args(word)[0]):
             return
-        hint, words = get_args(hint)[1], "auto, or "
-    for bounds in getattr(hint, "__metadata__", ()):
+        words = f"{only}, or "
+    kind, *limits = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    if kind == float | str:
+        for part in numbers_in(name, value):
+            check_field(name, part, Annotated[(float, *limits)])
+        return
+    for bounds in limits:
         check_number(name, value, words + bounds.words, bounds.allow)
-    kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     fits = isinstance(value, int | float) if kind is float else type(value) is kind
     if not fits:
         raise UserError(f"{name} is {brief(value)}: give a value of type {kind.__name__}")
+
+
+def numbers_in(name: str, value: Any) -> tuple[float, ...]:
+    """Return the number, or the numbers of a list with commas.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if not isinstance(value, str):
+        return (value,)
+    try:
+        return tuple(map(float, value.split(",")))
+    except ValueError:
+        raise UserError(
+            f"{name} is {brief(value)}: give a number, or one per student, as in 0.1,0.05"
+        ) from None

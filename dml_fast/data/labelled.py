@@ -6,7 +6,8 @@ import logging
 
 import numpy as np
 
-from dml_fast.data.sampling import CyclicOrder, Ids, Order, repeated
+from dml_fast.data.balanced import BalancedOrder, order_of_rows
+from dml_fast.data.sampling import CyclicOrder, Ids, Order
 from dml_fast.errors import UserError, check_number, check_whole
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class LabelledOrder:
             0 for one pass.
         ranks: R, a divisor of B and of L.
         shards: (N,) int64, the shard of each row; None where rows are not read from shards.
+        balance: whether all classes are equally frequent among the labelled rows.
 
     Raises:
         UserError: no row has a label, R does not divide L, or there are fewer than U rows without a
@@ -46,6 +48,7 @@ class LabelledOrder:
         ranks: int = 1,
         *,
         shards: Ids | None = None,
+        balance: bool = False,
     ) -> None:
         check_whole("batch_size", batch_size, 1)
         check_whole("steps", steps, 0)
@@ -67,17 +70,21 @@ class LabelledOrder:
         if share and (without < wanted or not without):
             logger.info(_rounded(batch_size, share, without))
         part = unknown if without else known
-        own = repeated(
-            len(part),
+        own = order_of_rows(
+            labels[part],
             without or batch_size,
             seed,
             steps=steps,
             shards=None if shards is None else shards[part],
+            balance=balance and not without,
         )
         self.steps = own.steps
         self._parts: list[tuple[Ids, Order]] = [(part, own)]
         if without:
-            self._parts.insert(0, (known, CyclicOrder(len(known), each, seed, own.steps, "known")))
+            taught: Order = CyclicOrder(len(known), each, seed, own.steps, "known")
+            if balance:
+                taught = BalancedOrder(labels[known], each, seed, own.steps)
+            self._parts.insert(0, (known, taught))
         turns = np.arange(batch_size + 1) * each // batch_size
         self._labelled = np.diff(turns) > 0  # (B,)
 

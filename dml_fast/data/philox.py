@@ -54,13 +54,13 @@ class Draws:
         self._key = derive_seed(seed, purpose)
 
     def words(
-        self, samples: Counter, epoch: int, count: int = 4, *, view: Counter = 0, first: int = 0
+        self, samples: Counter, epoch: Counter, count: int = 4, *, view: Counter = 0, first: int = 0
     ) -> Words:
         """Draw ``count`` words for each sample.
 
         Args:
             samples: indices of samples, of any shape S.
-            epoch: the epoch of the run.
+            epoch: the epoch of the run; broadcast against ``samples``.
             count: how many words for each sample.
             view: which of several versions of a sample; broadcast against ``samples``.
             first: the first block of four words, so that the draws of several calls differ.

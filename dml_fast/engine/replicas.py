@@ -6,8 +6,8 @@ Only a run of several processes imports this module, since DTensor takes long to
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -82,6 +82,11 @@ class ReplicatedStudent(_JoinedStudent):
         passes = {"features_and_logits" if with_features else "logits": joined}
         super().__init__(model, optimizer, precision, arch, **passes)
         self._group = group
+        self._joined = joined
+
+    def deferring(self, more: bool) -> AbstractContextManager[None]:
+        """As `Student.deferring`: without an all-reduce in each part."""
+        return self._joined.no_sync() if more else nullcontext()
 
 
 class ShardedStudent(_JoinedStudent):
@@ -96,6 +101,7 @@ class ShardedStudent(_JoinedStudent):
         precision: as in `Student`.
         arch: as in `Student`.
         group: the ranks of the row.
+        shards: the model's parameters of which the optimizer has the parts, in its order.
     """
 
     shared_out = True
@@ -108,10 +114,11 @@ class ShardedStudent(_JoinedStudent):
         arch: str,
         *,
         group: ProcessGroup,
+        shards: Sequence[nn.Parameter],
     ) -> None:
         super().__init__(model, optimizer, precision, arch)
         self._group = group
-        self._shards = [p for p in model.parameters() if p.requires_grad]
+        self._shards = list(shards)
 
     def _collect_gradients(self) -> Tensor:
         """Hand each shard its gradient; return the norm of the whole gradient."""
@@ -191,13 +198,9 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
             register_fsdp_forward_method(model, name)
 
 
-def local_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return this rank's part of each trainable parameter, in the memory of its DTensor."""
-    return [
-        nn.Parameter(p.to_local().detach())  # type: ignore[attr-defined]
-        for p in model.parameters()
-        if p.requires_grad
-    ]
+def local_parameters(shards: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """Return this rank's part of each parameter, in the memory of its DTensor."""
+    return [nn.Parameter(p.to_local().detach()) for p in shards]  # type: ignore[attr-defined]
 
 
 def _inside_a_shard(model: nn.Module, module: nn.Module) -> bool:

@@ -13,19 +13,24 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dml_fast.engine.class_weight import check_class_weight
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.executor import Executor, Lesson, Sequential, StepResult
 from dml_fast.engine.features import FeatureLoss, check_feature_loss, checked_value
-from dml_fast.engine.mutual import Mutual, MutualTerm, Taught
+from dml_fast.engine.mutual import Mutual, MutualTerm, Taught, check_labels
+from dml_fast.engine.parts import added, check_parts, split
 from dml_fast.engine.prior import check_prior
+from dml_fast.engine.roles import learners_of, views_of
 from dml_fast.engine.small_loss import check_small_loss
 from dml_fast.engine.student import Student
+from dml_fast.engine.teacher import Teacher, check_teachers
 from dml_fast.errors import UserError, brief, check_choice, check_number, check_whole, first_line
 from dml_fast.loss.checks import check_options
 
@@ -53,11 +58,20 @@ class Engine:
         prior: (C,) logarithms of the classes' shares, added to the logits of students and teacher
             before every loss, and not in evaluation, which is then balanced (logit adjustment:
             Menon et al., ICLR 2021).
+        class_weight: (C,) weights of the cross-entropy, as of `torch.nn.CrossEntropyLoss`: its mean
+            divides by the sum of the rows' weights. The mutual term has none.
         small_loss: the share of a batch's labelled rows that are left out of every loss: those
             with the largest joint loss (`dml_fast.engine.small_loss`), in [0, 1).
         clip_norm: the largest norm of each student's gradient, as of
             `torch.nn.utils.clip_grad_norm_`, above 0; None: any.
+        teachers: fixed networks that teach every student beside its peers, with ``dml`` and
+            ``dml_e``; with them one student is enough.
+        parts: into how many equal parts a batch is divided. They run one after the other, each
+            with BatchNorm and ``feature_loss`` of its own, before one update: memory is that of a
+            part, all else is of the whole batch.
         class_dim: the dimension of the logits that has the classes: -1, or 1 for (N, C, H, W).
+        distribution: ``categorical``, one class for each row; or ``bernoulli``, for targets (N, C)
+            of labels that do not exclude each other.
         executor: runs the students, by default one after the other; ``alternating`` updates have
             nothing to overlap and do not use it.
 
@@ -79,9 +93,13 @@ class Engine:
         feature_loss: FeatureLoss | None = None,
         feature_weight: float = 0.0,
         prior: Tensor | None = None,
+        class_weight: Tensor | None = None,
         small_loss: float = 0.0,
         clip_norm: float | None = None,
+        teachers: Sequence[Teacher] = (),
+        parts: int = 1,
         class_dim: int = -1,
+        distribution: str = "categorical",
         executor: Executor | None = None,
     ) -> None:
         if not isinstance(cohort, Cohort):
@@ -92,6 +110,7 @@ class Engine:
         if clip_norm is not None:
             check_number("clip_norm", clip_norm, "a number above 0", lambda x: 0 < x < math.inf)
         check_whole("class_dim", class_dim, -1)
+        check_labels(distribution, prior, small_loss, class_weight)
         if executor is not None and not isinstance(executor, Executor):
             raise UserError(
                 f"executor is {brief(executor)}: give an object, such as Threads({len(cohort)}) "
@@ -99,6 +118,7 @@ class Engine:
             )
         check_feature_loss(feature_loss, feature_weight, cohort)
         check_small_loss(small_loss, method, update, feature_weight)
+        check_parts(parts, update, small_loss)
         if update == "alternating" and cohort.exchange is not None:
             raise UserError(
                 "update is alternating, for which one process must hold all students, and they "
@@ -116,14 +136,20 @@ class Engine:
         self.feature_weight = feature_weight
         self.small_loss = small_loss
         self.clip_norm = clip_norm
+        self.teachers = check_teachers(teachers, method, cohort)
+        self.parts = parts
         self.term = MutualTerm(
             method,
             temperature,
             label_smoothing,
             peer_reduction,
             None if prior is None else check_prior(prior, _device(cohort)),
+            None
+            if class_weight is None
+            else check_class_weight(class_weight, small_loss, _device(cohort)),
             small_loss > 0,
             class_dim,
+            distribution,
         )
         self.executor = executor or Sequential()
 
@@ -165,13 +191,17 @@ class Engine:
                 "updates: leave it out, or choose simultaneous"
             )
         count = self.cohort.total
-        given = self._views(inputs) if views else (inputs,) * count
-        chosen = self._roles(range(count) if learners is None else learners, teacher)
+        given = views_of(inputs, count) if views else (inputs,) * count
+        chosen = learners_of(learners, teacher, count, self.method)
+        if teacher is not None and self.teachers:
+            raise UserError("the step has a teacher and the engine fixed ones: leave out one")
         if self.small_loss and target.is_floating_point():
             raise UserError(
                 "small_loss is for rows of one class, and the target has probabilities: leave out "
                 "small_loss, or what blends labels, such as mixup"
             )
+        if self.term.distribution == "bernoulli" and not target.is_floating_point():
+            target = target.float()
         left_out = self.small_loss * small_loss_scale
         weight = self.kl_weight * kl_scale
         lesson = Lesson(given, target, weight, chosen, teacher, left_out, accumulate)
@@ -214,49 +244,27 @@ class Engine:
         """
         self.cohort.load_state_dict(state["students"])
 
-    def _views(self, inputs: Any) -> tuple[Any, ...]:
-        """Return the inputs of each of the K students."""
-        if not isinstance(inputs, list | tuple):
-            raise UserError(
-                f"a step with views=True got {brief(inputs)}: give a list of the inputs of each "
-                "student"
-            )
-        if len(inputs) != self.cohort.total:
-            raise UserError(
-                f"a step with views=True got {len(inputs)} views and the cohort has "
-                f"{self.cohort.total} students: give one for each"
-            )
-        return tuple(inputs)
-
-    def _roles(self, learners: Iterable[int], teacher: int | None) -> tuple[int, ...]:
-        """Return the learners; refuse those, and a teacher, that a step cannot have."""
-        count = self.cohort.total
-        chosen = tuple(learners) if isinstance(learners, Iterable) else None
-        known = {int(k) for k in chosen or () if k in range(count)}
-        if chosen is None or len(known) < len(chosen):
-            raise UserError(
-                f"the learners are {learners}: give different numbers from 0 to {count - 1}"
-            )
-        if teacher is not None and (teacher in chosen or teacher not in range(count)):
-            raise UserError(
-                f"the teacher is {teacher}: give a number from 0 to {count - 1} of a student that "
-                "does not learn"
-            )
-        if self.method == "distill" and teacher is None and len(chosen) > 1:
-            raise UserError(
-                "method is distill and several students learn without a teacher: give teacher=0 "
-                "and the others as learners"
-            )
-        return tuple(int(k) for k in chosen)
-
     def _step(self, lesson: Lesson, executor: Executor) -> StepResult:
-        """Let all learn from one snapshot of predictions."""
+        """Let all learn from one snapshot of predictions, part by part of the batch."""
+        return added([self._part(part, executor) for part in split(lesson, self.parts)])
+
+    def _part(self, lesson: Lesson, executor: Executor) -> StepResult:
+        """Run the passes of a part of a batch; after the last one, update."""
         here = [k for k in lesson.learners if k in self.cohort.numbers]
         students = [self.cohort.student(k) for k in here]
         taught = self._taught(lesson)
-        passes = executor.fork_in_order(
-            students, lambda k: self._forward(students[k], lesson, lesson.inputs[here[k]])
-        )
+        count = len(students)
+
+        def work(k: int) -> tuple[Tensor, Tensor | None]:
+            if k < count:
+                return self._forward(students[k], lesson, lesson.inputs[here[k]])
+            return self.teachers[k - count](lesson.inputs), None
+
+        teachers = self.teachers if here else ()
+        found = executor.fork_in_order([*students, *teachers], work)
+        passes = found[:count]
+        if teachers:
+            taught = Taught(tuple(z for z, _ in found[count:]))
         logits = {k: z.detach() for k, (z, _) in zip(here, passes, strict=True)}
         if self._exchanges(lesson):
             logits, taught = self._exchanged(logits, taught, lesson)
@@ -265,7 +273,7 @@ class Engine:
         mutual = self.term(logits, lesson, taught, here, self.cohort)
         updates = executor.fork(
             students,
-            lambda k: self._update(students[k], *passes[k], mutual.grads[k], lesson.accumulate),
+            lambda k: self._update(students[k], *passes[k], mutual.grads[k], lesson),
         )
         return self._result(mutual, updates)
 
@@ -293,12 +301,14 @@ class Engine:
         if not students:
             return StepResult.empty(lesson.target.device)
         taught = self._taught(lesson)
+        if self.teachers:
+            taught = Taught(tuple(one(lesson.inputs) for one in self.teachers))
         passes = {k: self._forward(one, lesson, lesson.inputs[k]) for k, one in students.items()}
         logits = {k: z.detach() for k, (z, _) in passes.items()}
         turns = []
         for k, student in students.items():
             mutual = self.term(logits, lesson, taught, [k], self.cohort)
-            update = self._update(student, *passes[k], mutual.grads[0])
+            update = self._update(student, *passes[k], mutual.grads[0], lesson)
             turns.append(self._result(mutual, [update]))
             logits[k] = student.predict(lesson.inputs[k], training=True)
         return StepResult.joined(turns)
@@ -311,9 +321,10 @@ class Engine:
         One thread makes both: autograd numbers the nodes of each thread apart, and adds gradients
         up in an order that depends on these numbers.
         """
-        if self.feature_loss is None:
-            return student.forward(inputs), None
-        features, logits = student.features_and_logits(inputs)
+        with student.deferring(not lesson.last):
+            if self.feature_loss is None:
+                return student.forward(inputs), None
+            features, logits = student.features_and_logits(inputs)
         return logits, checked_value(self.feature_loss(features, lesson.target), self.feature_loss)
 
     def _update(
@@ -322,13 +333,19 @@ class Engine:
         logits: Tensor,
         extra: Tensor | None,
         grad: Tensor,
-        accumulate: bool = False,
+        lesson: Lesson,
     ) -> tuple[Tensor, Tensor]:
         """Update a student; return its loss on features, and whether the step was skipped."""
-        student.backward(logits, grad, extra, self.feature_weight)
+        parts = lesson.parts
+        with student.deferring(not lesson.last):
+            share = Fraction(1, parts)
+            student.backward(logits, grad, extra, self.feature_weight / parts, share)
         none = logits.new_zeros((), dtype=torch.float32)
-        skipped = none.bool() if accumulate else student.update(self.clip_norm)
-        return none if extra is None else extra.detach(), skipped
+        goes_on = lesson.accumulate or not lesson.last
+        skipped = none.bool() if goes_on else student.update(self.clip_norm)
+        if extra is None:
+            return none, skipped
+        return extra.detach() if parts == 1 else extra.detach() / parts, skipped
 
     def _taught(self, lesson: Lesson) -> Taught | None:
         """Return what the teacher says, if it is in this process."""

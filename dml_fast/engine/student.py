@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from fractions import Fraction
 from typing import Any, TypeAlias
 
 import torch
@@ -71,7 +72,7 @@ class Student:
             m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats
         ]
         self.generation = 0  # grows when new tensors take the place of the optimizer's
-        self.pending = 0  # backward passes since the last update
+        self.pending = Fraction(0)  # batches with backward passes since the last update
         self._call = Call(model)
         self._statistics: list[Tensor] = []
         self._before: list[Tensor] = []
@@ -122,8 +123,20 @@ class Student:
         scale: Tensor = self.scaler.scale(self._one)
         return scale
 
+    def deferring(self, more: bool) -> AbstractContextManager[None]:
+        """Return a context for both passes of a part of a batch: whether ``more`` parts follow.
+
+        A student of several ranks need not add up gradients among them before the last part.
+        """
+        return nullcontext()
+
     def backward(
-        self, logits: Tensor, grad: Tensor, extra: Tensor | None = None, extra_weight: float = 1.0
+        self,
+        logits: Tensor,
+        grad: Tensor,
+        extra: Tensor | None = None,
+        extra_weight: float = 1.0,
+        share: Fraction = Fraction(1),
     ) -> None:
         """Run the backward pass; gradients add up until ``update``.
 
@@ -132,12 +145,13 @@ class Student:
             grad: (N, C), the gradient of the loss with respect to them, times ``grad_scale``.
             extra: 0-d, another loss of the same pass, made by the same thread; it may be constant.
             extra_weight: its weight.
+            share: of the batch that this pass is of.
         """
         ends, grads = [logits], [grad]
         if extra is not None and extra.requires_grad:
             ends, grads = [logits, extra], [grad, extra_weight * self.grad_scale]
         torch.autograd.backward(ends, grads)
-        self.pending += 1
+        self.pending += share
 
     def update(self, clip_norm: float | None = None) -> Tensor:
         """Step the optimizer by the mean of the gradients since the last update, if it is finite.
@@ -158,10 +172,11 @@ class Student:
         norm = self._collect_gradients()
         skipped = ~torch.isfinite(norm)
         if self.pending > 1 or clip_norm is not None:
-            mean_and_clip(self.parameters, norm, self.pending, clip_norm, self.grad_scale)
+            batches = int(self.pending)
+            mean_and_clip(self.parameters, norm, batches, clip_norm, self.grad_scale)
         self.stepper.step(self.scaler, skipped)
         self.optimizer.zero_grad(set_to_none=True)
-        self.pending = 0
+        self.pending = Fraction(0)
         for now, before in zip(self._statistics, self._before, strict=True):
             now.copy_(torch.where(skipped, before, now))
         return skipped
@@ -239,7 +254,7 @@ class Student:
     def forget_step(self) -> None:
         """Drop what an unfinished step has left behind."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.pending = 0
+        self.pending = Fraction(0)
         if self.scaler.is_enabled():
             self.scaler._per_optimizer_states.clear()
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from dml_fast.config import TrainConfig, flag
+from dml_fast.config.fields import names_in
 from dml_fast.data import DataSet, RetrievalSet, open_dataset
 from dml_fast.data.features import Features
 from dml_fast.data.loaders import train_loader
@@ -71,7 +72,9 @@ def build_trainer(
     check_executor(config.executor, device)
     if device.type == "cpu":
         keep_freed_memory()
-    reporter = Reporter(run.folder / "tensorboard" if config.tensorboard and world.main else None)
+    reporter = Reporter(
+        run.folder / "tensorboard" if "tensorboard" in names_in(config.log) and world.main else None
+    )
     begun = resume is not None and run.config_file.is_file()  # bad data may have stopped it before
     with stop.at_once():  # downloading and decoding may take hours
         own = run.with_own_files(config) if begun else config
@@ -190,9 +193,19 @@ def _measure_shares(
     """Share the students out by the time that a step of each takes on a column's rows."""
 
     def student(arch: str, spec: InputSpec) -> tuple[Student, torch.Tensor]:
-        alone = replace(config, arch=arch, cohort=1, method="independent", compile=False)
+        alone = replace(
+            config,
+            optimizer=config.algorithms[0],
+            lr=config.peak_lrs[0],
+            momentum=config.each("momentum")[0],
+            weight_decay=config.each("weight_decay")[0],
+            arch=arch,
+            cohort=1,
+            method="independent",
+            compile=False,
+        )
         cohort = build_cohort(alone, precision, num_classes=len(facts.classes), inputs=[spec])
-        rows = config.batch_size // world.mesh.data
+        rows = config.batch_size // world.mesh.data // config.accumulate
         return cohort.students[0], blank(rows, spec, precision)
 
     archs = config.architectures
@@ -233,6 +246,9 @@ def _build_engine(
     config: TrainConfig, data: DataSet, cohort: Cohort, device: torch.device
 ) -> Engine:
     extra = extra_of(config)
+    if config.accumulate > 1 and any(student.norms for student in cohort):
+        rows = config.batch_size // cohort.world.mesh.data // config.accumulate
+        logger.info("--accumulate: BatchNorm normalises each part of %d rows by itself", rows)
     return Engine(
         cohort,
         method=config.method,
@@ -245,6 +261,8 @@ def _build_engine(
         feature_weight=extra.weight,
         prior=_prior(data) if config.prior == "balance" else None,
         small_loss=config.small_loss,
+        clip_norm=None if config.clip_norm == "off" else config.clip_norm,
+        parts=config.accumulate,
         executor=make_executor(config.executor, len(cohort), device),
     )
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dml_fast.config import TrainConfig
-from dml_fast.config.longer import seconds_in
 from dml_fast.distributed.launch import Launch
 from dml_fast.distributed.mesh import Mesh, Shares
 from dml_fast.foreign import shown
@@ -56,7 +55,7 @@ def train(
     by_torchrun = launch.size > 1 or launch.agent_store
     job = _job_of_torchrun if by_torchrun else _job_alone
     with (
-        StopRequest(twice=launch.size > 1, seconds=seconds_in(config.max_time)) as stop,
+        StopRequest(twice=launch.size > 1, seconds=config.time_limit) as stop,
         job(processes, config, resume, launch) as (world, run, restarted),
     ):
         from dml_fast.training.build import build_trainer

@@ -101,7 +101,7 @@ class Saver:
         tensors = [t for s in self.cohort for t in s.model.state_dict().values()]
         mine: int = sum(t.numel() * t.element_size() for t in tensors)
         weights: int = sum(self.world.all_gather(mine)) // self.world.mesh.data
-        states = 2 if self.config.algorithm == "adamw" else 1
+        states = 2 if "adamw" in self.config.algorithms else 1
         return 4 * weights * (1 + states) + weights + 2**22
 
     @property
@@ -183,7 +183,11 @@ class Saver:
         self._mark_saved()
         here = surroundings(self.cohort, progress.executor)
         new = in_words(self._changes[len(known) :])
-        for change in (mesh, changed_surroundings(state, here, path), new and f"the run has {new}: {_LONGER}"):
+        for change in (
+            mesh,
+            changed_surroundings(state, here, path),
+            new and f"the run has {new}: {_LONGER}",
+        ):
             if change:
                 logger.info("%s", change)
         if not self.world.main:

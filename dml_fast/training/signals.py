@@ -6,6 +6,7 @@ A second signal ends it at once.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import threading
@@ -27,13 +28,13 @@ class StopRequest:
     Args:
         twice: whether a signal may come twice, as torchrun passes on what the terminal has already
             sent to all processes.
-        seconds: after which `overdue` is true; 0 for never.
+        seconds: after which `overdue` is true.
 
     Attributes:
         signal: the number of the first signal; 0 before it.
     """
 
-    def __init__(self, *, twice: bool = False, seconds: float = 0.0) -> None:
+    def __init__(self, *, twice: bool = False, seconds: float = math.inf) -> None:
         self.signal: int = 0
         self._seconds, self._begun = seconds, time.monotonic()
         self._twice, self._at = twice, 0.0
@@ -76,7 +77,7 @@ class StopRequest:
     @property
     def overdue(self) -> bool:
         """Whether the time is up."""
-        return 0 < self._seconds <= time.monotonic() - self._begun
+        return time.monotonic() - self._begun >= self._seconds
 
     @property
     def exit_code(self) -> int:

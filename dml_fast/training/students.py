@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from dml_fast.config import TrainConfig
+from dml_fast.config.fields import names_in
 from dml_fast.distributed.world import World
 from dml_fast.engine import Cohort, Precision, Student
+from dml_fast.engine.decay import in_groups, without_decay
 from dml_fast.engine.optim import make_optimizer
 from dml_fast.errors import UserError, reason
 from dml_fast.models import InputSpec
@@ -64,11 +66,17 @@ def build_cohort(
             model = model.to(precision.device)
             if config.channels_last:
                 model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            student = Student(model, _optimizer(config, _trainable(model)), precision, arch)
-            _try(student, blank(min(2, config.batch_size), spec, precision), spec, num_classes)
+            spared = without_decay(model, names_in(config.no_decay))
+            optimizer = _optimizer(config, k, _trainable(model), spared)
+            student = Student(model, optimizer, precision, arch)
+            rows = config.batch_size // world.mesh.data // config.accumulate
+            _try(student, blank(min(2, rows), spec, precision), spec, num_classes)
             students.append(student)
     if groups:
-        students = [_joined(s, config, world, g) for s, g in zip(students, groups, strict=False)]
+        students = [
+            _joined(s, k, config, world, group)
+            for s, k, group in zip(students, world.students, groups, strict=False)
+        ]
     if config.compile:
         for student in students:
             student.compile()
@@ -85,13 +93,16 @@ def head_of(config: TrainConfig) -> Head:
     return Head(kind, config.bits if kind == "hash" else 0)
 
 
-def _optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+def _optimizer(
+    config: TrainConfig, k: int, parameters: Sequence[nn.Parameter], spared: Sequence[bool]
+) -> torch.optim.Optimizer:
     return make_optimizer(
         parameters,
-        algorithm=config.algorithm,
-        lr=config.peak_lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
+        algorithm=config.algorithms[k],
+        lr=config.peak_lrs[k],
+        momentum=config.each("momentum")[k],
+        weight_decay=config.each("weight_decay")[k],
+        spared=spared,
     )
 
 
@@ -110,8 +121,10 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
     return found
 
 
-def _joined(student: Student, config: TrainConfig, world: World, group: ProcessGroup) -> Student:
-    """Return the student as the ranks of ``group``, which have all made it, train it together."""
+def _joined(
+    student: Student, k: int, config: TrainConfig, world: World, group: ProcessGroup
+) -> Student:
+    """Return student k as the ranks of ``group``, which have all made it, train it together."""
     from dml_fast.engine.replicas import (
         ReplicatedStudent,
         ShardedStudent,
@@ -123,8 +136,13 @@ def _joined(student: Student, config: TrainConfig, world: World, group: ProcessG
     assert world.device_mesh is not None
     if config.fsdp:
         shard(model, world.device_mesh["data"])
-        optimizer = _optimizer(config, local_parameters(model))
-        return ShardedStudent(model, optimizer, precision, arch, group=group)
+        spared = without_decay(model, names_in(config.no_decay))
+        shards = _trainable(model)
+        optimizer = _optimizer(config, k, local_parameters(shards), spared)
+        decayed, free = in_groups(shards, spared)
+        return ShardedStudent(
+            model, optimizer, precision, arch, group=group, shards=[*decayed, *free]
+        )
     features = extra_of(config).loss is not None
     return ReplicatedStudent(
         model, student.optimizer, precision, arch, group=group, with_features=features

@@ -59,6 +59,17 @@ def test_targets_and_inputs_belong_to_the_ids() -> None:
             np.testing.assert_allclose(batch.inputs[row].numpy(), expected, atol=2e-5)
 
 
+def test_classes_are_balanced_where_there_are_classes() -> None:
+    data = random_images(40)
+    data = data.subset(np.sort(np.r_[np.arange(32), 7 * np.arange(5)]))  # more of class 0
+    targets = [batch.target for batch in make_loader(data, balance=True, batch_size=10).epoch(0)]
+    counts = np.bincount(torch.cat(targets).numpy())
+    counts = counts[counts > 0]
+    assert counts.max() - counts.min() <= 1 < np.ptp(np.bincount(data.labels))
+    with pytest.raises(UserError, match="balance is on and identities are equally frequent"):
+        make_loader(data, balance=True, num_instances=1)
+
+
 def test_random_access_equals_iteration_in_a_fresh_loader() -> None:
     data = random_images(23)
     walked = [[*make_loader(data).epoch(epoch)] for epoch in range(3)]

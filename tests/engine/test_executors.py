@@ -60,6 +60,7 @@ CASES: dict[str, dict[str, Any]] = {
         "step": {"learners": (0,)},
     },
     "dml_e": {"archs": ["resnet8"] * 3, "engine": {"method": "dml_e"}},
+    "labels": {"archs": ["resnet8"] * 3, "engine": {"distribution": "bernoulli"}},
     "alternating": {"archs": ["resnet8"] * 3, "engine": {"update": "alternating"}},
 }
 

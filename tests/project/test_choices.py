@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from importlib import import_module
-from typing import Any, Literal, Union, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -139,6 +139,8 @@ def test_options_of_a_run_by_name_and_type() -> None:
         wrong: list[Any] = [None, [default], 3 if isinstance(default, str | bool) else "3"]
         if get_origin(hint) is Union:  # auto or a number
             wrong[2:] = ["3", "autox", -1, math.nan]
+        if get_args(hint)[:1] == (float | str,):  # for all, or one per student
+            wrong[2:] = ["x", "0.1,", -1, math.nan]
         if get_origin(hint) is Literal:
             wrong += [f"{default}x", default.upper()]
         if isinstance(default, float):

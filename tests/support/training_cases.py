@@ -41,6 +41,8 @@ def train(engine: Engine, steps: int, **options: Any) -> list[Tensor]:
             for _ in range(len(engine.cohort))
         ]
         target = torch.randint(5, (8,), generator=g)
+        if engine.term.distribution == "bernoulli":
+            target = (torch.rand(8, 5, generator=g) < 0.4).float()
         for one in engine.cohort:
             one.set_lr(0.05 * (step + 1))
         result = engine.step(views, target, views=True, kl_scale=step / steps, **options)

@@ -146,13 +146,13 @@ def test_events_of_tensorboard_that_cannot_be_written_are_named_once(
     module = SimpleNamespace(SummaryWriter=Full)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     monkeypatch.setattr("dml_fast.config.options._require", lambda *names: None)
-    assert train(*THREE_EPOCHS, "--tensorboard", "--out", str(tmp_path / "run")) == 0
+    assert train(*THREE_EPOCHS, "--log", "tensorboard", "--out", str(tmp_path / "run")) == 0
     assert (
         capfd.readouterr().err.count("(No space left on device): metrics.jsonl has all of them")
         == 1
     )
     started.append(True)
-    assert train(*QUICK, "--tensorboard", "--out", str(tmp_path / "other")) == 2
+    assert train(*QUICK, "--log", "tensorboard", "--out", str(tmp_path / "other")) == 2
     err = capfd.readouterr().err
     assert "tensorboard cannot be written (No space left on device): make it a folder" in err
     assert not (tmp_path / "other").exists()

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from dml_fast.data.balanced import order_of_rows
 from dml_fast.data.files import ImageFiles
 from dml_fast.data.labelled import LabelledOrder, check_share
 from dml_fast.data.loaders.assemble import Assembler, Loader
@@ -15,7 +16,7 @@ from dml_fast.data.loaders.stream import StreamLoader
 from dml_fast.data.loaders.vectors import VectorLoader
 from dml_fast.data.pairs import PairSet
 from dml_fast.data.plan import Augmentation, Plan
-from dml_fast.data.sampling import IdentityOrder, Order, Regrouped, repeated
+from dml_fast.data.sampling import IdentityOrder, Order, Regrouped
 from dml_fast.data.sets import DataSet, ImageSet
 from dml_fast.data.vectors import VectorSet
 from dml_fast.errors import UserError, check_number, check_whole
@@ -32,6 +33,7 @@ def train_loader(
     num_instances: int = 0,
     unlabelled_share: float = 0.67,
     epoch_steps: int = 0,
+    balance: bool = False,
     dither: float = 0.0,
     symmetrise: bool = True,
     views: int = 1,
@@ -56,6 +58,7 @@ def train_loader(
             none (`dml_fast.data.labelled.LabelledOrder`).
         epoch_steps: the number of batches per epoch, for which rows come round as often as needed;
             0 for one pass.
+        balance: whether all classes are equally frequent (`dml_fast.data.balanced.BalancedOrder`).
         dither: the deviation of the targets of pairs, in pixels; 0 for one class.
         symmetrise: whether the crops of pairs are flipped at random.
         views: V, the number of versions of each image.
@@ -69,7 +72,8 @@ def train_loader(
 
     Raises:
         UserError: ``batch_size``, ``num_instances`` or ``unlabelled_share`` does not fit the rows,
-            mixing meets rows without a label, or a number is out of range.
+            mixing meets rows without a label, ``balance`` rows of identities or pairs, or a number
+            is out of range.
     """
     check_whole("batch_size", batch_size, 1)
     check_whole("num_instances", num_instances, 0)
@@ -82,6 +86,9 @@ def train_loader(
     train, together = data.train, batch_size * ranks
     shards = train.shard if isinstance(train, ImageSet) else None
     unlabelled = int((train.labels < 0).sum())
+    if balance and (num_instances or isinstance(train, PairSet)):
+        what = "pairs have no classes" if not num_instances else "identities are equally frequent"
+        raise UserError(f"balance is on and {what}: leave it out")
     order: Order
     if num_instances:
         if unlabelled:
@@ -98,10 +105,19 @@ def train_loader(
                 "none: leave out --mixup and --cutmix, or give --unlabelled-share 0"
             )
         order = LabelledOrder(
-            train.labels, together, unlabelled_share, seed, epoch_steps, ranks, shards=shards
+            train.labels,
+            together,
+            unlabelled_share,
+            seed,
+            epoch_steps,
+            ranks,
+            shards=shards,
+            balance=balance,
         )
     else:
-        order = repeated(len(train), together, seed, steps=epoch_steps, shards=shards)
+        order = order_of_rows(
+            train.labels, together, seed, steps=epoch_steps, shards=shards, balance=balance
+        )
     if isinstance(train, VectorSet):
         return VectorLoader(train, order, device=device, students=students, rank=rank, ranks=ranks)
     if isinstance(train, PairSet):
