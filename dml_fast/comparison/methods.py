@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import NamedTuple, get_args
 
 from dml_fast.config import Method, TrainConfig, flag
+from dml_fast.config.checks_longer import refuse_limits
 from dml_fast.config.files import difference
-from dml_fast.config.longer import refuse_limits
 from dml_fast.errors import UserError, brief
 from dml_fast.training.executors import without_trial
 

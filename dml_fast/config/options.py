@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from dml_fast.config.checks import check_combinations
+from dml_fast.config.checks_longer import check_patience
 from dml_fast.config.fields import Options, flag, names_in
-from dml_fast.config.longer import check_patience
 from dml_fast.config.types import check_field, numbers_in
 from dml_fast.errors import UserError, check_choice
 from dml_fast.models.inputs import Kind
@@ -153,6 +153,17 @@ class TrainConfig(Options):
             unlabelled_share=0.67 * unlabelled if share == "auto" else share,
             kl_warmup=3 * self.epochs / 10 * unlabelled if ramp == "auto" else ramp,
         )
+
+    def with_epochs(self, epochs: int) -> TrainConfig:
+        """Return a run's settled configuration with other ``epochs``, and what auto makes of them.
+
+        Args:
+            epochs: with which the run goes on.
+        """
+        auto = replace(self, kl_warmup="auto")
+        follows = self.kl_warmup == auto.settled(unlabelled=True).kl_warmup
+        longer = replace(auto, epochs=epochs).settled(unlabelled=True).kl_warmup
+        return replace(self, epochs=epochs, kl_warmup=longer if follows else self.kl_warmup)
 
     @property
     def camera_rule(self) -> bool:

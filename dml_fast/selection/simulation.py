@@ -12,7 +12,7 @@ from statistics import fmean
 import numpy as np
 
 from dml_fast.config import TrainConfig, flag
-from dml_fast.config.longer import refuse_limits
+from dml_fast.config.checks_longer import refuse_limits
 from dml_fast.data import PairSet, open_dataset
 from dml_fast.data.features import Features
 from dml_fast.data.philox import Draws

@@ -1,18 +1,9 @@
-"""What ends a run before its epochs, and runs that become longer.
-
-Nothing here imports torch.
-"""
+"""Options that end or stop a run before its epochs. Nothing here imports torch."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
-
 from dml_fast.config.fields import Options, flag
 from dml_fast.errors import UserError
-
-if TYPE_CHECKING:
-    from dml_fast.config.options import TrainConfig
 
 
 def check_patience(config: Options, *, retrieval: bool, kind: str) -> None:
@@ -58,16 +49,3 @@ def refuse_limits(config: Options, why: str) -> None:
     for name in ("max_time", "max_steps"):
         if value := getattr(config, name):
             raise UserError(f"{flag(name)} is {value} and {why}: leave it out")
-
-
-def follow_epochs(own: TrainConfig, epochs: int) -> TrainConfig:
-    """Return a run's configuration with other ``--epochs``, and what ``auto`` makes of them.
-
-    Args:
-        own: the run's configuration, which is settled.
-        epochs: with which it goes on.
-    """
-    auto = replace(own, kl_warmup="auto")
-    ramps = own.kl_warmup == auto.settled(unlabelled=True).kl_warmup  # only rows without a label
-    longer = replace(auto, epochs=epochs).settled(unlabelled=True).kl_warmup
-    return replace(own, epochs=epochs, kl_warmup=longer if ramps else own.kl_warmup)
