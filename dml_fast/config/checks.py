@@ -35,6 +35,7 @@ def check_combinations(config: Options, *, retrieval: bool, kind: Kind) -> None:
     _check_small_loss(config)
     check_steps(config)
     _check_averages(config)
+    _check_teachers(config)
     _check_labels(config, retrieval, kind)
     _check_kind(config, kind)
 
@@ -165,6 +166,17 @@ def _check_averages(config: Options) -> None:
         for name in ("weights", "teach_with"):
             if getattr(config, name) == "ema":
                 raise UserError(f"{flag(name)} is ema without averages: give --ema 0.999")
+
+
+def _check_teachers(config: Options) -> None:
+    if config.teachers and config.method in ("independent", "distill"):
+        why = "does not teach" if config.method == "independent" else "has a teacher of its own"
+        raise UserError(
+            f"--teachers means nothing with --method {config.method}, which {why}: give dml, or "
+            "leave it out"
+        )
+    if "" in names_in(config.teachers):
+        raise UserError(f"--teachers is {config.teachers!r}: give runs, as in RUN,RUN:0")
 
 
 def _check_small_loss(config: Options) -> None:

@@ -1,9 +1,21 @@
-"""Options that end or stop a run before its epochs. Nothing here imports torch."""
+"""Where a run begins, and what ends or stops it before its epochs. Nothing here imports torch."""
 
 from __future__ import annotations
 
 from dml_fast.config.fields import Options, flag
 from dml_fast.errors import UserError
+
+
+def check_init_from(config: Options) -> None:
+    """Refuse weights from two places, and from several runs."""
+    source = config.init_from
+    if source and config.pretrained:
+        raise UserError(
+            f"--init-from {source} and --pretrained {config.pretrained} both give weights to start "
+            "from: leave one out"
+        )
+    if "," in source:
+        raise UserError(f"--init-from is {source}: give one run, RUN, or one student of it, RUN:0")
 
 
 def check_patience(config: Options, *, retrieval: bool, kind: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from dml_fast.config.checks import check_combinations
-from dml_fast.config.checks_longer import check_patience
+from dml_fast.config.checks_longer import check_init_from, check_patience
 from dml_fast.config.fields import Options, flag, names_in
 from dml_fast.config.types import check_field, numbers_in
 from dml_fast.errors import UserError, check_choice
@@ -223,7 +223,7 @@ class TrainConfig(Options):
         """
         from dml_fast.data import check_data_spec, check_searches
         from dml_fast.models import check_model_name
-        from dml_fast.models.pretrained import check_init_from, check_pretrained
+        from dml_fast.models.pretrained import check_pretrained
 
         self.check_numbers()
         if not 0 <= self.cohort < 10_000:
@@ -235,17 +235,16 @@ class TrainConfig(Options):
                 f"--cohort is {self.cohort} but --arch names {len(names)} ({self.arch}): "
                 "give one name, or one per student"
             )
-        if len(names) < 2 and self.method != "independent":
+        if len(names) < 2 and self.method != "independent" and not self.teachers:
             raise UserError(
                 f"--cohort is {len(names)} but --method {self.method} needs at least 2 students: "
-                "give --cohort 2, or --method independent"
+                "give --cohort 2, --method independent, or --teachers RUN"
             )
         for name in names:
             check_model_name(name, self.input_kind)
-        if self.init_from:
-            check_init_from(self.init_from, self.pretrained)
         if self.pretrained:
             check_pretrained(self.pretrained, names)
+        check_init_from(self)
         check_patience(self, retrieval=self.retrieval, kind=self.input_kind)
         if self.update == "alternating" and self.method not in ("dml", "dml_e"):
             raise UserError(

@@ -6,7 +6,6 @@ Torch is imported only when weights are read.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -63,33 +62,6 @@ def is_run(source: str) -> bool:
         path = path.parent
     config = path / "config.json"
     return config.is_file() and b'"dml_fast"' in config.read_bytes()  # others have that name too
-
-
-def run_and_student(source: str) -> tuple[str, int | None]:
-    """Return the run and the number that ``RUN:k`` names; None where it names no number."""
-    match = None if is_run(source) else re.fullmatch(r"(.+):(\d{1,9})", source)
-    return (match[1], int(match[2])) if match else (source, None)
-
-
-def check_init_from(source: str, pretrained: str = "") -> None:
-    """Refuse what is no run, and weights from two places.
-
-    Args:
-        source: ``RUN`` or ``RUN:k``.
-        pretrained: what ``--pretrained`` gives.
-
-    Raises:
-        UserError: it says what to give.
-    """
-    if pretrained:
-        raise UserError(
-            f"--init-from {source} and --pretrained {pretrained} both give weights to start from: "
-            "leave one out"
-        )
-    if not is_run(run_and_student(source)[0]):
-        raise UserError(
-            f"--init-from {source} is no run folder: give RUN, or RUN:0 for its first student"
-        )
 
 
 def load_pretrained(

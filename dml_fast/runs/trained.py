@@ -106,24 +106,39 @@ class Trained:
             )
 
 
-def weights_of_run(source: str, option: str = "--pretrained") -> tuple[dict[str, Any], ...]:
+def weights_of_run(source: str) -> tuple[dict[str, Any], ...]:
     """Return the weights of each student of a run, from which others start. No code of it is run.
 
     Args:
         source: its folder, for ``best.pt``, or where there is none ``last.pt``; or a checkpoint.
-        option: by which the user gives it.
 
     Raises:
         UserError: there are none, or as `Trained.load`.
+    """
+    remedy = "give one of its files student_K.safetensors"
+    return trained_of_run(source, "--pretrained", remedy).states
+
+
+def trained_of_run(
+    source: str, option: str, remedy: str = "train it for an epoch first"
+) -> Trained:
+    """Return the students of a run, from which others learn. No code of it is run.
+
+    Args:
+        source: its folder, for ``best.pt``, or where there is none ``last.pt``; or a checkpoint.
+        option: by which the user gives it.
+        remedy: what a message advises where there is no checkpoint.
+
+    Raises:
+        UserError: there is none, or as `Trained.load`.
     """
     path = Path(source).expanduser()
     run = Run.open(path)
     named = [path.stem] if path.suffix == ".pt" else ["best", "last"]
     for which in named:
         if run.checkpoint(which).exists():
-            return Trained.load(run, which, allow_code=run.config.architectures).states
-    other = " one of its files student_K.safetensors with --pretrained"
-    raise UserError(f"{option} {source} has no checkpoint to start from: give{other}")
+            return Trained.load(run, which, allow_code=run.config.architectures)
+    raise UserError(f"{option} {source} has no checkpoint to start from: {remedy}")
 
 
 def open_split(run: Run, spec: str, split: str) -> Part:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from dml_fast.data.plan import Augmentation
 from dml_fast.distributed.connect import pick_local_device
 from dml_fast.distributed.launch import Launch
 from dml_fast.distributed.world import World, agreed
-from dml_fast.engine import Cohort, Engine, Precision, Student
+from dml_fast.engine import Cohort, Engine, Precision, Student, Teacher
 from dml_fast.engine.choice import check_executor, make_executor
 from dml_fast.engine.precision import pick_device
 from dml_fast.engine.prior import log_prior
@@ -38,6 +39,7 @@ from dml_fast.training.shares import share_out_by_cost
 from dml_fast.training.signals import StopRequest
 from dml_fast.training.start import NEW, Start
 from dml_fast.training.students import blank, build_cohort, head_of
+from dml_fast.training.teachers import check_fit, copy_teachers, read_teachers
 from dml_fast.training.trainer import Trainer
 from dml_fast.training.unlabelled import settled
 from dml_fast.training.watch import HashWatch
@@ -89,6 +91,8 @@ def build_trainer(
     checkpoint = run.to_continue(resume) if resume else None
     with world.all_or_none():
         start = NEW if checkpoint else Start.of(config, facts)
+        teachers, config = read_teachers(config, run, begun)
+        check_fit(teachers, facts, config)
     cohort = build_cohort(
         config,
         precision,
@@ -98,10 +102,11 @@ def build_trainer(
         start=start,
     )
     start.check(cohort, config.method)
-    engine = _build_engine(config, data, cohort, device)
+    fixed = [one.for_engine(facts, config, precision) for one in teachers]
+    engine = _build_engine(config, data, cohort, device, fixed)
     progress = Progress(Meter(len(cohort), device, world), config.executor)
     saver = Saver(config, run, facts, data.corrupt, cohort, progress)
-    needed = saver.bytes_needed()
+    needed = saver.bytes_needed() + sum(one.bytes for one in teachers)
     files = data.features.files() if data.features and not begun else {}
     with world.all_or_none():
         if world.main:
@@ -109,6 +114,7 @@ def build_trainer(
             run.write_features(files)
             if not begun:
                 run.copy_given_files(config)
+                copy_teachers(teachers, run)
         if checkpoint:
             saver.resume(checkpoint)
     if config.small_loss:
@@ -117,6 +123,9 @@ def build_trainer(
             100 * config.small_loss,
             config.small_loss_warmup(loader.steps_per_epoch),
         )
+    if teachers:
+        names = ", ".join(f"{one.name} ({one.arch})" for one in teachers)
+        logger.info("teachers, which do not learn: %s", names)
     reporter.open_events()
     reporter.start(config, data, saver.describe(), precision, world)
     if checkpoint:
@@ -243,7 +252,11 @@ def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, worl
 
 
 def _build_engine(
-    config: TrainConfig, data: DataSet, cohort: Cohort, device: torch.device
+    config: TrainConfig,
+    data: DataSet,
+    cohort: Cohort,
+    device: torch.device,
+    teachers: Sequence[Teacher],
 ) -> Engine:
     extra = extra_of(config)
     if config.accumulate > 1 and any(student.norms for student in cohort):
@@ -261,6 +274,7 @@ def _build_engine(
         feature_weight=extra.weight,
         prior=_prior(data) if config.prior == "balance" else None,
         small_loss=config.small_loss,
+        teachers=teachers,
         clip_norm=None if config.clip_norm == "off" else config.clip_norm,
         parts=config.accumulate,
         executor=make_executor(config.executor, len(cohort), device),

@@ -13,10 +13,11 @@ from dml_fast.config import TrainConfig
 from dml_fast.distributed.world import agreed
 from dml_fast.engine import Cohort
 from dml_fast.errors import UserError
-from dml_fast.models.pretrained import is_run, load_pretrained, run_and_student
+from dml_fast.models.pretrained import is_run, load_pretrained
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.folder import Run
-from dml_fast.runs.trained import weights_of_run
+from dml_fast.runs.named import students_named
+from dml_fast.runs.trained import trained_of_run, weights_of_run
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +31,14 @@ class Start:
         source: what follows the option; "" where all weights are new.
         states: of a run, the weights for each student; else none.
         whole: whether the head is taken too.
+        for_all: whether all students get those of one.
     """
 
     option: str = ""
     source: str = ""
     states: tuple[dict[str, Any], ...] = ()
     whole: bool = False
+    for_all: bool = False
 
     @classmethod
     def of(cls, config: TrainConfig, facts: DataFacts) -> Start:
@@ -57,28 +60,23 @@ class Start:
     @classmethod
     def _of_run(cls, config: TrainConfig, facts: DataFacts) -> Start:
         option, count = "--init-from", len(config.architectures)
-        folder, number = run_and_student(config.init_from)
-        states = weights_of_run(folder, option)
-        here = f"{option} {config.init_from}"
-        if number is not None:
-            if number >= len(states):
-                raise UserError(
-                    f"{here}: {folder} has {len(states)} students, numbered from 0: give one of "
-                    "them"
-                )
-            states = (states[number],) * count
+        named, here = students_named(config.init_from, option), f"{option} {config.init_from}"
+        folder, for_all = named[0].path, named[0].path != config.init_from
+        trained = trained_of_run(folder, option)
+        states, theirs = trained.states, trained.facts
+        if for_all:
+            states = (states[named[0].number],) * count
         elif len(states) < count:
             raise UserError(
                 f"{here} has {len(states)} students and this run {count}: give the number of one "
                 f"for all, as in {option} {folder}:0"
             )
-        theirs = Run.open(Path(folder).expanduser()).facts
         whole = theirs.classes == facts.classes and theirs.head == facts.head
         if not whole:
             what = "another head" if theirs.classes == facts.classes else "other classes"
             logger.info("%s has %s than this run: the students' heads are new", here, what)
         _warn_of_other_columns(option, folder, facts)
-        return cls(option, config.init_from, states, whole)
+        return cls(option, config.init_from, states, whole, for_all)
 
     def load(self, model: nn.Module, student: int, arch: str) -> None:
         """Load one student's weights into its network, in place.
@@ -101,8 +99,7 @@ class Start:
         Raises:
             UserError: it says what to give.
         """
-        run, number = run_and_student(self.source)
-        if not self.whole or number is None or method not in ("dml", "dml_e"):
+        if not (self.whole and self.for_all) or method not in ("dml", "dml_e"):
             return
         try:
             cohort.check_distinct()
@@ -110,8 +107,8 @@ class Start:
             raise agreed(
                 UserError(
                     f"{self.option} {self.source} gives all students the same weights, and "
-                    f"--method {method} needs students that differ: give {run} without the "
-                    "number, or --method independent"
+                    f"--method {method} needs students that differ: leave the number "
+                    "out, or give --method independent"
                 )
             ) from None
 
