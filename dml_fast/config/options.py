@@ -242,9 +242,9 @@ class TrainConfig(Options):
             )
         for name in names:
             check_model_name(name, self.input_kind)
+        check_init_from(self)
         if self.pretrained:
             check_pretrained(self.pretrained, names)
-        check_init_from(self)
         check_patience(self, retrieval=self.retrieval, kind=self.input_kind)
         if self.update == "alternating" and self.method not in ("dml", "dml_e"):
             raise UserError(
