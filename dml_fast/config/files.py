@@ -113,8 +113,7 @@ def difference(first: TrainConfig, second: TrainConfig, but: frozenset[str] = fr
         but: fields in which they may differ, beside `MAY_CHANGE_ON_RESUME`.
     """
     first, second = first.settled(unlabelled=False), second.settled(unlabelled=False)
-    for field in fields(TrainConfig):
-        name = field.name
+    for name in sorted((field.name for field in fields(TrainConfig)), key="out".__eq__):
         if name not in MAY_CHANGE_ON_RESUME | but and getattr(first, name) != getattr(second, name):
             return name
     return ""
