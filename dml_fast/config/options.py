@@ -81,6 +81,11 @@ class TrainConfig(Options):
         return min(float(self.epochs), max(10.0, 4000 / steps_per_epoch))
 
     @property
+    def class_weights_file(self) -> str:
+        """The file of class weights, or none."""
+        return "" if self.class_weights == "auto" else self.class_weights
+
+    @property
     def shows_f1(self) -> bool:
         """Whether the table at the end has macro-F1 too, which a balanced run is about."""
         return self.prior != "none" or self.data.startswith("text:")

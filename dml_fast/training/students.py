@@ -14,6 +14,7 @@ from dml_fast.config import TrainConfig
 from dml_fast.config.fields import names_in
 from dml_fast.distributed.world import World
 from dml_fast.engine import Cohort, Precision, Student
+from dml_fast.engine.averaging import Average
 from dml_fast.engine.decay import in_groups, without_decay
 from dml_fast.engine.optim import make_optimizer
 from dml_fast.errors import UserError, reason
@@ -70,9 +71,10 @@ def build_cohort(
             model = model.to(precision.device)
             if config.channels_last:
                 model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            average = None if config.ema == "off" else Average(model, config.ema)
             spared = without_decay(model, names_in(config.no_decay))
             optimizer = _optimizer(config, k, _trainable(model), spared)
-            student = Student(model, optimizer, precision, arch)
+            student = Student(model, optimizer, precision, arch, average=average)
             rows = config.batch_size // world.mesh.data // config.accumulate
             _try(student, blank(min(2, rows), spec, precision), spec, num_classes)
             students.append(student)
@@ -149,20 +151,32 @@ def _joined(
         shard,
     )
 
-    model, precision, arch = student.model, student.precision, student.arch
+    model, precision, arch, average = (
+        student.model,
+        student.precision,
+        student.arch,
+        student.average,
+    )
     assert world.device_mesh is not None
     if config.fsdp:
-        shard(model, world.device_mesh["data"])
+        for network in (model, *([average.model] if average else [])):
+            shard(network, world.device_mesh["data"])
         spared = without_decay(model, names_in(config.no_decay))
         shards = _trainable(model)
         optimizer = _optimizer(config, k, local_parameters(shards), spared)
-        decayed, free = in_groups(shards, spared)
+        shards = [parameter for group in in_groups(shards, spared) for parameter in group]
         return ShardedStudent(
-            model, optimizer, precision, arch, group=group, shards=[*decayed, *free]
+            model, optimizer, precision, arch, group=group, shards=shards, average=average
         )
     features = extra_of(config).loss is not None
     return ReplicatedStudent(
-        model, student.optimizer, precision, arch, group=group, with_features=features
+        model,
+        student.optimizer,
+        precision,
+        arch,
+        group=group,
+        with_features=features,
+        average=average,
     )
 
 

@@ -176,6 +176,7 @@ class Trainer:
             self.precision,
             config.channels_last,
             config.val_protocol,
+            config.weights,
         )
         images = self.loader.steps_per_epoch * config.batch_size
         rates = self._lrs(progress.step - 1)
