@@ -76,6 +76,7 @@ def test_saved_on_one_resumed_on_four(tmp_path: Path, undisturbed: dict[str, Any
 # (steps 53, 81, 49 and 51 of the four): one of them, less than 5e-7 from 0, has another sign.
 UNLABELLED = ("--labels-per-class", "12", "--unlabelled-share", "0.625")
 DOUBLE = ("--arch", "group_norm_net:build_double", *GROUP_NORM[2:])
+AVERAGES = ("--ema", "0.9", "--teach-with", "ema", "--weights", "ema")
 
 
 @pytest.mark.slow
@@ -83,9 +84,9 @@ DOUBLE = ("--arch", "group_norm_net:build_double", *GROUP_NORM[2:])
     ("network", "rows", "sharded", "tolerance"),
     [
         (DOUBLE, UNLABELLED, (), 1e-12),
-        (GROUP_NORM, (), ("--fsdp",), 1e-5),
+        (GROUP_NORM, AVERAGES, ("--fsdp",), 1e-5),
     ],
-    ids=["ddp, rows without a label, float64", "fsdp"],
+    ids=["ddp, rows without a label, float64", "fsdp, averages"],
 )
 def test_another_mesh_with_columns(
     tmp_path: Path,

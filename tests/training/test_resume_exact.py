@@ -45,6 +45,12 @@ CASES = {
     },
     "distill": {"method": "distill", "epochs": 2, "schedule": "paper"},
     "codes": {"head": "hash", "bits": 20, "amp": True},
+    "averages teach": {
+        "arch": "wrn_10_1_drop0.3",
+        "ema": 0.9,
+        "teach_with": "ema",
+        "weights": "ema",
+    },
 }
 
 
