@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 
 from dml_fast.kernels.disagreement import disagree_again
-from dml_fast.kernels.finish import add_divergence, finish
+from dml_fast.kernels.finish import add_divergence, finish, steps
 from dml_fast.kernels.rows import (
     LEAST,
     LN2,
@@ -384,8 +384,8 @@ def two_sweep(
     strength = share * of_peers * kl_weight
 
     # Losses.
-    programs = tl.num_programs(0).to(tl.int64)
-    here = partials + pid
+    by_program, by_quantity = steps(QUANTITIES, STATS)
+    here = partials + pid * by_program
     stride = N.to(tl.int64)
     logs_1 = ()
     for k in tl.static_range(K):
@@ -414,15 +414,15 @@ def two_sweep(
         if BY_ROW:
             tl.store(losses + k * stride + far, add_divergence(ce, kl, kl_weight))
         if not BY_ROW or STATS > 0:
-            tl.store(here + k * programs, ce)
-            tl.store(here + (K + k) * programs, kl)
+            tl.store(here + k * by_quantity, ce)
+            tl.store(here + (K + k) * by_quantity, kl)
             if STATS > 0:
                 best = tl.min(tl.where(tops[k] == row_tops[k], bests[k], C))
                 right = valid & usables[k] & (best == y)
                 if not SOFT:
                     right = right & (sparse == sparse)
-                tl.store(here + (2 * K + k) * programs, tl.where(right, 1.0, 0.0))
-                tl.store(here + (3 * K + k) * programs, tl.where(usables[k], 0.0, 1.0))
+                tl.store(here + (2 * K + k) * by_quantity, tl.where(right, 1.0, 0.0))
+                tl.store(here + (3 * K + k) * by_quantity, tl.where(usables[k], 0.0, 1.0))
         if SAVE:
             tl.store(saved + (2 * L + k) * stride + far, log_d_1)
     if SAVE:
