@@ -44,6 +44,8 @@ def unsupported_reason(problem: Problem) -> str | None:
         return "they take fewer than 2^31 rows"
     if problem.ce_weight == 0:
         return "they weigh the divergence against the cross-entropy, and ce_weight is 0"
+    if problem.distribution == "bernoulli":
+        return "they have no labels that do not exclude each other (bernoulli)"
     return None
 
 

@@ -248,5 +248,5 @@ def test_codes_that_differ_are_seen(inputs: Tensor, tmp_path: Path) -> None:
             return logits, codes
 
         with torch.no_grad():
-            check = exporting._compare(student, apply, inputs, exact=False)
+            check = exporting._compare(student, apply, [inputs], exact=False)
         assert not check.passed and (seen is True or check.difference == seen)

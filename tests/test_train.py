@@ -362,4 +362,4 @@ def test_help_and_argument_errors_do_not_import_torch() -> None:
 def test_the_examples_configurations_are_read(path: Path) -> None:
     config = load_toml(str(path))
     assert config != TrainConfig()
-    assert config.peak_lr > 0 and config.architectures
+    assert min(config.peak_lrs) > 0 and config.architectures

@@ -101,8 +101,7 @@ def difference(first: TrainConfig, second: TrainConfig) -> str:
     A run's own are settled. Those of runs before an option was there lack it, as does "auto" here.
     """
     first, second = first.settled(unlabelled=False), second.settled(unlabelled=False)
-    for field in fields(TrainConfig):
-        name = field.name
+    for name in sorted((field.name for field in fields(TrainConfig)), key="out".__eq__):
         if name not in MAY_CHANGE_ON_RESUME and getattr(first, name) != getattr(second, name):
             return name
     return ""

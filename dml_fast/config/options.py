@@ -32,9 +32,11 @@ class TrainConfig(Options):
         return names * (self.cohort or 2)
 
     @property
-    def peak_lr(self) -> float:
-        """The learning rate at the top of the schedule."""
-        return self.each("lr")[0] or {"sgd": 0.1, "adamw": 1e-3}[self.algorithm]
+    def peak_lrs(self) -> tuple[float, ...]:
+        """The learning rate of each student at the top of the schedule, length K."""
+        usual = {"sgd": 0.1, "adamw": 1e-3}
+        pairs = zip(self.each("lr"), self.algorithms, strict=True)
+        return tuple(lr or usual[algorithm] for lr, algorithm in pairs)
 
     def each(self, name: str) -> tuple[float, ...]:
         """Return a number per student, length K.
@@ -57,11 +59,6 @@ class TrainConfig(Options):
         return found if len(found) > 1 else found * count
 
     @property
-    def algorithm(self) -> str:
-        """The optimizer with ``auto`` resolved: sgd or adamw."""
-        return self.algorithms[0]
-
-    @property
     def algorithms(self) -> tuple[str, ...]:
         """The optimizer of each student with ``auto`` resolved: sgd or adamw, length K."""
         usual = "adamw" if self.retrieval else "sgd"
@@ -82,6 +79,11 @@ class TrainConfig(Options):
         have not begun to learn.
         """
         return min(float(self.epochs), max(10.0, 4000 / steps_per_epoch))
+
+    @property
+    def class_weights_file(self) -> str:
+        """The file of class weights, or none."""
+        return "" if self.class_weights == "auto" else self.class_weights
 
     @property
     def shows_f1(self) -> bool:
@@ -226,10 +228,10 @@ class TrainConfig(Options):
                 f"--cohort is {self.cohort} but --arch names {len(names)} ({self.arch}): "
                 "give one name, or one per student"
             )
-        if len(names) < 2 and self.method != "independent":
+        if len(names) < 2 and self.method != "independent" and not self.teachers:
             raise UserError(
                 f"--cohort is {len(names)} but --method {self.method} needs at least 2 students: "
-                "give --cohort 2, or --method independent"
+                "give --cohort 2, --method independent, or --teachers RUN"
             )
         for name in names:
             check_model_name(name, self.input_kind)

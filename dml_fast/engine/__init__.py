@@ -10,6 +10,7 @@ from dml_fast.engine.precision import Precision
 from dml_fast.engine.step import Engine
 from dml_fast.engine.streams import Streams
 from dml_fast.engine.student import Student
+from dml_fast.engine.teacher import Teacher
 from dml_fast.engine.threads import Threads
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "StepResult",
     "Streams",
     "Student",
+    "Teacher",
     "Threads",
 ]

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.student import Student
+from dml_fast.engine.teacher import Teacher
 
 T = TypeVar("T")
+Network: TypeAlias = Student | Teacher
 
 
 @dataclass(frozen=True)
@@ -110,15 +112,16 @@ class Executor(ABC):
     name: str
 
     @abstractmethod
-    def fork(self, students: Sequence[Student], work: Callable[[int], T]) -> list[T]:
+    def fork(self, students: Sequence[Network], work: Callable[[int], T]) -> list[T]:
         """Run ``work(k)`` for each student, wait for all, and return the results in order.
 
         Args:
-            students: A of them.
-            work: for k in 0..A-1; changes student k alone, and reads what the caller made.
+            students: A of them, and fixed teachers after them.
+            work: for each of them by its place; changes that one alone, and reads what the caller
+                made.
         """
 
-    def fork_in_order(self, students: Sequence[Student], work: Callable[[int], T]) -> list[T]:
+    def fork_in_order(self, students: Sequence[Network], work: Callable[[int], T]) -> list[T]:
         """As ``fork``, for work that may draw from the global random generators."""
         return self.fork(students, work)
 
@@ -135,6 +138,6 @@ class Sequential(Executor):
 
     name = "sequential"
 
-    def fork(self, students: Sequence[Student], work: Callable[[int], T]) -> list[T]:
+    def fork(self, students: Sequence[Network], work: Callable[[int], T]) -> list[T]:
         """Run all in order, in this thread."""
         return [work(k) for k in range(len(students))]

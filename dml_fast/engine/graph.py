@@ -17,10 +17,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from dml_fast.engine.cohort import Cohort
-from dml_fast.engine.executor import Executor, Lesson, Step, StepResult
+from dml_fast.engine.executor import Executor, Lesson, Network, Step, StepResult
 from dml_fast.engine.snapshot import Snapshot
 from dml_fast.engine.streams import StreamLayer, Streams
-from dml_fast.engine.student import Student
 from dml_fast.errors import brief, reason
 
 logger = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ class Graph(Executor):
         self._said: set[str] = set()
         self._never = ""  # why nothing can be captured
 
-    def fork(self, students: Sequence[Student], work: Callable[[int], T]) -> list[T]:
+    def fork(self, students: Sequence[Network], work: Callable[[int], T]) -> list[T]:
         """As `Streams.fork`, inside and outside a capture."""
         return self._eager.fork(students, work)
 

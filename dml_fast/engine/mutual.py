@@ -15,6 +15,8 @@ from dml_fast.engine.parts import denominators
 from dml_fast.engine.small_loss import joint_loss, row_weights
 from dml_fast.errors import UserError
 from dml_fast.loss import mutual_loss, mutual_loss_and_grad, peer_divergence
+from dml_fast.loss.bernoulli import two_classes
+from dml_fast.loss.checks import check_distribution
 from dml_fast.loss.problem import UNLABELLED_TARGET
 
 
@@ -49,6 +51,40 @@ class Taught(NamedTuple):
         weight[:, -1] = 1.0
         return cls((logits,), weight)
 
+    @classmethod
+    def by_averages(cls, logits: Sequence[Tensor], peer_reduction: str) -> Taught:
+        """Return what the averages of A learners' weights, (N, C) each, say to all but their own.
+
+        This is the mutual mean-teaching of Ge, Chen and Li (ICLR 2020, arXiv 2001.01526), whose
+        averages compute as in training.
+        """
+        count = len(logits)
+        peers = 1.0 - torch.eye(count, device=logits[0].device)
+        if peer_reduction == "mean":
+            peers = peers / max(1, count - 1)
+        return cls(tuple(logits), torch.cat([torch.zeros_like(peers), peers], dim=1))
+
+
+def check_labels(
+    distribution: str, prior: Tensor | None, small_loss: float, class_weight: Tensor | None
+) -> None:
+    """Refuse an unknown distribution, and what needs rows of one class.
+
+    Raises:
+        UserError: which option, and what to do.
+    """
+    check_distribution(distribution)
+    for name, given in (
+        ("prior", prior is not None),
+        ("small_loss", small_loss != 0),
+        ("class_weight", class_weight is not None),
+    ):
+        if given and distribution == "bernoulli":
+            raise UserError(
+                f"{name} is for rows of one class, and with distribution='bernoulli' a row may "
+                "have several: leave it out"
+            )
+
 
 @dataclass(frozen=True)
 class MutualTerm:
@@ -63,6 +99,7 @@ class MutualTerm:
         class_weight: (C,) of the cross-entropy, or None.
         small_loss: whether rows with a large joint loss are left out.
         class_dim: the dimension of the logits that has the classes.
+        distribution: ``categorical`` or ``bernoulli``.
     """
 
     method: str
@@ -73,6 +110,7 @@ class MutualTerm:
     class_weight: Tensor | None
     small_loss: bool
     class_dim: int
+    distribution: str = "categorical"
 
     def __call__(
         self,
@@ -97,6 +135,7 @@ class MutualTerm:
             target = target.movedim(self.class_dim, -1)
         rows = [list(logits).index(k) for k in here]
         teachers = [] if taught is None else [self._adjusted(z) for z in taught.logits]
+        peer_weight = None if taught is None else taught.weight
         scales = {k: cohort.student(k).grad_scale for k in here}
         if len(here) < len(logits):  # the others' gradients are not used
             one = next(iter(scales.values())).new_ones(())
@@ -107,8 +146,9 @@ class MutualTerm:
             "label_smoothing": self.label_smoothing,
             "class_weight": self.class_weight,
             "peer_reduction": self.peer_reduction,
-            "peer_weight": None if taught is None else taught.weight,
+            "peer_weight": peer_weight,
             "teacher_logits": teachers or None,
+            "distribution": self.distribution,
             "class_dim": None if self.class_dim == -1 else -1,  # 1, say, leaves nothing to doubt
         }
         row_weight, *counts = self._kept(networks, target, lesson, options, cohort)
@@ -117,14 +157,17 @@ class MutualTerm:
             target,
             **options,
             row_weight=row_weight,
-            whole=denominators(lesson, networks[0].shape[-1]),
+            whole=denominators(lesson, networks[0].shape[-1], self.class_weight, cohort.world),
             grad_scale=torch.stack([scales[k] for k in logits]),
         )
         ce, kl, correct = stats.ce, stats.kl, stats.correct
         if self.method == "dml_e":
-            peers = len(networks) - 1 if self.peer_reduction == "sum" else 1
-            spread = peers * self.temperature**2 * peer_divergence(networks, self.temperature)
-            spread = spread / lesson.parts
+            heard = [*networks, *(teachers if peer_weight is None else ())]
+            peers = len(heard) - 1 if self.peer_reduction == "sum" else 1
+            if self.distribution == "bernoulli":
+                heard = [two_classes(z) for z in heard]
+            apart = peer_divergence(heard, self.temperature)[: len(networks)]
+            spread = peers * self.temperature**2 * apart / lesson.parts
             losses, kl = losses - lesson.kl_weight * spread, kl - spread
         if len(here) < len(logits):  # a list of places would be copied to the device
             losses, ce, kl, correct = (

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+from dml_fast.engine.decay import in_groups
 from dml_fast.errors import UserError, check_choice, check_number
 
 
@@ -18,6 +20,7 @@ def make_optimizer(
     lr: float,
     momentum: float = 0.9,
     weight_decay: float = 0.0,
+    spared: Sequence[bool] = (),
 ) -> torch.optim.Optimizer:
     """Make SGD with Nesterov momentum, or AdamW, in torch's fused form.
 
@@ -29,7 +32,8 @@ def make_optimizer(
         algorithm: ``sgd`` or ``adamw``.
         lr: the learning rate.
         momentum: of SGD.
-        weight_decay: on all parameters.
+        weight_decay: on all parameters but those that are spared.
+        spared: for each parameter whether it has no weight decay; these are a group of their own.
 
     Raises:
         UserError: there is no parameter, or an option is out of range.
@@ -40,16 +44,19 @@ def make_optimizer(
     if not parameters:
         raise UserError("an optimizer got no parameters: give those of a model that can be trained")
     rate = torch.tensor(lr, device=parameters[0].device)
+    decayed, free = in_groups(parameters, spared)
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
     if algorithm == "adamw":
         return torch.optim.AdamW(
-            parameters,
+            groups,
             lr=rate,
             weight_decay=weight_decay,
             fused=True,
             capturable=rate.is_cuda,  # in a CUDA graph
         )
     optimizer = torch.optim.SGD(
-        parameters,
+        groups,
         lr=rate,
         momentum=momentum,
         nesterov=momentum > 0,

@@ -20,8 +20,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from dml_fast.engine.executor import Executor
-from dml_fast.engine.student import Student
+from dml_fast.engine.executor import Executor, Network
 from dml_fast.errors import UserError, brief
 
 T = TypeVar("T")
@@ -128,9 +127,9 @@ class Streams(Executor):
 
     def __init__(self, device: torch.device, layer: StreamLayer | None = None) -> None:
         self.layer: StreamLayer = layer or CudaStreams(device)
-        self._streams: dict[Student, Any] = {}
+        self._streams: dict[Network, Any] = {}
 
-    def fork(self, students: Sequence[Student], work: Callable[[int], T]) -> list[T]:
+    def fork(self, students: Sequence[Network], work: Callable[[int], T]) -> list[T]:
         """Queue one student after the other; the device overlaps them."""
         here = self.layer.current()
         results, used = [], []

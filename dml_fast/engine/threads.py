@@ -10,8 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from dml_fast.engine.executor import Executor
-from dml_fast.engine.student import Student
+from dml_fast.engine.executor import Executor, Network
 from dml_fast.errors import check_whole
 from dml_fast.rng import cpu_position
 
@@ -50,8 +49,8 @@ class Threads(Executor):
         total = torch.get_num_threads()
         self.workers = workers or min(cohort, total)
         self.threads_each = threads_each or max(1, total // self.workers)
-        self._draws: dict[Student, bool] = {}
-        self._seen: set[Student] = set()
+        self._draws: dict[Network, bool] = {}
+        self._seen: set[Network] = set()
         self._pool = ThreadPoolExecutor(
             self.workers,
             thread_name_prefix="dml_fast",
@@ -59,7 +58,7 @@ class Threads(Executor):
             initargs=(self.threads_each,),
         )
 
-    def fork(self, students: Sequence[Student], work: Callable[[int], T]) -> list[T]:
+    def fork(self, students: Sequence[Network], work: Callable[[int], T]) -> list[T]:
         """Give each student to a free worker as one task; new students are one task together.
 
         A student's first backward pass may compile, which only one thread at a time can do.
@@ -69,7 +68,7 @@ class Threads(Executor):
         self._seen.update(students)
         return self._side_by_side([[k] for k in numbers] if known else [[*numbers]], work)
 
-    def fork_in_order(self, students: Sequence[Student], work: Callable[[int], T]) -> list[T]:
+    def fork_in_order(self, students: Sequence[Network], work: Callable[[int], T]) -> list[T]:
         """As ``fork``, but students that draw random numbers are one task together."""
         known = [self._draws.get(student) for student in students]
         in_turn = [k for k, draws in enumerate(known) if draws is not False]

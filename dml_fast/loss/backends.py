@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from dml_fast.errors import check_choice
-from dml_fast.loss import closed_form, native
+from dml_fast.loss import bernoulli, closed_form, native
 from dml_fast.loss.problem import Backend, Problem
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -35,7 +35,7 @@ def find(name: str, problem: Problem) -> Backend:
     check(name)
     if name == "auto":
         if problem.device.type not in ("cuda", "xpu"):
-            return closed_form if native.unsupported_reason(problem) else native
+            return _load("closed_form" if native.unsupported_reason(problem) else "native", problem)
         name = "triton"
     if name == "triton" and (reason := _no_kernel(problem)):
         _say("the Triton kernels", reason)
@@ -43,10 +43,10 @@ def find(name: str, problem: Problem) -> Backend:
     elif name == "native" and (reason := native.unsupported_reason(problem)):
         _say("the C++ loop", reason)
         name = "closed_form"
-    return _load(name)
+    return _load(name, problem)
 
 
-def _load(name: str) -> Backend:
+def _load(name: str, problem: Problem) -> Backend:
     # torch.compile can trace import statements, but neither import_module nor a cache.
     if name == "triton":
         from dml_fast.kernels import autograd
@@ -56,7 +56,9 @@ def _load(name: str) -> Backend:
         from dml_fast.loss import compiled
 
         return compiled
-    return native if name == "native" else closed_form
+    if name == "native":
+        return native
+    return bernoulli if problem.distribution == "bernoulli" else closed_form
 
 
 def _no_kernel(problem: Problem) -> str | None:

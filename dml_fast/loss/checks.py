@@ -45,6 +45,7 @@ def prepare(
     teacher_logits: Logits | None,
     class_dim: int | None = -1,
     ce_weight: float = 1.0,
+    distribution: str = "categorical",
 ) -> Problem:
     """Check the arguments of a call and flatten its batch dimensions.
 
@@ -56,6 +57,7 @@ def prepare(
         kl_weight, temperature, label_smoothing, peer_reduction, reduction
     )
     ce_weight = check_ce_weight(ce_weight)
+    check_distribution(distribution, class_weight)
     ignore_index = integer(ignore_index, "ignore_index")
     students = distributions(logits, "logits", class_dim)
     _no_transform(students)
@@ -80,7 +82,14 @@ def prepare(
     rows = math.prod(batch_shape)
     count = len(students)
     target = tensor(target, "target", first.device)
-    index, missing, soft = _target(target, first, dtype, ignore_index, class_dim)
+    index: Tensor | None = None
+    missing: int | None = None
+    soft: Tensor | None
+    if distribution == "bernoulli":
+        soft = _labels(target, first, dtype, label_smoothing, class_dim)
+        label_smoothing = 0.0
+    else:
+        index, missing, soft = _target(target, first, dtype, ignore_index, class_dim)
     if peer_weight is not None:
         shape = (count, count + len(teachers))
         meaning = "students x (students + teachers)"
@@ -116,7 +125,19 @@ def prepare(
         peer_reduction=peer_reduction,
         reduction=reduction,
         ce_weight=ce_weight,
+        distribution=distribution,
     )
+
+
+def check_distribution(distribution: str, class_weight: Array | None = None) -> None:
+    """Refuse an unknown distribution, and class weights where there is none of one class."""
+    choice(distribution, "distribution", ("categorical", "bernoulli"))
+    if distribution == "bernoulli" and class_weight is not None:
+        fail(
+            "class_weight weighs rows by their one class, and with distribution='bernoulli' a row "
+            "may have several",
+            "leave it out",
+        )
 
 
 def check_ce_weight(value: float) -> float:
@@ -317,6 +338,20 @@ def _target(
             return index, None, None
         _in_range(index, classes, ignore_index)
     return index, ignore_index, None
+
+
+def _labels(
+    target: Tensor, first: Tensor, dtype: torch.dtype, smoothing: float, class_dim: int | None
+) -> Tensor:
+    """Return the probabilities of labels (N, C) that do not exclude each other, smoothed."""
+    if class_dim is not None and target.dim() == first.dim():
+        target = target.movedim(class_dim, -1)
+    soft = _tensor(target, first.shape, "target of labels", "(..., C)", first, dtype)
+    soft = soft.reshape(-1, first.shape[-1])
+    if may_look(soft.device) and soft.numel() and not ((soft >= 0) & (soft <= 1)).all():
+        wrong = soft[~((soft >= 0) & (soft <= 1))][0]
+        fail(f"target of labels has {wrong.item():g}", "pass 0 or 1, or probabilities")
+    return soft * (1 - smoothing) + smoothing / 2 if smoothing else soft
 
 
 _UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)

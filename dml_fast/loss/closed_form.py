@@ -79,7 +79,13 @@ class _Labels(NamedTuple):
 
 def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
     """As `dml_fast.loss.problem.Backend.solve`."""
-    losses, grads, measured = compute(problem, with_grad, stats)
+    return finished(problem, *compute(problem, with_grad, stats))
+
+
+def finished(
+    problem: Problem, losses: Tensor, grads: Tensor | None, measured: MutualStats | None
+) -> Solution:
+    """Return what `compute` gave, with the gradients as the students take them."""
     if grads is None:
         return Solution(losses, None, measured)
     if problem.grad_scale is not None:
@@ -115,20 +121,20 @@ def compute(
         kl_rows = kl_rows * problem.row_weight
     ce, kl = ce_rows.sum(1), kl_rows.sum(1)
     whole = (labels.denominator, rows) if problem.whole is None else problem.whole
-    per_label, per_row = _inverse(whole[0]), _inverse(whole[1])
+    per_label, per_row = inverse(whole[0]), inverse(whole[1])
     mean_ce, mean_kl = ce * per_label, kl * per_row
     if problem.reduction == "mean":
-        losses = _total(problem, mean_ce, mean_kl)
+        losses = total(problem, mean_ce, mean_kl)
     else:
         per_label = per_row = 1.0
         parts = (ce, kl) if problem.reduction == "sum" else (ce_rows, kl_rows)
-        losses = _total(problem, *parts)
+        losses = total(problem, *parts)
 
     measured = None
     if stats != "none":
         measured = _measure(problem, views, labels, mean_ce, mean_kl)
         if stats == "all":
-            log_p = _first(views.t, students) - _column(_first(views.log_d, students))
+            log_p = _first(views.t, students) - column(_first(views.log_d, students))
             measured = add_disagreement(measured, log_p, problem.batch_shape)
     grads = _gradient(problem, views, peers, labels, per_label, per_row) if with_grad else None
     return losses, grads, measured
@@ -274,7 +280,7 @@ def _cross_entropy(problem: Problem, labels: _Labels, views: _Views) -> Tensor:
             rows = rows.mul_(labels.sparse)
     if labels.dense is not None:
         dots = _row_dots(
-            labels.dense, views.u - _column(views.log_e), guard=views.usable is not None
+            labels.dense, views.u - column(views.log_e), guard=views.usable is not None
         )
         smooth = dots * (labels.labelled * -1)
         rows = smooth if rows is None else rows + smooth
@@ -300,10 +306,10 @@ def _gradient(
     push = labels.mass * ce_scale  # A, of q
     pull = None  # -U
     if labels.dense is not None:
-        pull = labels.dense * _column(labels.labelled * ce_scale * -1)
+        pull = labels.dense * column(labels.labelled * ce_scale * -1)
     if peers is not None:
         strength = peers.share * row_weight * problem.kl_weight * (problem.temperature * per_row)
-        drag = peers.mix * _column(strength * -1)
+        drag = peers.mix * column(strength * -1)
         pull = drag if pull is None else drag + pull
         if problem.temperature == 1.0:
             push = push + peers.mass * strength  # p is q
@@ -315,7 +321,7 @@ def _gradient(
         if torch.compiler.is_compiling() and not isinstance(value, Tensor):
             value = grads.new_full((), value)  # scatter_ does not take a symbolic number
         if isinstance(value, Tensor):
-            grads.scatter_add_(-1, labels.at, _column(value).expand(labels.at.shape))
+            grads.scatter_add_(-1, labels.at, column(value).expand(labels.at.shape))
         else:
             grads.scatter_(-1, labels.at, value, reduce="add")
     return grads
@@ -324,9 +330,9 @@ def _gradient(
 def _multiply_add(base: Tensor | None, p: Tensor, factor: Factor) -> Tensor:
     """Return base + p * factor, in the buffer of `p`, in one pass."""
     if base is None:
-        return p.mul_(_column(factor))
+        return p.mul_(column(factor))
     if isinstance(factor, Tensor):
-        return torch.addcmul(base, p, _column(factor), out=p)
+        return torch.addcmul(base, p, column(factor), out=p)
     return torch.add(base, p, alpha=factor, out=p)
 
 
@@ -351,22 +357,23 @@ def _measure(
 
 
 @overload
-def _column(factor: Tensor) -> Tensor: ...
+def column(factor: Tensor) -> Tensor: ...
 @overload
-def _column(factor: Factor) -> Factor: ...
-def _column(factor: Factor) -> Factor:
+def column(factor: Factor) -> Factor: ...
+def column(factor: Factor) -> Factor:
     """Return the factor shaped to multiply (..., N, C)."""
     return factor.unsqueeze(-1) if isinstance(factor, Tensor) and factor.dim() else factor
 
 
-def _inverse(denominator: Factor) -> Factor:
+def inverse(denominator: Factor) -> Factor:
     """Return the reciprocal, or 0 for 0, so that a mean over no rows is 0."""
     if isinstance(denominator, Tensor):
         return denominator.reciprocal().masked_fill_(denominator == 0, 0.0)
     return 1.0 / denominator if denominator else 0.0
 
 
-def _total(problem: Problem, ce: Tensor, kl: Tensor) -> Tensor:
+def total(problem: Problem, ce: Tensor, kl: Tensor) -> Tensor:
+    """Return the weighted sum of both terms."""
     kl_weight = problem.kl_weight
     if problem.ce_weight != 1.0:
         ce = ce * problem.ce_weight

@@ -20,7 +20,7 @@ import torch._dynamo
 from torch import Tensor
 
 from dml_fast.errors import UserError, first_line
-from dml_fast.loss import closed_form
+from dml_fast.loss import bernoulli, closed_form
 from dml_fast.loss.autograd import tie, tie_each
 from dml_fast.loss.problem import Losses, MutualStats, Problem, Solution
 
@@ -34,7 +34,7 @@ _programs: dict[tuple[Any, ...], _Program] = {}
 
 def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
     """As `dml_fast.loss.problem.Backend.solve`."""
-    return Solution(*_run(closed_form.solve, problem, with_grad, stats))
+    return Solution(*_run(_form(problem).solve, problem, with_grad, stats))
 
 
 def differentiable(
@@ -42,8 +42,13 @@ def differentiable(
 ) -> tuple[Losses, MutualStats | None]:
     """As `dml_fast.loss.problem.Backend.differentiable`."""
     with torch.no_grad():
-        losses, grads, measured = _run(closed_form.compute, problem, True, stats)
+        losses, grads, measured = _run(_form(problem).compute, problem, True, stats)
     return (tie_each if separate else tie)(losses, grads, logits), measured
+
+
+def _form(problem: Problem) -> Any:
+    """Return the module whose functions are compiled."""
+    return bernoulli if problem.distribution == "bernoulli" else closed_form
 
 
 def _run(function: _Function, problem: Problem, with_grad: bool, stats: str) -> Any:
@@ -139,6 +144,7 @@ def _kind(function: _Function, problem: Problem, with_grad: bool, stats: str) ->
     scale = problem.grad_scale
     return (
         function.__name__,
+        problem.distribution,
         with_grad,
         stats,
         problem.students[0].shape[1],

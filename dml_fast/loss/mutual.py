@@ -18,6 +18,7 @@ from dml_fast.loss.checks import (
     Array,
     Logits,
     check_ce_weight,
+    check_distribution,
     check_grad_scale,
     check_options,
     prepare,
@@ -54,6 +55,7 @@ def mutual_loss(
     class_dim: int | None = None,
     separate: bool = False,
     ce_weight: float = 1.0,
+    distribution: str = "categorical",
 ) -> Losses | tuple[Losses, MutualStats]:
     """Return the mutual loss of each student, differentiable once.
 
@@ -93,6 +95,11 @@ def mutual_loss(
         separate: return K losses, each with a backward pass of its own that reaches the logits of
             its student alone: in any order, with updates of weights in between, or not at all.
         ce_weight: a number that multiplies the cross-entropy. 0 leaves the divergence alone.
+        distribution: "categorical", one class for each row; or "bernoulli", labels that do not
+            exclude each other: the target is (*batch, C) of 0 and 1 or of probabilities, and both
+            terms of a row are the means over its classes of the binary cross-entropy (as in
+            `torch.nn.BCEWithLogitsLoss`) and of the KL of Bernoulli distributions. Label smoothing
+            s makes targets y (1 - s) + s / 2. Not with ``class_weight``.
 
     Returns:
         Losses (K,), or (K, *batch) with ``reduction="none"``, in fp32 (fp64 for fp64 logits), or
@@ -117,6 +124,7 @@ def mutual_loss(
         teacher_logits=teacher_logits,
         class_dim=class_dim,
         ce_weight=ce_weight,
+        distribution=distribution,
     )
     solver = backends.find(backend, problem)
     inputs = problem.students
@@ -162,6 +170,7 @@ def mutual_loss_and_grad(
     class_dim: int | None = None,
     grad_scale: float | Tensor | None = None,
     ce_weight: float = 1.0,
+    distribution: str = "categorical",
     whole: tuple[float | Tensor, int] | None = None,
 ) -> tuple[Tensor, list[Tensor], MutualStats]:
     """Return the losses and their gradients without autograd, as a training engine needs them.
@@ -195,6 +204,7 @@ def mutual_loss_and_grad(
         teacher_logits=teacher_logits,
         class_dim=class_dim,
         ce_weight=ce_weight,
+        distribution=distribution,
     )
     problem.grad_scale = check_grad_scale(grad_scale, problem)
     if whole is not None:
@@ -277,14 +287,23 @@ class FusedMutualLoss(LossOptions):
     Arguments, results and errors are those of `mutual_loss`.
     """
 
-    def __init__(self, *args: Any, class_dim: int | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        class_dim: int | None = None,
+        distribution: str = "categorical",
+        **options: Any,
+    ) -> None:
         """Check and keep the options: see `mutual_loss`."""
         super().__init__(*args, **options)
+        check_distribution(distribution, self.class_weight)
+        self.distribution = distribution
         self.class_dim = None if class_dim is None else integer(class_dim, "class_dim")
 
     def options(self) -> dict[str, Any]:
         """Return the options as keyword arguments of the functional form."""
-        return super().options() | {"class_dim": self.class_dim}
+        own = {"class_dim": self.class_dim, "distribution": self.distribution}
+        return super().options() | own
 
     def forward(
         self,

@@ -33,6 +33,8 @@ def unsupported_reason(problem: Problem) -> str | None:
         return "it computes in float32"
     if problem.peer_weight is not None:
         return "it has no peer weights"
+    if problem.distribution == "bernoulli":
+        return "it has no labels that do not exclude each other"
     return None
 
 

@@ -30,7 +30,8 @@ class MutualStats(NamedTuple):
         kl: (K,) mean divergence from the peers, including the factor T²: with
             ``reduction="mean"`` the losses are ``ce_weight * ce + kl_weight * kl``.
         correct: (K,) int64, the number of labelled rows whose largest logit is the target's (for
-            a target of probabilities: the most probable class's).
+            a target of probabilities: the most probable class's). With ``distribution`` bernoulli
+            the number of rows whose labels are all right: a logit above 0 says that it is there.
         finite: (K,) bool, whether every row of the student was usable.
         pairwise_kl: (K, K), entry [i, j] is the mean over rows of KL(p_i || p_j), never negative.
         entropy: (K,) mean entropy of p_k, in nats.
@@ -75,6 +76,8 @@ class Problem:
         grad_scale: a number, or a () or (K,) tensor, that multiplies the gradients of
             `Backend.solve`; None for 1.
         ce_weight: weight of the cross-entropy in the losses, finite and at least 0.
+        distribution: "categorical"; or "bernoulli", of labels that do not exclude each other: then
+            ``soft`` has their probabilities, with the smoothing in them.
     """
 
     students: tuple[Tensor, ...]
@@ -95,6 +98,7 @@ class Problem:
     whole: tuple[float | Tensor, int] | None = None
     grad_scale: float | Tensor | None = None
     ce_weight: float = 1.0
+    distribution: str = "categorical"
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -29,6 +29,7 @@ def mutual_loss(
     row_weight: Tensor | None = None,
     teacher_logits: Sequence[Tensor] = (),
     ce_weight: float = 1.0,
+    distribution: str = "categorical",
 ) -> Tensor:
     """Return (K,) losses, or (K, *batch) with ``reduction="none"``.
 
@@ -37,11 +38,19 @@ def mutual_loss(
     """
     peers = [z.detach() for z in (*logits, *teacher_logits)]  # constants
     usable = [z.amax(-1).isfinite() for z in peers]  # neither NaN nor +inf, not all -inf
+    kl_of = kl_rows
+    if distribution == "bernoulli":
+        usable, kl_of = [z.isfinite().all(-1) for z in peers], bernoulli_kl_rows
+        target = target.to(logits[0]) * (1 - label_smoothing) + label_smoothing / 2
     # Unusable rows are left out below, but 0 times the derivative of a NaN would still be NaN.
     peers = [torch.where(u.unsqueeze(-1), z, 0.0) for u, z in zip(usable, peers, strict=True)]
     losses = []
     for k, z in enumerate(logits):
-        ce = cross_entropy_rows(z, target, class_weight, ignore_index, label_smoothing)
+        if distribution == "bernoulli":
+            ce = F.binary_cross_entropy_with_logits(z, target, reduction="none").mean(-1)
+            ce = torch.where(usable[k], ce, math.nan)
+        else:
+            ce = cross_entropy_rows(z, target, class_weight, ignore_index, label_smoothing)
         kl = torch.zeros_like(ce)
         others = [j for j in range(len(peers)) if j != k]
         for j in others:
@@ -50,7 +59,7 @@ def mutual_loss(
                 weight = peer_weight[k, j]
             elif peer_reduction == "mean":
                 weight = 1 / torch.stack([usable[i] for i in others]).sum(0).clamp(min=1).to(z)
-            term = temperature**2 * kl_rows(peers[j] / temperature, z / temperature)
+            term = temperature**2 * kl_of(peers[j] / temperature, z / temperature)
             kl = kl + torch.where(usable[j], weight * term, 0.0)
         if others:
             kl = torch.where(usable[k], kl, math.nan)
@@ -69,6 +78,13 @@ def kl_rows(z_p: Tensor, z_q: Tensor) -> Tensor:
     """Return KL(softmax(z_p) || softmax(z_q)) of each row, (*batch), with 0 log 0 = 0."""
     log_p, log_q = torch.log_softmax(z_p, -1), torch.log_softmax(z_q, -1)
     return torch.where(log_p.exp() > 0, log_p.exp() * (log_p - log_q), 0.0).sum(-1)
+
+
+def bernoulli_kl_rows(z_p: Tensor, z_q: Tensor) -> Tensor:
+    """Return the mean over classes of KL(sigmoid(z_p) || sigmoid(z_q)) of each row, (*batch)."""
+    yes = torch.sigmoid(z_p) * (F.logsigmoid(z_p) - F.logsigmoid(z_q))
+    no = torch.sigmoid(-z_p) * (F.logsigmoid(-z_p) - F.logsigmoid(-z_q))
+    return (yes + no).mean(-1)
 
 
 def cross_entropy_rows(

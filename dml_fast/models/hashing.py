@@ -98,3 +98,7 @@ class CodedNet(nn.Module):
         """Return logits (N, C) and codes (N, ceil(b / 8)) uint8."""
         u, logits = self.net.features_and_logits(x)
         return logits, pack_codes(u)
+
+    def before_signs(self, x: Tensor) -> Tensor:
+        """Return u, (N, b), whose signs are the bits of the codes."""
+        return self.net.features_and_logits(x)[0]

@@ -224,7 +224,10 @@ class Reporter:
                     self._writer.add_scalar(f"{name}/student_{k}", value, line["step"])
         for name, value in line.items():
             of_run = name in ("images_per_s", "lr") or name.startswith("ensemble_")
-            if of_run and value is not None:
+            if of_run and isinstance(value, list):
+                for k, rate in enumerate(value):
+                    self._writer.add_scalar(f"{name}/student_{k}", rate, line["step"])
+            elif of_run and value is not None:
                 self._writer.add_scalar(name, value, line["step"])
 
 

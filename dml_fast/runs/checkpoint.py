@@ -33,13 +33,17 @@ class Moments(TypedDict):
     state: dict[int, dict[str, Tensor]]
 
 
-class StudentState(TypedDict):
-    """A student in a checkpoint."""
-
+class _Student(TypedDict):
     arch: str
     model: dict[str, Tensor]
     optimizer: Moments
     scaler: dict[str, int | float]
+
+
+class StudentState(_Student, total=False):
+    """A student in a checkpoint, with the average of its weights if one is kept."""
+
+    average: dict[str, Tensor]
 
 
 class Generators(TypedDict):
@@ -202,7 +206,7 @@ def _check_tensors(state: State) -> None:
     """Refuse tensors that a pickle can name and no run saves, such as those without memory."""
     tensors = [state["meter"]]
     for student in state["students"]:
-        tensors += student["model"].values()
+        tensors += [*student["model"].values(), *student.get("average", {}).values()]
         tensors += [
             t for moments in student["optimizer"]["state"].values() for t in moments.values()
         ]

@@ -1,4 +1,4 @@
-"""Write one student in a format for deployment, read it back and compare its output."""
+"""Write a student, or all together, in a format for deployment, read it back and compare."""
 
 from __future__ import annotations
 
@@ -6,73 +6,31 @@ import io
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dml_fast.data.loaders import evaluation_batches
 from dml_fast.data.loaders.assemble import input_of
 from dml_fast.errors import UserError, first_line
 from dml_fast.foreign import shown
 from dml_fast.machine import sync_folder
-from dml_fast.models.embedding import EmbeddingNet
-from dml_fast.models.hashing import CodedNet, HashNet
+from dml_fast.models.ensemble import EnsembleNet
+from dml_fast.models.hashing import CodedNet
 from dml_fast.models.safetensors_files import HEADER
+from dml_fast.runs.exported import Apply, Exported, TrainedEnsemble, TrainedStudent
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import writing
 from dml_fast.runs.folder import Run
 from dml_fast.runs.trained import Trained, open_data
-from dml_fast.runs.weights import header_of, load_student, save_student, view_of
 
 logger = logging.getLogger(__name__)
 
 _ROWS = 32
-
-
-class TrainedStudent(NamedTuple):
-    """A student to export.
-
-    Attributes:
-        model: in evaluation mode, on the CPU.
-        arch: its name for ``create_model``.
-        facts: of the data that it was trained on.
-        view: which of the data's views it reads.
-    """
-
-    model: nn.Module
-    arch: str
-    facts: DataFacts
-    view: int = 0
-
-    @property
-    def input_name(self) -> str:
-        """What the network gets: images or vectors."""
-        return f"{self.facts.inputs[self.view].kind}s"
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """What the network returns: logits, and codes of a hash head; of identities embeddings."""
-        if self.facts.head.kind == "hash":
-            return "logits", "codes"
-        return ("embeddings" if self.facts.retrieval else "logits",)
-
-    @property
-    def network(self) -> nn.Module:
-        """The network that is exported: one that finds identities goes without its classifier."""
-        if isinstance(self.model, HashNet):
-            return CodedNet(self.model).eval()
-        if isinstance(self.model, EmbeddingNet) and self.facts.retrieval:
-            return nn.Sequential(self.model.backbone, self.model.neck).eval()
-        return self.model
-
-    @property
-    def header(self) -> str:
-        """The JSON that each format carries beside the network."""
-        return header_of(self.arch, self.facts, self.view)
 
 
 class Check(NamedTuple):
@@ -93,61 +51,91 @@ class Check(NamedTuple):
         return self.difference <= self.tolerance
 
 
-Apply = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
-
-
 def export_student(
-    run: Run, name: str, kind: str, which: str, out: str, allow_code: Collection[str] = ()
+    run: Run,
+    name: str,
+    kind: str,
+    which: str,
+    out: str,
+    allow_code: Collection[str] = (),
+    weights: str = "student",
 ) -> bool:
-    """Export a student of a run, and print by how much the file's output differs.
+    """Export a student of a run, or all, and print by how much the file's output differs.
 
     Args:
         run: the run.
-        name: ``best``, or the student's number.
+        name: ``best``, the student's number, or ``ensemble``.
         kind: the format: safetensors, pt2 or onnx.
         which: the checkpoint: best or last.
         out: the file; "" for a name in the run folder.
         allow_code: the functions, as ``package.module:function``, that may build students.
+        weights: student, or ema for the average of its weights.
 
     Returns:
         Whether the file computes what the student does; if not, it is not kept.
     """
-    trained = Trained.load(run, which, allow_code)
+    trained = Trained.load(run, which, allow_code, weights)
     best = trained.best
     if name == "best" and best is None:
         raise UserError(
             f"{run.checkpoint(which)} is from before the first validation, so no student is best "
             "yet: give --student with a number"
         )
-    k = best if name == "best" and best is not None else int(name)
     facts = trained.facts
-    student = TrainedStudent(trained.model(k), trained.archs[k], facts, facts.view_of(k))
-    path = Path(out) if out else run.folder / f"student_{k}-{which}.{kind}"
-    inputs, source = _rows(run, facts, k)
-    check = export(student, kind, path, inputs)
+    student: Exported
+    if name == "ensemble":
+        student, stem, source = _ensemble(trained), "ensemble", range(len(facts.inputs))
+        archs = ", ".join(f"{k} ({arch})" for k, arch in enumerate(trained.archs))
+        who = f"ensemble of students {archs}"
+    else:
+        k = best if name == "best" and best is not None else int(name)
+        student = TrainedStudent(trained.model(k), trained.archs[k], facts, facts.view_of(k))
+        stem, source = f"student_{k}", range(k, k + 1)
+        who = f"student {k} ({trained.archs[k]})"
+    suffix = "-ema" if weights == "ema" else ""
+    path = Path(out) if out else run.folder / f"{stem}-{which}{suffix}.{kind}"
+    inputs, rows = _rows(run, facts, source)
+    check = export(student, kind, path, *inputs)
     comparison = (
         f"largest difference of {' and '.join(student.outputs)} {check.difference:.2g}, "
         f"tolerance {check.tolerance:.2g}, "
-        f"on {len(inputs)} {source}, in batches of 1 and {len(inputs) + 1}"
+        f"on {len(inputs[0])} {rows}, in batches of 1 and {len(inputs[0]) + 1}"
     )
     if check.passed:
-        print(
-            f"wrote {shown(path)}: student {k} ({shown(student.arch)}) of {which}.pt; {comparison}"
-        )
+        whose = "averages of weights, " if weights == "ema" else ""
+        print(f"wrote {shown(path)}: {whose}{shown(who)} of {which}.pt; {comparison}")
     else:
-        logger.error("%s was not kept, student %d differs: %s", path, k, comparison)
+        logger.error("%s was not kept, %s differs: %s", path, who, comparison)
     return check.passed
 
 
-def _rows(run: Run, facts: DataFacts, student: int) -> tuple[Tensor, str]:
-    """Return up to 32 inputs of a student for the comparison, and words for what they are."""
-    spec = facts.input_of(student)
+def _ensemble(trained: Trained) -> TrainedEnsemble:
+    """Return all students of a run.
+
+    Raises:
+        UserError: the numbers of one are not finite, so that there is no mean.
+    """
+    models = tuple(map(trained.model, range(len(trained.archs))))
+    for k, model in enumerate(models):
+        if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+            raise UserError(
+                f"student {k}'s weights in {trained.path} are not finite, so the ensemble gives no "
+                "numbers: give another --checkpoint, or --student with a number"
+            )
+    return TrainedEnsemble(models, trained.archs, trained.facts)
+
+
+def _rows(run: Run, facts: DataFacts, students: Sequence[int]) -> tuple[tuple[Tensor, ...], str]:
+    """Return up to 32 rows for the comparison as each student reads them, and words for them."""
+    specs = [facts.input_of(k) for k in students]
+    kind = specs[0].kind
     try:
         data = open_data(run)
     except UserError as error:
-        logger.warning("no real %ss to compare on: %s", spec.kind, error)
-        made = torch.randn((_ROWS, *spec.tensor_shape), generator=torch.Generator().manual_seed(0))
-        return made, f"random {spec.kind}s"
+        logger.warning("no real %ss to compare on: %s", kind, error)
+        g = torch.Generator().manual_seed(0)
+        made = (torch.randn((_ROWS, *spec.tensor_shape), generator=g) for spec in specs)
+        return tuple(made), f"random {kind}s"
     batches = evaluation_batches(
         data.val,
         batch_size=_ROWS,
@@ -155,19 +143,22 @@ def _rows(run: Run, facts: DataFacts, student: int) -> tuple[Tensor, str]:
         std=facts.std,
         device="cpu",
         channels_last=False,
-        students=(student,),
+        students=students,
     )
-    return input_of(next(batches).inputs, 0), f"{spec.kind}s of the validation split"
+    found = next(batches).inputs
+    inputs = tuple(input_of(found, place) for place in range(len(students)))
+    return inputs, f"{kind}s of the validation split"
 
 
-def export(student: TrainedStudent, kind: str, out: Path, inputs: Tensor) -> Check:
-    """Write a student to a file, which stays only if it computes what the student does.
+def export(student: Exported, kind: str, out: Path, *inputs: Tensor) -> Check:
+    """Write a student, or all, to a file, which stays only if it computes what they do.
 
     Args:
         student: what to export.
         kind: the format: safetensors, pt2 or onnx.
         out: the file; an old one is replaced only by one that passes.
-        inputs: (N, ...) float32 for the comparison: normalised images, or vectors.
+        inputs: (N, ...) float32 for the comparison, one for each input of the network: normalised
+            images, or vectors.
 
     Raises:
         UserError: a package is missing, the network cannot be traced, or ``out`` cannot be written.
@@ -193,60 +184,59 @@ def export(student: TrainedStudent, kind: str, out: Path, inputs: Tensor) -> Che
 
 
 @torch.inference_mode()
-def _compare(student: TrainedStudent, apply: Apply, inputs: Tensor, exact: bool) -> Check:
+def _compare(student: Exported, apply: Apply, inputs: Sequence[Tensor], exact: bool) -> Check:
     network, difference, scale = student.network, 0.0, 0.0
     # two sizes, to see that tracing has not fixed the number of rows
-    for batch in (inputs[:1], torch.cat([inputs, inputs[:1]])):
-        expected, got = _several(network(batch)), _several(apply(batch))
+    for batch in ([x[:1] for x in inputs], [torch.cat([x, x[:1]]) for x in inputs]):
+        expected, got = _several(network(*batch)), _several(apply(*batch))
         if [one.shape for one in got] != [one.shape for one in expected]:
             return Check(float("nan"), 0.0)
         gaps = [(expected[0] - got[0]).abs().max(), torch.tensor(difference)]
-        if isinstance(student.model, HashNet):
-            gaps.append(_code_gap(student.model, batch, expected[1], got[1]))
+        if isinstance(network, CodedNet | EnsembleNet) and len(expected) > 1:
+            gaps.append(_code_gap(network.before_signs(*batch), expected[1], got[1]))
         # torch's max keeps a NaN, Python's may drop it
         difference = torch.stack(gaps).max().item()
         scale = max(scale, expected[0].abs().max().item())
-    return Check(difference, 0.0 if exact else 1e-4 * max(1.0, scale))
+    return Check(difference, 0.0 if exact else student.tolerance * max(1.0, scale))
 
 
 def _several(found: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     return (found,) if isinstance(found, Tensor) else tuple(found)
 
 
-def _code_gap(net: HashNet, inputs: Tensor, expected: Tensor, got: Tensor) -> Tensor:
+def _code_gap(u: Tensor, expected: Tensor, got: Tensor) -> Tensor:
     """Return the largest |u| of a bit that differs, 0-d: infinite for a bit that is filled up."""
-    size = net.features_and_logits(inputs)[0].abs()  # (N, b)
-    size = F.pad(size, (0, -net.bits % 8), value=torch.inf)
+    size = F.pad(u.abs(), (0, -u.shape[1] % 8), value=torch.inf)  # (N, whole bytes of bits)
     places = torch.arange(7, -1, -1)
     differ = ((expected ^ got)[..., None] >> places & 1).flatten(1)
     return torch.where(differ > 0, size, 0.0).max()
 
 
-def _write_safetensors(student: TrainedStudent, _: Tensor, path: Path) -> None:
-    save_student(path, student.model.state_dict(), student.arch, student.facts, student.view)
+def _write_safetensors(student: Exported, _: Sequence[Tensor], path: Path) -> None:
+    student.save(path)
 
 
-def _read_safetensors(student: TrainedStudent, path: Path) -> Apply:
-    model, header = load_student(path, allow_code=[student.arch])
-    facts = DataFacts.from_json(header, "its header")
-    return TrainedStudent(model, header["arch"], facts, view_of(header, facts)).network
+def _read_safetensors(student: Exported, path: Path) -> Apply:
+    return student.load(path)
 
 
-def _trace(student: TrainedStudent, inputs: Tensor) -> torch.export.ExportedProgram:
+def _trace(student: Exported, inputs: Sequence[Tensor]) -> torch.export.ExportedProgram:
     """Trace the network as a graph for any number of rows."""
-    example = torch.cat([inputs[:1], inputs[:1]])  # torch.export makes a size of 1 a constant
+    network = student.network
+    # torch.export makes a size of 1 a constant
+    example = tuple(torch.cat([x[:1], x[:1]]) for x in inputs)
+    sizes = tuple({0: torch.export.Dim("batch")} for _ in example)
+    shapes = (sizes,) if isinstance(network, EnsembleNet) else sizes  # it takes *inputs
     try:
-        return torch.export.export(
-            student.network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
-        )
+        return torch.export.export(network, example, dynamic_shapes=shapes)
     except Exception as error:  # a network that cannot be traced may raise anything
         raise UserError(
-            f"{student.arch} cannot be traced by torch.export ({first_line(error)}): "
+            f"{student.name} cannot be traced by torch.export ({first_line(error)}): "
             "give --format safetensors"
         ) from error
 
 
-def _write_pt2(student: TrainedStudent, inputs: Tensor, path: Path) -> None:
+def _write_pt2(student: Exported, inputs: Sequence[Tensor], path: Path) -> None:
     program = _trace(student, inputs)
     content = io.BytesIO()  # torch's own file writer ends the process when a disk is full
     torch.export.save(program, content, extra_files={f"{HEADER}.json": student.header})
@@ -254,16 +244,16 @@ def _write_pt2(student: TrainedStudent, inputs: Tensor, path: Path) -> None:
 
 
 # Both readers get the content: torch and ONNX Runtime refuse a path that is not UTF-8.
-def _read_pt2(_: TrainedStudent, path: Path) -> Apply:
+def _read_pt2(_: Exported, path: Path) -> Apply:
     return torch.export.load(io.BytesIO(path.read_bytes())).module()
 
 
-def _write_onnx(student: TrainedStudent, inputs: Tensor, path: Path) -> None:
+def _write_onnx(student: Exported, inputs: Sequence[Tensor], path: Path) -> None:
     _need("onnx", "onnxscript", "onnxruntime")
     program = torch.onnx.export(
         _trace(student, inputs),
         dynamo=True,
-        input_names=[student.input_name],
+        input_names=list(student.input_names),
         output_names=list(student.outputs),
         verbose=False,
     )
@@ -272,13 +262,14 @@ def _write_onnx(student: TrainedStudent, inputs: Tensor, path: Path) -> None:
     program.save(path, external_data=False)
 
 
-def _read_onnx(student: TrainedStudent, path: Path) -> Apply:
+def _read_onnx(student: Exported, path: Path) -> Apply:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
 
-    def apply(inputs: Tensor) -> tuple[Tensor, ...]:
-        found = session.run(None, {student.input_name: inputs.contiguous().numpy()})
+    def apply(*inputs: Tensor) -> tuple[Tensor, ...]:
+        rows = (x.contiguous().numpy() for x in inputs)
+        found = session.run(None, dict(zip(student.input_names, rows, strict=True)))
         return tuple(map(torch.from_numpy, found))
 
     return apply

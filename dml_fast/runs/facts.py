@@ -70,6 +70,13 @@ class DataFacts:
         return self.inputs[self.view_of(student)]
 
     @property
+    def answer(self) -> Literal["probabilities", "embeddings", "codes"]:
+        """What students give together: see `dml_fast.models.ensemble.EnsembleNet`."""
+        if self.head.kind == "hash":
+            return "codes"
+        return "embeddings" if self.retrieval else "probabilities"
+
+    @property
     def in_channels(self) -> int:
         """Of each image; the inputs must be images."""
         return self._image[0]

@@ -75,6 +75,11 @@ class Run:
         """A copy of the file of ``--offsets``, as it was at the start."""
         return self.folder / "offsets.tsv"
 
+    @property
+    def class_weights_file(self) -> Path:
+        """A copy of the file of ``--class-weights``, as it was at the start."""
+        return self.folder / "class_weights.tsv"
+
     def checkpoint(self, which: str = "last") -> Path:
         """Return the path of ``last``, ``previous`` or ``best``.
 
@@ -82,9 +87,9 @@ class Run:
         """
         return self.folder / f"{which}.pt"
 
-    def weights(self, student: int) -> Path:
-        """Return the path of one student's final weights."""
-        return self.folder / f"student_{student}.safetensors"
+    def weights(self, student: int, *, averaged: bool = False) -> Path:
+        """Return the path of one student's final weights, or of their average."""
+        return self.folder / f"student_{student}{'-ema' if averaged else ''}.safetensors"
 
     def new_parts(self, step: int) -> Path:
         """Make a folder for a checkpoint of several processes, with a new name.
@@ -190,10 +195,11 @@ class Run:
                     file.write(data)
 
     def copy_given_files(self, config: TrainConfig) -> None:
-        """Copy the files of ``--labels`` and ``--offsets``, if there are any."""
+        """Copy the files that ``--labels``, ``--offsets`` and ``--class-weights`` name."""
         for given, own, option in (
             (config.labels, self.labels_file, "--labels"),
             (config.offsets, self.offsets_file, "--offsets"),
+            (config.class_weights_file, self.class_weights_file, "--class-weights"),
         ):
             if given:
                 found = content(Path(given).expanduser(), f"give another file with {option}")
@@ -206,6 +212,9 @@ class Run:
             config,
             labels=str(self.labels_file) if config.labels else "",
             offsets=str(self.offsets_file) if config.offsets else "",
+            class_weights=(
+                str(self.class_weights_file) if config.class_weights_file else config.class_weights
+            ),
         )
 
     def describe(self, config: TrainConfig, facts: DataFacts, students: list[StudentJson]) -> None:

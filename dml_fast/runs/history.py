@@ -52,7 +52,7 @@ class EpochLine(EnsembleScores):
     step: int
     seconds: float
     images_per_s: float
-    lr: float
+    lr: float | list[float]  # one per student where they differ
     students: list[StudentEntry]
 
 

@@ -15,6 +15,7 @@ from dml_fast.distributed.mesh import Mesh, Shares
 from dml_fast.foreign import shown
 from dml_fast.models import names_code
 from dml_fast.runs.folder import Run, new_folder
+from dml_fast.runs.named import students_named
 from dml_fast.training.shares import place
 from dml_fast.training.signals import StopRequest
 
@@ -49,6 +50,8 @@ def train(
     """
     begun = bool(resume) and Run.open(resume).to_continue(Path(resume)) is not None
     (replace(config, pretrained="") if begun else config).check()  # its weights are needed once
+    if not resume:
+        students_named(config.teachers, "--teachers")
     processes = _connected(config, launch, *place(config, launch.size))
     by_torchrun = launch.size > 1 or launch.agent_store
     job = _job_of_torchrun if by_torchrun else _job_alone

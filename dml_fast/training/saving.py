@@ -97,8 +97,9 @@ class Saver:
         tensors = [t for s in self.cohort for t in s.model.state_dict().values()]
         mine: int = sum(t.numel() * t.element_size() for t in tensors)
         weights: int = sum(self.world.all_gather(mine)) // self.world.mesh.data
-        states = 2 if self.config.algorithm == "adamw" else 1
-        return 4 * weights * (1 + states) + weights + 2**22
+        networks = 1 + (self.config.ema != "off")
+        states = 2 if "adamw" in self.config.algorithms else 1
+        return 4 * weights * (networks + states) + networks * weights + 2**22
 
     def steps_due(self) -> bool:
         """Whether ``--save-every`` asks for a checkpoint after this step."""
@@ -158,7 +159,8 @@ class Saver:
         state = checkpoint.load(path, self.cohort.numbers, verify=self.world.main)
         self._check(state, path)
         progress = self.progress
-        mesh = changed_mesh(state["mesh"], self.world.mesh, self.config.batch_size, path)
+        rows = self.config.batch_size // self.config.accumulate  # that a pass sees, of all ranks
+        mesh = changed_mesh(state["mesh"], self.world.mesh, rows, path)
         progress.history = checkpoint.history_of(self.run, state, path)
         progress.step, progress.seconds = state["step"], state["seconds"]
         with reading(path):
@@ -190,7 +192,9 @@ class Saver:
         """
         with self._writing():
             for place in range(max(map(len, self.world.shares))):
-                self._write_students(place)
+                self._write_students(place, "student")
+                if self.config.ema != "off":
+                    self._write_students(place, "ema")
 
     def _picked_config(self) -> TrainConfig:
         """Return the configuration with the executor in use, which a resumed run keeps."""
@@ -209,20 +213,19 @@ class Saver:
     def _mark_saved(self) -> None:
         self._saved_step, self._saved_at = self.progress.step, time.monotonic()
 
-    def _write_students(self, place: int) -> None:
-        """Let rank 0 write the final weights of one student of each row."""
+    def _write_students(self, place: int, which: str) -> None:
+        """Let rank 0 write the final weights of one student of each row, or their average."""
         mine = None
         if place < len(self.cohort):
             student = self.cohort.students[place]
-            weights = student.weights()
+            weights = student.weights(which)
             if self.world.column == 0:
                 mine = self.cohort.numbers[place], student.arch, weights
         for found in self.world.gather(mine) or ():
             if found is not None:
                 number, arch, weights = found
-                save_student(
-                    self.run.weights(number), weights, arch, self.facts, self.facts.view_of(number)
-                )
+                path = self.run.weights(number, averaged=which == "ema")
+                save_student(path, weights, arch, self.facts, self.facts.view_of(number))
 
     def _write_corrupt(self) -> None:
         """List the files that any rank has skipped so far."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from dml_fast.config import TrainConfig
+from dml_fast.config.checks_steps import check_parts
 from dml_fast.distributed.mesh import Mesh, Shares, balanced, choose_mesh, choose_shares
 from dml_fast.errors import UserError
 
@@ -55,6 +56,7 @@ def place(config: TrainConfig, processes: int) -> tuple[Mesh, Shares]:
             f"{config.batch_size // mesh.data} images each: give a multiple of --num-instances "
             f"{config.num_instances} per column"
         )
+    check_parts(config, mesh.data)
     if config.update == "alternating" and mesh.cohort > 1:
         raise UserError(
             "--update alternating refreshes predictions one student after the other, in one "

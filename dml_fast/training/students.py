@@ -11,8 +11,11 @@ import torch
 from torch import nn
 
 from dml_fast.config import TrainConfig
+from dml_fast.config.fields import names_in
 from dml_fast.distributed.world import World
 from dml_fast.engine import Cohort, Precision, Student
+from dml_fast.engine.averaging import Average
+from dml_fast.engine.decay import in_groups, without_decay
 from dml_fast.engine.optim import make_optimizer
 from dml_fast.errors import UserError, reason
 from dml_fast.models import InputSpec
@@ -68,11 +71,18 @@ def build_cohort(
             model = model.to(precision.device)
             if config.channels_last:
                 model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            student = Student(model, _optimizer(config, _trainable(model)), precision, arch)
-            _try(student, blank(min(2, config.batch_size), spec, precision), spec, num_classes)
+            average = None if config.ema == "off" else Average(model, config.ema)
+            spared = without_decay(model, names_in(config.no_decay))
+            optimizer = _optimizer(config, k, _trainable(model), spared)
+            student = Student(model, optimizer, precision, arch, average=average)
+            rows = config.batch_size // world.mesh.data // config.accumulate
+            _try(student, blank(min(2, rows), spec, precision), spec, num_classes)
             students.append(student)
     if groups:
-        students = [_joined(s, config, world, g) for s, g in zip(students, groups, strict=False)]
+        students = [
+            _joined(s, k, config, world, group)
+            for s, k, group in zip(students, world.students, groups, strict=False)
+        ]
     if config.compile:
         for student in students:
             student.compile()
@@ -102,13 +112,16 @@ def weights_to_start(config: TrainConfig) -> tuple[dict[str, torch.Tensor], ...]
     return weights
 
 
-def _optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+def _optimizer(
+    config: TrainConfig, k: int, parameters: Sequence[nn.Parameter], spared: Sequence[bool]
+) -> torch.optim.Optimizer:
     return make_optimizer(
         parameters,
-        algorithm=config.algorithm,
-        lr=config.peak_lr,
-        momentum=config.each("momentum")[0],
-        weight_decay=config.each("weight_decay")[0],
+        algorithm=config.algorithms[k],
+        lr=config.peak_lrs[k],
+        momentum=config.each("momentum")[k],
+        weight_decay=config.each("weight_decay")[k],
+        spared=spared,
     )
 
 
@@ -127,8 +140,10 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
     return found
 
 
-def _joined(student: Student, config: TrainConfig, world: World, group: ProcessGroup) -> Student:
-    """Return the student as the ranks of ``group``, which have all made it, train it together."""
+def _joined(
+    student: Student, k: int, config: TrainConfig, world: World, group: ProcessGroup
+) -> Student:
+    """Return student k as the ranks of ``group``, which have all made it, train it together."""
     from dml_fast.engine.replicas import (
         ReplicatedStudent,
         ShardedStudent,
@@ -136,15 +151,32 @@ def _joined(student: Student, config: TrainConfig, world: World, group: ProcessG
         shard,
     )
 
-    model, precision, arch = student.model, student.precision, student.arch
+    model, precision, arch, average = (
+        student.model,
+        student.precision,
+        student.arch,
+        student.average,
+    )
     assert world.device_mesh is not None
     if config.fsdp:
-        shard(model, world.device_mesh["data"])
-        optimizer = _optimizer(config, local_parameters(model))
-        return ShardedStudent(model, optimizer, precision, arch, group=group)
+        for network in (model, *([average.model] if average else [])):
+            shard(network, world.device_mesh["data"])
+        spared = without_decay(model, names_in(config.no_decay))
+        shards = _trainable(model)
+        optimizer = _optimizer(config, k, local_parameters(shards), spared)
+        shards = [parameter for group in in_groups(shards, spared) for parameter in group]
+        return ShardedStudent(
+            model, optimizer, precision, arch, group=group, shards=shards, average=average
+        )
     features = extra_of(config).loss is not None
     return ReplicatedStudent(
-        model, student.optimizer, precision, arch, group=group, with_features=features
+        model,
+        student.optimizer,
+        precision,
+        arch,
+        group=group,
+        with_features=features,
+        average=average,
     )
 
 

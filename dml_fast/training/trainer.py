@@ -142,8 +142,9 @@ class Trainer:
                 progress.executor = chosen.name
                 self.saver.describe()
                 start += time.monotonic() - begun  # the trial trained nothing
-            for student in self.engine.cohort:
-                student.set_lr(self._lr(progress.step))
+            rates = self._lrs(progress.step)
+            for k, student in zip(self.engine.cohort.numbers, self.engine.cohort, strict=True):
+                student.set_lr(rates[k])
             result = self.engine.step(
                 batch.inputs,
                 batch.target,
@@ -175,8 +176,10 @@ class Trainer:
             self.precision,
             config.channels_last,
             config.val_protocol,
+            config.weights,
         )
         images = self.loader.steps_per_epoch * config.batch_size
+        rates = self._lrs(progress.step - 1)
         extra = extra_of(config).key
         students = [
             {
@@ -199,7 +202,7 @@ class Trainer:
             "step": progress.step,
             "seconds": round(progress.seconds, 3),
             "images_per_s": round(images / progress.seconds, 1),
-            "lr": self._lr(progress.step - 1),
+            "lr": rates[0] if len({*rates}) == 1 else rates,
             "students": students,
             **{f"ensemble_{name}": value for name, value in ensemble.items()},
         }
@@ -229,9 +232,11 @@ class Trainer:
         """Return the epochs since the schedule began; a distillation begins it twice."""
         return (step / self.loader.steps_per_epoch) % self.config.epochs
 
-    def _lr(self, step: int) -> float:
+    def _lrs(self, step: int) -> list[float]:
+        """Return the learning rate of each of the K students."""
         c = self.config
-        return c.peak_lr * lr_factor(c.schedule, self._local_epoch(step), c.epochs, c.warmup)
+        factor = lr_factor(c.schedule, self._local_epoch(step), c.epochs, c.warmup)
+        return [peak * factor for peak in c.peak_lrs]
 
     def _check_students(self) -> None:
         """Read the metrics from the device; stop if a student no longer learns."""

@@ -42,8 +42,8 @@ def test_optimizers_are_fused_and_have_their_default_rate(name: str, lr: float) 
     config = TrainConfig(optimizer=name)  # type: ignore[arg-type]
     optimizer = make_optimizer(
         [*nn.Linear(2, 2).parameters()],
-        algorithm=config.algorithm,
-        lr=config.peak_lr,
+        algorithm=config.algorithms[0],
+        lr=config.peak_lrs[0],
         momentum=config.momentum,
         weight_decay=config.weight_decay,
     )

@@ -44,12 +44,15 @@ def soft(y: Tensor) -> Tensor:
     return torch.rand(64, 5, generator=g, dtype=torch.float64).softmax(1)
 
 
+WEIGHTS = torch.tensor([2.0, 0.0, 0.5, 1.0, 30.0])
 TAUGHT = {"learners": (1, 2), "teacher": 0}
 WHOLE: dict[str, tuple[dict[str, Any], Any, dict[str, Any]]] = {
     "dml": ({"label_smoothing": 0.1, "clip_norm": 0.3}, None, {}),
     "rows without a label": ({"temperature": 2.0}, unlabelled, {"kl_scale": 0.5}),
     "no label at all": ({}, lambda y: torch.full_like(y, -100), {}),
     "probabilities": ({}, soft, {}),
+    "class weights": ({"class_weight": WEIGHTS}, unlabelled, {}),
+    "class weights of probabilities": ({"class_weight": WEIGHTS}, soft, {}),
     "dml_e": ({"method": "dml_e", "peer_reduction": "sum"}, None, {}),
     "independent": ({"method": "independent"}, unlabelled, {}),
     "distill": ({"method": "distill", "temperature": 2.0}, unlabelled, TAUGHT),

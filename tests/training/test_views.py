@@ -83,8 +83,8 @@ def test_without_teaching_each_student_is_a_run_of_its_own(
         seed_everything(derive_seed(config.seed, "student", k))
         model = create_model(arch, num_classes=4, inputs=own.inputs[0])
         optimizer = make_optimizer(
-            list(model.parameters()), algorithm="sgd", lr=config.peak_lr, momentum=config.momentum,
-            weight_decay=config.weight_decay,
+            list(model.parameters()), algorithm="sgd", lr=config.peak_lrs[0], momentum=0.9,
+            weight_decay=5e-4,
         )  # fmt: skip
         alone = Engine(Cohort([Student(model, optimizer, CPU, arch)]), method="independent")
         [weights] = trained_weights(alone, own)
