@@ -11,19 +11,19 @@ import triton
 import triton.language as tl
 
 GROUP = tl.constexpr(64)  # programs per group
-FEW = tl.constexpr(256)  # programs that are added up at once
+FEW = 256  # programs that are added up at once
 
 
 @triton.jit
-def steps(Q: tl.constexpr, STATS: tl.constexpr):
+def steps(Q: tl.constexpr, AT_ONCE: tl.constexpr):
     """Return the steps in ``partials``: from a program to the next, and from a quantity to it."""
     programs = tl.num_programs(0).to(tl.int64)
-    by_program = tl.full((), 1, tl.int64)
-    by_quantity = programs
-    if STATS < 2:
-        few = programs <= FEW
-        by_program = tl.where(few, Q, 1).to(tl.int64)
-        by_quantity = tl.where(few, 1, programs)
+    if AT_ONCE:
+        by_program = tl.full((), Q, tl.int64)
+        by_quantity = tl.full((), 1, tl.int64)
+    else:
+        by_program = tl.full((), 1, tl.int64)
+        by_quantity = programs
     return by_program, by_quantity
 
 
@@ -55,7 +55,7 @@ def add_up(source, stride, count, Q: tl.constexpr, target, target_stride, at):
 
 @triton.jit
 def finish(
-    partials,  # (P, Q) fp32 of few programs, else (Q, P); this program's written
+    partials,  # (P, Q) fp32 if at once, else (Q, P); this program's written
     groups,  # (Q, P / 64) fp32
     totals,  # (Q,) fp32
     counters,  # (1 + P / 64,) int32, zero before and after
@@ -72,6 +72,7 @@ def finish(
     MEAN: tl.constexpr,
     BY_ROW: tl.constexpr,
     STATS: tl.constexpr,
+    AT_ONCE: tl.constexpr,  # at most FEW programs, and not all statistics
 ):
     """Write the losses and statistics if this program is the last.
 
@@ -79,10 +80,9 @@ def finish(
     and with all statistics also the fields of ``more``.
     """
     programs = tl.num_programs(0)
-    few = (STATS < 2) & (programs <= FEW)
     # After the barrier, the release of the thread that counts covers the stores of all threads.
     tl.debug_barrier()
-    if few:
+    if AT_ONCE:
         if tl.atomic_add(counters, 1, sem="acq_rel", scope="gpu") == programs - 1:
             tl.store(counters, 0)
             k, ce, kl, right, unusable = _add_few(partials, programs, K, Q, STATS)
@@ -129,7 +129,7 @@ def finish(
 def _add_few(partials, programs, K: tl.constexpr, Q: tl.constexpr, STATS: tl.constexpr):
     """Return k and, (W,) each, the sums of the students' quantities over the programs."""
     W: tl.constexpr = 1 if K == 1 else (2 if K == 2 else (4 if K <= 4 else 8))
-    AT_ONCE: tl.constexpr = 128 if W <= 4 else 64  # no more registers than the rows took
+    P: tl.constexpr = 128 if W <= 4 else 64  # no more registers than the rows took
     k = tl.arange(0, W)
     ce = tl.zeros((W,), tl.float32)
     kl = tl.zeros((W,), tl.float32)
@@ -137,7 +137,7 @@ def _add_few(partials, programs, K: tl.constexpr, Q: tl.constexpr, STATS: tl.con
     unusable = tl.zeros((W,), tl.float32)
     start = 0
     while start < programs:
-        p = start + tl.arange(0, AT_ONCE)[:, None]
+        p = start + tl.arange(0, P)[:, None]
         at = partials + p * Q + k[None, :]
         inside = (p < programs) & (k[None, :] < K)
         # From the L2 cache, which has the other programs' values.
@@ -153,7 +153,7 @@ def _add_few(partials, programs, K: tl.constexpr, Q: tl.constexpr, STATS: tl.con
             a, b = tl.reduce((a, b), 0, _two_sums)
         ce += a
         kl += b
-        start += AT_ONCE
+        start += P
     return k, ce, kl, right, unusable
 
 

@@ -108,6 +108,7 @@ def one_pass(
     MEAN: tl.constexpr,
     BY_ROW: tl.constexpr,
     QUANTITIES: tl.constexpr,
+    AT_ONCE: tl.constexpr,  # how sums over programs are made, see finish.py
 ):
     """Compute losses, statistics, and gradients or what they need later. Grid: (⌈N / R⌉,)."""
     zs = (z0, z1, z2, z3, z4, z5, z6, z7)
@@ -303,7 +304,7 @@ def one_pass(
     strength = share * of_peers * kl_weight
 
     # Each student's divergence, loss and gradient.
-    by_program, by_quantity = steps(QUANTITIES, STATS)
+    by_program, by_quantity = steps(QUANTITIES, AT_ONCE)
     here = partials + pid * by_program
     for k in tl.static_range(K):
         log_p = log_softmax(us[k], logs[k], rate, TEMPERED)
@@ -402,4 +403,5 @@ def one_pass(
             MEAN,
             BY_ROW,
             STATS,
+            AT_ONCE,
         )

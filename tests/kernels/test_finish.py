@@ -32,16 +32,17 @@ def sums(
     K: tl.constexpr,
     Q: tl.constexpr,
     STATS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
 ):
     """What a kernel of the loss does at its end, with sums that are given."""
     pid = tl.program_id(0)
-    by_program, by_quantity = steps(Q, STATS)
+    by_program, by_quantity = steps(Q, AT_ONCE)
     q = tl.arange(0, 32)
     mine = tl.load(values + pid * Q + q, mask=q < Q)
     tl.store(partials + pid * by_program + q * by_quantity, mine, mask=q < Q)
     finish(
         partials, groups, totals, counters, losses, stats, correct, finite, more,
-        0.5, 0.25, 0.125, K, Q, True, False, STATS,
+        0.5, 0.25, 0.125, K, Q, True, False, STATS, AT_ONCE,
     )  # fmt: skip
 
 
@@ -51,7 +52,7 @@ def sums(
 )
 def test_sums_are_right_and_counters_zero(programs: int, level: int) -> None:
     """257 is more than are added up at once; 64 and 65 are both sides of a group."""
-    assert FEW.value == 256 and GROUP.value == 64
+    assert FEW == 256 and GROUP.value == 64
     students = 3
     quantities = (2 * students, 4 * students, 5 * students + 1 + students**2)[level]
     g = torch.Generator().manual_seed(programs)
@@ -70,7 +71,7 @@ def test_sums_are_right_and_counters_zero(programs: int, level: int) -> None:
         more = floats(students + 1 + students**2)
         sums[(programs,)](
             values, partials, groups, totals, counters, losses, stats, correct, finite, more,
-            students, quantities, level, num_warps=1,
+            students, quantities, level, programs <= FEW and level < 2, num_warps=1,
         )  # fmt: skip
         assert not counters.any()
     expected = values.double().sum(0).split(students)
