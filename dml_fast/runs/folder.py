@@ -7,18 +7,19 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING
 
 from dml_fast.config import TrainConfig
 from dml_fast.config.files import from_mapping
 from dml_fast.errors import UserError
 from dml_fast.foreign import Unfit, content, json_value, reading, shown, typed
 from dml_fast.machine import locked
+from dml_fast.runs.description import Change, Description, StudentJson, checked_changes
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import atomic_write, writing
 from dml_fast.runs.history import EpochLine, History, checked
@@ -26,22 +27,6 @@ from dml_fast.version import __version__
 
 if TYPE_CHECKING:
     from dml_fast.data.features import Features
-
-
-class StudentJson(TypedDict):
-    """What ``config.json`` holds of a student."""
-
-    arch: str
-    parameters: int
-
-
-class Description(TypedDict):
-    """What ``config.json`` holds: the package's version, the configuration, the data's facts."""
-
-    dml_fast: str
-    config: dict[str, Any]
-    data: dict[str, Any]
-    students: list[StudentJson]
 
 
 _PARTS = "checkpoint_"  # how the names of folders of checkpoints begin
@@ -163,6 +148,12 @@ class Run:
         return config
 
     @cached_property
+    def changes(self) -> list[Change]:
+        """What ``--resume`` has changed of the configuration, the oldest first."""
+        with reading(self.config_file):
+            return checked_changes(self.description.get("changes", []), "its changes")
+
+    @cached_property
     def facts(self) -> DataFacts:
         """What the run records about its data."""
         with reading(self.config_file):
@@ -217,11 +208,18 @@ class Run:
             ),
         )
 
-    def describe(self, config: TrainConfig, facts: DataFacts, students: list[StudentJson]) -> None:
+    def describe(
+        self,
+        config: TrainConfig,
+        facts: DataFacts,
+        students: list[StudentJson],
+        changes: Sequence[Change] = (),
+    ) -> None:
         """Write ``config.json``."""
         description = {
             "dml_fast": __version__,
             "config": config.to_dict(),
+            **({"changes": changes} if changes else {}),
             "data": facts.to_json(),
             "students": students,
         }

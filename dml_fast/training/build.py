@@ -37,7 +37,8 @@ from dml_fast.training.meter import Meter
 from dml_fast.training.saving import Progress, Saver
 from dml_fast.training.shares import share_out_by_cost
 from dml_fast.training.signals import StopRequest
-from dml_fast.training.students import blank, build_cohort, head_of, warn_of_other_columns
+from dml_fast.training.start import NEW, Start
+from dml_fast.training.students import blank, build_cohort, head_of
 from dml_fast.training.teachers import check_fit, copy_teachers, read_teachers
 from dml_fast.training.trainer import Trainer
 from dml_fast.training.unlabelled import settled
@@ -90,17 +91,18 @@ def build_trainer(
         loader = _build_loader(config, data, device, world)
     checkpoint = run.to_continue(resume) if resume else None
     with world.all_or_none():
+        start = NEW if checkpoint else Start.of(config, facts)
         teachers, config = read_teachers(config, run, begun)
         check_fit(teachers, facts, config)
-    if not checkpoint:
-        warn_of_other_columns(config, facts)
     cohort = build_cohort(
-        replace(config, pretrained="") if checkpoint else config,
+        config,
         precision,
         num_classes=len(facts.classes),
         inputs=facts.inputs,
         world=world,
+        start=start,
     )
+    start.check(cohort, config.method)
     fixed = [one.for_engine(facts, config, precision) for one in teachers]
     engine = _build_engine(config, data, cohort, device, weights, fixed)
     progress = Progress(Meter(len(cohort), device, world), config.executor)
