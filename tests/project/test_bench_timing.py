@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -14,8 +15,10 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.common import clocks, kinds, tables, timing
+from benchmarks import bench_loss, bench_step
+from benchmarks.common import clocks, counting, kinds, tables, timing
 from benchmarks.common.device import Call, Captured, node_kinds
+from benchmarks.common.loss_case import LossCase
 from benchmarks.common.step_case import SGD, StepCase, naive_step
 from benchmarks.peers import loss as peers
 from benchmarks.peers.hour import hour_step, in_one_graph
@@ -249,6 +252,98 @@ def test_where_nobody_knows_the_clocks_this_is_said(monkeypatch: pytest.MonkeyPa
     found = clocks.read(FakeDevice())
     assert "nvidia_smi: FileNotFoundError" in found["absent"] and "nvml: " in found["absent"]
     assert "not recorded (nvidia_smi" in clocks.describe({"before": found, "after": found})
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
+    """A GPU for the scripts: what only a real one can tell is made up."""
+    device = FakeDevice()
+    state = {"sm_mhz": 1.0, "memory_mhz": 2.0, "power_w": 3.0, "celsius": 4.0, "throttle": []}
+    monkeypatch.setattr(timing, "Cuda", lambda: device)
+    monkeypatch.setattr(timing, "copy_gb_per_s", lambda *_: 3000.0)
+    monkeypatch.setattr(clocks, "read", lambda: state)
+    monkeypatch.setattr(counting, "launched", lambda call: counting.Launched(9, 2))
+    monkeypatch.setattr(counting, "device_bytes", lambda call: 5)
+    monkeypatch.setattr(torch.cuda, "synchronize", device.wait)
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: int(1e6 * device.now))
+    return device
+
+
+def test_a_table_of_losses_on_a_gpu(monkeypatch: pytest.MonkeyPatch, gpu: FakeDevice) -> None:
+    case = LossCase((2, 3, 5), torch.float32, torch.device("cpu"))
+    case.device = SimpleNamespace(type="cuda")  # type: ignore[assignment]
+    monkeypatch.setattr(bench_loss, "CIFAR", [(2, 3, 5)])
+    answer = [x.detach() for x in (case._losses, *case._grads)]
+
+    def contestant(name: str, *_: Any) -> peers.Contestant:
+        host_ms, device_ms = {"naive": (4.0, 0.8), "careful": (2.0, 0.3), "triton": (0.5, 0.1)}[
+            name
+        ]
+
+        def run(*_: Any) -> Any:
+            gpu.call(host_ms, device_ms)()
+            return answer[0], answer[1:]
+
+        return peers.Contestant(name, run, waits=name == "naive")
+
+    monkeypatch.setattr(peers, "contestant", contestant)
+    result = bench_loss.compare(case, ["naive", "careful", "triton"], 0)
+    rows = {row["name"]: row for row in result["contestants"]}
+    assert result["rounds"] == 15
+    ours = rows["triton"]
+    assert [ours["median_ms"], ours["graph_ms"]] == pytest.approx([0.1, 0.1])
+    assert ours["host_ms"] == pytest.approx(0.5) and ours["hidden"] == 1
+    assert ours["nodes"] == NODES and ours["kernels"] == 9
+    assert "graph_ms" not in rows["naive"]
+    text = bench_loss.describe(result)
+    assert "the best baseline: careful" in text
+    (line,) = (line for line in text.splitlines() if line.startswith("| triton"))
+    cells = [cell.strip() for cell in line.split("|")[2:]]
+    assert cells[:6] == ["3.00", "8.00", "0.1", "3.00", "100", "3"]
+    assert "Before and after: SM 1, 1 MHz" in text
+
+
+def test_a_table_of_steps_on_a_gpu(monkeypatch: pytest.MonkeyPatch, gpu: FakeDevice) -> None:
+    monkeypatch.setattr(bench_step, "DEVICE", SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(bench_step, "matrix_gflop_per_s", lambda dtype: 1000.0)
+    spent = {  # host and device, ms
+        "naive fp32": (200.0, 20.0),
+        "hour graph bf16 + compile": (0.05, 9.0),
+        "graph bf16": (0.05, 6.0),
+        "one student graph bf16": (0.05, 3.0),
+    }
+
+    class Case(StepCase):
+        def contestant(self, name: str) -> Any:
+            work = gpu.call(*spent[name])
+
+            def step() -> torch.Tensor:
+                work()
+                return torch.ones(self.count(name))
+
+            return step
+
+        def flops(self) -> int:
+            return 4 * 10**9
+
+    case = Case("resnet8", 4, 8, torch.device("cpu"))
+    result = bench_step.compare(case, list(spent), 0)
+    rows = {row["name"]: row for row in result["contestants"]}
+    assert {name: row["median_ms"] for name, row in rows.items()} == pytest.approx(
+        {
+            "naive fp32": (3 * 200 + 20) / 3,  # what the host takes, as a user has it
+            "hour graph bf16 + compile": 9.0,
+            "graph bf16": 6.0,
+            "one student graph bf16": 3.0,
+        }
+    )
+    assert "hidden" not in rows["naive fp32"] and rows["graph bf16"]["hidden"] == 1
+    assert rows["graph bf16"]["gflop_per_s"] == pytest.approx(4 / 6 * 1000)
+    assert rows["one student graph bf16"]["gflop_per_s"] == pytest.approx(1 / 3 * 1000)
+    assert rows["graph bf16"]["moves"] == 2
+    text = bench_step.describe(result)
+    assert "the best baseline: hour graph bf16 + compile" in text
+    assert bench_step.NO_HOUR not in text
 
 
 @pytest.mark.parametrize(
