@@ -157,7 +157,7 @@ class MutualTerm:
             target,
             **options,
             row_weight=row_weight,
-            whole=denominators(lesson, networks[0].shape[-1], self.class_weight),
+            whole=denominators(lesson, networks[0].shape[-1], self.class_weight, cohort.world),
             grad_scale=torch.stack([scales[k] for k in logits]),
         )
         ce, kl, correct = stats.ce, stats.kl, stats.correct

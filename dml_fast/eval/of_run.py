@@ -163,6 +163,7 @@ def evaluate_run(
         "step": trained.step,
         "epoch": trained.validation["epoch"] if trained.validation else 0,
         "weights": weights,
+        **({"changes": run.changes} if run.changes else {}),
         "data": data or config.data,
         "split": split,
         "images": len(images),

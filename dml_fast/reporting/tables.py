@@ -11,6 +11,7 @@ from rich.table import Table
 
 from dml_fast.foreign import shown
 from dml_fast.reporting.console import PlainConsole
+from dml_fast.runs.description import in_words
 from dml_fast.runs.history import (
     ACCURACY,
     MAP,
@@ -217,6 +218,8 @@ def _show_facts(result: Mapping[str, Any], images: str, more: str = "") -> None:
         f"epoch {result['epoch']}; {result['precision']} on {result['device']}\n"
         "* best on the validation split in that epoch"
     )
+    if changes := result.get("changes"):
+        _say(f"--resume has changed the run: {in_words(changes)}")
 
 
 def _table(columns: Sequence[str], title: str | None) -> Table:

@@ -16,6 +16,7 @@ from dml_fast.errors import UserError
 from dml_fast.foreign import Unfit, json_value, opened, reading, typed
 from dml_fast.machine import sync_folder
 from dml_fast.models.torch_files import load_file
+from dml_fast.runs.description import earlier
 from dml_fast.runs.files import atomic_write, link
 from dml_fast.runs.folder import Run
 from dml_fast.runs.history import EpochLine, checked
@@ -158,7 +159,9 @@ def check_run(run: Run, state: State, path: Path) -> None:
             ``config.json`` names.
     """
     saved = from_mapping(json_value(state["config"], path), str(path))
-    if name := difference(run.config, saved):
+    if (name := difference(run.config, saved)) and all(
+        difference(config, saved) for config in earlier(run.config, run.changes)
+    ):
         theirs, mine = getattr(saved, name), getattr(run.config, name)
         why = f"it has {flag(name)} {theirs} and not {mine}"
     elif any(student["arch"] not in run.config.architectures for student in state["students"]):

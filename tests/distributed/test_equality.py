@@ -83,7 +83,16 @@ COLUMNS: dict[str, tuple[int, Options]] = {
     "2x2": (4, {**FOUR, **GROUP_NORM, "mesh": "2x2"}),
     "1x2 amp": (2, {**TWO, **GROUP_NORM, "mesh": "1x2", "amp": True}),
     "2x2 amp": (4, {**FOUR, **GROUP_NORM, "mesh": "2x2", "amp": True}),
-    "1x2 threads": (2, {**FOUR, **GROUP_NORM, "mesh": "1x2", "executor": "threads"}),
+    "1x2 threads, class weights": (
+        2,
+        {
+            **FOUR,
+            **GROUP_NORM,
+            "mesh": "1x2",
+            "executor": "threads",
+            "class_weights": "auto",
+        },
+    ),
     "1x2 fsdp": (2, {**TWO, **GROUP_NORM, "mesh": "1x2", "fsdp": True}),
     "2x2 fsdp adamw": (
         4,
@@ -97,7 +106,7 @@ COLUMNS: dict[str, tuple[int, Options]] = {
         f"1x2 unlabelled float64, seed {seed}": (2, {**TWO, **DOUBLE, **UNLABELLED, "seed": seed})
         for seed in (3, 6, 8)
     },
-    "1x2 vectors": (2, {**TWO, "mesh": "1x2"}),
+    "1x2 vectors": (2, {**TWO, "mesh": "1x2", "balance": True}),
     "1x2 fsdp vectors": (2, {"cohort": 3, "mesh": "1x2", "fsdp": True}),
     "1x2 alternating": (2, {**TWO, **GROUP_NORM, "mesh": "1x2", "update": "alternating"}),
 }
