@@ -88,7 +88,7 @@ def prose(text: str) -> str:
 
 
 def is_starved(result: dict[str, Any]) -> bool:
-    """Whether it is of a GPU, from before the stopwatch let the device sleep and read the clocks."""
+    """Whether it is of a GPU, from before the stopwatch read clocks and let the device sleep."""
     timed = [row for row in result["contestants"] if "median_ms" in row]
     return "clocks" not in result and any(row.get("kernels") is not None for row in timed)
 
