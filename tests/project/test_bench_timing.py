@@ -6,106 +6,22 @@ import ctypes
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from fake_device import NODES, FakeDevice
 from torch import nn
 
 from benchmarks import bench_loss, bench_step
-from benchmarks.common import clocks, counting, kinds, tables, timing
+from benchmarks.common import clocks, counting, tables, timing
 from benchmarks.common.device import Call, Captured, node_kinds
 from benchmarks.common.loss_case import LossCase
 from benchmarks.common.step_case import SGD, StepCase, naive_step
 from benchmarks.peers import loss as peers
 from benchmarks.peers.hour import hour_step, in_one_graph
-
-FLUSH_MS = 0.09
-LAUNCH_MS = 0.05  # of a graph
-NODES = 3  # of a call, a fill among them
-
-
-@dataclass
-class FakeEvent:
-    device: FakeDevice
-    at: float = -1.0
-
-    def record(self) -> None:
-        self.device.said.append("event")
-        self.at = max(self.device.now, self.device.free_at)
-
-    def query(self) -> bool:
-        return self.at <= self.device.now
-
-    def synchronize(self) -> None:
-        self.device.now = max(self.device.now, self.at)
-
-    def elapsed_time(self, end: FakeEvent) -> float:
-        return end.at - self.at
-
-
-@dataclass
-class FakeDevice:
-    """A queue of work: the host's time goes on by what it does, the device's by what it has to."""
-
-    now: float = 0.0
-    free_at: float = 0.0
-    queued: float = 0.0
-    said: list[str] = field(default_factory=list)
-    slept: list[float] = field(default_factory=list)
-
-    def clock_ms(self) -> float:
-        return self.now
-
-    def wait(self) -> None:
-        self.now = max(self.now, self.free_at)
-
-    def queue(self, ms: float) -> None:
-        self.free_at = max(self.now, self.free_at) + ms
-        self.queued += ms
-
-    def sleep(self, ms: float) -> None:
-        self.said.append("sleep")
-        self.slept.append(ms)
-        self.queue(ms)
-
-    def flush(self) -> None:
-        self.said.append("flush")
-        self.queue(FLUSH_MS)
-
-    def event(self) -> FakeEvent:
-        return FakeEvent(self)
-
-    def warm_up(self, call: Call, times: int) -> None:
-        for _ in range(times):
-            call()
-
-    def capture(self, call: Call, repeats: int) -> Captured:
-        before = self.now, self.free_at
-        queued = self.queued
-        for _ in range(repeats):
-            call()
-        work_ms = self.queued - queued
-        self.now, self.free_at = before  # a capture runs nothing
-
-        def replay() -> None:
-            self.now += LAUNCH_MS
-            self.queue(0.01 + work_ms)
-
-        return Captured(replay, 1 + NODES * repeats)
-
-    def call(self, host_ms: float, device_ms: float) -> Callable[[], None]:
-        """A call of one kernel, which the host takes that long to queue."""
-
-        def run() -> None:
-            self.said.append("call")
-            self.now += host_ms
-            self.queue(device_ms)
-
-        return run
 
 
 def test_the_device_sleeps_before_the_flush_and_the_clock_starts_after_it() -> None:
@@ -349,63 +265,6 @@ def test_a_table_of_steps_on_a_gpu(monkeypatch: pytest.MonkeyPatch, gpu: FakeDev
     result["contestants"] = [{"name": "graph bf16", "median_ms": 8.4, "kernels": 9}]
     text = " ".join(bench_step.describe(result).split())  # a report from before
     assert bench_step.NO_HOUR in text and tables.STARVED in text
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize", "conv"),
-        ("void cudnn::bn_fw_tr_1C11_kernel_NHWC<__nv_bfloat16, int>", "norm"),
-        ("triton_poi_fused__native_batch_norm_legit_functional_relu_3", "norm"),
-        ("triton_red_fused_add_convolution_backward_7", "pointwise"),
-        (
-            "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add>",
-            "pointwise",
-        ),
-        (
-            "void at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda>",
-            "copy",
-        ),
-        ("Memset (Device)", "copy"),
-        (
-            "void at::native::multi_tensor_apply_kernel<FusedOptimizer, FusedSgdMathFunctor>",
-            "optimizer",
-        ),
-        ("one_pass", "loss"),
-        ("who_knows", "other"),
-    ],
-)
-def test_kernels_are_sorted_by_kind(name: str, kind: str) -> None:
-    assert kinds.kind_of(name) == kind
-    assert kinds.by_kind([(name, 2.0), (name, 3.0)])[kind] == {"time": 5.0, "count": 2.0}
-
-
-def test_the_best_baseline_is_the_fastest_that_is_not_ours() -> None:
-    rows: list[tables.Row] = [
-        {"name": "naive", "median_ms": 8.0, "graph_ms": 4.0},
-        {"name": "careful + max-autotune", "median_ms": 3.0, "graph_ms": 2.0},
-        {"name": "careful + compile", "left_out": "absent"},
-        {"name": "closed_form + compile", "median_ms": 1.0},
-        {"name": "triton", "median_ms": 2.0, "graph_ms": 0.5},
-    ]
-    found = {row["name"]: row for row in tables.compared(rows, peers.is_baseline)}
-    assert found["triton"]["best_over_this"] == 1.5
-    assert found["triton"]["best_over_this_in_graph"] == 4.0
-    assert "best_over_this" not in found["careful + compile"]
-    assert "\n+" not in tables.prose("careful + compile, " * 40)  # Markdown would make a list of it
-    heading = tables.describe(list(found.values()), [tables.BEST, tables.NAIVE]).splitlines()[0]
-    assert "best/this" in heading and "naive/this" not in heading
-
-
-def test_one_student_has_a_loss_in_every_way() -> None:
-    z, target = torch.randn(4, 5, requires_grad=True), torch.tensor([0, 4, 2, 2])
-    expected = torch.nn.functional.cross_entropy(z, target)
-    for losses in (peers.naive, peers.careful):
-        torch.testing.assert_close(losses([z], target), expected.view(1))
-    with pytest.raises(peers.AbsentError, match="one student"):
-        peers.contestant("quack", torch.device("cpu"), 2)
-    with pytest.raises(peers.AbsentError, match="need a GPU"):
-        peers.contestant("quack", torch.device("cpu"), 1)
 
 
 def test_the_graph_of_an_hour_starts_from_the_first_weights() -> None:
