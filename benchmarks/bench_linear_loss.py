@@ -11,6 +11,10 @@ dispatcher sees them, and in the script also the growth of the resident set of a
 ``predicted`` is the dispatcher's count on the meta device, where the large shape costs nothing; the
 closed form replaces the kernels there.
 
+Contestants take turns, except those that could disturb the others: memory that is asked for and
+given back falls into others' time where it nearly fills the device. On CUDA "naive" and "careful"
+(64 and 26 GiB) run before the others, each in a process of its own; ``--alone`` names them.
+
 The arithmetic for that shape, in GiB; K N C logits are 4 in bf16 and 8 in fp32:
 
     naive              64.0  logits 4; fp32 softmax and log-softmax of 12 pairs 48, of the
@@ -32,9 +36,9 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,13 +48,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import counting, timing
+from benchmarks.common import clocks, counting, tables, timing
 from benchmarks.common.loss_case import DTYPES
 from benchmarks.common.machine import provenance
+from benchmarks.common.tables import Column, Row
 from benchmarks.peers import loss as peers
 from dml_fast.loss import mutual_loss, reference
 from dml_fast.loss.linear import linear_mutual_loss
-from dml_fast.reporting.markdown import table
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LARGE = (4, 4096, 131072, 1024)  # (K, N, C, D)
@@ -196,11 +200,11 @@ def high_water() -> int:
     return 1024 * int(line.split()[1])
 
 
-def compare(shape: Shape, dtype: str, budget_s: float) -> list[dict[str, Any]]:
-    """Errors, memory and time of every contestant; one that does not fit says so."""
+def compare(names: Sequence[str], shape: Shape, dtype: str, budget_s: float) -> dict[str, Any]:
+    """Errors, memory and time of contestants that take turns; one that does not fit says so."""
     heads = Heads(shape, DTYPES[dtype], DEVICE)
-    rows: list[dict[str, Any]] = []
-    for name in CONTESTANTS:
+    rows: list[Row] = []
+    for name in names:
         row = {"name": name, "grad_error": error_of(name, shape, dtype)}
         rows.append(row)
         row["predicted_large_peak_bytes"] = predicted(name, LARGE, "bfloat16")
@@ -215,34 +219,57 @@ def compare(shape: Shape, dtype: str, budget_s: float) -> list[dict[str, Any]]:
         for row in rows
         if "left_out" not in row
     }
-    stopwatch = timing.thread_time if DEVICE.type == "cpu" else timing.device_time(cold=False)
-    samples = timing.interleaved(turns, stopwatch, budget_s, rounds=(3, 50))
+    before, rounds = None, (3, 50)
+    stopwatch: timing.Stopwatch = timing.thread_time
+    if DEVICE.type == "cuda":
+        stopwatch, rounds = timing.DeviceTime(cold=False), (timing.ROUNDS["cuda"][0], 50)
+        before = clocks.read()
+    samples = timing.interleaved(turns, stopwatch, budget_s, rounds)
     for row in rows:
         if row["name"] in samples:
-            row["median_ms"] = statistics.median(samples[row["name"]])
-    return rows
+            row |= timing.figures(samples[row["name"]])
+            row["rounds"] = len(samples[row["name"]])
+    result: dict[str, Any] = {"contestants": rows}
+    if before is not None:
+        result["clocks"] = {"before": before, "after": clocks.read()}
+    return result
 
 
-COLUMNS = [  # key, heading, unit, format
-    ("median_ms", "median ms", 1, ".4g"),
-    ("peak_bytes", "peak MiB", MIB, ".4g"),
-    ("resident_bytes", "resident MiB", MIB, ".4g"),
-    ("grad_error", "gradients' error", 1, ".1e"),
-    ("predicted_large_peak_bytes", "predicted MiB of the large shape", MIB, ".5g"),
+def alone(name: str, shape: Shape, dtype: str, budget_s: float) -> dict[str, Any]:
+    """Return `compare` of one contestant in a fresh process."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "report.json"
+        command = [sys.executable, "-m", "benchmarks.bench_linear_loss", "--json", str(file)]
+        command += ["--contestants", name, "--alone", "--dtype", dtype, "--budget", str(budget_s)]
+        command += ["--shape", "x".join(map(str, shape))]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if not file.is_file():
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            return {"contestants": [{"name": name, "failed": f"its process ended: {last}"}]}
+        found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+COLUMNS = [
+    tables.BEST,
+    tables.NAIVE,
+    Column("median_ms", "median ms"),
+    Column("host_ms", "host ms"),
+    Column("peak_bytes", "peak MiB", 1 / MIB),
+    Column("resident_bytes", "resident MiB", 1 / MIB),
+    Column("grad_error", "gradients' error", style=".1e"),
+    Column("predicted_large_peak_bytes", "predicted MiB of the large shape", 1 / MIB, ".5g"),
 ]
 
 
-def describe(rows: list[dict[str, Any]]) -> str:
+def describe(result: dict[str, Any]) -> str:
     """The rows as a Markdown table."""
-    shown = [column for column in COLUMNS if any(column[0] in row for row in rows)]
-    cells = [
-        [
-            row["name"],
-            *(format(row[k] / unit, f) if k in row else row["left_out"] for k, _, unit, f in shown),
-        ]
-        for row in rows
-    ]
-    return table(["contestant", *(heading for _, heading, _, _ in shown)], cells)
+    rows = tables.compared(result["contestants"], peers.is_baseline)
+    if naive := tables.best(rows, lambda name: name == "naive", "median_ms"):
+        for row in rows:
+            if "median_ms" in row:
+                row["naive_over_this"] = naive["median_ms"] / row["median_ms"]
+    return "\n\n".join([tables.describe(rows, COLUMNS), *map(tables.prose, tables.remarks(result))])
 
 
 def shape_of(text: str) -> Shape:
@@ -255,7 +282,7 @@ def shape_of(text: str) -> Shape:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a table, and write it; 1 if a contestant's gradients are wrong."""
+    """Print a table, and write it; 1 if a contestant failed or its gradients are wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -263,6 +290,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=list(DTYPES), default=DTYPE)
     parser.add_argument("--json", type=Path, help="write the report there")
     parser.add_argument("--budget", type=float, default=20, help="seconds of timing")
+    names = list(CONTESTANTS)
+    parser.add_argument("--contestants", nargs="+", choices=names, default=names)
+    parser.add_argument(
+        "--alone",
+        nargs="*",
+        choices=names,
+        default=["naive", "careful"] if DEVICE.type == "cuda" else [],
+        help="those of them that run in processes of their own",
+    )
     parser.add_argument("--resident", choices=list(CONTESTANTS), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if DEVICE.type == "cpu":
@@ -273,12 +309,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = {"benchmark": "linear_loss", **provenance(DEVICE)}
     print(f"{report['machine']['device']}, torch {report['versions']['torch']}, {report['commit']}")
     print(f"(K, N, C, D) = {args.shape}, {args.dtype}\n")
-    rows = compare(args.shape, args.dtype, args.budget)
-    print(describe(rows))
-    report |= {"shape": args.shape, "dtype": args.dtype, "large": LARGE, "contestants": rows}
+    result: dict[str, Any] = {"contestants": []}
+    # First, while nothing of this process is on the device.
+    for name in (name for name in args.contestants if name in args.alone):
+        found = alone(name, args.shape, args.dtype, args.budget / 2)
+        result["contestants"] += found["contestants"]
+        if "clocks" in found:
+            result.setdefault("clocks_alone", {})[name] = found["clocks"]
+    together = [name for name in args.contestants if name not in args.alone]
+    if together:
+        found = compare(together, args.shape, args.dtype, args.budget)
+        result["contestants"] += found.pop("contestants")
+        result |= found
+    print(describe(result))
+    report |= {"shape": args.shape, "dtype": args.dtype, "large": LARGE, **result}
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
-    return int(any(row["grad_error"] > TOLERANCE[args.dtype] for row in rows))
+    rows = result["contestants"]
+    wrong = any(row.get("grad_error", 0) > TOLERANCE[args.dtype] for row in rows)
+    return int(wrong or any("failed" in row for row in rows))
 
 
 if __name__ == "__main__":

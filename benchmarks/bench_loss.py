@@ -30,19 +30,19 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.common import counting, timing
+from benchmarks.common import clocks, counting, tables, timing
 from benchmarks.common.loss_case import DTYPES, SHAPES, LossCase
 from benchmarks.common.machine import provenance
+from benchmarks.common.tables import Column
 from benchmarks.peers import loss as peers
 from benchmarks.peers.loss import AbsentError, Contestant
 from dml_fast.errors import UserError
-from dml_fast.reporting.markdown import table
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EVERYTHING = os.environ.get("DML_FAST_BENCH") == "all"
 CIFAR = SHAPES[:4]  # launches, not bytes, are what these cost
 CPU_SHAPES = SHAPES[:5]
-GRAPH_CALLS = 20
+EAGER_CALLS = 20
 MIB = 2**20
 
 
@@ -77,7 +77,7 @@ def bench_loss(benchmark: Any, shape: tuple[int, int, int], dtype: str, name: st
     torch.compiler.reset()  # it gives up on a function that it has compiled 8 times
     case = problem(shape, dtype)
     try:
-        contestant = peers.contestant(name, DEVICE)
+        contestant = peers.contestant(name, DEVICE, shape[0])
         case.restore()
         errors = case.errors(*contestant.run(case.logits, case.target))
     except (AbsentError, UserError) as reason:
@@ -123,7 +123,7 @@ def admit(names: Sequence[str], case: LossCase) -> tuple[list[Contestant], list[
         row: dict[str, Any] = {"name": name}
         rows.append(row)
         try:
-            contestant = peers.contestant(name, case.device)
+            contestant = peers.contestant(name, case.device, case.shape[0])
             case.restore()
             errors = case.errors(*contestant.run(case.logits, case.target))
             row["loss_error"], row["grad_error"] = errors
@@ -154,27 +154,29 @@ def compare(case: LossCase, names: Sequence[str], budget_s: float) -> dict[str, 
         for c in admitted
     }
     if not on_cpu:
-        stopwatch = timing.device_time(cold=True)
+        stopwatch: timing.Stopwatch = timing.DeviceTime(cold=True)
     else:
         stopwatch = timing.thread_time if torch.get_num_threads() == 1 else timing.wall_time
     case.restore()
+    before = None if on_cpu else clocks.read()
     copies = [timing.copy_gb_per_s(case.device, stopwatch)]
-    samples = timing.interleaved(turns, stopwatch, budget_s)
+    samples = timing.interleaved(turns, stopwatch, budget_s, timing.ROUNDS[case.device.type])
     copies.append(timing.copy_gb_per_s(case.device, stopwatch))
     copy = statistics.median(copies)
 
-    medians = {name: statistics.median(taken) for name, taken in samples.items()}
+    figures = {name: timing.figures(readings) for name, readings in samples.items()}
     ours = peers.champion(case.device)
     for row in rows:
-        if (median := medians.get(row["name"])) is None:
+        if row["name"] not in figures:
             continue
-        row["median_ms"], row["min_ms"] = median, min(samples[row["name"]])
+        row |= figures[row["name"]]
+        median = row["median_ms"]
         row["gb_per_s"] = case.floor_bytes / median / 1e6
         row["of_copy"] = row["gb_per_s"] / copy
-        for other, key in (("naive", "naive_over_this"), (ours, "this_over_ours")):
-            if other in medians:
-                ratio = medians[other] / median
-                row[key] = ratio if other == "naive" else 1 / ratio
+        if "naive" in figures:
+            row["naive_over_this"] = figures["naive"]["median_ms"] / median
+        if ours in figures:
+            row["this_over_ours"] = median / figures[ours]["median_ms"]
     result = {
         "shape": case.shape,
         "dtype": str(case.dtype).removeprefix("torch."),
@@ -185,86 +187,68 @@ def compare(case: LossCase, names: Sequence[str], budget_s: float) -> dict[str, 
         "contestants": rows,
     }
     if not on_cpu and case.shape in CIFAR:
-        add_launch_costs(result, case, admitted, turns, budget_s)
+        add_launch_costs(result, admitted, turns, budget_s)
+    if before is not None:
+        result["clocks"] = {"before": before, "after": clocks.read()}
     return result
 
 
 def add_launch_costs(
     result: dict[str, Any],
-    case: LossCase,
     admitted: Sequence[Contestant],
     turns: dict[str, timing.Turn],
     budget_s: float,
 ) -> None:
-    """For small problems on a GPU: milliseconds of an eager call, and of one in a CUDA graph.
-
-    Here the inputs come from the cache, as they do in training, where the network's last layer has
-    just written them.
-    """
-    calls = timing.interleaved(turns, timing.back_to_back(GRAPH_CALLS), budget_s / 2)
-    graphs, refusals = {}, {}
-    for c in admitted:
-        try:
-            if not c.waits:
-                graphs[c.name] = timing.Turn(timing.capture(turns[c.name].call, GRAPH_CALLS))
-        except RuntimeError as error:
-            refusals[c.name] = str(error).splitlines()[0]
-    replays = timing.interleaved(graphs, timing.device_time(cold=False), budget_s / 2)
+    """For small problems on a GPU: milliseconds of an eager call, and of one in a CUDA graph."""
+    eager = timing.interleaved(
+        turns, timing.back_to_back(EAGER_CALLS), budget_s / 2, timing.ROUNDS["cuda"]
+    )
+    calls = {c.name: turns[c.name].call for c in admitted if not c.waits}
+    in_graphs, refusals = timing.in_graphs(calls, budget_s / 2)
     for row in result["contestants"]:
-        if row["name"] in calls:
-            row["call_ms"] = statistics.median(calls[row["name"]])
-        if row["name"] in replays:
-            row["graph_ms"] = statistics.median(replays[row["name"]]) / GRAPH_CALLS
-        if row["name"] in refusals:
-            row["no_graph"] = refusals[row["name"]]
+        name = row["name"]
+        if name in eager:
+            row["call_ms"] = timing.figures(eager[name])["median_ms"]
+        if name in in_graphs:
+            row["graph_ms"] = statistics.median(in_graphs[name].ms)
+            row["nodes"] = in_graphs[name].nodes
+        if name in refusals:
+            row["no_graph"] = refusals[name]
 
 
 # ---------------------------------------------------------------- for people
 
 
-COLUMNS = [  # key, heading, factor, format
-    ("median_ms", "median ms", 1, ".4g"),
-    ("min_ms", "min ms", 1, ".4g"),
-    ("naive_over_this", "naive/this", 1, ".2f"),
-    ("this_over_ours", "this/ours", 1, ".2f"),
-    ("kernels", "kernels", 1, "d"),
-    ("operators", "operators", 1, "d"),
-    ("peak_bytes", "peak MiB", 1 / MIB, ".4g"),
-    ("gb_per_s", "GB/s", 1, ".4g"),
-    ("of_copy", "of copy %", 100, ".3g"),
-    ("call_ms", "eager call us", 1e3, ".4g"),
-    ("graph_ms", "in a graph us", 1e3, ".4g"),
+COLUMNS = [
+    tables.BEST,
+    tables.NAIVE,
+    Column("median_ms", "median ms"),
+    tables.BEST_IN_GRAPH,
+    Column("graph_ms", "in a graph us", 1e3),
+    Column("nodes", "nodes", style="g"),
+    Column("min_ms", "min ms"),
+    Column("host_ms", "host ms"),
+    Column("call_ms", "eager call us", 1e3),
+    Column("this_over_ours", "this/ours", style=".2f"),
+    Column("kernels", "kernels", style="d"),
+    Column("operators", "operators", style="d"),
+    Column("peak_bytes", "peak MiB", 1 / MIB),
+    Column("gb_per_s", "GB/s"),
+    Column("of_copy", "of copy %", 100, ".3g"),
 ]
 
 
 def describe(result: dict[str, Any]) -> str:
-    """Return a result as Markdown: a heading, a table, and which are missing and why."""
+    """Return a result as Markdown: a heading, a table, which are missing and why."""
     students, rows, classes = result["shape"]
-    timed = [row for row in result["contestants"] if "median_ms" in row]
-    shown = [column for column in COLUMNS if any(column[0] in row for row in timed)]
-    cells = [
-        [
-            row["name"],
-            *(
-                format(row[key] * factor, style) if row.get(key) is not None else "-"
-                for key, _, factor, style in shown
-            ),
-        ]
-        for row in timed
-    ]
-    reasons = [
-        f"- {row['name']}: {row.get('left_out') or 'FAILED, ' + row['failed']}"
-        for row in result["contestants"]
-        if "median_ms" not in row
-    ]
-    return "\n".join(
+    best = tables.best(result["contestants"], peers.is_baseline, "median_ms")
+    return "\n\n".join(
         [
             f"(K, N, C) = ({students}, {rows}, {classes}), {result['dtype']}; "
             f"{result['rounds']} rounds; a copy has {result['copy_gb_per_s']:.4g} GB/s; "
-            f"ours: {result['ours']}",
-            "",
-            table(["contestant", *(heading for _, heading, _, _ in shown)], cells),
-            *(["", "Not timed:", *reasons] if reasons else []),
+            f"ours: {result['ours']}; the best baseline: {best['name'] if best else 'none'}",
+            tables.describe(tables.compared(result["contestants"], peers.is_baseline), COLUMNS),
+            *map(tables.prose, tables.remarks(result)),
         ]
     )
 
@@ -315,8 +299,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{machine['device']}, torch {versions['torch']}, triton {versions['triton']}, "
           f"{report['commit']}, {report['date']}")  # fmt: skip
     unfinished = False
-    for dtype in args.dtype:
-        for shape in args.shapes:
+    for shape in args.shapes:
+        for dtype in args.dtype:
             if args.time_limit and time.monotonic() - started > args.time_limit:
                 unfinished = True
                 print(f"\n{shape}, {dtype}: not started, the time was up")

@@ -1,4 +1,4 @@
-"""Compare one step of a cohort: our executors, the loop that users write, a package from PyPI.
+"""Compare one step of a cohort: our executors, loops that users write, a package from PyPI.
 
     python -m benchmarks.bench_step [--arch resnet32 ...] [--contestants ...] [--json FILE]
     pytest benchmarks/bench_step.py --benchmark-only
@@ -7,11 +7,15 @@ Use the script to compare: contestants take turns within one run, each with all 
 first give the losses of the naive loop in fp32, before and after one update. pytest-benchmark times
 one after the other on a small cohort; it shows that each runs. ``torch.compile`` takes a minute for
 each architecture, so it needs ``--compile``, or DML_FAST_BENCH=all for pytest.
+
+A GPU is timed by CUDA events over 20 replays of a graph, or 2 steps that are none. A step of more
+launches than the device's queue holds contains the time of the host; the table names those.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -24,16 +28,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.common import counting, timing
+from benchmarks.common import clocks, counting, tables, timing
 from benchmarks.common.machine import installed, provenance
-from benchmarks.common.step_case import DTYPES, INDEPENDENT, Step, StepCase, names
+from benchmarks.common.step_case import (
+    DTYPES,
+    HOUR,
+    INDEPENDENT,
+    Step,
+    StepCase,
+    is_baseline,
+    is_replay,
+    names,
+    precision,
+)
+from benchmarks.common.tables import Column
 from benchmarks.peers.loss import COMPILE, AbsentError
 from dml_fast.machine import keep_freed_memory
-from dml_fast.reporting.markdown import table
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EVERYTHING = os.environ.get("DML_FAST_BENCH") == "all"
 NAIVE = "naive fp32"
+REPLAYS, STEPS = 20, 2  # in one reading
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}  # of a loss of about 4.6, relative
 
 
@@ -65,8 +80,7 @@ def is_right(losses: Tensor, expected: Tensor, name: str) -> bool:
     """Return whether its losses are the naive loop's, if it has as many students and teaches."""
     if INDEPENDENT in name or losses.shape != expected.shape:
         return bool(torch.isfinite(losses).all())
-    kind = name.removesuffix(COMPILE).split(" ")[1]
-    return torch.allclose(losses, expected, rtol=TOLERANCE[kind])
+    return torch.allclose(losses, expected, rtol=TOLERANCE[precision(name)])
 
 
 def waiting(step: Step) -> Step:
@@ -84,7 +98,9 @@ def waiting(step: Step) -> Step:
 def work_of(name: str, step: Step) -> dict[str, int | None]:
     """Kernels launched; on a CPU operators run, bytes they read and write, and the peak."""
     if DEVICE.type == "cuda":
-        return {"kernels": counting.kernels(step), "peak_bytes": counting.device_bytes(step)}
+        found = counting.launched(step)
+        count = {} if found is None else {"kernels": found.kernels, "moves": found.moves}
+        return {**count, "peak_bytes": counting.device_bytes(step)}
     if COMPILE in name or name.startswith("threads"):
         return {}  # the dispatcher sees into neither
     work = counting.work(step)
@@ -94,9 +110,10 @@ def work_of(name: str, step: Step) -> dict[str, int | None]:
 def matrix_gflop_per_s(dtype: torch.dtype, size: int = 2048) -> float:
     """The rate of a square matrix product, median of ten."""
     a = torch.ones(size, size, dtype=dtype, device=DEVICE)
-    stopwatch = timing.wall_time if DEVICE.type == "cpu" else timing.device_time(cold=False)
-    torch.mm(a, a)
-    taken_ms = statistics.median(stopwatch(lambda: torch.mm(a, a)) for _ in range(10))
+    stopwatch = timing.wall_time if DEVICE.type == "cpu" else timing.DeviceTime(cold=False)
+    product = functools.partial(torch.mm, a, a)
+    product()
+    taken_ms = statistics.median(stopwatch(product).ms for _ in range(10))
     return 2 * size**3 / taken_ms / 1e6
 
 
@@ -120,27 +137,33 @@ def compare(case: StepCase, wanted: Sequence[str], budget_s: float) -> dict[str,
         except Exception as error:  # a peer's fault must not lose the others' results
             row["failed"] = f"{type(error).__name__}: {error}".splitlines()[0]
         else:
-            steps[name] = waiting(step)
-    copies = [timing.copy_gb_per_s(DEVICE, timing.wall_time)]
+            steps[name] = step
+    on_cpu = DEVICE.type == "cpu"
+    before = None if on_cpu else clocks.read()
+    stopwatch = timing.wall_time if on_cpu else timing.DeviceTime(cold=False)
+    copies = [timing.copy_gb_per_s(DEVICE, stopwatch)]
     rates = {kind: matrix_gflop_per_s(dtype or torch.float32) for kind, dtype in DTYPES.items()}
-    turns = {name: timing.Turn(step) for name, step in steps.items()}
-    samples = timing.interleaved(turns, timing.wall_time, budget_s, (3, 100), warm_up=1)
-    copies.append(timing.copy_gb_per_s(DEVICE, timing.wall_time))
+    together = {name: 1 if on_cpu else REPLAYS if is_replay(name) else STEPS for name in steps}
+    turns = {
+        name: timing.Turn(timing.repeated(step, together[name])) for name, step in steps.items()
+    }
+    rounds = (3 if on_cpu else timing.ROUNDS["cuda"][0], 100)
+    samples = timing.interleaved(turns, stopwatch, budget_s, rounds, warm_up=1)
+    copies.append(timing.copy_gb_per_s(DEVICE, stopwatch))
     flops = case.flops()
+    figures = {name: timing.figures(readings, together[name]) for name, readings in samples.items()}
     for row in rows:
-        if (taken := samples.get(row["name"])) is None:
+        if (name := row["name"]) not in figures:
             continue
-        row["median_ms"], row["min_ms"] = statistics.median(taken), min(taken)
-        kind = "bf16" if "bf16" in row["name"] else "fp32"
-        share = 1 / case.students if row["name"].startswith("one") else 1
-        row["gflop_per_s"] = share * flops / row["median_ms"] / 1e6
-        row["of_matrix"] = row["gflop_per_s"] / rates[kind]
+        row |= figures[name]
+        row["gflop_per_s"] = flops * case.count(name) / case.students / row["median_ms"] / 1e6
+        row["of_matrix"] = row["gflop_per_s"] / rates[precision(name)]
         if moved := row.get("bytes"):
             row["gb_per_s"] = moved / row["median_ms"] / 1e6
             row["of_copy"] = row["gb_per_s"] / statistics.median(copies)
-        if NAIVE in samples:
-            row["naive_over_this"] = statistics.median(samples[NAIVE]) / row["median_ms"]
-    return {
+        if NAIVE in figures:
+            row["naive_over_this"] = figures[NAIVE]["median_ms"] / row["median_ms"]
+    result = {
         "arch": case.arch,
         "students": case.students,
         "batch": case.batch,
@@ -150,47 +173,47 @@ def compare(case: StepCase, wanted: Sequence[str], budget_s: float) -> dict[str,
         "matrix_gflop_per_s": rates,
         "contestants": rows,
     }
+    if before is not None:
+        result["clocks"] = {"before": before, "after": clocks.read()}
+    return result
 
 
-COLUMNS = [  # key, heading, factor, format
-    ("median_ms", "median ms", 1, ".0f"),
-    ("min_ms", "min ms", 1, ".0f"),
-    ("naive_over_this", "naive/this", 1, ".2f"),
-    ("gflop_per_s", "GFLOP/s", 1, ".0f"),
-    ("of_matrix", "of matrix %", 100, ".0f"),
-    ("of_copy", "of copy %", 100, ".0f"),
-    ("operators", "operators", 1, "d"),
-    ("kernels", "kernels", 1, "d"),
-    ("peak_bytes", "peak MiB", 2**-20, ".0f"),
+COLUMNS = [
+    tables.BEST,
+    tables.NAIVE,
+    Column("median_ms", "median ms"),
+    Column("min_ms", "min ms"),
+    Column("host_ms", "host ms"),
+    Column("gflop_per_s", "GFLOP/s", style=".0f"),
+    Column("of_matrix", "of matrix %", 100, ".0f"),
+    Column("of_copy", "of copy %", 100, ".0f"),
+    Column("operators", "operators", style="d"),
+    Column("kernels", "kernels", style="d"),
+    Column("moves", "copies and fills", style="d"),
+    Column("peak_bytes", "peak MiB", 2**-20, ".0f"),
 ]
+NO_HOUR = (
+    'Measured before the contestant "hour" existed, which is what a good engineer writes in an '
+    "hour: the best baseline of this table is a weaker one."
+)
 
 
 def describe(result: dict[str, Any]) -> str:
-    """Return a result as Markdown: a table, and which are missing and why."""
-    timed = [row for row in result["contestants"] if "median_ms" in row]
-    shown = [c for c in COLUMNS if any(row.get(c[0]) is not None for row in timed)]
-    cells = [
+    """Return a result as Markdown: a table, which are missing and why."""
+    rows = result["contestants"]
+    best = tables.best(rows, is_baseline, "median_ms")
+    caveats = []
+    if not any(row["name"].startswith(HOUR) and "median_ms" in row for row in rows):
+        caveats.append(NO_HOUR)
+    return "\n\n".join(
         [
-            row["name"],
-            *(
-                format(row[key] * factor, style) if row.get(key) is not None else "-"
-                for key, _, factor, style in shown
+            tables.prose(
+                f"{result['students']} x {result['arch']}, batch {result['batch']}, 3 x 32 x 32, "
+                f"100 classes; {result['rounds']} rounds in turns; the best baseline: "
+                f"{best['name'] if best else 'none'}"
             ),
-        ]
-        for row in timed
-    ]
-    missing = [
-        f"- {row['name']}: {row.get('left_out') or 'FAILED, ' + row['failed']}"
-        for row in result["contestants"]
-        if "median_ms" not in row
-    ]
-    return "\n".join(
-        [
-            f"{result['students']} x {result['arch']}, batch {result['batch']}, 3 x 32 x 32, 100 "
-            f"classes; {result['rounds']} rounds in turns:",
-            "",
-            table(["contestant", *(heading for _, heading, _, _ in shown)], cells),
-            *(["", "Not timed:", *missing] if missing else []),
+            tables.describe(tables.compared(rows, is_baseline), COLUMNS),
+            *map(tables.prose, [*caveats, *tables.remarks(result)]),
         ]
     )
 

@@ -36,6 +36,8 @@ class EvaluateArguments:
     checkpoint: Literal["best", "last", "previous"] = "best"
     """Which students. best: those of the epoch with the highest mean validation score; of pairs,
     those of the last epoch."""
+    weights: Literal["student", "ema"] = "student"
+    """Their own weights, or the averages of these that a run with --ema keeps."""
     allow_code: str = ""
     """The function package.module:function (or several, with commas) that the run may call to build
     its students; others that it names are refused."""
@@ -84,8 +86,9 @@ class EvaluateArguments:
         if (self.run is None) == (self.features is None):
             raise UserError("give the folder of a run, or --features QUERY.npz GALLERY.npz")
         if self.features is not None:
-            for name in ("data", "ranked_lists", "allow_code", "hamming", "codes", "sets"):
-                if getattr(self, name):
+            names = ("data", "ranked_lists", "allow_code", "hamming", "codes", "sets", "weights")
+            for name in names:
+                if getattr(self, name) != getattr(EvaluateArguments, name):
                     instead = "give --metric hamming" if name == "hamming" else "leave it out"
                     raise UserError(
                         f"{flag(name)} goes with a run, and --features has none: {instead}"
@@ -158,6 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sets=(args.reduction, args.temperature) if args.sets else None,
             hamming=args.hamming,
             codes=args.codes,
+            weights=args.weights,
         )
         if args.json:
             print(json.dumps(result, indent=2))

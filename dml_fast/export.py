@@ -36,12 +36,14 @@ class ExportArguments:
     any number of images."""
     checkpoint: Literal["best", "last"] = "best"
     """best: of the epoch with the highest mean validation score; of pairs, of the last epoch."""
+    weights: Literal["student", "ema"] = "student"
+    """The student's own weights, or the average of these that a run with --ema keeps."""
     allow_code: str = ""
     """The function package.module:function (or several, with commas) that the run may call to build
     its students; others that it names are refused."""
     out: str = ""
     """File to write (default: student_K-CHECKPOINT.FORMAT in the run folder, or
-    ensemble-CHECKPOINT.FORMAT)."""
+    ensemble-CHECKPOINT.FORMAT; of averages, student_K-CHECKPOINT-ema.FORMAT and so on)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from dml_fast.runs.exporting import export_student
 
     allowed = args.allow_code.split(",")
-    kept = export_student(run, args.student, args.format, args.checkpoint, args.out, allowed)
+    kept = export_student(
+        run, args.student, args.format, args.checkpoint, args.out, allowed, args.weights
+    )
     return 0 if kept else 1
 
 

@@ -41,6 +41,8 @@ class PredictArguments:
     """How many classes to write for each row."""
     checkpoint: Literal["best", "last", "previous"] = "best"
     """best: of the epoch with the highest mean validation score."""
+    weights: Literal["student", "ema"] = "student"
+    """The student's own weights, or the average of these that a run with --ema keeps."""
     allow_code: str = ""
     """The function package.module:function (or several, with commas) that the run may call to build
     its students; others that it names are refused."""
@@ -83,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         batch_size=args.batch_size,
         out=args.out,
         features=args.features,
+        weights=args.weights,
     )
     for path, why in done.left_out.items():
         print(f"left out: {shown(path)} ({shown(why)})", file=sys.stderr)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 from dml_fast import cli
 from dml_fast.config import TrainConfig
-from dml_fast.config.files import check_same_run, load_toml
+from dml_fast.config.files import CHANGES_A_RUN, check_same_run, load_toml
 from dml_fast.distributed.launch import Launch, end, silence
 from dml_fast.errors import UserError
 from dml_fast.models import check_code
@@ -46,7 +46,9 @@ def arguments(argv: Sequence[str] | None, processes: int = 1) -> TrainArguments:
         return given
     own = _on(processes, Run.open(given.resume).config, given.mesh)
     merged = cli.parse(TrainArguments, argv, "train", default=TrainArguments(**own.to_dict()))
-    check_same_run(own, merged, given.resume)
+    check_same_run(own, merged, given.resume, CHANGES_A_RUN)
+    if merged.epochs != own.epochs:
+        merged = replace(merged, kl_warmup=own.with_epochs(merged.epochs).kl_warmup)
     if given.arch != own.arch:  # the user does not name it
         check_code(own.architectures, (), given.resume, f"add --arch {own.arch}")
     return merged

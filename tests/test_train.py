@@ -224,8 +224,8 @@ def test_resume_refuses_another_architecture_and_other_data(
     resume = ["--resume", str(finished)]
     assert train(*resume, "--arch", "resnet8") == 2
     assert "--arch is resnet8 and the run" in capfd.readouterr().err
-    assert train(*resume, "--epochs", "9") == 2
-    assert "--epochs is 9" in capfd.readouterr().err
+    assert train(*resume, "--batch-size", "9") == 2
+    assert "--batch-size is 9" in capfd.readouterr().err
     folder = tree(tmp_path / "data")
     assert train(*resume, "--data", f"folder:{folder}", "--batch-size", "64") == 2
     capfd.readouterr()

@@ -15,9 +15,30 @@ from torch.utils._pytree import tree_leaves
 
 Call = Callable[[], object]
 
+MOVES = "Memcpy", "Memset"  # the profiler's names begin so
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What a call gives the device to do: in a CUDA graph, each is a node.
+
+    Attributes:
+        kernels: CUDA kernels.
+        moves: copies and fills of memory.
+    """
+
+    kernels: int
+    moves: int
+
 
 def kernels(call: Call) -> int | None:
-    """CUDA kernels, copies and fills of memory aside; None where the profiler sees none at all.
+    """CUDA kernels, copies and fills of memory aside; None where the profiler sees none at all."""
+    found = launched(call)
+    return found and found.kernels
+
+
+def launched(call: Call) -> Launched | None:
+    """Kernels, copies and fills of a call on CUDA; None where the profiler sees none at all.
 
     The second call is counted: the first may compile, or set up a library.
     """
@@ -31,21 +52,23 @@ def kernels(call: Call) -> int | None:
 def _profiler_works() -> bool:
     one = torch.ones(1, device="cuda")
     torch.add(one, one)
-    return _profiled(lambda: torch.add(one, one)) == 1
+    return _profiled(lambda: torch.add(one, one)).kernels == 1
 
 
-def _profiled(call: Call) -> int:
+def _profiled(call: Call) -> Launched:
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         kept = call()
         torch.cuda.synchronize()
     del kept
-    return sum(
-        event.device_type.name == "CUDA"
-        and not event.name.startswith(("Memcpy", "Memset"))
-        and not getattr(event, "is_user_annotation", False)
-        for event in profile.events()
-    )
+    work = [event for event in profile.events() if is_device_work(event)]
+    moves = sum(event.name.startswith(MOVES) for event in work)
+    return Launched(len(work) - moves, moves)
+
+
+def is_device_work(event: Any) -> bool:
+    """Whether the profiler's event is a kernel, a copy or a fill."""
+    return event.device_type.name == "CUDA" and not getattr(event, "is_user_annotation", False)
 
 
 def device_bytes(call: Call) -> int:

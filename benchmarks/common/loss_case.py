@@ -18,6 +18,7 @@ SHAPES = [  # (K, N, C)
     (4, 8192, 1000),
     (4, 4096, 32768),
     (2, 2048, 131072),
+    (1, 4096, 32768),  # a cross-entropy, which others have too
 ]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Of the norm of the error relative to that of the float64 reference. A gradient rounded to bf16

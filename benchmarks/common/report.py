@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import bench_step, bench_train
+from benchmarks.common import tables
+from benchmarks.common.step_case import is_baseline
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "performance.md"
@@ -80,23 +82,25 @@ def plot_name(report: dict[str, Any]) -> str:
 
 
 def plot(reports: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw bars of the naive loop's median time divided by each contestant's."""
+    """Draw bars of the best baseline's median time divided by each contestant's."""
     import matplotlib
 
     matplotlib.rcParams["svg.hashsalt"] = "dml_fast"  # the same figures give the same file
     from matplotlib.figure import Figure
 
     results = [result for report in reports for result in report["results"]]
-    results = [r for r in results if any("naive_over_this" in row for row in r["contestants"])]
-    figure = Figure(figsize=(8, 2.6 * len(results)), layout="constrained")
-    panels = figure.subplots(len(results), 1, squeeze=False)[:, 0]
-    for axes, result in zip(panels, results, strict=True):
-        rows = [row for row in result["contestants"] if "naive_over_this" in row][::-1]
-        values = [row["naive_over_this"] for row in rows]
+    bests = [tables.best(r["contestants"], is_baseline, "median_ms") for r in results]
+    found = [(r, best) for r, best in zip(results, bests, strict=True) if best is not None]
+    figure = Figure(figsize=(8, 2.6 * len(found)), layout="constrained")
+    panels = figure.subplots(len(found), 1, squeeze=False)[:, 0]
+    for axes, (result, best) in zip(panels, found, strict=True):
+        rows = tables.compared(result["contestants"], is_baseline)[::-1]
+        rows = [row for row in rows if tables.BEST.key in row]
+        values = [row[tables.BEST.key] for row in rows]
         bars = axes.barh([row["name"] for row in rows], values, color="#0072B2")
         axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=3)
         axes.set_title(f"{result['students']} x {result['arch']}, batch {result['batch']}")
-        axes.set_xlabel("times as fast as the naive loop in fp32")
+        axes.set_xlabel(f"times as fast as the best baseline, {best['name']}")
         axes.margins(x=0.12)
     figure.savefig(path, metadata={"Date": None})
 

@@ -1,7 +1,9 @@
 """Ways to one step of a cohort: what users write, what they could pick, and our executors.
 
 All do one job: K networks from seeds 0..K-1, one batch, the paper's losses, SGD with Nesterov
-momentum. The first step's losses are compared before any is timed.
+momentum. The first step's losses are compared before any is timed. A name is, in this order:
+how many students, if others than the case has; who; "graph", if its step is one CUDA graph; the
+precision; and what else is special.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.peers.hour import hour_step, in_one_graph
 from benchmarks.peers.loss import COMPILE, AbsentError, naive_losses
 from dml_fast.engine import Engine
 from dml_fast.engine.choice import make_executor
@@ -31,6 +34,8 @@ Step = Callable[[], Tensor]  # one update of all students; their losses (K,) bef
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 INDEPENDENT = " independent"
 ONE_THREAD = " one thread"
+HOUR = "hour"  # what a good engineer writes in an hour: benchmarks/peers/hour.py
+COUNTS = {"one": 1, "two": 2, "eight": 8}  # students
 CLASSES, SIZE = 100, 32
 SGD = {"lr": 0.01, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 
@@ -38,14 +43,32 @@ SGD = {"lr": 0.01, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 def names(device: torch.device) -> list[str]:
     """All contestants on a device."""
     others = ["naive fp32", "naive fp32" + COMPILE, "pytorch-dml fp32"]
+    others += ["naive bf16", "hour bf16", "hour bf16" + COMPILE]
     if device.type == "cpu":
         mine = [f"{how} {kind}" for how in ("sequential", "threads") for kind in DTYPES]
         more = ["sequential bf16" + ONE_THREAD, "sequential bf16" + COMPILE]
         rivals = ["sequential bf16" + INDEPENDENT, "threads bf16" + INDEPENDENT]
         return [*others, *mine, *more, *rivals]
+    others += ["hour graph bf16", "hour graph bf16" + COMPILE, "one student bf16"]
     mine = [f"{how} bf16" for how in ("sequential", "streams", "graph")]
     more = ["graph fp32", "graph bf16" + COMPILE, "graph bf16" + INDEPENDENT]
-    return [*others, "naive bf16", "one student bf16", *mine, *more]
+    counts = ["one student", "two students", "eight students"]
+    return [*others, *mine, *more, *(f"{count} graph bf16" for count in counts)]
+
+
+def is_baseline(name: str) -> bool:
+    """Whether it is a whole step that a user would write or choose without us."""
+    return name.split(" ")[0] in ("naive", "pytorch-dml", HOUR)
+
+
+def is_replay(name: str) -> bool:
+    """Whether a step is the replay of a graph."""
+    return "graph" in name.split(" ")
+
+
+def precision(name: str) -> str:
+    """Return a key of `DTYPES`."""
+    return next(word for word in name.split(" ") if word in DTYPES)
 
 
 @dataclass
@@ -82,21 +105,39 @@ class StepCase:
             found.append(model.to(self.device))
         return found
 
+    def count(self, name: str) -> int:
+        """How many students that contestant has."""
+        return COUNTS.get(name.split(" ")[0], self.students)
+
     def contestant(self, name: str) -> Step:
         """The contestant of that name.
 
         Raises:
             AbsentError: it cannot run here.
         """
-        base = name.removesuffix(COMPILE)
-        who, kind = base.split(" ")[:2] if not base.startswith("one") else ("one", "bf16")
-        compiled = name.endswith(COMPILE)
-        if who in ("naive", "one"):
-            count = 1 if who == "one" else self.students
-            return naive_step(self, self.models(count), DTYPES[kind], compiled)
+        words = name.split(" ")
+        if words[0] in COUNTS:
+            words = words[2:]
+        who = "naive" if words[0] in DTYPES else words[0]
+        dtype, compiled = DTYPES[precision(name)], name.endswith(COMPILE)
+        models = self.models(self.count(name))
+        if who == "naive":
+            return naive_step(self, models, dtype, compiled)
+        if who == HOUR:
+            return self._hour(models, dtype, compiled, is_replay(name))
         if who == "pytorch-dml":
-            return pytorch_dml(self)
-        return ours(self, who, DTYPES[kind], INDEPENDENT in name, ONE_THREAD in name, compiled)
+            return pytorch_dml(self, models)
+        return ours(self, models, who, dtype, INDEPENDENT in name, ONE_THREAD in name, compiled)
+
+    def _hour(
+        self, models: list[nn.Module], dtype: torch.dtype | None, compiled: bool, graph: bool
+    ) -> Step:
+        models = [m.to(memory_format=torch.channels_last) for m in models]  # type: ignore[call-overload]
+        images = self.images.contiguous(memory_format=torch.channels_last)
+        parameters = [p for m in models for p in m.parameters()]
+        optimizer = torch.optim.SGD(parameters, **SGD, fused=True)  # type: ignore[arg-type]
+        step = hour_step(models, images, self.target, optimizer, dtype, compiled)
+        return in_one_graph(step, models, optimizer) if graph else step
 
     def flops(self) -> int:
         """Of convolutions and matrix products, forward and back, all students; by torch."""
@@ -159,9 +200,8 @@ class _Silent(list[Any]):
         """Shows nothing."""
 
 
-def pytorch_dml(case: StepCase) -> Step:
+def pytorch_dml(case: StepCase, models: list[nn.Module]) -> Step:
     """An epoch of one batch."""
-    models = case.models()
     optimizers = [torch.optim.SGD(m.parameters(), **SGD) for m in models]  # type: ignore[arg-type]
     trainer = trainer_of_pytorch_dml(models, optimizers, case.device)
 
@@ -174,6 +214,7 @@ def pytorch_dml(case: StepCase) -> Step:
 
 def ours(
     case: StepCase,
+    models: list[nn.Module],
     executor: str,
     dtype: torch.dtype | None,
     independent: bool,
@@ -182,7 +223,7 @@ def ours(
 ) -> Step:
     """The engine, in the memory order that it has by default."""
     students = []
-    for model in case.models():
+    for model in models:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = make_optimizer(
             [*model.parameters()], algorithm="sgd", lr=SGD["lr"], weight_decay=SGD["weight_decay"]

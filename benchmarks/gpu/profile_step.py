@@ -21,12 +21,27 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.common import kinds
+from benchmarks.common.counting import is_device_work
 from benchmarks.common.machine import provenance
 from benchmarks.common.step_case import StepCase
+from benchmarks.peers.loss import COMPILE
 from dml_fast.reporting.markdown import table
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 STEPS = 5
+CONTESTANTS = {
+    "cuda": [
+        "naive fp32",
+        "hour graph bf16" + COMPILE,
+        "sequential bf16",
+        "streams bf16",
+        "graph bf16",
+        "graph bf16" + COMPILE,
+        "one student graph bf16",
+    ],
+    "cpu": ["naive fp32", "hour bf16", "sequential bf16", "threads bf16"],
+}
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")
 
 
@@ -71,13 +86,34 @@ def measure(case: StepCase, name: str) -> dict[str, Any]:
         "busy": busy / wall_us,
         "overlap": sum(covered(lane) for lane in lanes.values()) / busy if busy else 0.0,
         "lanes": len(lanes),
+        "kinds": {  # per step; time in ms
+            kind: {"ms": entry["time"] / STEPS / 1e3, "count": entry["count"] / STEPS}
+            for kind, entry in kinds.by_kind((e.name, _own_us(e)) for e in work).items()
+        },
     }
 
 
 def _is_work(event: Any) -> bool:
     if DEVICE.type == "cuda":
-        return event.device_type.name == "CUDA" and not getattr(event, "is_user_annotation", False)
+        return is_device_work(event)
     return bool(event.name.startswith("aten::"))
+
+
+def _own_us(event: Any) -> float:
+    """Without the operators inside it, which are counted by themselves."""
+    if DEVICE.type == "cuda":
+        return float(event.time_range.elapsed_us())
+    return float(event.self_cpu_time_total)
+
+
+def describe_kinds(rows: Sequence[dict[str, Any]]) -> str:
+    """Return a table of the kernels' time by kind, and their count; unused kinds are left out."""
+    used = [k for k in (*kinds.KINDS, kinds.OTHER) if any(r["kinds"][k]["count"] for r in rows)]
+    cells = [
+        [r["name"], *(f"{r['kinds'][k]['ms']:.2f} ({r['kinds'][k]['count']:.0f})" for k in used)]
+        for r in rows
+    ]
+    return table(["step: ms of kernels (count)", *used], cells)
 
 
 def _wait() -> None:
@@ -95,10 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
-    executors = ("sequential", "streams", "graph") if DEVICE.type == "cuda" else (
-        "sequential", "threads")  # fmt: skip
     rows = []
-    for name in ("naive fp32", *(f"{executor} bf16" for executor in executors)):
+    for name in CONTESTANTS[DEVICE.type]:
         case = StepCase(args.arch, args.students, args.batch, DEVICE)
         rows.append(measure(case, name))
     what = "kernels" if DEVICE.type == "cuda" else "operators, nested ones too"
@@ -117,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     print(f"profile of {args.students} x {args.arch}, batch {args.batch}, {DEVICE.type}")
     print(table(["step", "ms", what, "host launches", "busy %", "overlap", lanes], cells))
+    print(f"\n{describe_kinds(rows)}")
     if args.json:
         report = {"benchmark": "profile", **provenance(DEVICE), "results": rows}
         args.json.write_text(json.dumps(report, indent=1) + "\n")

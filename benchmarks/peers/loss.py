@@ -27,6 +27,8 @@ Run = Callable[[list[Tensor], Tensor], tuple[Tensor, Sequence[Tensor]]]  # the g
 Function = TypeVar("Function", Losses, Run)
 
 COMPILE = " + compile"
+AUTOTUNE = " + max-autotune"
+MODES = {COMPILE: None, AUTOTUNE: "max-autotune-no-cudagraphs"}  # of torch.compile
 AUTOGRAD = " autograd"
 
 
@@ -71,9 +73,11 @@ def careful(logits: list[Tensor], target: Tensor) -> Tensor:
     ps = [log_q.detach().exp() for log_q in log_qs]
     losses = []
     for k, log_q in enumerate(log_qs):
-        others = (F.kl_div(log_q, p, reduction="batchmean") for j, p in enumerate(ps) if j != k)
-        kl = torch.stack(list(others)).sum()
-        losses.append(F.nll_loss(log_q, target) + kl / (len(logits) - 1))
+        loss = F.nll_loss(log_q, target)
+        others = [F.kl_div(log_q, p, reduction="batchmean") for j, p in enumerate(ps) if j != k]
+        if others:
+            loss = loss + torch.stack(others).sum() / len(others)
+        losses.append(loss)
     return torch.stack(losses)
 
 
@@ -95,13 +99,30 @@ def liger() -> Losses:
 
     def losses(logits: list[Tensor], target: Tensor) -> Tensor:
         log_qs = [F.log_softmax(z, 1, dtype=torch.float32) for z in logits]
-        share = 1 / (len(target) * (len(logits) - 1))
+        share = 1 / (len(target) * max(1, len(logits) - 1))
         found = []
         for k, (z, log_q) in enumerate(zip(logits, log_qs, strict=True)):
             peers = [p.detach() for j, p in enumerate(log_qs) if j != k]
-            kl = torch.stack([kl_div(log_q, p) for p in peers]).sum() * share
-            found.append(cross_entropy(z, target) + kl)
+            loss = cross_entropy(z, target)
+            if peers:
+                loss = loss + torch.stack([kl_div(log_q, p) for p in peers]).sum() * share
+            found.append(loss)
         return torch.stack(found)
+
+    return losses
+
+
+def quack() -> Losses:
+    """quack's cross-entropy, which is the whole loss of one student."""
+    if not torch.cuda.is_available():
+        raise AbsentError("quack's kernels need a GPU")
+    if find_spec("quack") is None:
+        raise AbsentError("quack-kernels is not installed")
+    from quack.cross_entropy import cross_entropy
+
+    def losses(logits: list[Tensor], target: Tensor) -> Tensor:
+        (z,) = logits
+        return cross_entropy(z, target, reduction="mean").float().view(1)
 
     return losses
 
@@ -139,9 +160,14 @@ def ours(backend: str) -> Run:
 
 def names() -> list[str]:
     """All contestants, whether or not they can run here."""
-    compiled = [f"{name}{COMPILE}" for name in ("naive", "careful", "closed_form")]
+    written = [name + how for name in ("naive", "careful") for how in ("", *MODES)]
     mine = [name + path for name in our_backends() for path in (AUTOGRAD, "")]
-    return ["naive", compiled[0], "careful", compiled[1], "liger", compiled[2], *mine]
+    return [*written, "liger", "quack", f"closed_form{COMPILE}", *mine]
+
+
+def is_baseline(name: str) -> bool:
+    """Whether it is what a user would write or choose without us."""
+    return name.split(" ")[0] in ("naive", "careful", "liger", "quack")
 
 
 def our_backends() -> list[str]:
@@ -161,15 +187,19 @@ def champion(device: torch.device) -> str:
 
 def needs_compiling(name: str) -> bool:
     """Whether torch.compile makes it, which takes seconds to a minute."""
-    return name.endswith(COMPILE) or name.removesuffix(AUTOGRAD) == "compiled"
+    return name.endswith(tuple(MODES)) or name.removesuffix(AUTOGRAD) == "compiled"
 
 
-def contestant(name: str, device: torch.device) -> Contestant:
+def contestant(name: str, device: torch.device, students: int) -> Contestant:
     """The contestant of that name.
 
     Raises:
-        AbsentError: it cannot run on this device, or not here.
+        AbsentError: it cannot run on this device, or not here, or not with so many students.
     """
+    if name == "quack":
+        if students != 1:
+            raise AbsentError("for one student: it has no divergence")
+        return Contestant(name, through_autograd(quack()))
     if name == "liger":
         return Contestant(name, through_autograd(liger()), spoils_logits=True, waits=True)
     if name.startswith("native") and device.type != "cpu":
@@ -182,17 +212,24 @@ def contestant(name: str, device: torch.device) -> Contestant:
         if reason := unavailable_reason(device):  # or the closed form would run in its name
             raise AbsentError(reason)
     plain = {"naive": naive, "careful": careful}
-    base, is_compiled = name.removesuffix(COMPILE), name.endswith(COMPILE)
+    base, mode = name, ""
+    for how in MODES:
+        if name.endswith(how):
+            base, mode = name.removesuffix(how), how
+    if mode == AUTOTUNE and device.type == "cpu":
+        raise AbsentError(
+            f"on a CPU torch.compile makes the same code for it as for {base}{COMPILE}"
+        )
     if base in plain:
-        losses = _compile(plain[base]) if is_compiled else plain[base]
+        losses = _compile(plain[base], MODES[mode]) if mode else plain[base]
         return Contestant(name, through_autograd(losses))
-    if is_compiled:
-        return Contestant(name, _compile(ours(base)))
+    if mode:
+        return Contestant(name, _compile(ours(base), MODES[mode]))
     backend = base.removesuffix(AUTOGRAD)
     return Contestant(name, (ours_with_autograd if backend != base else ours)(backend))
 
 
-def _compile(function: Function) -> Function:
+def _compile(function: Function, mode: str | None) -> Function:
     """For exactly the shapes that it will see, and in one piece."""
-    compiled: Function = torch.compile(function, fullgraph=True, dynamic=False)
+    compiled: Function = torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
     return compiled

@@ -89,6 +89,7 @@ def measured(entry: Entry, device: str) -> tuple[Measured, Ids | None]:
             allow_code=entry.contestant.config.architectures,
             device=device,
             answers=answers,
+            weights=entry.contestant.config.weights,
         )
         if answers:
             with atomic_write(answers_path) as file:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import NamedTuple, get_args
 
 from dml_fast.config import Method, TrainConfig, flag
+from dml_fast.config.checks_longer import refuse_limits
 from dml_fast.config.files import difference
 from dml_fast.errors import UserError, brief
 from dml_fast.training.executors import without_trial
@@ -60,10 +61,11 @@ def contestants(
         for other, another in settled[:place]:
             if name == other:
                 raise UserError(f"--methods has {name} twice: give each a name of its own")
-            if not difference(config, another):
+            if config.patience == another.patience and not difference(config, another):
                 raise UserError(f"--methods: {other} and {name} are the same: leave one out")
     for name, config in settled:
         config.check()
+        refuse_limits(config, "methods are compared when they have ended")
         _check_rows(name, config)
     return tuple(settled)
 

@@ -21,6 +21,7 @@ from dml_fast.errors import TrainingError, UserError
 from dml_fast.foreign import shown
 from dml_fast.machine import cores
 from dml_fast.reporting.console import progress
+from dml_fast.runs.description import in_words
 from dml_fast.runs.folder import Run
 from dml_fast.training.signals import StopRequest
 
@@ -84,6 +85,12 @@ def entries(found: Sequence[Contestant], seeds: Sequence[int], folder: Path) -> 
             own = entry.run.config  # the folder may have been moved, with all that is in it
             wanted = replace(entry.contestant.config, seed=entry.seed, out=own.out)
             check_same_run(own, wanted, entry.run.folder)
+            if (changed := in_words(entry.run.changes)) or own.patience != wanted.patience:
+                what = changed or f"--patience {own.patience}, and not {wanted.patience}"
+                raise UserError(
+                    f"the run {entry.run.folder} has {what}: move it elsewhere to compare others "
+                    "with a new one"
+                )
     return all_of_them
 
 

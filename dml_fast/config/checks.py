@@ -9,9 +9,10 @@ from dml_fast.config.fields import Options, flag, names_in
 from dml_fast.errors import UserError
 from dml_fast.models.inputs import Kind
 
-_IMAGES = ("image_size", "random_erasing", "color_jitter", "mixup", "cutmix", "crop")
+_IMAGES = ("image_size", "augment_policy", "random_erasing", "color_jitter", "mixup", "cutmix",
+           "crop")  # fmt: skip
 _FILES = ("loader", "skip_corrupt")
-_LABELS = ("labels", "labels_per_class", "prior")
+_LABELS = ("labels", "labels_per_class", "prior", "class_weights", "balance")
 _SEARCHES = ("triplet_weight", "triplet_margin", "num_instances", "val_protocol")
 _PAIRS = ("patch", "search", "dither", "symmetrise", "offsets")
 _HASH = ("bits", "mihash_weight", "mihash_bins", "mihash_scale")
@@ -35,6 +36,8 @@ def check_combinations(config: Options, *, retrieval: bool, kind: Kind) -> None:
     _check_small_loss(config)
     check_steps(config)
     _check_averages(config)
+    _check_frequencies(config)
+    _check_teachers(config)
     _check_labels(config, retrieval, kind)
     _check_kind(config, kind)
 
@@ -165,11 +168,47 @@ def _check_averages(config: Options) -> None:
         for name in ("weights", "teach_with"):
             if getattr(config, name) == "ema":
                 raise UserError(f"{flag(name)} is ema without averages: give --ema 0.999")
+    if config.teach_with == "ema":
+        for name, needed in (("method", "dml"), ("update", "simultaneous"), ("teachers", "")):
+            if (value := getattr(config, name)) != needed:
+                remedy = f"give {needed}" if needed else "leave it out"
+                raise UserError(
+                    f"--teach-with ema means nothing with {flag(name)} {value}: {remedy}, or leave "
+                    "out --teach-with"
+                )
+
+
+def _check_teachers(config: Options) -> None:
+    if config.teachers and config.method in ("independent", "distill"):
+        why = "does not teach" if config.method == "independent" else "has a teacher of its own"
+        raise UserError(
+            f"--teachers means nothing with --method {config.method}, which {why}: give dml, or "
+            "leave it out"
+        )
+    if "" in names_in(config.teachers):
+        raise UserError(f"--teachers is {config.teachers!r}: give runs, as in RUN,RUN:0")
+
+
+def _check_frequencies(config: Options) -> None:
+    """Refuse to make up twice for classes that are rare."""
+    for option, on, what in (
+        ("--prior balance", config.prior == "balance", "corrects shares of classes"),
+        ("--class-weights auto", config.class_weights == "auto", "makes rare classes count more"),
+    ):
+        if config.balance and on:
+            raise UserError(
+                f"{option} {what}, and with --balance no class is rare: leave out one or the other"
+            )
 
 
 def _check_small_loss(config: Options) -> None:
     if not config.small_loss:
         return
+    if config.class_weights:
+        raise UserError(
+            f"--small-loss is {config.small_loss} and compares losses, which --class-weights "
+            f"{config.class_weights} multiplies: leave out one or the other"
+        )
     for name, wrong, why, remedy in (
         (
             "method",

@@ -40,7 +40,7 @@ class Usual:
     pretrained: str = ""
     """Initial weights: timm (those published for timm:NAME), a run, or a file of weights. The classifier is always new."""
     init_from: str = ""
-    """Start from the students of a finished run, RUN, or all from its student k, RUN:k. The classifier is kept if the classes are the same."""
+    """Start from the students of a run (their best epoch), RUN, or all from its student k, RUN:k. The classifier is kept if the classes are the same."""
     data: str = "digits"
     """digits (embedded), cifar10:DIR, cifar100:DIR, folder:DIR with train/CLASS/*.jpg|png and optionally val/ and test/, shards:DIR or shards:URL (WebDataset: train-{000..009}.tar, also val and test), market1501:DIR (re-identification), text:FILE.tsv, vectors:FILE.npz, or pairs:FILE.npz (registration)."""
     download: bool = False
@@ -208,9 +208,9 @@ class Optimization:
     patience: CountOrZero = 0
     """End the run after this many epochs without a better validation score (0: never)."""
     max_steps: CountOrZero = 0
-    """Stop after this many steps of the run; --resume continues (0: no limit)."""
+    """Stop after this many steps of the run, with exit code 0; --resume continues (0: no limit). The schedule stays that of --epochs."""
     max_time: str = ""
-    """Stop after this time in this process (90m, 2h, 45s); --resume continues."""
+    """Stop after this time of this command (90m, 2h, 45s), with exit code 0; --resume continues."""
 
 
 @dataclass(frozen=True)

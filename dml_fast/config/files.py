@@ -26,7 +26,7 @@ MAY_CHANGE_ON_RESUME = frozenset({
 NOT_A_SETTING = frozenset({
     "arch", "cohort",  # compared together: --arch a --cohort 2 and --arch a,a are the same
     "backend", "data_threads", "download", "executor", "loader", "log", "log_every", "max_skipped",
-    "max_time", "out", "save_every", "seed",
+    "max_steps", "max_time", "out", "save_every", "seed",
 })  # fmt: skip
 """Options in which two runs of one setting may differ: the seed, and what changes no result."""
 
@@ -77,33 +77,44 @@ def load_toml(path: str) -> TrainConfig:
     return from_mapping(values, path)
 
 
-def check_same_run(own: TrainConfig, wanted: TrainConfig, run: object) -> None:
+CHANGES_A_RUN = frozenset({"epochs"})
+"""Options that ``--resume`` may change although the result depends on them: it is recorded."""
+
+
+def check_same_run(
+    own: TrainConfig, wanted: TrainConfig, run: object, but: frozenset[str] = frozenset()
+) -> None:
     """Refuse options with which a resumed run would no longer be the same.
 
     Args:
         own: the run's configuration.
         wanted: the configuration with which to continue.
         run: the run's name in the message.
+        but: options that may differ.
 
     Raises:
         UserError: it names the first such option and both values.
     """
-    if name := difference(own, wanted):
+    if name := difference(own, wanted, but):
         raise UserError(
             f"{flag(name)} is {getattr(wanted, name)} and the run {run} has {getattr(own, name)}: "
             f"leave {flag(name)} out to continue that run, or start a new one without --resume"
         )
 
 
-def difference(first: TrainConfig, second: TrainConfig) -> str:
+def difference(first: TrainConfig, second: TrainConfig, but: frozenset[str] = frozenset()) -> str:
     """Return the first field in which two configurations are not of one run, or "".
 
     A run's own are settled. Those of runs before an option was there lack it, as does "auto" here.
+
+    Args:
+        first: one.
+        second: the other.
+        but: fields in which they may differ, beside `MAY_CHANGE_ON_RESUME`.
     """
     first, second = first.settled(unlabelled=False), second.settled(unlabelled=False)
-    for field in fields(TrainConfig):
-        name = field.name
-        if name not in MAY_CHANGE_ON_RESUME and getattr(first, name) != getattr(second, name):
+    for name in sorted((field.name for field in fields(TrainConfig)), key="out".__eq__):
+        if name not in MAY_CHANGE_ON_RESUME | but and getattr(first, name) != getattr(second, name):
             return name
     return ""
 

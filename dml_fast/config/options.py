@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, get_type_hints
 
 from dml_fast.config.checks import check_combinations
 from dml_fast.config.checks_logs import check_logs
+from dml_fast.config.checks_longer import check_init_from, check_patience
 from dml_fast.config.fields import Options, flag, names_in
 from dml_fast.config.types import check_field, numbers_in
 from dml_fast.errors import UserError, check_choice
@@ -80,6 +81,11 @@ class TrainConfig(Options):
         have not begun to learn.
         """
         return min(float(self.epochs), max(10.0, 4000 / steps_per_epoch))
+
+    @property
+    def class_weights_file(self) -> str:
+        """The file of class weights, or none."""
+        return "" if self.class_weights == "auto" else self.class_weights
 
     @property
     def shows_f1(self) -> bool:
@@ -154,6 +160,17 @@ class TrainConfig(Options):
             kl_warmup=3 * self.epochs / 10 * unlabelled if ramp == "auto" else ramp,
         )
 
+    def with_epochs(self, epochs: int) -> TrainConfig:
+        """Return a run's settled configuration with other ``epochs``, and what auto makes of them.
+
+        Args:
+            epochs: with which the run goes on.
+        """
+        auto = replace(self, kl_warmup="auto")
+        follows = self.kl_warmup == auto.settled(unlabelled=True).kl_warmup
+        longer = replace(auto, epochs=epochs).settled(unlabelled=True).kl_warmup
+        return replace(self, epochs=epochs, kl_warmup=longer if follows else self.kl_warmup)
+
     @property
     def camera_rule(self) -> bool:
         """Whether validation counts matches by other cameras only."""
@@ -224,15 +241,17 @@ class TrainConfig(Options):
                 f"--cohort is {self.cohort} but --arch names {len(names)} ({self.arch}): "
                 "give one name, or one per student"
             )
-        if len(names) < 2 and self.method != "independent":
+        if len(names) < 2 and self.method != "independent" and not self.teachers:
             raise UserError(
                 f"--cohort is {len(names)} but --method {self.method} needs at least 2 students: "
-                "give --cohort 2, or --method independent"
+                "give --cohort 2, --method independent, or --teachers RUN"
             )
         for name in names:
             check_model_name(name, self.input_kind)
+        check_init_from(self)
         if self.pretrained:
             check_pretrained(self.pretrained, names)
+        check_patience(self, retrieval=self.retrieval, kind=self.input_kind)
         if self.update == "alternating" and self.method not in ("dml", "dml_e"):
             raise UserError(
                 f"--update alternating means nothing with --method {self.method}: leave it out"

@@ -14,7 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from dml_fast.data.label_files import LabelFile
-from dml_fast.data.splits import add_label_noise, hide_labels, split_validation, take_fraction
+from dml_fast.data.splits import (
+    add_label_noise,
+    hide_labels,
+    rarest_label,
+    split_validation,
+    take_fraction,
+)
 from dml_fast.errors import UserError
 from dml_fast.foreign import shown
 
@@ -42,7 +48,7 @@ class Rows(Protocol):
 
     @property
     def labels(self) -> Ids:
-        """(N,) int64, -1 for none."""
+        """(N,) int64, -1 for none; or (N, C), 0 or 1, where rows may have several labels."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -93,6 +99,8 @@ def choose_rows(
         UserError: no training, validation or test row has a label, no row is left for validation,
             or the file of labels is wrong.
     """
+    if train.labels.ndim == 2:
+        return _choose_several(train, val, test, classes, how)
     own, rows, aside = train.labels, np.arange(len(train.labels)), np.arange(0)
     file = LabelFile(how.labels, classes) if how.labels else None
     given = None if file is None else file.of(train.names)
@@ -129,6 +137,33 @@ def choose_rows(
         hidden = labels if hidden is None else np.where(hidden < 0, labels, hidden)
         labels = add_label_noise(labels, len(classes), how.label_noise, how.seed)
     return Chosen(rows, labels, hidden, _used(labels, how), aside, val_labels, test_labels)
+
+
+def _choose_several(
+    train: Rows, val: Rows | None, test: Rows | None, classes: Sequence[str], how: Labelling
+) -> Chosen:
+    """Split rows that may have several labels, in proportion to the rarest label of each.
+
+    Raises:
+        UserError: an option is about rows of one class, or no row is left for validation.
+    """
+    for name in ("labels", "labels_per_class", "label_noise"):
+        if getattr(how, name):
+            raise UserError(
+                f"--{name.replace('_', '-')} is for rows of one class, and those of the data may "
+                "have several (labels.csv): leave it out"
+            )
+    labels, rows, aside = train.labels, np.arange(len(train.labels)), np.arange(0)
+    rarest = rarest_label(labels)
+    if val is None:
+        rows, aside = split_validation(rarest, how.val_fraction)
+    if how.train_fraction < 1.0:
+        rows = rows[take_fraction(rarest[rows], how.train_fraction, how.seed)]
+    if without := np.flatnonzero(~labels[rows].any(0)).tolist():
+        _log.warning("no training row has a label of %s", _names(classes, without))
+    val_labels = labels[aside] if val is None else val.labels
+    test_labels = None if test is None else test.labels
+    return Chosen(rows, labels[rows], None, None, aside, val_labels, test_labels)
 
 
 def _known(labels: Ids) -> int:

@@ -34,7 +34,8 @@ class ImageSet:
 
     Attributes:
         images: (N, C, H, W) uint8, or files that are decoded to such an array.
-        labels: (N,) int64, indices of `DataSet.classes`; -1 for an image without a label.
+        labels: (N,) int64, indices of `DataSet.classes`; -1 for an image without a label. Where an
+            image may have several labels, (N, C) int64, 1 where it has that of a class, else 0.
         manifest: (N,) uint64 of `dml_fast.data.files.manifest_of`, None if the images do not come
             from files.
         shard: (N,) int64, the tar shard that each image is in; None without shards.
@@ -166,6 +167,11 @@ class DataSet:
     corrupt: CorruptFiles | None = None
     choice: str = ""
     features: Features | None = None
+
+    @property
+    def several_labels(self) -> bool:
+        """Whether a row may have several labels, or none: then labels are (N, C)."""
+        return self.train.labels.ndim == 2
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:

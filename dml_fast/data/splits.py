@@ -48,6 +48,30 @@ def stratified_sample(labels: Ids, count: int, rng: np.random.Generator) -> Ids:
     return np.sort(order[place_in_class < np.repeat(shares, sizes)]).astype(np.int64)
 
 
+def rarest_label(labels: Ids) -> Ids:
+    """Return the class by which a row that may have several labels is stratified.
+
+    It is the row's label that fewest rows have, of equals the first: a simple form of iterative
+    stratification (Sechidis et al., ECML PKDD 2011), which begins with the rarest label.
+
+    Args:
+        labels: (N, C) int64, 0 or 1.
+
+    Returns:
+        (N,) int64, C for a row without labels.
+    """
+    counts = np.append(labels.sum(0), len(labels) + 1)
+    whole = np.concatenate([labels, np.ones((len(labels), 1), np.int64)], axis=1)
+    return np.where(whole == 1, counts, len(labels) + 2).argmin(1).astype(np.int64)
+
+
+def kinds_of_rows(labels: Ids) -> Ids:
+    """Return (N,) int64, equal where rows have equal labels; (N,) labels as they are."""
+    if labels.ndim == 1:
+        return labels
+    return np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
 def remaining(total: int, taken: Ids) -> Ids:
     """Return the indices 0..total-1 that are not in ``taken``, increasing."""
     keep = np.ones(total, dtype=bool)

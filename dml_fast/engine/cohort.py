@@ -111,12 +111,16 @@ class Cohort:
                 )
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
-        """Inside, this process may run each of its models by itself."""
+    def whole(self, weights: str = "student") -> Iterator[list[nn.Module]]:
+        """Inside, this process may run each of its students' networks, which it gets, by itself.
+
+        Args:
+            weights: whose, as of `Student.network`.
+        """
         with ExitStack() as stack:
             for student in self.students:
-                stack.enter_context(student.whole())
-            yield
+                stack.enter_context(student.whole(weights))
+            yield [student.network(weights) for student in self.students]
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Return the state of each student of this process."""

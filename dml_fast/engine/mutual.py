@@ -51,6 +51,19 @@ class Taught(NamedTuple):
         weight[:, -1] = 1.0
         return cls((logits,), weight)
 
+    @classmethod
+    def by_averages(cls, logits: Sequence[Tensor], peer_reduction: str) -> Taught:
+        """Return what the averages of A learners' weights, (N, C) each, say to all but their own.
+
+        This is the mutual mean-teaching of Ge, Chen and Li (ICLR 2020, arXiv 2001.01526), whose
+        averages compute as in training.
+        """
+        count = len(logits)
+        peers = 1.0 - torch.eye(count, device=logits[0].device)
+        if peer_reduction == "mean":
+            peers = peers / max(1, count - 1)
+        return cls(tuple(logits), torch.cat([torch.zeros_like(peers), peers], dim=1))
+
 
 def check_labels(
     distribution: str, prior: Tensor | None, small_loss: float, class_weight: Tensor | None
@@ -144,7 +157,7 @@ class MutualTerm:
             target,
             **options,
             row_weight=row_weight,
-            whole=denominators(lesson, networks[0].shape[-1], self.class_weight),
+            whole=denominators(lesson, networks[0].shape[-1], self.class_weight, cohort.world),
             grad_scale=torch.stack([scales[k] for k in logits]),
         )
         ce, kl, correct = stats.ce, stats.kl, stats.correct

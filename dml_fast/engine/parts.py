@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from dml_fast.distributed.world import World
 from dml_fast.engine.executor import Lesson, StepResult
 from dml_fast.errors import UserError, check_whole
 from dml_fast.loss.problem import UNLABELLED_TARGET
@@ -75,16 +76,22 @@ def split(lesson: Lesson, parts: int) -> list[Lesson]:
 
 
 def denominators(
-    lesson: Lesson, classes: int, class_weight: Tensor | None = None
+    lesson: Lesson, classes: int, class_weight: Tensor | None, world: World
 ) -> tuple[float | Tensor, int] | None:
     """Return `dml_fast.loss.problem.Problem.whole` of a part; None where that is the batch.
+
+    Columns of processes have as many labels each, but not as large a sum of their class weights:
+    the mean of these sums makes the mean of the columns' losses that of the whole batch.
 
     Args:
         lesson: of a part.
         classes: C.
         class_weight: (C,) of the loss.
+        world: the processes that share a batch.
     """
-    if (target := lesson.whole) is None:
+    shared = class_weight is not None and world.mesh.data > 1
+    target = lesson.target if shared and lesson.whole is None else lesson.whole
+    if target is None:
         return None
     if target.is_floating_point():
         rows = target.numel() // classes
@@ -93,7 +100,8 @@ def denominators(
     if class_weight is None:
         return labelled.sum(), target.numel()
     known = target.long().clamp(0, len(class_weight) - 1)  # the loss refuses other classes
-    return (class_weight[known] * labelled).sum(), target.numel()
+    total = (class_weight[known] * labelled).sum()
+    return (world.sum_over_data(total) / world.mesh.data if shared else total), target.numel()
 
 
 def added(results: Sequence[StepResult]) -> StepResult:

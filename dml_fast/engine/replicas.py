@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from dml_fast.engine.averaging import Average
 from dml_fast.engine.precision import Precision
 from dml_fast.engine.student import Student
 
@@ -42,12 +43,10 @@ class _JoinedStudent(Student):
 
     _group: ProcessGroup
 
-    def update(self, clip_norm: float | None = None) -> Tensor:
-        """As `Student.update`, with the means of all ranks' gradients."""
-        skipped = super().update(clip_norm)
+    def _settle_statistics(self, skipped: Tensor) -> None:
+        super()._settle_statistics(skipped)
         for statistics in self._statistics:
             torch.distributed.broadcast(statistics, group=self._group, group_src=0)
-        return skipped
 
 
 class ReplicatedStudent(_JoinedStudent):
@@ -60,6 +59,7 @@ class ReplicatedStudent(_JoinedStudent):
         arch: as in `Student`.
         group: the ranks of the row, for this student alone: others may use theirs meanwhile.
         with_features: whether passes of training give features as well.
+        average: as in `Student`.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class ReplicatedStudent(_JoinedStudent):
         *,
         group: ProcessGroup,
         with_features: bool,
+        average: Average | None = None,
     ) -> None:
         ddp = nn.parallel.DistributedDataParallel
         new = "forward_sync_buffers" in inspect.signature(ddp).parameters  # since torch 2.13
@@ -80,7 +81,7 @@ class ReplicatedStudent(_JoinedStudent):
         }
         joined = ddp(_Both(model) if with_features else model, **options)
         passes = {"features_and_logits" if with_features else "logits": joined}
-        super().__init__(model, optimizer, precision, arch, **passes)
+        super().__init__(model, optimizer, precision, arch, average=average, **passes)
         self._group = group
         self._joined = joined
 
@@ -102,6 +103,7 @@ class ShardedStudent(_JoinedStudent):
         arch: as in `Student`.
         group: the ranks of the row.
         shards: the model's parameters of which the optimizer has the parts, in its order.
+        average: as in `Student`; its model after `shard` too.
     """
 
     shared_out = True
@@ -115,8 +117,9 @@ class ShardedStudent(_JoinedStudent):
         *,
         group: ProcessGroup,
         shards: Sequence[nn.Parameter],
+        average: Average | None = None,
     ) -> None:
-        super().__init__(model, optimizer, precision, arch)
+        super().__init__(model, optimizer, precision, arch, average=average)
         self._group = group
         self._shards = list(shards)
 
@@ -143,26 +146,30 @@ class ShardedStudent(_JoinedStudent):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what ``state_dict`` returned; its tensors may also be whole."""
         model = self.model.state_dict()
-        weights = {name: _part(value, model[name]) for name, value in state["model"].items()}
+        weights = {
+            part: {name: _part(value, model[name]) for name, value in state[part].items()}
+            for part in ("model", "average")
+            if part in state
+        }
         moments = {
             index: {name: _local(value, self._shards[index]) for name, value in values.items()}
             for index, values in state["optimizer"]["state"].items()
         }
-        super().load_state_dict({**state, "model": weights, "optimizer": {"state": moments}})
+        super().load_state_dict({**state, **weights, "optimizer": {"state": moments}})
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self, weights: str = "student") -> dict[str, Tensor]:
         """As `Student.weights`, put together; all ranks of the row must call this."""
         return {
             name: (t.full_tensor() if isinstance(t, DTensor) else t).detach().cpu()
-            for name, t in self.model.state_dict().items()
+            for name, t in self.network(weights).state_dict().items()
         }
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
-        """Inside, every rank has the whole weights and may run the model by itself."""
+    def whole(self, weights: str = "student") -> Iterator[None]:
+        """Inside, every rank has the whole weights and may run the network by itself."""
         from torch.distributed.fsdp import FSDPModule
 
-        parts = [m for m in self.model.modules() if isinstance(m, FSDPModule)]
+        parts = [m for m in self.network(weights).modules() if isinstance(m, FSDPModule)]
         for part in parts:
             part.set_reshard_after_forward(False, recurse=False)
             part.unshard()

@@ -11,7 +11,7 @@ from dml_fast.engine.student import Student
 
 
 class Snapshot:
-    """Weights, buffers, optimizers, scalers and random generators at the time it is made.
+    """Weights, averages, buffers, optimizers, scalers and random generators when it is made.
 
     A CUDA graph keeps using the tensors that it was captured with, so ``restore`` writes into the
     existing tensors.
@@ -45,9 +45,14 @@ class Snapshot:
 
 def _tensors(student: Student) -> dict[str, Tensor]:
     """Return all tensors by name: a student's first forward pass replaces those of statistics."""
-    model, optimizer, scaler = student.model, student.optimizer, student.scaler
-    found: dict[str, Tensor] = {f"model.{k}": t for k, t in model.named_parameters()}
-    found |= {f"model.{k}": t for k, t in model.named_buffers()}
+    optimizer, scaler = student.optimizer, student.scaler
+    networks = {"model": student.model}
+    if student.average is not None:
+        networks["average"] = student.average.model
+    found: dict[str, Tensor] = {}
+    for part, network in networks.items():
+        found |= {f"{part}.{k}": t for k, t in network.named_parameters()}
+        found |= {f"{part}.{k}": t for k, t in network.named_buffers()}
     for index, parameter in enumerate(student.parameters):
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):

@@ -15,7 +15,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from dml_fast.engine.executor import Executor, Lesson, Sequential, StepResult
 from dml_fast.engine.features import FeatureLoss, check_feature_loss, checked_value
 from dml_fast.engine.mutual import Mutual, MutualTerm, Taught, check_labels
 from dml_fast.engine.parts import added, check_parts, split
+from dml_fast.engine.peers import check_teach_with, exchanged, needed_exchange
 from dml_fast.engine.prior import check_prior
 from dml_fast.engine.roles import learners_of, views_of
 from dml_fast.engine.small_loss import check_small_loss
@@ -35,6 +36,14 @@ from dml_fast.errors import UserError, brief, check_choice, check_number, check_
 from dml_fast.loss.checks import check_options
 
 logger = logging.getLogger(__name__)
+
+
+class _Passed(NamedTuple):
+    """What a student's passes gave: logits, a loss on features, logits of the average."""
+
+    logits: Tensor
+    extra: Tensor | None = None
+    heard: Tensor | None = None
 
 
 class Engine:
@@ -62,6 +71,9 @@ class Engine:
             divides by the sum of the rows' weights. The mutual term has none.
         small_loss: the share of a batch's labelled rows that are left out of every loss: those
             with the largest joint loss (`dml_fast.engine.small_loss`), in [0, 1).
+        teach_with: ``ema``: students are heard by the averages of their weights
+            (`dml_fast.engine.averaging.Average`), which compute as in training, and not by
+            themselves (``student``); for method dml.
         clip_norm: the largest norm of each student's gradient, as of
             `torch.nn.utils.clip_grad_norm_`, above 0; None: any.
         teachers: fixed networks that teach every student beside its peers, with ``dml`` and
@@ -95,6 +107,7 @@ class Engine:
         prior: Tensor | None = None,
         class_weight: Tensor | None = None,
         small_loss: float = 0.0,
+        teach_with: str = "student",
         clip_norm: float | None = None,
         teachers: Sequence[Teacher] = (),
         parts: int = 1,
@@ -118,6 +131,7 @@ class Engine:
             )
         check_feature_loss(feature_loss, feature_weight, cohort)
         check_small_loss(small_loss, method, update, feature_weight)
+        check_teach_with(teach_with, method, update, len(teachers), cohort)
         check_parts(parts, update, small_loss)
         if update == "alternating" and cohort.exchange is not None:
             raise UserError(
@@ -135,6 +149,7 @@ class Engine:
         self.feature_loss = feature_loss
         self.feature_weight = feature_weight
         self.small_loss = small_loss
+        self.teach_with = teach_with
         self.clip_norm = clip_norm
         self.teachers = check_teachers(teachers, method, cohort)
         self.parts = parts
@@ -255,45 +270,30 @@ class Engine:
         taught = self._taught(lesson)
         count = len(students)
 
-        def work(k: int) -> tuple[Tensor, Tensor | None]:
+        def work(k: int) -> _Passed:
             if k < count:
                 return self._forward(students[k], lesson, lesson.inputs[here[k]])
-            return self.teachers[k - count](lesson.inputs), None
+            return _Passed(self.teachers[k - count](lesson.inputs))
 
         teachers = self.teachers if here else ()
         found = executor.fork_in_order([*students, *teachers], work)
         passes = found[:count]
         if teachers:
-            taught = Taught(tuple(z for z, _ in found[count:]))
-        logits = {k: z.detach() for k, (z, _) in zip(here, passes, strict=True)}
-        if self._exchanges(lesson):
-            logits, taught = self._exchanged(logits, taught, lesson)
+            taught = Taught(tuple(one.logits for one in found[count:]))
+        logits = {k: one.logits.detach() for k, one in zip(here, passes, strict=True)}
+        heard = {k: z for k, (*_, z) in zip(here, passes, strict=True) if z is not None}
+        if exchange := needed_exchange(self.cohort, lesson):
+            logits, heard, taught = exchanged(exchange, logits, heard, taught, lesson)
         if not here:
             return StepResult.empty(lesson.target.device)
+        if heard:
+            taught = Taught.by_averages([heard[k] for k in logits], self.term.peer_reduction)
         mutual = self.term(logits, lesson, taught, here, self.cohort)
         updates = executor.fork(
             students,
-            lambda k: self._update(students[k], *passes[k], mutual.grads[k], lesson),
+            lambda k: self._update(students[k], passes[k], mutual.grads[k], lesson),
         )
         return self._result(mutual, updates)
-
-    def _exchanges(self, lesson: Lesson) -> bool:
-        """Return whether logits of other ranks are needed; without teaching, their KL is shown."""
-        needed = len(lesson.learners) > 1 or lesson.teacher is not None
-        return needed and self.cohort.exchange is not None
-
-    def _exchanged(
-        self, mine: dict[int, Tensor], taught: Taught | None, lesson: Lesson
-    ) -> tuple[dict[int, Tensor], Taught | None]:
-        """Return the logits of all learners, and what the teacher says, on every rank."""
-        exchange, teacher = self.cohort.exchange, lesson.teacher
-        assert exchange is not None
-        if teacher is not None and taught is not None:
-            mine = {**mine, teacher: taught.logits[0]}
-        found = exchange(mine)
-        if teacher is not None:
-            taught = Taught.alone(found[teacher], len(lesson.learners))
-        return {k: found[k] for k in lesson.learners}, taught
 
     def _alternating_step(self, lesson: Lesson) -> StepResult:
         """Let each learn from predictions that the updates before its own have refreshed."""
@@ -304,38 +304,38 @@ class Engine:
         if self.teachers:
             taught = Taught(tuple(one(lesson.inputs) for one in self.teachers))
         passes = {k: self._forward(one, lesson, lesson.inputs[k]) for k, one in students.items()}
-        logits = {k: z.detach() for k, (z, _) in passes.items()}
+        logits = {k: one.logits.detach() for k, one in passes.items()}
         turns = []
         for k, student in students.items():
             mutual = self.term(logits, lesson, taught, [k], self.cohort)
-            update = self._update(student, *passes[k], mutual.grads[0], lesson)
+            update = self._update(student, passes[k], mutual.grads[0], lesson)
             turns.append(self._result(mutual, [update]))
             logits[k] = student.predict(lesson.inputs[k], training=True)
         return StepResult.joined(turns)
 
-    def _forward(
-        self, student: Student, lesson: Lesson, inputs: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the logits, and the loss on the features of the same pass if there is one.
+    def _forward(self, student: Student, lesson: Lesson, inputs: Any) -> _Passed:
+        """Run the passes of a student.
 
-        One thread makes both: autograd numbers the nodes of each thread apart, and adds gradients
+        One thread makes them: autograd numbers the nodes of each thread apart, and adds gradients
         up in an order that depends on these numbers.
         """
+        extra = heard = None
         with student.deferring(not lesson.last):
             if self.feature_loss is None:
-                return student.forward(inputs), None
-            features, logits = student.features_and_logits(inputs)
-        return logits, checked_value(self.feature_loss(features, lesson.target), self.feature_loss)
+                logits = student.forward(inputs)
+            else:
+                features, logits = student.features_and_logits(inputs)
+        if self.feature_loss is not None:
+            extra = checked_value(self.feature_loss(features, lesson.target), self.feature_loss)
+        if self.teach_with == "ema" and lesson.teacher is None:
+            heard = student.predict(inputs, training=True, weights="ema")
+        return _Passed(logits, extra, heard)
 
     def _update(
-        self,
-        student: Student,
-        logits: Tensor,
-        extra: Tensor | None,
-        grad: Tensor,
-        lesson: Lesson,
+        self, student: Student, passed: _Passed, grad: Tensor, lesson: Lesson
     ) -> tuple[Tensor, Tensor]:
         """Update a student; return its loss on features, and whether the step was skipped."""
+        logits, extra, _ = passed
         parts = lesson.parts
         with student.deferring(not lesson.last):
             share = Fraction(1, parts)

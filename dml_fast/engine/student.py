@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from fractions import Fraction
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from dml_fast.engine.averaging import Average, check_state
 from dml_fast.engine.calls import Call, logits_of
+from dml_fast.engine.norms import frozen, norms_of, share_storage
 from dml_fast.engine.precision import Precision, keep_in_full_precision
 from dml_fast.engine.stepping import Stepper, mean_and_clip
-from dml_fast.errors import UserError, brief
+from dml_fast.errors import UserError, brief, check_choice
 
 Pass: TypeAlias = Callable[[Any], Any]
 
@@ -34,6 +35,7 @@ class Student:
         arch: the architecture's name, for tables and files.
         logits: runs the passes of training that give logits, in place of the model itself.
         features_and_logits: likewise those that give features and logits.
+        average: of the model's weights, to be kept: ``Average(model, 0.999)``.
 
     Raises:
         UserError: the optimizer needs a closure, the model has a layer of sparse gradients, or an
@@ -52,6 +54,7 @@ class Student:
         *,
         logits: Pass | None = None,
         features_and_logits: Pass | None = None,
+        average: Average | None = None,
     ) -> None:
         _check(model, optimizer, precision)
         trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -64,13 +67,14 @@ class Student:
         self.model = model
         self.optimizer = optimizer
         self.precision = precision
+        self.average = average
+        if average is not None:
+            keep_in_full_precision(average.model, precision)
         self.arch = arch or type(model).__name__
         self.scaler = precision.scaler()
         self.stepper = Stepper(optimizer, self.arch)
         self.parameters = trained
-        self.norms = [
-            m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats
-        ]
+        self.norms = norms_of(model)
         self.generation = 0  # grows when new tensors take the place of the optimizer's
         self.pending = Fraction(0)  # batches with backward passes since the last update
         self._call = Call(model)
@@ -102,7 +106,7 @@ class Student:
     def _run(self, work: Pass, inputs: Any) -> Any:
         """Keep the statistics of before, for an update that may be skipped, and run a pass."""
         if self.norms and not self._shares_storage():
-            self._statistics = _share_storage(self.norms)
+            self._statistics = share_storage(self.norms)
         if not self.pending:
             self._before = [tensor.clone() for tensor in self._statistics]
         with self.precision.autocast():
@@ -156,8 +160,8 @@ class Student:
     def update(self, clip_norm: float | None = None) -> Tensor:
         """Step the optimizer by the mean of the gradients since the last update, if it is finite.
 
-        A skipped step leaves no trace in weights, momentum or running statistics. With a fused
-        optimizer nothing here waits for the device.
+        A skipped step leaves no trace in weights, momentum or running statistics. The average, if
+        there is one, follows. With a fused optimizer nothing here waits for the device.
 
         Args:
             clip_norm: the largest norm of the gradient, as in `torch.nn.utils.clip_grad_norm_`;
@@ -177,9 +181,15 @@ class Student:
         self.stepper.step(self.scaler, skipped)
         self.optimizer.zero_grad(set_to_none=True)
         self.pending = Fraction(0)
+        self._settle_statistics(skipped)
+        if self.average is not None:
+            self.average.update(self.model)
+        return skipped
+
+    def _settle_statistics(self, skipped: Tensor) -> None:
+        """Give running statistics their values from before a step that was skipped."""
         for now, before in zip(self._statistics, self._before, strict=True):
             now.copy_(torch.where(skipped, before, now))
-        return skipped
 
     def _collect_gradients(self) -> Tensor:
         """Return the norm of all gradients, 0-d."""
@@ -192,19 +202,38 @@ class Student:
             raise _sparse(f"a parameter of a student ({self.arch})") from None
 
     @torch.no_grad()
-    def predict(self, inputs: Any, *, training: bool = False) -> Tensor:
+    def predict(self, inputs: Any, *, training: bool = False, weights: str = "student") -> Tensor:
         """Return logits (N, C) without a graph; running statistics and the mode stay the same.
 
         Args:
             inputs: as of `forward`.
             training: whether to compute as in training (batch statistics, dropout).
+            weights: whose, as of `network`.
         """
-        was_training = self.model.training
-        self.model.train(training)
-        with _frozen(self.norms, training), self.precision.autocast():
-            logits = self._call(self.model, inputs)
-        self.model.train(was_training)
+        model = self.network(weights)
+        norms = self.norms if self.average is None or weights == "student" else self.average.norms
+        was_training = model.training
+        model.train(training)
+        with frozen(norms, training), self.precision.autocast():
+            logits = self._call(model, inputs)
+        model.train(was_training)
         return logits_of(logits, self.arch)
+
+    def network(self, weights: str) -> nn.Module:
+        """Return the model (``student``) or the average of its weights (``ema``).
+
+        Raises:
+            UserError: it is none of the two, or no average is kept.
+        """
+        check_choice("weights", weights, ("student", "ema"))
+        if weights == "student":
+            return self.model
+        if self.average is None:
+            raise UserError(
+                f"weights is ema and a student ({self.arch}) keeps no average: give it "
+                "average=Average(model, 0.999), or choose student"
+            )
+        return self.average.model
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate, in place where it is a tensor."""
@@ -217,18 +246,28 @@ class Student:
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs: ``arch``, ``model``, ``optimizer`` and ``scaler``.
 
-        Of the optimizer that is its state by parameter; its options come from the run.
+        Of the optimizer that is its state by parameter; its options come from the run. If there is
+        an average, its state is ``average``.
         """
+        average = {} if self.average is None else {"average": self.average.model.state_dict()}
         return {
             "arch": self.arch,
             "model": self.model.state_dict(),
             "optimizer": {"state": self.optimizer.state_dict()["state"]},
             "scaler": self.scaler.state_dict(),
+            **average,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what ``state_dict`` returned, and the optimizer's options if they are there."""
+        """Put back what ``state_dict`` returned, and the optimizer's options if they are there.
+
+        Raises:
+            UserError: only one of the student and the state has an average.
+        """
+        check_state(self.average, state, self.arch)
         self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.model.load_state_dict(state["average"])
         moments = {
             index: {
                 name: _laid_out(value, self.parameters[index]) if self.stepper.fused else value
@@ -243,12 +282,12 @@ class Student:
             self.scaler.load_state_dict(state["scaler"])
         self.generation += 1
 
-    def weights(self) -> dict[str, Tensor]:
-        """Return the model's whole state on the CPU; all ranks that share it out must call this."""
-        return {name: t.detach().cpu() for name, t in self.model.state_dict().items()}
+    def weights(self, weights: str = "student") -> dict[str, Tensor]:
+        """Return the state of `network` on the CPU; all ranks that share it out must call this."""
+        return {name: t.detach().cpu() for name, t in self.network(weights).state_dict().items()}
 
-    def whole(self) -> AbstractContextManager[None]:
-        """Return a context inside which this process may run the model by itself."""
+    def whole(self, weights: str = "student") -> AbstractContextManager[None]:
+        """Return a context inside which this process may run `network` by itself."""
         return nullcontext()
 
     def forget_step(self) -> None:
@@ -304,30 +343,3 @@ def _laid_out(value: Any, parameter: Tensor) -> Any:
     if value.shape != parameter.shape:
         raise ValueError(f"the optimizer has {tuple(value.shape)} for {tuple(parameter.shape)}")
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
-
-
-@contextmanager
-def _frozen(norms: list[_BatchNorm], training: bool) -> Iterator[None]:
-    """Let passes use the batch's statistics if ``training``, and never change the running ones."""
-    for norm in norms:
-        norm.track_running_stats = not training
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
-
-
-def _share_storage(norms: list[_BatchNorm]) -> list[Tensor]:
-    """Move statistics into one tensor and counters into another: one copy keeps or restores all."""
-    shared = []
-    for names in (("running_mean", "running_var"), ("num_batches_tracked",)):
-        owners = [(norm, name) for norm in norms for name in names]
-        flat = torch.cat([getattr(norm, name).flatten() for norm, name in owners])
-        start = 0
-        for norm, name in owners:
-            old = getattr(norm, name)
-            setattr(norm, name, flat[start : start + old.numel()].view_as(old))
-            start += old.numel()
-        shared.append(flat)
-    return shared

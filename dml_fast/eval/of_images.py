@@ -63,6 +63,7 @@ def predict_run(
     batch_size: int = 512,
     out: str = "",
     features: Path | None = None,
+    weights: str = "student",
 ) -> Predicted:
     """Predict the classes of images, vectors or texts, or embed them, with a run's students.
 
@@ -80,6 +81,7 @@ def predict_run(
         batch_size: rows at a time.
         out: the file for classes, .csv or .jsonl; - for CSV on the standard output; "" for none.
         features: the .npz file for embeddings, or None.
+        weights: student, or ema for the averages of their weights.
 
     Raises:
         UserError: no such run, checkpoint, student, device or file; no image can be decoded, or a
@@ -93,7 +95,7 @@ def predict_run(
             "of two images"
         )
     paths = find_images(given) if run.facts.of_images else []
-    trained = Trained.load(run, checkpoint, allow_code)
+    trained = Trained.load(run, checkpoint, allow_code, weights)
     config, facts = run.config, trained.facts
     chosen = _chosen(student, trained, run)
     precision = run_precision(config, pick_device(device))
@@ -141,6 +143,8 @@ def predict_run(
         images.report_sizes(config)
     archs = ", ".join(f"{k} ({trained.archs[k]})" for k in chosen)
     whose = f"ensemble of students {archs}" if together else f"student {archs}"
+    if weights == "ema":
+        whose = f"averages of weights, {whose}"
     return Predicted(
         rows=len(kept),
         what="images" if images else "rows",

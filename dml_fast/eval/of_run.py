@@ -54,6 +54,7 @@ def evaluate_run(
     hamming: bool = False,
     codes: Path | None = None,
     answers: list[Ids] | None = None,
+    weights: str = "student",
 ) -> dict[str, Any]:
     """Measure a run's students and their ensemble: accuracies, or how well they find identities.
 
@@ -76,6 +77,7 @@ def evaluate_run(
             among the training and validation rows that are not in it.
         codes: the .npz file for these codes, or None.
         answers: gets the classes that each student, and the ensemble, predicts, (K + 1, N) int64.
+        weights: student, or ema for the averages of their weights.
 
     Returns:
         What ``--json`` prints: shares in 0..1, and what they were measured on.
@@ -105,7 +107,7 @@ def evaluate_run(
         for flag, value in ranked.items():
             if value:
                 raise UserError(f"{flag} ranks, and {run.folder} learned classes: leave it out")
-    trained = Trained.load(run, checkpoint, allow_code)
+    trained = Trained.load(run, checkpoint, allow_code, weights)
     precision = run_precision(config, pick_device(device))
     parts = _parts(run, data, split, hamming)
     images = parts[0][0]
@@ -152,14 +154,16 @@ def evaluate_run(
         found = _classify(models, batches(images), precision, classes, answers, area)
         # not images - labelled: files that cannot be decoded are left out too
         found.facts["unlabelled"] = int((images.labels < 0).sum())
-    line = trained.validation
+    line = trained.validation if weights == config.weights else None  # what it measured
     score = (MAP if config.retrieval else ACCURACY).key
     key = "val_error_px" if isinstance(images, PairSet) else score
     return {
         "run": str(run.folder),
         "checkpoint": checkpoint,
         "step": trained.step,
-        "epoch": line["epoch"] if line else 0,
+        "epoch": trained.validation["epoch"] if trained.validation else 0,
+        "weights": weights,
+        **({"changes": run.changes} if run.changes else {}),
         "data": data or config.data,
         "split": split,
         "images": len(images),

@@ -22,7 +22,12 @@ Scores: TypeAlias = dict[str, float | None]
 
 
 def validate(
-    cohort: Cohort, data: DataSet, precision: Precision, channels_last: bool, protocol: str
+    cohort: Cohort,
+    data: DataSet,
+    precision: Precision,
+    channels_last: bool,
+    protocol: str,
+    weights: str = "student",
 ) -> tuple[list[Scores], Scores]:
     """Evaluate on the validation images; each column of processes takes its share.
 
@@ -32,11 +37,12 @@ def validate(
         precision: as in training.
         channels_last: the memory format of images.
         protocol: of a search, as in `dml_fast.eval.retrieval.search`.
+        weights: whose, as of `dml_fast.engine.Student.network`.
 
     Returns:
         The scores of each of K students, and of the ensemble, by their names in an epoch's line.
     """
-    world, models, val = cohort.world, cohort.models, data.val
+    world, val = cohort.world, data.val
     batches = evaluation_batches(
         val,
         batch_size=BATCH,
@@ -48,7 +54,7 @@ def validate(
         rank=world.column,
         ranks=world.mesh.data,
     )
-    with cohort.whole():
+    with cohort.whole(weights) as models:
         if isinstance(val, RetrievalSet):
             search = evaluate_retrieval(
                 models, batches, val, precision, protocol=protocol, world=world

@@ -1,4 +1,4 @@
-"""Weights to start from: those that timm publishes, or a file's. The classifier is always new.
+"""Weights to start from: those that timm publishes, a file's, or a run's.
 
 Torch is imported only when weights are read.
 """
@@ -65,7 +65,13 @@ def is_run(source: str) -> bool:
 
 
 def load_pretrained(
-    model: nn.Module, source: str, arch: str, state: Mapping[str, Tensor] | None = None
+    model: nn.Module,
+    source: str,
+    arch: str,
+    state: Mapping[str, Tensor] | None = None,
+    *,
+    option: str = "--pretrained",
+    whole: bool = False,
 ) -> None:
     """Load weights into a network, in place.
 
@@ -80,6 +86,8 @@ def load_pretrained(
         source: ``timm``, a ``.safetensors`` file or one of ``torch.save``, whatever its name.
         arch: the network's name.
         state: what ``source`` holds, if it was read already.
+        option: by which the user gives ``source``.
+        whole: whether the classifier is taken too, and must fit.
 
     Raises:
         UserError: the weights cannot be read or do not fit.
@@ -95,7 +103,10 @@ def load_pretrained(
         found = _stored(_published(arch))
     else:
         found = read_weights(Path(source).expanduser())
-    if isinstance(model, EmbeddingNet | HashNet):
+    given = f"{option} {source}"
+    if whole:
+        target, classifier = model, None
+    elif isinstance(model, EmbeddingNet | HashNet):
         target, classifier = model.backbone, None
     else:
         target, classifier = model, last_linear(model)
@@ -107,16 +118,16 @@ def load_pretrained(
     match = best_match(found, wanted)
     if match is None:
         raise UserError(
-            f"--pretrained {source} holds no state dict: give one, such as "
+            f"{given} holds no state dict: give one, such as "
             "torch.save(model.state_dict(), file) makes"
         )
     new = _new_layers(model, target, classifier)
     new += _other_heads(target, classifier, match.tensors)
     wanted = {n: tensor for n, tensor in wanted.items() if n.rpartition(".")[0] not in new}
-    _check_fit(wanted, match, source, arch)
-    with reading(f"--pretrained {source}", "replace it"):
+    _check_fit(wanted, match, given, arch)
+    with reading(given, "replace it"):
         taken = {name: match.tensors[name].read() for name in wanted if name in match.tensors}
-    _check_values(taken, dict(target.named_parameters()), source)
+    _check_values(taken, dict(target.named_parameters()), given)
     target.load_state_dict(taken, strict=False)
     _log.info(
         "%s: %d tensors are those of %s%s%s; new: %s; not used: %s",
@@ -193,7 +204,7 @@ def _stored(state: Mapping[str, Tensor]) -> dict[str, Stored]:
     return {name: Stored(tuple(t.shape), t.dtype, reader(t)) for name, t in state.items()}
 
 
-def _check_fit(wanted: Mapping[str, Tensor], match: Match, source: str, arch: str) -> None:
+def _check_fit(wanted: Mapping[str, Tensor], match: Match, given: str, arch: str) -> None:
     """Refuse weights that do not fit; a count of batches that is missing or a float is left out."""
     bad, found = [], match.tensors
     for name, tensor in wanted.items():
@@ -214,13 +225,13 @@ def _check_fit(wanted: Mapping[str, Tensor], match: Match, source: str, arch: st
                 bad.append(f"{name} is of {stored.dtype} and not {tensor.dtype}")
     if bad:
         raise UserError(
-            f"--pretrained {source} does not fit {arch}: {len(bad)} of {len(wanted)} "
+            f"{given} does not fit {arch}: {len(bad)} of {len(wanted)} "
             f"tensors differ ({bad[0]}); not used: {_listed(match.unused)}: give weights of "
             "this architecture"
         )
 
 
-def _check_values(taken: Mapping[str, Tensor], parameters: Mapping[str, Any], source: str) -> None:
+def _check_values(taken: Mapping[str, Tensor], parameters: Mapping[str, Any], given: str) -> None:
     """Refuse NaN; in parameters and statistics also infinity and what float32 cannot hold."""
     for name, tensor in taken.items():
         if not tensor.is_floating_point():
@@ -230,7 +241,7 @@ def _check_values(taken: Mapping[str, Tensor], parameters: Mapping[str, Any], so
         bad = ~values.isfinite() if finite else values.isnan()
         if bad.any():
             raise UserError(
-                f"--pretrained {source}: {int(bad.sum())} numbers of {name} are NaN "
+                f"{given}: {int(bad.sum())} numbers of {name} are NaN "
                 "or infinite: give other weights"
             )
 

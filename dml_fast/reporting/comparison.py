@@ -14,6 +14,7 @@ from dml_fast.config.files import NOT_A_SETTING
 from dml_fast.errors import UserError
 from dml_fast.reporting.markdown import plain, table
 from dml_fast.reporting.plots import plot_curves, plot_groups
+from dml_fast.runs.description import in_words
 from dml_fast.runs.files import atomic_write, writing
 from dml_fast.runs.folder import Run
 from dml_fast.runs.history import (
@@ -25,12 +26,13 @@ from dml_fast.runs.history import (
     images_per_s,
     mean_score,
     of_pairs,
+    out_of_patience,
     score_of,
     unit,
     written,
 )
 
-_OWN_COLUMN = frozenset({"method", "architectures", "epochs"})
+_OWN_COLUMN = frozenset({"method", "architectures", "epochs", "changes"})
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Entry:
         """All options in which two runs agree that differ only by chance."""
         config = self.run.config.settled(unlabelled=False)  # a run from before an option lacks it
         options = {k: v for k, v in config.to_dict().items() if k not in NOT_A_SETTING}
-        return (*options.items(), ("architectures", config.architectures))
+        changes = in_words(self.run.changes)  # of one that became longer
+        return (*options.items(), ("architectures", config.architectures), ("changes", changes))
 
     @property
     def best(self) -> EpochLine:
@@ -61,8 +64,10 @@ class Entry:
 
     @property
     def complete(self) -> bool:
-        """Whether all epochs are done."""
-        return len(self.history) >= self.run.config.total_epochs
+        """Whether all epochs are done, or as many as ``--patience`` allowed."""
+        config = self.run.config
+        ended = out_of_patience(self.history, config.patience)
+        return ended or len(self.history) >= config.total_epochs
 
 
 def read_entries(paths: Sequence[Path]) -> list[Entry]:
@@ -145,6 +150,11 @@ def to_markdown(entries: Sequence[Entry]) -> str:
         what = "Errors are those of displacements on the validation pairs, in the last epoch; for "
         what += "pairs that are aligned use `python -m dml_fast.evaluate RUN --data pairs:FILE.npz`"
     parts.append(f"{what}. {_per_second(entries)}")
+    parts += [
+        f"{plain(entry.label)} was changed by `--resume`: {in_words(entry.run.changes)}."
+        for entry in entries
+        if entry.run.changes
+    ]
     # the same seed twice is the same run twice: it would make the error look smaller
     once = {(e.setting, e.run.config.seed): e for e in reversed(entries) if e.complete}
     finished = group(list(reversed(once.values())))

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from dml_fast.foreign import shown
 from dml_fast.reporting.console import PlainConsole
+from dml_fast.runs.description import in_words
 from dml_fast.runs.history import (
     ACCURACY,
     MAP,
@@ -210,12 +211,15 @@ def _show_students(
 
 def _show_facts(result: Mapping[str, Any], images: str, more: str = "") -> None:
     """Print what was evaluated on what; ``images`` says what the images are."""
+    whose = "averages of weights in " if result.get("weights") == "ema" else ""
     _say(
         f"{result['images']:,} {images} of the {result['split']} split of {shown(result['data'])}"
-        f"{more}; {result['checkpoint']}.pt of {shown(result['run'])}, epoch {result['epoch']}; "
-        f"{result['precision']} on {result['device']}\n"
+        f"{more}; {whose}{result['checkpoint']}.pt of {shown(result['run'])}, "
+        f"epoch {result['epoch']}; {result['precision']} on {result['device']}\n"
         "* best on the validation split in that epoch"
     )
+    if changes := result.get("changes"):
+        _say(f"--resume has changed the run: {in_words(changes)}")
 
 
 def _table(columns: Sequence[str], title: str | None) -> Table:

@@ -16,6 +16,7 @@ from dml_fast.errors import UserError
 from dml_fast.foreign import Unfit, json_value, opened, reading, typed
 from dml_fast.machine import sync_folder
 from dml_fast.models.torch_files import load_file
+from dml_fast.runs.description import earlier
 from dml_fast.runs.files import atomic_write, link
 from dml_fast.runs.folder import Run
 from dml_fast.runs.history import EpochLine, checked
@@ -33,13 +34,17 @@ class Moments(TypedDict):
     state: dict[int, dict[str, Tensor]]
 
 
-class StudentState(TypedDict):
-    """A student in a checkpoint."""
-
+class _Student(TypedDict):
     arch: str
     model: dict[str, Tensor]
     optimizer: Moments
     scaler: dict[str, int | float]
+
+
+class StudentState(_Student, total=False):
+    """A student in a checkpoint, with the average of its weights if one is kept."""
+
+    average: dict[str, Tensor]
 
 
 class Generators(TypedDict):
@@ -154,7 +159,9 @@ def check_run(run: Run, state: State, path: Path) -> None:
             ``config.json`` names.
     """
     saved = from_mapping(json_value(state["config"], path), str(path))
-    if name := difference(run.config, saved):
+    if (name := difference(run.config, saved)) and all(
+        difference(config, saved) for config in earlier(run.config, run.changes)
+    ):
         theirs, mine = getattr(saved, name), getattr(run.config, name)
         why = f"it has {flag(name)} {theirs} and not {mine}"
     elif any(student["arch"] not in run.config.architectures for student in state["students"]):
@@ -202,7 +209,7 @@ def _check_tensors(state: State) -> None:
     """Refuse tensors that a pickle can name and no run saves, such as those without memory."""
     tensors = [state["meter"]]
     for student in state["students"]:
-        tensors += student["model"].values()
+        tensors += [*student["model"].values(), *student.get("average", {}).values()]
         tensors += [
             t for moments in student["optimizer"]["state"].values() for t in moments.values()
         ]

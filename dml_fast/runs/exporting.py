@@ -52,7 +52,13 @@ class Check(NamedTuple):
 
 
 def export_student(
-    run: Run, name: str, kind: str, which: str, out: str, allow_code: Collection[str] = ()
+    run: Run,
+    name: str,
+    kind: str,
+    which: str,
+    out: str,
+    allow_code: Collection[str] = (),
+    weights: str = "student",
 ) -> bool:
     """Export a student of a run, or all, and print by how much the file's output differs.
 
@@ -63,11 +69,12 @@ def export_student(
         which: the checkpoint: best or last.
         out: the file; "" for a name in the run folder.
         allow_code: the functions, as ``package.module:function``, that may build students.
+        weights: student, or ema for the average of its weights.
 
     Returns:
         Whether the file computes what the student does; if not, it is not kept.
     """
-    trained = Trained.load(run, which, allow_code)
+    trained = Trained.load(run, which, allow_code, weights)
     best = trained.best
     if name == "best" and best is None:
         raise UserError(
@@ -85,7 +92,8 @@ def export_student(
         student = TrainedStudent(trained.model(k), trained.archs[k], facts, facts.view_of(k))
         stem, source = f"student_{k}", range(k, k + 1)
         who = f"student {k} ({trained.archs[k]})"
-    path = Path(out) if out else run.folder / f"{stem}-{which}.{kind}"
+    suffix = "-ema" if weights == "ema" else ""
+    path = Path(out) if out else run.folder / f"{stem}-{which}{suffix}.{kind}"
     inputs, rows = _rows(run, facts, source)
     check = export(student, kind, path, *inputs)
     comparison = (
@@ -94,7 +102,8 @@ def export_student(
         f"on {len(inputs[0])} {rows}, in batches of 1 and {len(inputs[0]) + 1}"
     )
     if check.passed:
-        print(f"wrote {shown(path)}: {shown(who)} of {which}.pt; {comparison}")
+        whose = "averages of weights, " if weights == "ema" else ""
+        print(f"wrote {shown(path)}: {whose}{shown(who)} of {which}.pt; {comparison}")
     else:
         logger.error("%s was not kept, %s differs: %s", path, who, comparison)
     return check.passed

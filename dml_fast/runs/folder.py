@@ -7,18 +7,19 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING
 
 from dml_fast.config import TrainConfig
 from dml_fast.config.files import from_mapping
 from dml_fast.errors import UserError
 from dml_fast.foreign import Unfit, content, json_value, reading, shown, typed
 from dml_fast.machine import locked
+from dml_fast.runs.description import Change, Description, StudentJson, checked_changes
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import atomic_write, writing
 from dml_fast.runs.history import EpochLine, History, checked
@@ -26,22 +27,6 @@ from dml_fast.version import __version__
 
 if TYPE_CHECKING:
     from dml_fast.data.features import Features
-
-
-class StudentJson(TypedDict):
-    """What ``config.json`` holds of a student."""
-
-    arch: str
-    parameters: int
-
-
-class Description(TypedDict):
-    """What ``config.json`` holds: the package's version, the configuration, the data's facts."""
-
-    dml_fast: str
-    config: dict[str, Any]
-    data: dict[str, Any]
-    students: list[StudentJson]
 
 
 _PARTS = "checkpoint_"  # how the names of folders of checkpoints begin
@@ -75,6 +60,11 @@ class Run:
         """A copy of the file of ``--offsets``, as it was at the start."""
         return self.folder / "offsets.tsv"
 
+    @property
+    def class_weights_file(self) -> Path:
+        """A copy of the file of ``--class-weights``, as it was at the start."""
+        return self.folder / "class_weights.tsv"
+
     def checkpoint(self, which: str = "last") -> Path:
         """Return the path of ``last``, ``previous`` or ``best``.
 
@@ -82,9 +72,9 @@ class Run:
         """
         return self.folder / f"{which}.pt"
 
-    def weights(self, student: int) -> Path:
-        """Return the path of one student's final weights."""
-        return self.folder / f"student_{student}.safetensors"
+    def weights(self, student: int, *, averaged: bool = False) -> Path:
+        """Return the path of one student's final weights, or of their average."""
+        return self.folder / f"student_{student}{'-ema' if averaged else ''}.safetensors"
 
     def new_parts(self, step: int) -> Path:
         """Make a folder for a checkpoint of several processes, with a new name.
@@ -158,6 +148,12 @@ class Run:
         return config
 
     @cached_property
+    def changes(self) -> list[Change]:
+        """What ``--resume`` has changed of the configuration, the oldest first."""
+        with reading(self.config_file):
+            return checked_changes(self.description.get("changes", []), "its changes")
+
+    @cached_property
     def facts(self) -> DataFacts:
         """What the run records about its data."""
         with reading(self.config_file):
@@ -190,10 +186,11 @@ class Run:
                     file.write(data)
 
     def copy_given_files(self, config: TrainConfig) -> None:
-        """Copy the files of ``--labels`` and ``--offsets``, if there are any."""
+        """Copy the files that ``--labels``, ``--offsets`` and ``--class-weights`` name."""
         for given, own, option in (
             (config.labels, self.labels_file, "--labels"),
             (config.offsets, self.offsets_file, "--offsets"),
+            (config.class_weights_file, self.class_weights_file, "--class-weights"),
         ):
             if given:
                 found = content(Path(given).expanduser(), f"give another file with {option}")
@@ -206,13 +203,23 @@ class Run:
             config,
             labels=str(self.labels_file) if config.labels else "",
             offsets=str(self.offsets_file) if config.offsets else "",
+            class_weights=(
+                str(self.class_weights_file) if config.class_weights_file else config.class_weights
+            ),
         )
 
-    def describe(self, config: TrainConfig, facts: DataFacts, students: list[StudentJson]) -> None:
+    def describe(
+        self,
+        config: TrainConfig,
+        facts: DataFacts,
+        students: list[StudentJson],
+        changes: Sequence[Change] = (),
+    ) -> None:
         """Write ``config.json``."""
         description = {
             "dml_fast": __version__,
             "config": config.to_dict(),
+            **({"changes": changes} if changes else {}),
             "data": facts.to_json(),
             "students": students,
         }

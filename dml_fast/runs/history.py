@@ -132,6 +132,11 @@ def best_epoch(history: History) -> int:
     return 1 + means.index(max(means))
 
 
+def out_of_patience(history: History, patience: int) -> bool:
+    """Return whether the newest epochs, as many as ``patience``, are no better than one before."""
+    return 0 < patience <= len(history) - best_epoch(history) if history else False
+
+
 def mean_score(line: EpochLine) -> float:
     """Return the mean of the students' validation scores, in 0..1, or of their errors in pixels."""
     return fmean(_scores(line))

@@ -109,11 +109,15 @@ def load(
         return state
 
 
-class _Described(TypedDict):
+class _Always(TypedDict):
     arch: str
     model: list[str]
     optimizer: dict[str, list[str]]
     scaler: dict[str, int | float]
+
+
+class _Described(_Always, total=False):
+    average: list[str]
 
 
 class _Common(TypedDict):
@@ -178,8 +182,13 @@ def _student_tensors(
     tensors: dict[str, Tensor] = {}
     described: dict[int, Any] = {}
     for k, state in zip(world.students, states, strict=True):
-        model, moments = state["model"], state["optimizer"]["state"]
-        mine = {f"students.{k}.model.{name}": tensor for name, tensor in model.items()}
+        moments = state["optimizer"]["state"]
+        networks = {part: state[part] for part in ("model", "average") if part in state}
+        mine = {
+            f"students.{k}.{part}.{name}": tensor
+            for part, tensors_of in networks.items()
+            for name, tensor in tensors_of.items()
+        }
         for index, values in moments.items():
             mine |= {f"students.{k}.optimizer.{index}.{name}": v for name, v in values.items()}
         tensors |= {
@@ -190,7 +199,7 @@ def _student_tensors(
         if world.column == 0:
             described[k] = {
                 "arch": state["arch"],
-                "model": list(model),
+                **{part: list(names) for part, names in networks.items()},
                 "optimizer": {index: list(values) for index, values in moments.items()},
                 "scaler": state["scaler"],
             }
@@ -200,9 +209,15 @@ def _student_tensors(
 def _student_state(
     k: int, described: _Described, tensor: Callable[[str], Tensor]
 ) -> dict[str, Any]:
+    networks = {"model": described["model"]}
+    if "average" in described:
+        networks["average"] = described["average"]
     return {
         "arch": described["arch"],
-        "model": {name: tensor(f"students.{k}.model.{name}") for name in described["model"]},
+        **{
+            part: {name: tensor(f"students.{k}.{part}.{name}") for name in names}
+            for part, names in networks.items()
+        },
         "optimizer": {
             "state": {
                 int(index): {

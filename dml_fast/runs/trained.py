@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,14 +21,16 @@ from dml_fast.data import (
 )
 from dml_fast.data.files import ImageFiles
 from dml_fast.data.sets import Part
-from dml_fast.errors import UserError
-from dml_fast.foreign import Unfit, reading
+from dml_fast.errors import UserError, check_choice
+from dml_fast.foreign import Unfit, reading, shown
 from dml_fast.models import InputSpec, check_code
 from dml_fast.runs import checkpoint
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.folder import Run
 from dml_fast.runs.history import EpochLine, best_student
 from dml_fast.runs.weights import build_student
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Trained:
     Attributes:
         path: of the checkpoint.
         archs: the architecture of each student, length K.
-        states: the ``state_dict`` of each student's model.
+        states: the ``state_dict`` of each student's model, or of the average of its weights.
         facts: of the data that they were trained on.
         step: the number of steps before the checkpoint.
         validation: the newest line of metrics at that step; None before the first epoch's end.
@@ -51,18 +54,33 @@ class Trained:
     validation: EpochLine | None
 
     @classmethod
-    def load(cls, run: Run, which: str, allow_code: Collection[str] = ()) -> Trained:
+    def load(
+        cls, run: Run, which: str, allow_code: Collection[str] = (), weights: str = "student"
+    ) -> Trained:
         """Read the checkpoint ``best``, ``last`` or ``previous``.
 
         Args:
             run: the run.
             which: the checkpoint.
             allow_code: the functions, as ``package.module:function``, that may build students.
+            weights: ``student``, or ``ema`` for the averages that a run with ``--ema`` keeps.
 
         Raises:
-            UserError: the run has no such checkpoint, it is damaged or of another run, or a student
-                would be built by a function that is not allowed.
+            UserError: the run has no such checkpoint, it is damaged or of another run, a student
+                would be built by a function that is not allowed, or no averages were kept.
         """
+        check_choice("weights", weights, ("student", "ema"))
+        if weights == "ema" and run.config.ema == "off":
+            raise UserError(
+                f"--weights ema is for averages of weights, and {run.folder} kept none: leave it "
+                "out, or train with --ema 0.999"
+            )
+        if weights == "student" and run.config.weights == "ema":
+            logger.info(
+                "%s was validated by averages of weights, and these are the students' own: "
+                "--weights ema takes the averages",
+                shown(run.folder),
+            )
         path = run.checkpoint(which)
         if not path.exists():
             names = ("best", "last", "previous")
@@ -76,11 +94,15 @@ class Trained:
         with reading(path):
             if archs != run.config.architectures:
                 raise Unfit(f"it has {len(archs)} students")
+            if weights == "ema" and any("average" not in one for one in state["students"]):
+                raise Unfit("it has no averages")
         check_code(archs, allow_code, run.folder, "add --allow-code {}")
         return cls(
             path=path,
             archs=archs,
-            states=tuple(student["model"] for student in state["students"]),
+            states=tuple(
+                one["average"] if weights == "ema" else one["model"] for one in state["students"]
+            ),
             facts=run.facts,
             step=state["step"],
             validation=history[-1] if history else None,
@@ -115,16 +137,30 @@ def weights_of_run(source: str) -> tuple[dict[str, Any], ...]:
     Raises:
         UserError: there are none, or as `Trained.load`.
     """
+    remedy = "give one of its files student_K.safetensors"
+    return trained_of_run(source, "--pretrained", remedy).states
+
+
+def trained_of_run(
+    source: str, option: str, remedy: str = "train it for an epoch first"
+) -> Trained:
+    """Return the students of a run, from which others learn. No code of it is run.
+
+    Args:
+        source: its folder, for ``best.pt``, or where there is none ``last.pt``; or a checkpoint.
+        option: by which the user gives it.
+        remedy: what a message advises where there is no checkpoint.
+
+    Raises:
+        UserError: there is none, or as `Trained.load`.
+    """
     path = Path(source).expanduser()
     run = Run.open(path)
     named = [path.stem] if path.suffix == ".pt" else ["best", "last"]
     for which in named:
         if run.checkpoint(which).exists():
-            return Trained.load(run, which, allow_code=run.config.architectures).states
-    raise UserError(
-        f"--pretrained {source} has no checkpoint to start from: give one of its files "
-        "student_K.safetensors"
-    )
+            return Trained.load(run, which, allow_code=run.config.architectures)
+    raise UserError(f"{option} {source} has no checkpoint to start from: {remedy}")
 
 
 def open_split(run: Run, spec: str, split: str) -> Part:

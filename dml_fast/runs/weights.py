@@ -24,8 +24,8 @@ from dml_fast.runs.folder import Run
 from dml_fast.version import __version__
 
 # in a run folder
-_STUDENT = re.compile(r"student_(\d{1,9})(-best|-last)?\.safetensors")
-_ENSEMBLE = re.compile(r"ensemble(-best|-last)?\.safetensors")
+_STUDENT = re.compile(r"student_(\d{1,9})(-best|-last)?(-ema)?\.safetensors")
+_ENSEMBLE = re.compile(r"ensemble(-best|-last)?(-ema)?\.safetensors")
 
 
 def header_of(arch: str, facts: DataFacts, view: int = 0) -> str:

@@ -12,6 +12,7 @@ from statistics import fmean
 import numpy as np
 
 from dml_fast.config import TrainConfig, flag
+from dml_fast.config.checks_longer import refuse_limits
 from dml_fast.data import PairSet, open_dataset
 from dml_fast.data.features import Features
 from dml_fast.data.philox import Draws
@@ -79,6 +80,7 @@ def _check(config: TrainConfig, plan: Plan, launch: Launch) -> None:
                 f"{flag(name)} means nothing with --simulate, which hides the labels of the data "
                 "and gives them back: leave it out"
             )
+    refuse_limits(config, "rounds of --simulate choose rows when they have ended")
     if config.retrieval:
         raise UserError(
             f"--simulate chooses rows by their classes and --data {config.data} has identities: "

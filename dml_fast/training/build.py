@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from dml_fast.config import TrainConfig, flag
@@ -16,13 +16,13 @@ from dml_fast.data.features import Features
 from dml_fast.data.loaders import train_loader
 from dml_fast.data.loaders.assemble import Loader
 from dml_fast.data.plan import Augmentation
+from dml_fast.data.weight_files import read_weights
 from dml_fast.distributed.connect import pick_local_device
 from dml_fast.distributed.launch import Launch
 from dml_fast.distributed.world import World, agreed
-from dml_fast.engine import Cohort, Engine, Precision, Student
+from dml_fast.engine import Cohort, Engine, Precision, Student, Teacher
 from dml_fast.engine.choice import check_executor, make_executor
 from dml_fast.engine.precision import pick_device
-from dml_fast.engine.prior import log_prior
 from dml_fast.errors import UserError
 from dml_fast.eval.checks import check_images
 from dml_fast.machine import keep_freed_memory
@@ -32,12 +32,15 @@ from dml_fast.reporting.loggers import Logs
 from dml_fast.rng import derive_seed
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.folder import Run
+from dml_fast.training.classes import class_weights_of, prior_of, say_what_balance_means
 from dml_fast.training.extra import extra_of
 from dml_fast.training.meter import Meter
 from dml_fast.training.saving import Progress, Saver
 from dml_fast.training.shares import share_out_by_cost
 from dml_fast.training.signals import StopRequest
-from dml_fast.training.students import blank, build_cohort, head_of, warn_of_other_columns
+from dml_fast.training.start import NEW, Start
+from dml_fast.training.students import blank, build_cohort, head_of
+from dml_fast.training.teachers import check_fit, copy_teachers, read_teachers
 from dml_fast.training.trainer import Trainer
 from dml_fast.training.unlabelled import settled
 from dml_fast.training.watch import HashWatch
@@ -79,25 +82,31 @@ def build_trainer(
         data = _open_data(own, device, world, run.features if begun else features)
     with world.all_or_none():
         config = settled(config, data, world.mesh.data)
+    weights = world.from_main(lambda: class_weights_of(own, data)) if own.class_weights else None
     facts = DataFacts.of(data, head_of(config))
     if config.shares == "measured":
         _measure_shares(config, facts, precision, world)
     with world.all_or_none():
         loader = _build_loader(config, data, device, world)
     checkpoint = run.to_continue(resume) if resume else None
-    if not checkpoint:
-        warn_of_other_columns(config, facts)
+    with world.all_or_none():
+        start = NEW if checkpoint else Start.of(config, facts)
+        teachers, config = read_teachers(config, run, begun)
+        check_fit(teachers, facts, config)
     cohort = build_cohort(
-        replace(config, pretrained="") if checkpoint else config,
+        config,
         precision,
         num_classes=len(facts.classes),
         inputs=facts.inputs,
         world=world,
+        start=start,
     )
-    engine = _build_engine(config, data, cohort, device)
+    start.check(cohort, config.method)
+    fixed = [one.for_engine(facts, config, precision) for one in teachers]
+    engine = _build_engine(config, data, cohort, device, weights, fixed)
     progress = Progress(Meter(len(cohort), device, world), config.executor)
     saver = Saver(config, run, facts, data.corrupt, cohort, progress)
-    needed = saver.bytes_needed()
+    needed = saver.bytes_needed() + sum(one.bytes for one in teachers)
     files = data.features.files() if data.features and not begun else {}
     with world.all_or_none():
         if world.main:
@@ -105,6 +114,7 @@ def build_trainer(
             run.write_features(files)
             if not begun:
                 run.copy_given_files(config)
+                copy_teachers(teachers, run)
         if checkpoint:
             saver.resume(checkpoint)
     if config.small_loss:
@@ -113,6 +123,9 @@ def build_trainer(
             100 * config.small_loss,
             config.small_loss_warmup(loader.steps_per_epoch),
         )
+    if teachers:
+        names = ", ".join(f"{one.name} ({one.arch})" for one in teachers)
+        logger.info("teachers, which do not learn: %s", names)
     with world.all_or_none():
         reporter.logs.open(run, config.to_dict(), progress.history)
     reporter.start(config, data, saver.describe(), precision, world)
@@ -158,6 +171,8 @@ def _open_data(
     if config.input_kind == "vector" and features is None and not world.single:
         options["features"] = world.from_main(lambda: open_dataset(config.data, **options).features)
     with world.all_or_none():
+        if world.main and config.class_weights_file:
+            read_weights(config.class_weights_file)  # before images are decoded for minutes
         data = open_dataset(config.data, download=config.download and world.main, **options)
         if isinstance(data.val, RetrievalSet):  # some of its files may have been skipped
             check_images(data.val, config.val_protocol, "--val-protocol")
@@ -211,6 +226,7 @@ def _measure_shares(
 
 def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, world: World) -> Loader:
     assert config.unlabelled_share != "auto"  # the configuration is settled
+    say_what_balance_means(config, data)
     return train_loader(
         data,
         Augmentation(
@@ -229,6 +245,7 @@ def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, worl
         num_instances=config.num_instances if config.retrieval else 0,
         unlabelled_share=config.unlabelled_share,
         epoch_steps=config.epoch_steps,
+        balance=config.balance,
         dither=config.dither,
         symmetrise=config.symmetrise,
         views=len(config.architectures) if config.views == "per-student" else 1,
@@ -240,7 +257,12 @@ def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, worl
 
 
 def _build_engine(
-    config: TrainConfig, data: DataSet, cohort: Cohort, device: torch.device
+    config: TrainConfig,
+    data: DataSet,
+    cohort: Cohort,
+    device: torch.device,
+    class_weight: torch.Tensor | None,
+    teachers: Sequence[Teacher],
 ) -> Engine:
     extra = extra_of(config)
     if config.accumulate > 1 and any(student.norms for student in cohort):
@@ -256,18 +278,12 @@ def _build_engine(
         update=config.update,
         feature_loss=extra.loss,
         feature_weight=extra.weight,
-        prior=_prior(data) if config.prior == "balance" else None,
+        prior=prior_of(config, data),
+        class_weight=class_weight,
         small_loss=config.small_loss,
+        teach_with=config.teach_with,
+        teachers=teachers,
         clip_norm=None if config.clip_norm == "off" else config.clip_norm,
         parts=config.accumulate,
         executor=make_executor(config.executor, len(cohort), device),
     )
-
-
-def _prior(data: DataSet) -> torch.Tensor:
-    """Return the logarithms of the classes' shares of the training labels, as training has them."""
-    labels = data.train.labels
-    counts = np.bincount(labels[labels >= 0], minlength=len(data.classes))
-    if not counts.all():
-        logger.info("prior: a class without a label counts as if it had one")
-    return log_prior(counts.tolist())

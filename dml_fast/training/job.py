@@ -15,6 +15,7 @@ from dml_fast.distributed.mesh import Mesh, Shares
 from dml_fast.foreign import shown
 from dml_fast.models import names_code
 from dml_fast.runs.folder import Run, new_folder
+from dml_fast.runs.named import students_named
 from dml_fast.training.shares import place
 from dml_fast.training.signals import StopRequest
 
@@ -41,19 +42,24 @@ def train(
         features: of texts and vectors, for a new run; by default they are fitted to its rows.
 
     Returns:
-        The exit code: 0, or 128 + the signal that stopped the run.
+        The exit code: 0, or 128 + the signal that stopped the run. It is 0 too where ``--max-time``
+        or ``--max-steps`` stopped it.
 
     Raises:
         UserError: an option, the folder, the data or the checkpoint does not allow the run.
         TrainingError: the run cannot continue.
     """
     begun = bool(resume) and Run.open(resume).to_continue(Path(resume)) is not None
-    (replace(config, pretrained="") if begun else config).check()  # its weights are needed once
+    # the weights to start from are needed once
+    (replace(config, pretrained="", init_from="") if begun else config).check()
+    if not resume:
+        students_named(config.teachers, "--teachers")
+        students_named(config.init_from, "--init-from")
     processes = _connected(config, launch, *place(config, launch.size))
     by_torchrun = launch.size > 1 or launch.agent_store
     job = _job_of_torchrun if by_torchrun else _job_alone
     with (
-        StopRequest(twice=launch.size > 1) as stop,
+        StopRequest(twice=launch.size > 1, seconds=config.time_limit) as stop,
         job(processes, config, resume, launch) as (world, run, restarted),
     ):
         from dml_fast.training.build import build_trainer
@@ -71,8 +77,12 @@ def train(
         return 0
     step = trainer.progress.step
     code = f" --arch {config.arch}" if any(map(names_code, config.architectures)) else ""
-    again = f"--resume {shown(run.folder)}{code}"
-    print(f"stopped at step {step}; continue with {again}", file=sys.stderr)
+    again, by = f"--resume {shown(run.folder)}{code}", ""
+    if not stop.signal and 0 < config.max_steps <= step:
+        again, by = f"{again} --max-steps 0", f" by --max-steps {config.max_steps}"
+    elif not stop.signal and config.max_time:
+        by = f" by --max-time {config.max_time}"
+    print(f"stopped at step {step}{by}; continue with {again}", file=sys.stderr)
     return stop.exit_code
 
 

@@ -19,13 +19,16 @@ from dml_fast.errors import CheckpointError, TrainingError, UserError, reason
 from dml_fast.foreign import reading
 from dml_fast.reporting.console import logger
 from dml_fast.runs import checkpoint
+from dml_fast.runs.description import Change, StudentJson, check_epochs, in_words, with_new
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import link
-from dml_fast.runs.folder import Run, StudentJson
+from dml_fast.runs.folder import Run
 from dml_fast.runs.history import EpochLine, best_epoch
 from dml_fast.runs.weights import save_student
 from dml_fast.training.elsewhere import changed_mesh, changed_surroundings, surroundings
 from dml_fast.training.meter import Meter
+
+_LONGER = "from here on its schedules are those of the new number"
 
 
 @dataclass
@@ -78,6 +81,7 @@ class Saver:
         self.cohort, self.progress, self.world = cohort, progress, cohort.world
         self._every_steps, self._every_seconds = config.save_interval
         self._saved_step, self._saved_at = 0, time.monotonic()  # of the newest checkpoint
+        self._changes: list[Change] = []
 
     def describe(self) -> list[StudentJson]:
         """Write ``config.json``; return the architecture and parameters of each student."""
@@ -89,7 +93,7 @@ class Saver:
         students = [found[k] for k in range(self.cohort.total)]
         with self._writing():
             if self.world.main:
-                self.run.describe(self._picked_config(), self.facts, students)
+                self.run.describe(self._picked_config(), self.facts, students, self._changes)
         return students
 
     def bytes_needed(self) -> int:
@@ -97,8 +101,14 @@ class Saver:
         tensors = [t for s in self.cohort for t in s.model.state_dict().values()]
         mine: int = sum(t.numel() * t.element_size() for t in tensors)
         weights: int = sum(self.world.all_gather(mine)) // self.world.mesh.data
+        networks = 1 + (self.config.ema != "off")
         states = 2 if "adamw" in self.config.algorithms else 1
-        return 4 * weights * (1 + states) + weights + 2**22
+        return 4 * weights * (networks + states) + networks * weights + 2**22
+
+    @property
+    def saved(self) -> bool:
+        """Whether a checkpoint of this step is there."""
+        return 0 < self._saved_step == self.progress.step
 
     def steps_due(self) -> bool:
         """Whether ``--save-every`` asks for a checkpoint after this step."""
@@ -158,9 +168,15 @@ class Saver:
         state = checkpoint.load(path, self.cohort.numbers, verify=self.world.main)
         self._check(state, path)
         progress = self.progress
-        mesh = changed_mesh(state["mesh"], self.world.mesh, self.config.batch_size, path)
+        rows = self.config.batch_size // self.config.accumulate  # that a pass sees, of all ranks
+        mesh = changed_mesh(state["mesh"], self.world.mesh, rows, path)
         progress.history = checkpoint.history_of(self.run, state, path)
         progress.step, progress.seconds = state["step"], state["seconds"]
+        epochs = len(progress.history)
+        ended = progress.history[-1]["step"] if epochs else 0
+        check_epochs(self.run.config, self.config, epochs, epochs + (progress.step > ended))
+        known = self.run.changes
+        self._changes = with_new(known, self.run.config, self.config, progress.step, epochs)
         with reading(path):
             self.cohort.load_state_dict(state["students"])
             progress.meter.load(state["meter"])
@@ -168,7 +184,12 @@ class Saver:
                 rng.set_state(state["rng"][self.world.launch.rank])
         self._mark_saved()
         here = surroundings(self.cohort, progress.executor)
-        for change in (mesh, changed_surroundings(state, here, path)):
+        new = in_words(self._changes[len(known) :])
+        for change in (
+            mesh,
+            changed_surroundings(state, here, path),
+            new and f"the run has {new}: {_LONGER}",
+        ):
             if change:
                 logger.info("%s", change)
         if not self.world.main:
@@ -190,7 +211,9 @@ class Saver:
         """
         with self._writing():
             for place in range(max(map(len, self.world.shares))):
-                self._write_students(place)
+                self._write_students(place, "student")
+                if self.config.ema != "off":
+                    self._write_students(place, "ema")
 
     def _picked_config(self) -> TrainConfig:
         """Return the configuration with the executor in use, which a resumed run keeps."""
@@ -209,20 +232,19 @@ class Saver:
     def _mark_saved(self) -> None:
         self._saved_step, self._saved_at = self.progress.step, time.monotonic()
 
-    def _write_students(self, place: int) -> None:
-        """Let rank 0 write the final weights of one student of each row."""
+    def _write_students(self, place: int, which: str) -> None:
+        """Let rank 0 write the final weights of one student of each row, or their average."""
         mine = None
         if place < len(self.cohort):
             student = self.cohort.students[place]
-            weights = student.weights()
+            weights = student.weights(which)
             if self.world.column == 0:
                 mine = self.cohort.numbers[place], student.arch, weights
         for found in self.world.gather(mine) or ():
             if found is not None:
                 number, arch, weights = found
-                save_student(
-                    self.run.weights(number), weights, arch, self.facts, self.facts.view_of(number)
-                )
+                path = self.run.weights(number, averaged=which == "ema")
+                save_student(path, weights, arch, self.facts, self.facts.view_of(number))
 
     def _write_corrupt(self) -> None:
         """List the files that any rank has skipped so far."""

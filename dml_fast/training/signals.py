@@ -1,8 +1,12 @@
-"""SIGINT and SIGTERM ask the training to stop after its step; a second one ends it at once."""
+"""SIGINT, SIGTERM and a time limit ask the training to stop after its step.
+
+A second signal ends it at once.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import threading
@@ -24,13 +28,15 @@ class StopRequest:
     Args:
         twice: whether a signal may come twice, as torchrun passes on what the terminal has already
             sent to all processes.
+        seconds: after which `overdue` is true.
 
     Attributes:
         signal: the number of the first signal; 0 before it.
     """
 
-    def __init__(self, *, twice: bool = False) -> None:
+    def __init__(self, *, twice: bool = False, seconds: float = math.inf) -> None:
         self.signal: int = 0
+        self._seconds, self._begun = seconds, time.monotonic()
         self._twice, self._at = twice, 0.0
         self._before: dict[int, Any] = {}
         self._waits = True
@@ -67,6 +73,11 @@ class StopRequest:
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(self.exit_code)
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the time is up."""
+        return time.monotonic() - self._begun >= self._seconds
 
     @property
     def exit_code(self) -> int:

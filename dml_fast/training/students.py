@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,17 +13,15 @@ from dml_fast.config import TrainConfig
 from dml_fast.config.fields import names_in
 from dml_fast.distributed.world import World
 from dml_fast.engine import Cohort, Precision, Student
+from dml_fast.engine.averaging import Average
 from dml_fast.engine.decay import in_groups, without_decay
 from dml_fast.engine.optim import make_optimizer
 from dml_fast.errors import UserError, reason
 from dml_fast.models import InputSpec
 from dml_fast.models.heads import Head, new_network
-from dml_fast.models.pretrained import is_run, load_pretrained
 from dml_fast.rng import derive_seed, seed_everything
-from dml_fast.runs.facts import DataFacts
-from dml_fast.runs.folder import Run
-from dml_fast.runs.trained import weights_of_run
 from dml_fast.training.extra import extra_of
+from dml_fast.training.start import NEW, Start
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -39,6 +36,7 @@ def build_cohort(
     num_classes: int,
     inputs: Sequence[InputSpec],
     world: World | None = None,
+    start: Start = NEW,
 ) -> Cohort:
     """Create those students of a run that this process holds, each from its own seed.
 
@@ -51,6 +49,7 @@ def build_cohort(
         num_classes: C.
         inputs: what each of V views of the data gives; student k reads view k % V.
         world: the processes that train together; by default there is one.
+        start: where their weights come from.
 
     Raises:
         UserError: a student cannot be made, or cannot be trained on such inputs.
@@ -59,20 +58,19 @@ def build_cohort(
     groups = world.row_groups()
     students = []
     with world.all_or_none():
-        weights = weights_to_start(config)
         for k in world.students:
             arch = config.architectures[k]
             seed_everything(derive_seed(config.seed, "student", k))
             spec = inputs[k % len(inputs)]
             model = new_network(arch, num_classes, spec, head_of(config))
-            if config.pretrained:
-                load_pretrained(model, config.pretrained, arch, weights[k] if weights else None)
+            start.load(model, k, arch)
             model = model.to(precision.device)
             if config.channels_last:
                 model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            average = None if config.ema == "off" else Average(model, config.ema)
             spared = without_decay(model, names_in(config.no_decay))
             optimizer = _optimizer(config, k, _trainable(model), spared)
-            student = Student(model, optimizer, precision, arch)
+            student = Student(model, optimizer, precision, arch, average=average)
             rows = config.batch_size // world.mesh.data // config.accumulate
             _try(student, blank(min(2, rows), spec, precision), spec, num_classes)
             students.append(student)
@@ -95,19 +93,6 @@ def head_of(config: TrainConfig) -> Head:
     """Return what stands on each student's backbone."""
     kind = config.head_kind
     return Head(kind, config.bits if kind == "hash" else 0)
-
-
-def weights_to_start(config: TrainConfig) -> tuple[dict[str, torch.Tensor], ...]:
-    """Return the weights of each student if ``--pretrained`` names a run, else nothing."""
-    if not is_run(config.pretrained):
-        return ()
-    weights = weights_of_run(config.pretrained)
-    if len(weights) < len(config.architectures):
-        raise UserError(
-            f"--pretrained {config.pretrained} has {len(weights)} students and this run "
-            f"{len(config.architectures)}: give the file of one of them, student_K.safetensors"
-        )
-    return weights
 
 
 def _optimizer(
@@ -149,35 +134,32 @@ def _joined(
         shard,
     )
 
-    model, precision, arch = student.model, student.precision, student.arch
+    model, precision, arch, average = (
+        student.model,
+        student.precision,
+        student.arch,
+        student.average,
+    )
     assert world.device_mesh is not None
     if config.fsdp:
-        shard(model, world.device_mesh["data"])
+        for network in (model, *([average.model] if average else [])):
+            shard(network, world.device_mesh["data"])
         spared = without_decay(model, names_in(config.no_decay))
         shards = _trainable(model)
         optimizer = _optimizer(config, k, local_parameters(shards), spared)
-        decayed, free = in_groups(shards, spared)
+        shards = [parameter for group in in_groups(shards, spared) for parameter in group]
         return ShardedStudent(
-            model, optimizer, precision, arch, group=group, shards=[*decayed, *free]
+            model, optimizer, precision, arch, group=group, shards=shards, average=average
         )
     features = extra_of(config).loss is not None
     return ReplicatedStudent(
-        model, student.optimizer, precision, arch, group=group, with_features=features
-    )
-
-
-def warn_of_other_columns(config: TrainConfig, facts: DataFacts) -> None:
-    """Say so if ``--pretrained`` has weights of vectors whose columns may mean something else."""
-    if not config.pretrained or facts.inputs[0].kind != "vector":
-        return
-    if is_run(config.pretrained):
-        run = Run.open(Path(config.pretrained).expanduser())
-        if facts.features and run.facts.features == facts.features:
-            return
-    logger.warning(
-        "--pretrained %s may be of other features: the first layer's weights are kept, and mean "
-        "something only if each column is the same as there",
-        config.pretrained,
+        model,
+        student.optimizer,
+        precision,
+        arch,
+        group=group,
+        with_features=features,
+        average=average,
     )
 
 

@@ -16,9 +16,9 @@ from dml_fast.engine.optim import lr_factor, ramp
 from dml_fast.errors import TrainingError
 from dml_fast.eval.validation import validate
 from dml_fast.foreign import shown
-from dml_fast.reporting.console import Reporter, at_the_end
+from dml_fast.reporting.console import Reporter, at_the_end, logger
 from dml_fast.reporting.tables import show_run
-from dml_fast.runs.history import EpochLine, best_epoch
+from dml_fast.runs.history import EpochLine, best_epoch, out_of_patience
 from dml_fast.training.extra import extra_of
 from dml_fast.training.saving import Progress, Saver
 from dml_fast.training.signals import StopRequest
@@ -57,7 +57,7 @@ class Trainer:
     watch: HashWatch | None
 
     def fit(self) -> bool:
-        """Train until the end or until a signal asks to stop.
+        """Train until the end, or until a signal, ``--max-time`` or ``--max-steps`` stops it.
 
         Returns:
             Whether the run is complete.
@@ -68,14 +68,18 @@ class Trainer:
         for student in self.engine.cohort:
             student.model.train()
         epochs, progress = self.config.total_epochs, self.progress
+        ended = self._ended()
         with self.reporter.progress(epochs * self.loader.steps_per_epoch, progress.step):
-            while len(progress.history) < epochs:
+            while not ended:
                 if not self._train_epoch():
-                    self.saver.save()
+                    if not self.saver.saved:
+                        self.saver.save()
                     return False
                 self._end_epoch()
-                if self.engine.cohort.world.vote(self.stop.signal != 0, False)[0]:
-                    return len(progress.history) == epochs
+                ended = self._ended()
+                stop = self.engine.cohort.world.vote(self._asked_to_stop(), False)[0]
+                if not ended and (stop or self._at_limit()):
+                    return False
         return True
 
     def finish(self, *, brief: bool = False) -> None:
@@ -126,8 +130,8 @@ class Trainer:
         assert kl_warmup != "auto"  # the configuration is settled
         start = time.monotonic() - progress.seconds
         for batch in self.loader.epoch(epoch, progress.step - epoch * per_epoch):
-            stop, overdue = world.vote(self.stop.signal != 0, self.saver.seconds_due())
-            if stop:
+            stop, overdue = world.vote(self._asked_to_stop(), self.saver.seconds_due())
+            if stop or self._at_limit():
                 return False
             if progress.executor == "auto" and self._worth_a_trial(learners):
                 begun = time.monotonic()
@@ -168,6 +172,35 @@ class Trainer:
                 self.saver.save()
         return True
 
+    def _asked_to_stop(self) -> bool:
+        """Return whether a signal or, by the clock of rank 0, ``--max-time`` asks to stop."""
+        return self.stop.signal != 0 or (self.saver.world.main and self.stop.overdue)
+
+    def _at_limit(self) -> bool:
+        """Return whether the steps of ``--max-steps`` are done."""
+        return 0 < self.config.max_steps <= self.progress.step
+
+    def _ended(self) -> bool:
+        """Return whether the run is complete: by its epochs, or by ``--patience``.
+
+        Ranks go by what rank 0 has measured.
+        """
+        history, patience = self.progress.history, self.config.patience
+        if len(history) >= self.config.total_epochs:
+            return True
+        if not patience or not self.saver.world.from_main(
+            lambda: out_of_patience(history, patience)
+        ):
+            return False
+        logger.info(
+            "--patience %d: no epoch since %d is better, so the run ends after epoch %d of %d",
+            patience,
+            best_epoch(history),
+            len(history),
+            self.config.total_epochs,
+        )
+        return True
+
     def _end_epoch(self) -> None:
         """Validate, write the epoch's line, save."""
         config, progress = self.config, self.progress
@@ -177,6 +210,7 @@ class Trainer:
             self.precision,
             config.channels_last,
             config.val_protocol,
+            config.weights,
         )
         images = self.loader.steps_per_epoch * config.batch_size
         rates = self._lrs(progress.step - 1)

@@ -35,6 +35,14 @@ HASH = {"head": "hash", "bits": 16, "epochs": 2}
 CHOOSY = {"small_loss": 0.3, "label_noise": 0.3, "prior": "balance"}
 GROUP_NORM = {"arch": "group_norm_net:build", "lr": 0.02}
 DOUBLE = {**GROUP_NORM, "arch": "group_norm_net:build_double"}
+PARTS = {
+    "accumulate": 2,
+    "clip_norm": 0.5,
+    "no_decay": "norm,bias",
+    "optimizer": "sgd,adamw",
+    "lr": "0.05,0.001",
+    "weight_decay": "0.01,0.1",
+}
 UNLABELLED = {
     "mesh": "1x2",
     "labels_per_class": 5,
@@ -63,6 +71,7 @@ ROWS: dict[str, tuple[int, Options]] = {  # processes, and what is trained
     ),
     "adamw": (2, {**TWO, "optimizer": "adamw"}),
     "rows left out": (2, {**FOUR, **CHOOSY}),
+    "parts, one optimizer each": (2, {**TWO, **PARTS}),
     "2x1 vectors": (2, FOUR),
     "measured vectors": (2, {"cohort": 3, "mesh": "2x1", "shares": "measured"}),
     "2x1 market": (2, TWO),
@@ -74,19 +83,30 @@ COLUMNS: dict[str, tuple[int, Options]] = {
     "2x2": (4, {**FOUR, **GROUP_NORM, "mesh": "2x2"}),
     "1x2 amp": (2, {**TWO, **GROUP_NORM, "mesh": "1x2", "amp": True}),
     "2x2 amp": (4, {**FOUR, **GROUP_NORM, "mesh": "2x2", "amp": True}),
-    "1x2 threads": (2, {**FOUR, **GROUP_NORM, "mesh": "1x2", "executor": "threads"}),
+    "1x2 threads, class weights": (
+        2,
+        {
+            **FOUR,
+            **GROUP_NORM,
+            "mesh": "1x2",
+            "executor": "threads",
+            "class_weights": "auto",
+        },
+    ),
     "1x2 fsdp": (2, {**TWO, **GROUP_NORM, "mesh": "1x2", "fsdp": True}),
     "2x2 fsdp adamw": (
         4,
         {**FOUR, **GROUP_NORM, "mesh": "2x2", "fsdp": True, "optimizer": "adamw", "lr": 1e-4},
     ),
     "1x2 rows left out": (2, {**TWO, **GROUP_NORM, **CHOOSY, "mesh": "1x2"}),
+    "1x2 parts": (2, {**TWO, **GROUP_NORM, **PARTS, "mesh": "1x2"}),
+    "1x2 fsdp parts": (2, {**TWO, **GROUP_NORM, **PARTS, "mesh": "1x2", "fsdp": True}),
     "1x2 unlabelled": (2, {**TWO, **GROUP_NORM, **UNLABELLED}),
     **{
         f"1x2 unlabelled float64, seed {seed}": (2, {**TWO, **DOUBLE, **UNLABELLED, "seed": seed})
         for seed in (3, 6, 8)
     },
-    "1x2 vectors": (2, {**TWO, "mesh": "1x2"}),
+    "1x2 vectors": (2, {**TWO, "mesh": "1x2", "balance": True}),
     "1x2 fsdp vectors": (2, {"cohort": 3, "mesh": "1x2", "fsdp": True}),
     "1x2 alternating": (2, {**TWO, **GROUP_NORM, "mesh": "1x2", "update": "alternating"}),
 }

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from engine_cases import Trap, assert_same, batch, engine_of, networks, student
+from state_cases import assert_equal
 from torch import Tensor, nn
 from training_cases import IMAGES, cohort_of, train
 
@@ -62,12 +63,19 @@ CASES: dict[str, dict[str, Any]] = {
     "dml_e": {"archs": ["resnet8"] * 3, "engine": {"method": "dml_e"}},
     "labels": {"archs": ["resnet8"] * 3, "engine": {"distribution": "bernoulli"}},
     "alternating": {"archs": ["resnet8"] * 3, "engine": {"update": "alternating"}},
+    "averages teach": {
+        "archs": ["resnet8", "wrn_10_1_drop0.3", "resnet8"],
+        "ema": 0.9,
+        "engine": {"teach_with": "ema"},
+    },
 }
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_threads_give_the_bits_of_sequential(case: dict[str, Any]) -> None:
-    make = {key: case[key] for key in ("archs", "optimizer", "dtype", "embed") if key in case}
+    make = {
+        key: case[key] for key in ("archs", "optimizer", "dtype", "embed", "ema") if key in case
+    }
     count = len(case["archs"])
     # a learner that is alone or takes turns has all of its caller's threads on any executor
     alone = "learners" in case.get("step", {}) and len(case["step"]["learners"]) == 1
@@ -80,12 +88,7 @@ def test_threads_give_the_bits_of_sequential(case: dict[str, Any]) -> None:
         found = train(engine, 3, **case.get("step", {}))
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b)
-    for mine, theirs in zip(engine.cohort, reference.cohort, strict=True):
-        assert_same(mine.model, theirs.model)
-        mine_state, their_state = (s.optimizer.state_dict()["state"] for s in (mine, theirs))
-        for key, state in their_state.items():
-            for name, value in state.items():
-                assert torch.equal(mine_state[key][name], value)
+    assert_equal(engine.cohort.state_dict(), reference.cohort.state_dict())
 
 
 def test_views_differ_and_each_student_gets_its_own() -> None:

@@ -142,17 +142,18 @@ def test_the_graph_is_warmed_up_on_the_streams_that_it_is_captured_on() -> None:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize(
-    ("arch", "dtype"), [("resnet8", None), ("wrn_10_1_drop0.3", torch.bfloat16)]
+    ("arch", "dtype", "ema"),
+    [("resnet8", None, 0.0), ("wrn_10_1_drop0.3", torch.bfloat16, 0.9)],
 )
 @pytest.mark.parametrize("kind", [Streams, Graph])
 def test_the_numbers_are_those_of_sequential_from_step_0(
-    kind: Any, arch: str, dtype: Any, optimizer: str
+    kind: Any, arch: str, dtype: Any, ema: float, optimizer: str
 ) -> None:
     results = []
     for executor in (Sequential, kind):
-        made = cohort(arch=arch, optimizer=optimizer, dtype=dtype)
+        made = cohort(arch=arch, optimizer=optimizer, dtype=dtype, ema=ema)
         chosen: Executor = executor() if executor is Sequential else kind(CPU, FakeStreams(made))
-        engine = Engine(made, executor=chosen)
+        engine = Engine(made, executor=chosen, teach_with="ema" if ema else "student")
         torch.manual_seed(11)
         losses = []
         for step in range(5):
@@ -170,6 +171,8 @@ def test_the_numbers_are_those_of_sequential_from_step_0(
     assert torch.equal(draw, other_draw)
     for mine, theirs in zip(made, reference, strict=True):
         assert_same(mine.model, theirs.model, 1e-6)
+        if ema:
+            assert_same(mine.network("ema"), theirs.network("ema"), 1e-6)
 
 
 @pytest.mark.parametrize("kind", [Streams, Graph])
@@ -292,7 +295,7 @@ def test_a_norm_that_asks_the_device_is_not_captured(caplog: pytest.LogCaptureFi
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("dtype", [None, torch.float16])
 def test_a_snapshot_puts_back_every_bit_in_place(optimizer: str, dtype: Any) -> None:
-    made = cohort(arch="wrn_10_1_drop0.3", optimizer=optimizer, dtype=dtype)
+    made = cohort(arch="wrn_10_1_drop0.3", optimizer=optimizer, dtype=dtype, ema=0.9)
     engine = Engine(made)
     for step in range(2):  # before anything has run, and in the middle
         before, rng = state_of(made), torch.get_rng_state()

@@ -59,7 +59,7 @@ def test_a_table_says_who_is_missing_and_why() -> None:
             c={"failed": "wrong"},
         )
     )
-    assert "| a          |        12 |     11 |         7 |" in text
+    assert "| a          |      12.4 |     11 |         7 |" in text
     assert "- b: not installed\n- c: FAILED, wrong" in text
 
 

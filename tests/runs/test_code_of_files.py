@@ -21,7 +21,8 @@ from dml_fast.models import InputSpec
 from dml_fast.models.pretrained import check_pretrained, is_run
 from dml_fast.runs.trained import weights_of_run
 from dml_fast.runs.weights import load_student
-from dml_fast.training.students import build_cohort, weights_to_start
+from dml_fast.training.start import Start, weights_to_start
+from dml_fast.training.students import build_cohort
 
 CODE = """
 import sys
@@ -124,6 +125,7 @@ def test_weights_are_taken_from_a_run_without_its_code(
         Precision.choose(False, "auto", torch.device("cpu")),
         num_classes=10,
         inputs=[InputSpec("image", (1, 8, 8))],
+        start=Start("--pretrained", config.pretrained, weights_to_start(config)),
     )
     assert not ran()
     for k, student in enumerate(cohort.students):

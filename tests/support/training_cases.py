@@ -10,6 +10,7 @@ from engine_cases import CPU, optimizer_of
 from torch import Tensor
 
 from dml_fast.engine import Engine
+from dml_fast.engine.averaging import Average
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.precision import Precision
 from dml_fast.engine.student import Student
@@ -19,13 +20,21 @@ from dml_fast.models.embedding import create_embedding_net
 IMAGES = {"num_classes": 5, "in_channels": 3, "image_size": (16, 16)}
 
 
-def cohort_of(archs: list[str], optimizer: str = "sgd", dtype: Any = None, embed: bool = False):  # type: ignore[no-untyped-def]
+def cohort_of(
+    archs: list[str],
+    optimizer: str = "sgd",
+    dtype: Any = None,
+    embed: bool = False,
+    ema: float = 0.0,
+) -> Cohort:
     students = []
     create = create_embedding_net if embed else create_model
     for k, arch in enumerate(archs):
         torch.manual_seed(k)
         model = create(arch, **IMAGES).to(memory_format=torch.channels_last)
-        students.append(Student(model, optimizer_of(model, optimizer), Precision(CPU, dtype), arch))
+        average = Average(model, ema) if ema else None
+        how = Precision(CPU, dtype)
+        students.append(Student(model, optimizer_of(model, optimizer), how, arch, average=average))
     return Cohort(students)
 
 

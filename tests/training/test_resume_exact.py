@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 CASES = {
     "plain": {},
     "amp, warm-up of the KL": {"amp": True, "kl_warmup": 1.5},
-    "dropout": {"arch": "wrn_10_1_drop0.3"},
+    "dropout, classes in turn": {"arch": "wrn_10_1_drop0.3", "balance": True},
     "alternating, adamw": {"update": "alternating", "optimizer": "adamw"},
     "views and mixing": {
         "views": "per-student",
@@ -35,6 +35,7 @@ CASES = {
         "batch_size": 32,
         "views": "per-student",
         "label_noise": 0.1,
+        "class_weights": "auto",
     },
     "steps, distill": {
         "method": "distill",
@@ -44,6 +45,14 @@ CASES = {
         "unlabelled_share": 0.5,
     },
     "distill": {"method": "distill", "epochs": 2, "schedule": "paper"},
+    "parts, one optimizer each": {
+        "accumulate": 2,
+        "clip_norm": 0.5,
+        "no_decay": "norm,bias",
+        "optimizer": "sgd,adamw",
+        "lr": "0.1,0.002",
+        "weight_decay": "0.01,0.1",
+    },
     "codes": {"head": "hash", "bits": 20, "amp": True},
 }
 
@@ -117,7 +126,7 @@ def test_a_kill_between_the_checkpoint_and_what_follows_it_is_fixed(tmp_path: Pa
 
 
 NEW = ("labels", "labels_per_class", "unlabelled_share", "classes", "levels", "dim", "epoch_steps",
-       "small_loss", "prior")  # fmt: skip
+       "small_loss", "prior", "balance", "class_weights", "augment_policy")  # fmt: skip
 
 
 def test_a_run_of_before_rows_could_lack_labels_goes_on(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ class Batch(NamedTuple):
     Attributes:
         inputs: (B, C, H, W) or (B, D) float32, normalised except for pairs; with several views of
             vectors a tuple, one for each student.
-        target: (B,) int64 labels, `UNLABELLED_TARGET` for rows without one.
+        target: (B,) int64 labels, `UNLABELLED_TARGET` for rows without one; (B, classes) float32, 0
+            or 1, where rows may have several.
         ids: (B,) int64, each row's index in its set.
     """
 
@@ -40,7 +41,8 @@ class TrainBatch(NamedTuple):
         inputs: (B, C, H, W) or (B, D) float32, normalised; with views a tuple of them, one for each
             student.
         target: (B,) int64 labels, `UNLABELLED_TARGET` for rows without one, or (B, classes) float32
-            probabilities of mixed images and of dithered pairs.
+            probabilities of mixed images and of dithered pairs, and 0 or 1 where rows may have
+            several labels.
         ids: (B,) int64, each row's index in its set.
     """
 
@@ -67,7 +69,7 @@ class Assembler:
     """The part of the plan that follows decoding, the same for all loaders.
 
     Args:
-        labels: (N,) int64.
+        labels: (N,) int64, or (N, classes).
         num_classes: how many classes there are.
         augmentation: what is done to the images, as in the plan.
         mean: C floats in units of 0..1.
@@ -176,7 +178,9 @@ def to_nchw(inputs: Tensor, channels_last: bool) -> Tensor:
 
 
 def as_targets(labels: npt.NDArray[np.int64], device: torch.device | str) -> Tensor:
-    """Return labels (N,), -1 for none, as targets (N,) int64 on the device."""
+    """Return labels as targets on the device: (N,), -1 for none, as int64; (N, C) as float32."""
+    if labels.ndim == 2:
+        return torch.from_numpy(labels.astype(np.float32)).to(device)
     return torch.from_numpy(np.where(labels < 0, UNLABELLED_TARGET, labels)).to(device)
 
 

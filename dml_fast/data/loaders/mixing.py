@@ -27,7 +27,12 @@ def mix_inputs(inputs: Tensor, mix: Mix) -> Tensor:
 
 
 def mix_targets(target: Tensor, num_classes: int, mix: Mix) -> Tensor:
-    """Return (B, num_classes) float32 probabilities for (B,) int64 labels of mixed images."""
+    """Return (B, num_classes) float32 probabilities for the targets of mixed images.
+
+    These are (B,) int64 labels, or (B, num_classes) float32 where an image may have several.
+    """
+    if target.is_floating_point():
+        return target.lerp(target.flip(0), 1 - mix.weight)
     own = torch.zeros(len(target), num_classes, device=target.device)
     own.scatter_(1, target[:, None], 1.0)
     return own.lerp(own.flip(0), 1 - mix.weight)

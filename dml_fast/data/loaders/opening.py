@@ -18,6 +18,7 @@ from dml_fast.data.pairs import PairSet
 from dml_fast.data.plan import Augmentation, Plan
 from dml_fast.data.sampling import IdentityOrder, Order, Regrouped
 from dml_fast.data.sets import DataSet, ImageSet
+from dml_fast.data.splits import kinds_of_rows
 from dml_fast.data.vectors import VectorSet
 from dml_fast.errors import UserError, check_number, check_whole
 
@@ -89,6 +90,11 @@ def train_loader(
     if balance and (num_instances or isinstance(train, PairSet)):
         what = "pairs have no classes" if not num_instances else "identities are equally frequent"
         raise UserError(f"balance is on and {what}: leave it out")
+    if data.several_labels and (balance or num_instances):
+        name = "balance" if balance else "num_instances"
+        raise UserError(
+            f"{name} makes batches by class, and rows may have several labels: leave it out"
+        )
     order: Order
     if num_instances:
         if unlabelled:
@@ -152,5 +158,5 @@ def train_loader(
         threads=threads,
     )
     if isinstance(train.images, ImageFiles):
-        return StreamLoader(train.images, train.labels, plan, assemble, batch_size)
+        return StreamLoader(train.images, kinds_of_rows(train.labels), plan, assemble, batch_size)
     return ResidentLoader(train.images, plan, assemble)

@@ -51,7 +51,7 @@ class StreamLoader:
 
     Args:
         images: the files.
-        labels: (N,) int64.
+        labels: (N,) int64, see `Source`.
         plan: the plan of the batches.
         assemble: makes batches of decoded pixels.
         batch_size: B, the images in a batch.

@@ -1,6 +1,7 @@
 """``folder:DIR``: images in DIR/train/CLASS/, and optionally DIR/val/CLASS/ and DIR/test/CLASS/.
 
-DIR/train/unlabelled/ is no class: the images below it have no label.
+DIR/train/unlabelled/ is no class: the images below it have no label. With DIR/labels.csv, which
+gives images several labels, `dml_fast.data.readers.several_labels` reads the folder.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ from dml_fast.data.listing import (
     take_image,
 )
 from dml_fast.data.names import Names
+from dml_fast.data.readers.several_labels import (
+    check_several_labels,
+    has_several_labels,
+    read_several_labels,
+)
 from dml_fast.data.reading import Loaded, Reading, load
 from dml_fast.data.sets import ImageSet, RawData
 from dml_fast.data.storage import SUFFIXES, LooseFiles, is_image
@@ -45,6 +51,9 @@ def check_folder(root: Path) -> None:
         raise UserError(f"folder:{root} does not exist: {wanted}")
     if not entries(root, PassedOver()):
         raise UserError(f"folder:{root} is empty: {wanted}")
+    if has_several_labels(root):
+        check_several_labels(root)
+        return
     if not os.path.isdir(root / "train"):
         raise UserError(f"folder:{root} has no train folder: {wanted}")
     if not set(_class_folders(root / "train", PassedOver())) - {UNLABELLED}:
@@ -68,6 +77,8 @@ def read_folder(root: Path, how: Reading) -> RawData:
             differ, or the images do not fit in memory.
     """
     check_folder(root)
+    if has_several_labels(root):
+        return read_several_labels(root, how)
     passed = PassedOver()
     for entry in entries(root, passed):
         if entry.name not in _PARTS or not is_folder(entry):
