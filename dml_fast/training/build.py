@@ -233,6 +233,7 @@ def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, worl
             pad=data.pad if config.augment else 0,
             flip=data.flip and config.augment,
             resized=config.resized_crop and config.augment,
+            policy=config.augment_policy,
             erasing=config.random_erasing,
             jitter=config.color_jitter,
             mixup=config.mixup,
