@@ -43,7 +43,7 @@ def train(folder: Path, config: TrainConfig, steps: int = 10**9, resume: bool = 
     stop.trainer = build_trainer(config, run, folder if resume else None, stop)
     complete: bool = stop.trainer.fit()
     if complete:
-        stop.trainer.finish()
+        stop.trainer.finish(brief=True)  # curves cost more than the training
     return complete
 
 
