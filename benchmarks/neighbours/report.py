@@ -21,6 +21,7 @@ from benchmarks.neighbours import (
     selection,
     sets,
     small_loss,
+    teachers,
     unlabelled,
     views,
 )
@@ -29,7 +30,7 @@ DOCS = harness.ROOT / "docs"
 PAGES = {
     DOCS / "few_labels.md": {"unlabelled": unlabelled, "selection": selection, "views": views},
     DOCS / "reid.md": {"sets": sets},
-    DOCS / "results.md": {"small_loss": small_loss},
+    DOCS / "results.md": {"small_loss": small_loss, "teachers": teachers},
     DOCS / "hashing.md": {"hashing": hashing},
     DOCS / "registration.md": {"registration": registration},
 }

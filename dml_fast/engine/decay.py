@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 T = TypeVar("T")
 
-_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, getattr(nn, "RMSNorm", nn.LayerNorm))  # torch 2.4
 
 
 def without_decay(model: nn.Module, kinds: Collection[str]) -> list[bool]:

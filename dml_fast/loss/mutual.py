@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dml_fast.errors import brief
 from dml_fast.loss import backends
 from dml_fast.loss.checks import (
     Array,
@@ -24,8 +25,8 @@ from dml_fast.loss.checks import (
     prepare,
 )
 from dml_fast.loss.disagreement import peer_divergence
-from dml_fast.loss.problem import Losses, MutualStats
-from dml_fast.loss.values import fail, integer, tensor
+from dml_fast.loss.problem import Losses, MutualStats, Problem
+from dml_fast.loss.values import fail, integer, number, tensor
 
 __all__ = [
     "FusedMutualLoss",
@@ -208,8 +209,7 @@ def mutual_loss_and_grad(
     )
     problem.grad_scale = check_grad_scale(grad_scale, problem)
     if whole is not None:
-        labels, rows = whole
-        problem.whole = labels.to(problem.dtype) if isinstance(labels, Tensor) else labels, rows
+        problem.whole = _of_larger_batch(whole, problem)
     with torch.no_grad():
         solver = backends.find(backend, problem)
         losses, grads, stats = solver.solve(problem, True, "all" if return_stats else "cheap")
@@ -222,6 +222,21 @@ def mutual_loss_and_grad(
     if reduction == "none":
         losses = losses.reshape(len(problem.students), *problem.batch_shape)
     return losses, parts, stats
+
+
+def _of_larger_batch(whole: Any, problem: Problem) -> tuple[float | Tensor, int]:
+    """Return `Problem.whole`; refuse what cannot be the denominators of a larger batch."""
+    if not isinstance(whole, tuple) or len(whole) != 2:
+        fail(f"whole is {brief(whole)}", "pass the labels and the rows of the larger batch")
+    labels, rows = whole
+    rows, mine = integer(rows, "the rows of whole"), problem.shape[1]
+    if rows < mine:
+        fail(f"whole has {rows} rows and the logits {mine}", "it is the larger batch that counts")
+    if not isinstance(labels, Tensor):
+        return number(labels, "the labels of whole"), rows
+    if labels.dim():
+        fail(f"whole has labels of shape {tuple(labels.shape)}", "pass a number or a 0-d tensor")
+    return labels.detach().to(problem.dtype), rows
 
 
 class LossOptions(nn.Module):

@@ -20,7 +20,11 @@ pytestmark = pytest.mark.slow
 CASES = {
     "plain": {},
     "amp, warm-up of the KL": {"amp": True, "kl_warmup": 1.5},
-    "dropout, classes in turn": {"arch": "wrn_10_1_drop0.3", "balance": True},
+    "dropout, classes in turn, policy": {
+        "arch": "wrn_10_1_drop0.3",
+        "balance": True,
+        "augment_policy": "trivial",
+    },
     "alternating, adamw": {"update": "alternating", "optimizer": "adamw"},
     "views and mixing": {
         "views": "per-student",
