@@ -58,6 +58,12 @@ CASES = {
         "weight_decay": "0.01,0.1",
     },
     "codes": {"head": "hash", "bits": 20, "amp": True},
+    "averages teach": {
+        "arch": "wrn_10_1_drop0.3",
+        "ema": 0.9,
+        "teach_with": "ema",
+        "weights": "ema",
+    },
 }
 
 
