@@ -268,8 +268,11 @@ def _listed(inputs: Sequence[InputSpec]) -> str:
 def _check_classes(data: DataSet, facts: DataFacts, spec: str) -> None:
     """Refuse other classes; identities may be new, since students find them by embeddings."""
     learned, given = (
-        "identities" if found else "classes"
-        for found in (facts.retrieval, isinstance(data.val, RetrievalSet))
+        "identities" if identities else "several labels for a row" if several else "classes"
+        for identities, several in (
+            (facts.retrieval, facts.several_labels),
+            (isinstance(data.val, RetrievalSet), data.several_labels),
+        )
     )
     if learned != given:
         raise UserError(
