@@ -84,9 +84,9 @@ DOUBLE = ("--arch", "group_norm_net:build_double", *GROUP_NORM[2:])
     ("network", "rows", "sharded", "tolerance"),
     [
         (DOUBLE, UNLABELLED, (), 1e-12),
-        (GROUP_NORM, PARTS, ("--fsdp",), 1e-5),
+        (DOUBLE, PARTS, ("--fsdp",), 1e-12),
     ],
-    ids=["ddp, rows without a label, float64", "fsdp, parts"],
+    ids=["ddp, rows without a label, float64", "fsdp, parts, float64"],
 )
 def test_another_mesh_with_columns(
     tmp_path: Path,
