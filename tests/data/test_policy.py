@@ -22,7 +22,7 @@ SIZES = [(16, 12, 3), (33, 40, 1), (2, 5, 3)]
 
 
 def by_pillow(pixels: Pixels, name: str, level: int) -> Pixels:
-    """One operation of the paper's code (automl/trivialaugment, the wide space), (H, W, C)."""
+    """One operation as torchvision's TrivialAugmentWide has Pillow do it, (H, W, C)."""
     image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
     share, affine = level / 30, Image.Transform.AFFINE
     matrices = {
@@ -42,7 +42,9 @@ def by_pillow(pixels: Pixels, name: str, level: int) -> Pixels:
     elif name in ("autocontrast", "equalize"):
         image = getattr(ImageOps, name)(image)
     elif name != "identity":
-        image = getattr(ImageEnhance, name.capitalize())(image).enhance(1 + 0.99 * share)
+        image = getattr(ImageEnhance, name.capitalize())(image).enhance(
+            1 + float(np.float32(0.99 * share))
+        )
     return np.asarray(image).reshape(pixels.shape)
 
 
