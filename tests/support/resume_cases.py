@@ -45,7 +45,7 @@ def train(folder: Path, config: TrainConfig, steps: int = 10**9, resume: bool = 
     with closing(stop.trainer):
         complete: bool = stop.trainer.fit()
         if complete:
-            stop.trainer.finish()
+            stop.trainer.finish(brief=True)  # curves cost more than the training
     return complete
 
 
