@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -114,17 +115,6 @@ def test_all_is_written_and_nothing_else(
     assert counters and not any(c.any() for c in counters)
 
 
-def test_counters_are_zero_for_the_next_launch(counters: list[Tensor]) -> None:
-    """With many programs in several groups, and without a sum to make."""
-    logits, target = cohort(1, 70, 3)
-    problem = checked(logits, target)
-    first = launch.launch(problem, with_grad=False, save=False, stats="none").solution.losses
-    counts = counters[0]
-    assert not counts.any()
-    again = launch.launch(problem, with_grad=False, save=False, stats="none").solution.losses
-    assert torch.equal(first, again)
-
-
 def test_without_statistics_only_losses_are_written(arena: Arena) -> None:
     logits, target = cohort(2, 5, 7)
     problem = checked(logits, target)
@@ -134,3 +124,18 @@ def test_without_statistics_only_losses_are_written(arena: Arena) -> None:
     arena.assert_guards_stand()
     assert_written(losses)
     assert grads is stats is saved is None
+
+
+@pytest.mark.parametrize("stats", ["none", "cheap", "all"])
+def test_gradients_over_the_logits_are_those_beside_them(kernel: str, stats: str) -> None:
+    """All statistics read the logits once more: then they are not written over."""
+    logits, target = cohort(3, 5, 2 * STEP + 5)
+    beside = launch.launch(checked(logits, target), with_grad=True, save=False, stats=stats)
+    problem = checked([z.clone() for z in logits], target)
+    over = launch.launch(replace(problem, in_place=True), with_grad=True, save=False, stats=stats)
+    assert beside.solution.grads is not None and over.solution.grads is not None
+    assert torch.equal(beside.solution.losses, over.solution.losses)
+    pairs = zip(beside.solution.grads, over.solution.grads, problem.students, strict=True)
+    for a, b, z in pairs:
+        assert torch.equal(a, b)
+        assert (b.data_ptr() == z.data_ptr()) == (stats != "all")
