@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dml_fast.kernels.count import count
-from dml_fast.kernels.finish import GROUP
+from dml_fast.kernels.finish import FEW, GROUP
 from dml_fast.kernels.gradient import gradient
 from dml_fast.kernels.launch_table import choose, choose_gradient
 from dml_fast.kernels.one_pass import one_pass
@@ -94,7 +94,8 @@ def launch_forward(
         kernel, shape = one_pass, {"R": config.rows, "BLOCK": config.block}
     else:
         threads = 32 * config.warps
-        kernel, shape = two_sweep, {"THREADS": threads, "EACH": config.block // threads}
+        shape = {"THREADS": threads, "EACH": config.block // threads, "HINTS": config.hints}
+        kernel = two_sweep
     _run(
         kernel,
         (programs,),
@@ -121,6 +122,7 @@ def launch_forward(
         SCALE_STEP=_step(problem.grad_scale),
         BY_ROW=by_row,
         QUANTITIES=quantities,
+        AT_ONCE=programs <= FEW and wanted < 2,
         num_warps=config.warps,
     )
     outputs = [losses]

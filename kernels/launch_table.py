@@ -6,7 +6,11 @@ benchmarks/aot/report.py compiles it for sm_80, sm_90 and sm_100; README.md list
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
+
+SWITCH = os.environ.get("DML_FAST_TWO_SWEEP", "")
+"""For measurements: warps of two_sweep, and whether it gives hints, as in ``16,hints``."""
 
 
 class Config(NamedTuple):
@@ -17,12 +21,14 @@ class Config(NamedTuple):
         rows: rows of the batch per program.
         block: columns held at a time: all of them (one pass), or a tile.
         warps: warps of 32 threads per program.
+        hints: whether loads and stores say what the L2 cache is to keep (two sweeps).
     """
 
     kernel: str
     rows: int
     block: int
     warps: int
+    hints: bool = False
 
 
 def choose(tiles: int, classes: int, itemsize: int) -> Config:
@@ -47,7 +53,9 @@ def choose(tiles: int, classes: int, itemsize: int) -> Config:
     if block * (tiles + 1) <= 96 * 32 * warps:
         return Config("one_pass", 1, block, warps)
     # 128 bits per thread. With 8 warps ptxas stops at 128 registers, and spills from 5 tiles on.
-    return Config("two_sweep", 1, 128 * (16 // itemsize), 4)
+    warps, _, hints = SWITCH.partition(",")
+    warps = int(warps or 4)
+    return Config("two_sweep", 1, 32 * warps * (16 // itemsize), warps, hints == "hints")
 
 
 def choose_gradient(tiles: int, classes: int) -> Config:

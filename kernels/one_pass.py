@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from dml_fast.kernels.disagreement import disagree_here
-from dml_fast.kernels.finish import add_divergence, finish
+from dml_fast.kernels.finish import add_divergence, finish, steps
 from dml_fast.kernels.rows import (
     LEAST,
     LN2,
@@ -108,6 +108,7 @@ def one_pass(
     MEAN: tl.constexpr,
     BY_ROW: tl.constexpr,
     QUANTITIES: tl.constexpr,
+    AT_ONCE: tl.constexpr,  # how sums over programs are made, see finish.py
 ):
     """Compute losses, statistics, and gradients or what they need later. Grid: (⌈N / R⌉,)."""
     zs = (z0, z1, z2, z3, z4, z5, z6, z7)
@@ -128,6 +129,21 @@ def one_pass(
         else:
             at = far * T_ROW + col * T_COL
         raws = raws + (tl.load(zs[i] + at, mask=inside, other=float("-inf")),)
+
+    per_label = given_labels
+    if MEAN or STATS > 0:
+        per_label = label_share(
+            index,
+            class_weight,
+            label_count,
+            given_labels,
+            ignore_index,
+            N,
+            C,
+            LABELS,
+            IGNORE,
+            CLASS_WEIGHT,
+        )
 
     # The label comes first: whether a row is correct depends on the columns before it.
     valid = ok
@@ -276,20 +292,6 @@ def one_pass(
     if ROW_WEIGHT:
         of_row = tl.load(row_weight + row, mask=ok, other=0.0)
 
-    per_label = given_labels
-    if MEAN or STATS > 0:
-        per_label = label_share(
-            index,
-            class_weight,
-            label_count,
-            given_labels,
-            ignore_index,
-            N,
-            C,
-            LABELS,
-            IGNORE,
-            CLASS_WEIGHT,
-        )
     of_label = of_row
     of_peers = of_row * temperature
     if MEAN:
@@ -302,7 +304,8 @@ def one_pass(
     strength = share * of_peers * kl_weight
 
     # Each student's divergence, loss and gradient.
-    programs = tl.num_programs(0).to(tl.int64)
+    by_program, by_quantity = steps(QUANTITIES, AT_ONCE)
+    here = partials + pid * by_program
     for k in tl.static_range(K):
         log_p = log_softmax(us[k], logs[k], rate, TEMPERED)
         log_q = us[k] * LOG2E - logs_1[k] if TEMPERED else log_p
@@ -340,13 +343,12 @@ def one_pass(
         if BY_ROW:
             tl.store(losses + k * N.to(tl.int64) + far, add_divergence(ce, kl, kl_weight), mask=ok)
         if not BY_ROW or STATS > 0:
-            here = partials + pid
-            tl.store(here + k * programs, tl.sum(tl.where(ok, ce, 0.0)))
-            tl.store(here + (K + k) * programs, tl.sum(tl.where(ok, kl, 0.0)))
+            tl.store(here + k * by_quantity, tl.sum(tl.where(ok, ce, 0.0)))
+            tl.store(here + (K + k) * by_quantity, tl.sum(tl.where(ok, kl, 0.0)))
             if STATS > 0:
-                tl.store(here + (2 * K + k) * programs, tl.sum(tl.where(rights[k], 1.0, 0.0)))
+                tl.store(here + (2 * K + k) * by_quantity, tl.sum(tl.where(rights[k], 1.0, 0.0)))
                 wrong = ok & (usables[k] == 0)
-                tl.store(here + (3 * K + k) * programs, tl.sum(tl.where(wrong, 1.0, 0.0)))
+                tl.store(here + (3 * K + k) * by_quantity, tl.sum(tl.where(wrong, 1.0, 0.0)))
         if GRAD:
             scale = read_scalar(grad_scale + k * SCALE_STEP, SCALE_ON_DEVICE)
             strength_k = strength * scale
@@ -401,4 +403,5 @@ def one_pass(
             MEAN,
             BY_ROW,
             STATS,
+            AT_ONCE,
         )

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 
 from dml_fast.kernels.disagreement import disagree_again
-from dml_fast.kernels.finish import add_divergence, finish
+from dml_fast.kernels.finish import add_divergence, finish, steps
 from dml_fast.kernels.rows import (
     LEAST,
     LN2,
@@ -115,12 +115,16 @@ def two_sweep(
     MEAN: tl.constexpr,
     BY_ROW: tl.constexpr,
     QUANTITIES: tl.constexpr,
+    AT_ONCE: tl.constexpr,  # how sums over programs are made, see finish.py
+    HINTS: tl.constexpr,  # keep the logits in the L2 cache until the second sweep
 ):
     """Compute losses, statistics, and gradients or what they need later. Grid: (N,)."""
     zs = (z0, z1, z2, z3, z4, z5, z6, z7)
     gs = (g0, g1, g2, g3, g4, g5, g6, g7)
     DENSE: tl.constexpr = SOFT or SMOOTH
     STEP: tl.constexpr = THREADS * EACH
+    KEEP: tl.constexpr = "evict_last" if HINTS else ""
+    DROP: tl.constexpr = "evict_first" if HINTS else ""
     pid = tl.program_id(0)
     row = pid
     far = row.to(tl.int64)
@@ -189,7 +193,9 @@ def two_sweep(
                 at = far * Z_ROW + col * Z_COL
             else:
                 at = far * T_ROW + col * T_COL
-            z = tl.load(zs[i] + at, mask=inside, other=float("-inf")).to(tl.float32)
+            z = tl.load(zs[i] + at, mask=inside, other=float("-inf"), eviction_policy=KEEP).to(
+                tl.float32
+            )
             high = tl.max(z, axis=1, keep_dims=True)
             top = tl.maximum(tops[i], high)
             # At most one of the two is the lowest number. The bound prevents 0 x -inf.
@@ -384,8 +390,8 @@ def two_sweep(
     strength = share * of_peers * kl_weight
 
     # Losses.
-    programs = tl.num_programs(0).to(tl.int64)
-    here = partials + pid
+    by_program, by_quantity = steps(QUANTITIES, AT_ONCE)
+    here = partials + pid * by_program
     stride = N.to(tl.int64)
     logs_1 = ()
     for k in tl.static_range(K):
@@ -414,15 +420,15 @@ def two_sweep(
         if BY_ROW:
             tl.store(losses + k * stride + far, add_divergence(ce, kl, kl_weight))
         if not BY_ROW or STATS > 0:
-            tl.store(here + k * programs, ce)
-            tl.store(here + (K + k) * programs, kl)
+            tl.store(here + k * by_quantity, ce)
+            tl.store(here + (K + k) * by_quantity, kl)
             if STATS > 0:
                 best = tl.min(tl.where(tops[k] == row_tops[k], bests[k], C))
                 right = valid & usables[k] & (best == y)
                 if not SOFT:
                     right = right & (sparse == sparse)
-                tl.store(here + (2 * K + k) * programs, tl.where(right, 1.0, 0.0))
-                tl.store(here + (3 * K + k) * programs, tl.where(usables[k], 0.0, 1.0))
+                tl.store(here + (2 * K + k) * by_quantity, tl.where(right, 1.0, 0.0))
+                tl.store(here + (3 * K + k) * by_quantity, tl.where(usables[k], 0.0, 1.0))
         if SAVE:
             tl.store(saved + (2 * L + k) * stride + far, log_d_1)
     if SAVE:
@@ -455,7 +461,9 @@ def two_sweep(
                     at = far * Z_ROW + col * Z_COL
                 else:
                     at = far * T_ROW + col * T_COL
-                z = tl.load(zs[i] + at, mask=inside, other=float("-inf")).to(tl.float32)
+                z = tl.load(zs[i] + at, mask=inside, other=float("-inf"), eviction_policy=DROP).to(
+                    tl.float32
+                )
                 u = z - row_tops[i]
                 p = tl.where(usables[i], tl.exp2(u * rate - logs[i]), 0.0)
                 if L > 1 and not PEER_WEIGHT:
@@ -502,7 +510,12 @@ def two_sweep(
                     DENSE,
                     not SOFT,
                 )
-                tl.store(gs[k] + far * C + col, g.to(gs[k].dtype.element_ty), mask=inside)
+                tl.store(
+                    gs[k] + far * C + col,
+                    g.to(gs[k].dtype.element_ty),
+                    mask=inside,
+                    eviction_policy=DROP,
+                )
 
     if STATS > 1:
         disagree_again(
@@ -540,6 +553,7 @@ def two_sweep(
             MEAN,
             BY_ROW,
             STATS,
+            AT_ONCE,
         )
 
 

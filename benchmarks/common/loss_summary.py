@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for ours in sorted({result["ours"] for result in found}):
         mine = [result for result in found if result["ours"] == ours]
         print(f"Times as long as {ours}:\n\n{summary(mine)}\n")
-        if any(tables.is_starved(row) for result in mine for row in result["contestants"]):
+        if any(map(tables.is_starved, mine)):
             print(f"{tables.prose(tables.STARVED)}\n")
 
 

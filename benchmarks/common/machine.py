@@ -36,7 +36,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
             "dml_fast": dml_fast.__version__,
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
-            **{name: installed(name) for name in ("triton", "liger-kernel")},
+            **{name: installed(name) for name in ("triton", "liger-kernel", "quack-kernels")},
         },
     }
 

@@ -68,7 +68,7 @@ def describe(rows: Sequence[Row], columns: Sequence[Column]) -> str:
 
 def remarks(result: dict[str, Any]) -> list[str]:
     """Return what a reader must know of a result's timing: who waited for the host, and clocks."""
-    found = [STARVED] if any(map(is_starved, result["contestants"])) else []
+    found = [STARVED] if is_starved(result) else []
     exposed = [row["name"] for row in result["contestants"] if row.get("hidden", 1) < 0.5]
     if exposed:
         found.append(
@@ -87,9 +87,10 @@ def prose(text: str) -> str:
     return lines.replace("\0", " ")
 
 
-def is_starved(row: Row) -> bool:
-    """Whether a row is of a GPU, from before the stopwatch let the device sleep first."""
-    return "median_ms" in row and row.get("kernels") is not None and "host_ms" not in row
+def is_starved(result: dict[str, Any]) -> bool:
+    """Whether it is of a GPU, from before the stopwatch read clocks and let the device sleep."""
+    timed = [row for row in result["contestants"] if "median_ms" in row]
+    return "clocks" not in result and any(row.get("kernels") is not None for row in timed)
 
 
 def _cell(value: float | None, column: Column) -> str:

@@ -58,6 +58,8 @@ class Turn:
     call: Call
     after: Call | None = None
     """Runs after each call, untimed: puts back what the call destroyed."""
+    stopwatch: Stopwatch | None = None
+    """Its own, in place of the others' one."""
 
 
 def thread_time(call: Call) -> Reading:
@@ -97,7 +99,7 @@ class DeviceTime:
     """
 
     cold: bool
-    device: Device = field(default_factory=Cuda)
+    device: Device = field(default_factory=lambda: Cuda())
     _host_ms: dict[Call, float] = field(default_factory=dict, init=False)
     _exposed: set[Call] = field(default_factory=set, init=False)  # those that cannot be hidden
 
@@ -230,7 +232,7 @@ def interleaved(
 
     Args:
         turns: the contestants.
-        stopwatch: times one call.
+        stopwatch: times one call of those that have none of their own.
         budget_s: about how long it may take, the warm-up included.
         rounds: the fewest and the most, whatever the budget.
         warm_up: rounds before, which do not count.
@@ -243,7 +245,7 @@ def interleaved(
     def one_round() -> None:
         for name in order.sample(list(turns), len(turns)):
             turn = turns[name]
-            samples[name].append(stopwatch(turn.call))
+            samples[name].append((turn.stopwatch or stopwatch)(turn.call))
             if turn.after is not None:
                 turn.after()
 

@@ -99,14 +99,15 @@ stage() {
 machine() {
     date -u +%Y-%m-%dT%H:%M:%SZ
     uname -srm
-    nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit \
+    nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit \
         --format=csv 2>/dev/null || echo "nvidia-smi: not here"
     "$PYTHON" - <<'PYTHON_CODE'
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
 print("python", platform.python_version())
-for name in ("torch", "triton", "numpy", "pybind11", "pytest", "liger-kernel", "timm"):
+for name in ("torch", "triton", "numpy", "pybind11", "pytest", "liger-kernel", "quack-kernels",
+             "nvidia-ml-py", "timm"):
     try:
         print(name, version(name))
     except PackageNotFoundError:
@@ -175,40 +176,42 @@ run_sanitize() {
     done
 }
 
-CIFAR=(2x128x100 4x128x10 4x128x100 8x128x100)
-LARGE=(4x1024x1000 4x8192x1000 4x4096x32768 2x2048x131072)
+# The most important first: what is compiled takes minutes, and the time may be up.
+CIFAR=(4x128x100 4x128x10 2x128x100 8x128x100)
+LARGE=(4x4096x32768 4x1024x1000 1x4096x32768 2x2048x131072 4x8192x1000)
 
 run_bench() { # NAME SHAPE...
-    local name=$1 options=(--budget 2 --time-limit 220)
+    local name=$1 options=(--budget 2 --time-limit 300)
     shift
     if [[ $rehearsing ]]; then
-        options=(--budget 0.2 --dtype float32 --contestants naive closed_form liger triton)
-        set -- 2x16x10
+        options=(--budget 0.2 --dtype float32 --contestants naive careful "careful + max-autotune"
+            liger quack closed_form native triton)
+        set -- 2x16x10 1x16x10
     fi
-    stage "$name" 280 bench.log "$PYTHON" -m benchmarks.bench_loss --shapes "$@" \
+    stage "$name" 560 bench.log "$PYTHON" -m benchmarks.bench_loss --shapes "$@" \
         --json "$out/$name.json" "${options[@]}"
 }
 
 run_bench_linear() {
     local options=()
-    [[ ! $rehearsing ]] || options=(--shape 2x16x64x8 --budget 0.2)
+    [[ ! $rehearsing ]] || options=(--shape 2x16x64x8 --budget 0.2 --alone naive careful)
     stage bench-linear 200 bench.log "$PYTHON" -m benchmarks.bench_linear_loss \
         --json "$out/bench-linear.json" "${options[@]}"
 }
 
-# The whole step: our executors beside the naive loop, side by side.
+# The whole step: our executors beside the naive loop and an engineer's hour, side by side.
 run_steps() {
     local options=(--arch resnet32 mobilenet_v1 --budget 40 --compile)
     [[ ! $rehearsing ]] || options=(--arch resnet8 --students 2 --batch 8 --budget 0.5)
-    stage steps 280 steps.log "$PYTHON" -m benchmarks.bench_step --json "$out/steps.json" \
+    stage steps 560 steps.log "$PYTHON" -m benchmarks.bench_step --json "$out/steps.json" \
         "${options[@]}"
 }
 
-# Launches, the share of time in which the GPU works, and how far the students overlap.
+# Launches, kernels by kind, the share of time in which the GPU works, how far students overlap.
 run_profile() {
     local options=()
     [[ ! $rehearsing ]] || options=(--arch resnet8 --students 2 --batch 8)
-    stage profile 120 profile.log "$PYTHON" -m benchmarks.gpu.profile_step \
+    stage profile 240 profile.log "$PYTHON" -m benchmarks.gpu.profile_step \
         --json "$out/profile.json" "${options[@]}"
 }
 
@@ -247,7 +250,7 @@ done
     printf '%s\n' "${summary[@]}"
     "$PYTHON" -m benchmarks.common.loss_summary "${reports[@]}"
     for name in steps profile; do
-        [[ " ${stages[*]} " != *" $name "* ]] || grep -E '^(\||[0-9]+ x |profile of )' "$out/$name.log"
+        [[ " ${stages[*]} " != *" $name "* ]] || grep -E '^(\||[0-9]+ x |profile of |Before and after)' "$out/$name.log"
     done
 } 2>&1 | tee "$out/summary.txt"
 exit $((failed ? failed : unfinished))

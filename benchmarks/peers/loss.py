@@ -116,9 +116,10 @@ def quack() -> Losses:
     """quack's cross-entropy, which is the whole loss of one student."""
     if not torch.cuda.is_available():
         raise AbsentError("quack's kernels need a GPU")
-    if find_spec("quack") is None:
-        raise AbsentError("quack-kernels is not installed")
-    from quack.cross_entropy import cross_entropy
+    try:
+        from quack.cross_entropy import cross_entropy
+    except ImportError as error:  # it or what it needs
+        raise AbsentError(f"quack-kernels is not installed ({error})") from None
 
     def losses(logits: list[Tensor], target: Tensor) -> Tensor:
         (z,) = logits

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from dml_fast.config.checks import check_combinations
+from dml_fast.config.checks_logs import check_logs
 from dml_fast.config.checks_longer import check_init_from, check_patience
 from dml_fast.config.fields import Options, flag, names_in
 from dml_fast.config.types import check_field, numbers_in
@@ -255,8 +256,7 @@ class TrainConfig(Options):
             raise UserError(
                 f"--update alternating means nothing with --method {self.method}: leave it out"
             )
-        if "tensorboard" in names_in(self.log):
-            _require("tensorboard", "--log tensorboard", "log")
+        check_logs(self.log)
         check_data_spec(self.data, download=self.download)
         if self.retrieval:
             check_searches(self.data, val_fraction=self.val_fraction, camera_rule=self.camera_rule)
@@ -279,10 +279,3 @@ class TrainConfig(Options):
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name, in types that JSON has."""
         return asdict(self)
-
-
-def _require(module: str, option: str, extra: str) -> None:
-    from importlib.util import find_spec
-
-    if find_spec(module) is None:
-        raise UserError(f"{option} needs {module}: pip install 'dml_fast[{extra}]'")

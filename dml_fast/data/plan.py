@@ -17,12 +17,20 @@ import numpy.typing as npt
 from dml_fast.data.boxes import WORDS, Boxes, erased_boxes, resized_boxes
 from dml_fast.data.philox import Draws, Words, below, uniform
 from dml_fast.data.sampling import Ids, Order, place_among_equals, share_of
-from dml_fast.errors import check_number, check_whole
+from dml_fast.errors import check_choice, check_number, check_whole
 
 # the first block, of four words each, of each kind of draw
-_CROP, _JITTER, _ERASE, _RESIZED = 0, 1, 2, 8
+_CROP, _JITTER, _ERASE, _RESIZED, _POLICY = 0, 1, 2, 8, 16
 _TURN = 1 << 16  # an image that is in a batch twice is drawn as another view of it
 _DRAWN_AT_ONCE = 4096  # samples: numpy needs as much time for one as for a hundred
+
+OPERATIONS = (
+    "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness",
+    "color", "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize",
+)  # fmt: skip
+"""The operations of TrivialAugment (`dml_fast.data.loaders.policy`)."""
+LEVELS = 30
+"""Strengths of an operation, beside none."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,8 @@ class Augmentation:
             appears has the mean colour. Unused with ``resized``.
         flip: whether half of the images are mirrored.
         resized: whether a random part of the image, resized to the whole, replaces the shift.
+        policy: ``trivial`` for one random operation on each image, before it is shifted
+            (TrivialAugment: Müller & Hutter, ICCV 2021); ``none``.
         erasing: the probability that a rectangle is blanked, 0..1.
         jitter: the largest relative change of brightness, contrast and saturation, 0..1.
         mixup: the parameter of the Beta distribution of mixup's weight (Zhang et al., ICLR 2018);
@@ -44,6 +54,7 @@ class Augmentation:
     pad: int = 0
     flip: bool = False
     resized: bool = False
+    policy: str = "none"
     erasing: float = 0.0
     jitter: float = 0.0
     mixup: float = 0.0
@@ -56,6 +67,7 @@ class Augmentation:
             UserError: one is no number, or out of range.
         """
         check_whole("pad", self.pad, 0)
+        check_choice("policy", self.policy, ("none", "trivial"))
         for name in ("erasing", "jitter"):
             value = getattr(self, name)
             check_number(name, value, "a number from 0 to 1", lambda x: 0 <= x <= 1)
@@ -89,6 +101,8 @@ class BatchPlan:
         jitter: (V, 3, B) float32 factors of brightness, contrast and saturation, or None.
         resized: (V, WORDS, B) uint32 for `boxes`, or None if images are not cut and resized.
         mix: None if images are not mixed.
+        policy: (V, 2, B) int64: which of `OPERATIONS`, and its strength, -LEVELS..LEVELS (some
+            operations ignore the sign); None without a policy.
     """
 
     ids: Ids
@@ -97,6 +111,7 @@ class BatchPlan:
     jitter: npt.NDArray[np.float32] | None
     resized: Words | None
     mix: Mix | None
+    policy: npt.NDArray[np.int64] | None = None
 
     def boxes(self, heights: Boxes, widths: Boxes) -> Boxes:
         """Return the part of each image that each view shows.
@@ -167,6 +182,7 @@ class Plan:
             jitter=None if drawn.jitter is None else drawn.jitter[:, :, row],
             resized=None if drawn.resized is None else drawn.resized[:, :, row],
             mix=self._mix(epoch, step),
+            policy=None if drawn.policy is None else drawn.policy[:, :, row],
         )
 
     def _ids(self, epoch: int) -> Ids:
@@ -190,7 +206,7 @@ class Plan:
         how, drawn = self.augmentation, words(4, _CROP)
         shifts = below(drawn[:2], 1 if how.resized else 2 * how.pad + 1)
         mirrored = below(drawn[2:3], 2) * int(how.flip)
-        erased = jitter = resized = None
+        erased = jitter = resized = policy = None
         if how.erasing:
             chosen = uniform(drawn[3]) < how.erasing
             erased = erased_boxes(words(WORDS, _ERASE), chosen, *self._size).swapaxes(0, 1)
@@ -199,8 +215,12 @@ class Plan:
             jitter = (1 + spread).astype(np.float32).swapaxes(0, 1)
         if how.resized:
             resized = words(WORDS, _RESIZED).swapaxes(0, 1)
+        if how.policy == "trivial":
+            which, strength, sign = words(3, _POLICY)
+            level = below(strength, LEVELS + 1) * (1 - 2 * below(sign, 2))
+            policy = np.stack([below(which, len(OPERATIONS)), level]).swapaxes(0, 1)
         crops = np.concatenate([shifts, mirrored]).swapaxes(0, 1)
-        return BatchPlan(ids, crops, erased, jitter, resized, None)
+        return BatchPlan(ids, crops, erased, jitter, resized, None, policy)
 
     def _mix(self, epoch: int, step: int) -> Mix | None:
         """Draw one weight for the whole batch, the same on all ranks."""

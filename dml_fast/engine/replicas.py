@@ -181,12 +181,14 @@ class ShardedStudent(_JoinedStudent):
                 part.set_reshard_after_forward(True, recurse=False)
 
 
-def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+def shard(model: nn.Module, mesh: DeviceMesh, *, trained: bool = True) -> None:
     """Share a model out over the ranks of a row: each of its blocks, then what is left.
 
     Args:
         model: on its device.
         mesh: of the row.
+        trained: whether backward passes follow, which share out again what a pass put together;
+            otherwise the pass itself does so.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -198,7 +200,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
             for block in container:
                 if any(True for _ in block.parameters()):
                     fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh, reshard_after_forward=None if trained else True)
     for name in ("features_and_logits", "embed"):
         # further passes: FSDP2 does not see them otherwise, and the next backward may wait for ever
         if hasattr(model, name):

@@ -6,7 +6,6 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dml_fast.errors import reason
 from dml_fast.foreign import shown
-from dml_fast.runs.files import writing
+from dml_fast.reporting.loggers import Logs
 from dml_fast.runs.history import MAP, EpochLine, of_pairs, percent, pixels, score_of
 
 if TYPE_CHECKING:
@@ -104,30 +103,16 @@ class Reporter:
     """Show a run on stderr as it proceeds; `tables.show_run` prints its last table.
 
     Args:
-        tensorboard: folder for TensorBoard events, or None.
+        logs: other places to which each epoch is written.
     """
 
-    def __init__(self, tensorboard: Path | None = None) -> None:
+    def __init__(self, logs: Logs | None = None) -> None:
         self.console = PlainConsole(stderr=True)
         set_up_logging(self.console)
         self._rows = "images"
         self._bar: tuple[Progress, Any] | None = None
-        self._events = tensorboard
-        self._writer: Any = None
-
-    def open_events(self) -> None:
-        """Begin TensorBoard's file.
-
-        Raises:
-            UserError: it cannot be written.
-        """
-        if self._events is None:
-            return
-        from torch.utils.tensorboard import SummaryWriter
-
-        advice = "make it a folder with room, or leave the option out"
-        with writing(f"--log tensorboard: {self._events}", advice):
-            self._writer = SummaryWriter(str(self._events))
+        self.logs = logs or Logs()
+        self._complete = False
 
     def start(
         self,
@@ -193,42 +178,15 @@ class Reporter:
                     k,
                     student["skipped"],
                 )
-        with self._writing():
-            self._write_events(line)
+        self.logs.epoch(line)
+
+    def completed(self) -> None:
+        """Note that the run is complete, for the logs."""
+        self._complete = True
 
     def close(self) -> None:
         """Flush what is still to be written."""
-        with self._writing():
-            if self._writer is not None:
-                self._writer.close()
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Give TensorBoard up in one line where its events cannot be written: they are a copy."""
-        try:
-            yield
-        except Exception as error:
-            self._writer = None
-            logger.warning(
-                "TensorBoard's events cannot be written from here on (%s): "
-                "metrics.jsonl has all of them",
-                reason(error),
-            )
-
-    def _write_events(self, line: EpochLine) -> None:
-        if self._writer is None:
-            return
-        for k, student in enumerate(line["students"]):
-            for name, value in student.items():
-                if name not in ("arch", "skipped") and value is not None:
-                    self._writer.add_scalar(f"{name}/student_{k}", value, line["step"])
-        for name, value in line.items():
-            of_run = name in ("images_per_s", "lr") or name.startswith("ensemble_")
-            if of_run and isinstance(value, list):
-                for k, rate in enumerate(value):
-                    self._writer.add_scalar(f"{name}/student_{k}", rate, line["step"])
-            elif of_run and value is not None:
-                self._writer.add_scalar(name, value, line["step"])
+        self.logs.close(self._complete)
 
 
 def _scores(line: EpochLine) -> str:

@@ -28,6 +28,7 @@ from dml_fast.eval.checks import check_images
 from dml_fast.machine import keep_freed_memory
 from dml_fast.models import InputSpec
 from dml_fast.reporting.console import Reporter
+from dml_fast.reporting.loggers import Logs
 from dml_fast.rng import derive_seed
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.folder import Run
@@ -74,9 +75,7 @@ def build_trainer(
     check_executor(config.executor, device)
     if device.type == "cpu":
         keep_freed_memory()
-    reporter = Reporter(
-        run.folder / "tensorboard" if "tensorboard" in names_in(config.log) and world.main else None
-    )
+    reporter = Reporter(Logs(names_in(config.log) if world.main else ()))
     begun = resume is not None and run.config_file.is_file()  # bad data may have stopped it before
     with stop.at_once():  # downloading and decoding may take hours
         own = run.with_own_files(config) if begun else config
@@ -127,7 +126,8 @@ def build_trainer(
     if teachers:
         names = ", ".join(f"{one.name} ({one.arch})" for one in teachers)
         logger.info("teachers, which do not learn: %s", names)
-    reporter.open_events()
+    with world.all_or_none():
+        reporter.logs.open(run, config.to_dict(), progress.history)
     reporter.start(config, data, saver.describe(), precision, world)
     if checkpoint:
         logger.info("continuing %s at step %d", checkpoint, progress.step)
@@ -233,6 +233,7 @@ def _build_loader(config: TrainConfig, data: DataSet, device: torch.device, worl
             pad=data.pad if config.augment else 0,
             flip=data.flip and config.augment,
             resized=config.resized_crop and config.augment,
+            policy=config.augment_policy,
             erasing=config.random_erasing,
             jitter=config.color_jitter,
             mixup=config.mixup,

@@ -142,8 +142,9 @@ def _joined(
     )
     assert world.device_mesh is not None
     if config.fsdp:
-        for network in (model, *([average.model] if average else [])):
-            shard(network, world.device_mesh["data"])
+        shard(model, world.device_mesh["data"])
+        if average is not None:
+            shard(average.model, world.device_mesh["data"], trained=False)
         spared = without_decay(model, names_in(config.no_decay))
         shards = _trainable(model)
         optimizer = _optimizer(config, k, local_parameters(shards), spared)

@@ -94,6 +94,7 @@ class Trainer:
             TrainingError: the weights cannot be written.
         """
         self.saver.write_results()
+        self.reporter.completed()
         if brief or not self.saver.world.main:
             return
         history, folder = self.progress.history, self.saver.run.folder

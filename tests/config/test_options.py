@@ -34,6 +34,18 @@ def test_help_begins_with_what_most_runs_need(capsys: pytest.CaptureFixture[str]
         (("--ema", "1"), "--ema is 1.0: give off, or a number between 0 and 1"),
         (("--weights", "ema"), "--weights is ema without averages: give --ema 0.999"),
         (("--teach-with", "ema"), "--teach-with is ema without averages"),
+        (
+            ("--ema", "0.9", "--teach-with", "ema", "--method", "distill"),
+            "--teach-with ema means nothing with --method distill: give dml, or leave out",
+        ),
+        (
+            ("--ema", "0.9", "--teach-with", "ema", "--update", "alternating"),
+            "--teach-with ema means nothing with --update alternating: give simultaneous",
+        ),
+        (
+            ("--ema", "0.9", "--teach-with", "ema", "--teachers", "runs/a"),
+            "--teach-with ema means nothing with --teachers runs/a: leave it out",
+        ),
         (("--clip-norm", "0"), "--clip-norm is 0.0: give off, or a number above 0"),
         (("--max-time", "90"), "--max-time is '90': give hours, minutes or seconds (90m)"),
     ],

@@ -8,7 +8,7 @@ import pytest
 from dml_fast.data.plan import Augmentation, BatchPlan, Plan
 from dml_fast.data.sampling import IdentityOrder, Order, ShuffledOrder
 
-EVERYTHING = Augmentation(pad=2, flip=True, erasing=0.5, jitter=0.4, mixup=0.3)
+EVERYTHING = Augmentation(pad=2, flip=True, policy="trivial", erasing=0.5, jitter=0.4, mixup=0.3)
 
 
 def plan_of(order: Order, how: Augmentation = EVERYTHING, **options: int) -> Plan:
@@ -16,7 +16,7 @@ def plan_of(order: Order, how: Augmentation = EVERYTHING, **options: int) -> Pla
 
 
 def arrays(plan: BatchPlan) -> list[np.ndarray]:
-    found = (plan.ids, plan.crops, plan.erased, plan.jitter, plan.resized)
+    found = (plan.ids, plan.crops, plan.erased, plan.jitter, plan.resized, plan.policy)
     return [array for array in found if array is not None]
 
 

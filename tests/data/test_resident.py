@@ -104,9 +104,10 @@ def test_global_generators_are_neither_read_nor_changed() -> None:
 
 
 @pytest.mark.gpu
-def test_cuda_makes_the_same_batches_without_waiting() -> None:
+@pytest.mark.parametrize("policy", ["none", "trivial"])
+def test_cuda_makes_the_same_batches_without_waiting(policy: str) -> None:
     data = random_images(23)
-    on_cpu, on_gpu = make_loader(data), make_loader(data, device="cuda")
+    on_cpu, on_gpu = (make_loader(data, device=name, policy=policy) for name in ("cpu", "cuda"))
     batch_of(on_gpu, 0, 0)  # allocations and the order of the epoch
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -35,6 +35,7 @@ HASH = {"head": "hash", "bits": 16, "epochs": 2}
 CHOOSY = {"small_loss": 0.3, "label_noise": 0.3, "prior": "balance"}
 GROUP_NORM = {"arch": "group_norm_net:build", "lr": 0.02}
 DOUBLE = {**GROUP_NORM, "arch": "group_norm_net:build_double"}
+AVERAGES = {"ema": 0.9, "teach_with": "ema", "weights": "ema"}
 PARTS = {
     "accumulate": 2,
     "clip_norm": 0.5,
@@ -73,6 +74,7 @@ ROWS: dict[str, tuple[int, Options]] = {  # processes, and what is trained
     "rows left out": (2, {**FOUR, **CHOOSY}),
     "parts, one optimizer each": (2, {**TWO, **PARTS}),
     "2x1 vectors": (2, FOUR),
+    "2x1 averages of vectors": (2, {**FOUR, **AVERAGES}),
     "measured vectors": (2, {"cohort": 3, "mesh": "2x1", "shares": "measured"}),
     "2x1 market": (2, TWO),
     "2x1 hash": (2, {**TWO, **HASH}),
@@ -108,6 +110,8 @@ COLUMNS: dict[str, tuple[int, Options]] = {
     },
     "1x2 vectors": (2, {**TWO, "mesh": "1x2", "balance": True}),
     "1x2 fsdp vectors": (2, {"cohort": 3, "mesh": "1x2", "fsdp": True}),
+    "1x2 averages of vectors": (2, {**TWO, **AVERAGES, "mesh": "1x2"}),
+    "1x2 fsdp averages": (2, {**TWO, **GROUP_NORM, **AVERAGES, "mesh": "1x2", "fsdp": True}),
     "1x2 alternating": (2, {**TWO, **GROUP_NORM, "mesh": "1x2", "update": "alternating"}),
 }
 # networks with BatchNorm, whose statistics are of each column's images

@@ -11,8 +11,19 @@ from engine_cases import CPU, optimizer_of, student
 from fake_streams import FakeStreams
 from torch import Tensor, nn
 
-from dml_fast.engine import Cohort, Engine, Graph, Sequential, Streams, Threads
+from dml_fast.engine import (
+    Cohort,
+    Engine,
+    Graph,
+    Precision,
+    Sequential,
+    Streams,
+    Student,
+    Threads,
+)
+from dml_fast.engine.averaging import Average
 from dml_fast.engine.executor import StepResult
+from dml_fast.engine.teacher import Teacher
 from dml_fast.errors import UserError
 from dml_fast.loss import mutual_loss
 
@@ -73,6 +84,31 @@ def test_four_parts_of_16_rows_are_a_batch_of_64(options: Any, change: Any, step
     for a, b in zip(mine, whole, strict=True):
         for p, q in zip(a.parameters(), b.parameters(), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-10)
+
+
+def test_fixed_teachers_and_averages_teach_each_part() -> None:
+    """Averages move once a step, after the last part."""
+    precision = Precision(CPU)
+    fixed = nets(1, torch.float64)[0].requires_grad_(False)
+    fixed[0].weight.mul_(2)  # type: ignore[operator]
+    for taught in ({"teachers": [Teacher(fixed, precision)]}, {"teach_with": "ema"}):
+        made = []
+        for parts in (4, 1):
+            models = nets(dtype=torch.float64)
+            averages = [Average(model, 0.9) for model in models]
+            students = [
+                Student(m, optimizer_of(m), precision, average=average)
+                for m, average in zip(models, averages, strict=True)
+            ]
+            engine = Engine(Cohort(students), parts=parts, **taught)  # type: ignore[arg-type]
+            for seed in range(3):
+                x, y = rows(seed, torch.float64)
+                result = engine.step(x, unlabelled(y))
+            tensors = [t for m in models for t in m.state_dict().values()]
+            tensors += [t for a in averages for t in a.model.state_dict().values()]
+            made.append([result.losses, result.kl, *tensors])
+        for a, b in zip(*made, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
 def test_logits_of_several_tokens_and_views_are_cut_by_their_rows() -> None:

@@ -14,6 +14,7 @@ from engine_cases import Trap, batch, optimizer_of
 from torch import Tensor, nn
 
 from dml_fast.engine import Engine
+from dml_fast.engine.averaging import Average
 from dml_fast.engine.choice import make_executor, pick
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.precision import Precision
@@ -39,6 +40,7 @@ def engine(
     dtype: torch.dtype | None = None,
     optimizer: str = "sgd",
     models: list[nn.Module] | None = None,
+    ema: float = 0.0,
     **options: Any,
 ) -> Engine:
     cuda = torch.device("cuda")
@@ -48,7 +50,12 @@ def engine(
             torch.manual_seed(k)
             models.append(create_model(arch, num_classes=5, in_channels=1, image_size=(8, 8)))
     students = [
-        Student(m, optimizer_of(m, optimizer), Precision(cuda, dtype))
+        Student(
+            m,
+            optimizer_of(m, optimizer),
+            Precision(cuda, dtype),
+            average=Average(m, ema) if ema else None,
+        )
         for m in (m.to(cuda) for m in models)
     ]
     return Engine(
@@ -96,6 +103,18 @@ def test_the_rows_that_are_left_out_are_those_of_sequential(kind: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_averages_teach_as_with_sequential(kind: str) -> None:
+    made = [engine(name, ema=0.9, teach_with="ema") for name in ("sequential", kind)]
+    expected, found = (run(one, 10, 0.01) for one in made)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    for mine, theirs in zip(*(one.cohort for one in made), strict=True):
+        for a, b in zip(
+            mine.network("ema").parameters(), theirs.network("ema").parameters(), strict=True
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["sequential", *KINDS])
 @pytest.mark.parametrize("small_loss", [0.0, 0.3])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
@@ -103,7 +122,9 @@ def test_a_step_never_waits_for_the_gpu(
     kind: str, dtype: torch.dtype | None, small_loss: float
 ) -> None:
     prior = torch.zeros(5) if small_loss else None
-    made = engine(kind, dtype, small_loss=small_loss, prior=prior)
+    ema = 0.9 if small_loss else 0.0
+    teach_with = "ema" if small_loss else "student"
+    made = engine(kind, dtype, small_loss=small_loss, prior=prior, ema=ema, teach_with=teach_with)
     meter = Meter(3, torch.device("cuda"))
     x, y = (t.cuda() for t in batch(0, torch.float32))
 

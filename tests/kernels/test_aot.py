@@ -113,9 +113,9 @@ def test_kernels_take_no_more_registers_than_the_committed_table_says(report: An
 
 
 def test_a_run_compiles_few_kernels_whatever_its_batch_sizes(report: Any) -> None:
-    """Labels are counted by the loss's kernel in small batches, by one more in large ones."""
+    """Few programs, more, more that do not count labels themselves, and what counts them."""
     assert report["variants"]
-    assert not {run: n for run, n in report["variants"].items() if not 1 <= n <= 3}
+    assert not {run: n for run, n in report["variants"].items() if not 1 <= n <= 4}
 
 
 def test_every_launch_says_whether_products_and_sums_are_fused(report: Any) -> None:

@@ -114,17 +114,6 @@ def test_all_is_written_and_nothing_else(
     assert counters and not any(c.any() for c in counters)
 
 
-def test_counters_are_zero_for_the_next_launch(counters: list[Tensor]) -> None:
-    """With many programs in several groups, and without a sum to make."""
-    logits, target = cohort(1, 70, 3)
-    problem = checked(logits, target)
-    first = launch.launch(problem, with_grad=False, save=False, stats="none").solution.losses
-    counts = counters[0]
-    assert not counts.any()
-    again = launch.launch(problem, with_grad=False, save=False, stats="none").solution.losses
-    assert torch.equal(first, again)
-
-
 def test_without_statistics_only_losses_are_written(arena: Arena) -> None:
     logits, target = cohort(2, 5, 7)
     problem = checked(logits, target)

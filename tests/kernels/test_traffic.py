@@ -115,10 +115,10 @@ def test_losses_and_gradients_in_one_launch(kernel: str, reads: int, dtype: torc
     for k in range(K):
         assert traffic.stored.pop(f"g{k}") == N * C * size
     assert traffic.loaded.pop("index") == 8 * N
-    # Of each quantity a number a program, one a group of 64 programs, and the total.
-    for name, count in (("partials", traffic.programs), ("groups", 1), ("totals", 1)):
-        assert traffic.stored.pop(name) == traffic.loaded.pop(name) == 4 * 2 * K * count
-    assert traffic.stored.pop("counters") == 4 * 2  # zeros for the next launch
+    # Of each quantity a number per program.
+    of_programs = 4 * 2 * K * traffic.programs
+    assert traffic.stored.pop("partials") == traffic.loaded.pop("partials") == of_programs
+    assert traffic.stored.pop("counters") == 4  # zero for the next launch
     assert traffic.stored.pop("losses") == 4 * K
     assert not +traffic.loaded and not +traffic.stored
 

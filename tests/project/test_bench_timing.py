@@ -5,104 +5,23 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from fake_device import NODES, FakeDevice
 from torch import nn
 
-from benchmarks.common import clocks, kinds, tables, timing
+from benchmarks import bench_loss, bench_step
+from benchmarks.common import clocks, counting, tables, timing
 from benchmarks.common.device import Call, Captured, node_kinds
+from benchmarks.common.loss_case import LossCase
 from benchmarks.common.step_case import SGD, StepCase, naive_step
 from benchmarks.peers import loss as peers
 from benchmarks.peers.hour import hour_step, in_one_graph
-
-FLUSH_MS = 0.09
-LAUNCH_MS = 0.05  # of a graph
-NODES = 3  # of a call, a fill among them
-
-
-@dataclass
-class FakeEvent:
-    device: FakeDevice
-    at: float = -1.0
-
-    def record(self) -> None:
-        self.device.said.append("event")
-        self.at = max(self.device.now, self.device.free_at)
-
-    def query(self) -> bool:
-        return self.at <= self.device.now
-
-    def synchronize(self) -> None:
-        self.device.now = max(self.device.now, self.at)
-
-    def elapsed_time(self, end: FakeEvent) -> float:
-        return end.at - self.at
-
-
-@dataclass
-class FakeDevice:
-    """A queue of work: the host's time goes on by what it does, the device's by what it has to."""
-
-    now: float = 0.0
-    free_at: float = 0.0
-    queued: float = 0.0
-    said: list[str] = field(default_factory=list)
-    slept: list[float] = field(default_factory=list)
-
-    def clock_ms(self) -> float:
-        return self.now
-
-    def wait(self) -> None:
-        self.now = max(self.now, self.free_at)
-
-    def queue(self, ms: float) -> None:
-        self.free_at = max(self.now, self.free_at) + ms
-        self.queued += ms
-
-    def sleep(self, ms: float) -> None:
-        self.said.append("sleep")
-        self.slept.append(ms)
-        self.queue(ms)
-
-    def flush(self) -> None:
-        self.said.append("flush")
-        self.queue(FLUSH_MS)
-
-    def event(self) -> FakeEvent:
-        return FakeEvent(self)
-
-    def warm_up(self, call: Call, times: int) -> None:
-        for _ in range(times):
-            call()
-
-    def capture(self, call: Call, repeats: int) -> Captured:
-        before = self.now, self.free_at
-        queued = self.queued
-        for _ in range(repeats):
-            call()
-        work_ms = self.queued - queued
-        self.now, self.free_at = before  # a capture runs nothing
-
-        def replay() -> None:
-            self.now += LAUNCH_MS
-            self.queue(0.01 + work_ms)
-
-        return Captured(replay, 1 + NODES * repeats)
-
-    def call(self, host_ms: float, device_ms: float) -> Callable[[], None]:
-        """A call of one kernel, which the host takes that long to queue."""
-
-        def run() -> None:
-            self.said.append("call")
-            self.now += host_ms
-            self.queue(device_ms)
-
-        return run
 
 
 def test_the_device_sleeps_before_the_flush_and_the_clock_starts_after_it() -> None:
@@ -251,61 +170,101 @@ def test_where_nobody_knows_the_clocks_this_is_said(monkeypatch: pytest.MonkeyPa
     assert "not recorded (nvidia_smi" in clocks.describe({"before": found, "after": found})
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize", "conv"),
-        ("void cudnn::bn_fw_tr_1C11_kernel_NHWC<__nv_bfloat16, int>", "norm"),
-        ("triton_poi_fused__native_batch_norm_legit_functional_relu_3", "norm"),
-        ("triton_red_fused_add_convolution_backward_7", "pointwise"),
-        (
-            "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add>",
-            "pointwise",
-        ),
-        (
-            "void at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda>",
-            "copy",
-        ),
-        ("Memset (Device)", "copy"),
-        (
-            "void at::native::multi_tensor_apply_kernel<FusedOptimizer, FusedSgdMathFunctor>",
-            "optimizer",
-        ),
-        ("one_pass", "loss"),
-        ("who_knows", "other"),
-    ],
-)
-def test_kernels_are_sorted_by_kind(name: str, kind: str) -> None:
-    assert kinds.kind_of(name) == kind
-    assert kinds.by_kind([(name, 2.0), (name, 3.0)])[kind] == {"time": 5.0, "count": 2.0}
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
+    """A GPU for the scripts: what only a real one can tell is made up."""
+    device = FakeDevice()
+    state = {"sm_mhz": 1.0, "memory_mhz": 2.0, "power_w": 3.0, "celsius": 4.0, "throttle": []}
+    monkeypatch.setattr(timing, "Cuda", lambda: device)
+    monkeypatch.setattr(timing, "copy_gb_per_s", lambda *_: 3000.0)
+    monkeypatch.setattr(clocks, "read", lambda: state)
+    monkeypatch.setattr(counting, "launched", lambda call: counting.Launched(9, 2))
+    monkeypatch.setattr(counting, "device_bytes", lambda call: 5)
+    monkeypatch.setattr(torch.cuda, "synchronize", device.wait)
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: int(1e6 * device.now))
+    return device
 
 
-def test_the_best_baseline_is_the_fastest_that_is_not_ours() -> None:
-    rows: list[tables.Row] = [
-        {"name": "naive", "median_ms": 8.0, "graph_ms": 4.0},
-        {"name": "careful + max-autotune", "median_ms": 3.0, "graph_ms": 2.0},
-        {"name": "careful + compile", "left_out": "absent"},
-        {"name": "closed_form + compile", "median_ms": 1.0},
-        {"name": "triton", "median_ms": 2.0, "graph_ms": 0.5},
-    ]
-    found = {row["name"]: row for row in tables.compared(rows, peers.is_baseline)}
-    assert found["triton"]["best_over_this"] == 1.5
-    assert found["triton"]["best_over_this_in_graph"] == 4.0
-    assert "best_over_this" not in found["careful + compile"]
-    assert "\n+" not in tables.prose("careful + compile, " * 40)  # Markdown would make a list of it
-    heading = tables.describe(list(found.values()), [tables.BEST, tables.NAIVE]).splitlines()[0]
-    assert "best/this" in heading and "naive/this" not in heading
+def test_a_table_of_losses_on_a_gpu(monkeypatch: pytest.MonkeyPatch, gpu: FakeDevice) -> None:
+    case = LossCase((2, 3, 5), torch.float32, torch.device("cpu"))
+    case.device = SimpleNamespace(type="cuda")  # type: ignore[assignment]
+    monkeypatch.setattr(bench_loss, "CIFAR", [(2, 3, 5)])
+    answer = [x.detach() for x in (case._losses, *case._grads)]
+
+    def contestant(name: str, *_: Any) -> peers.Contestant:
+        host_ms, device_ms = {"naive": (4.0, 0.8), "careful": (2.0, 0.3), "triton": (0.5, 0.1)}[
+            name
+        ]
+
+        def run(*_: Any) -> Any:
+            gpu.call(host_ms, device_ms)()
+            return answer[0], answer[1:]
+
+        return peers.Contestant(name, run, waits=name == "naive")
+
+    monkeypatch.setattr(peers, "contestant", contestant)
+    result = bench_loss.compare(case, ["naive", "careful", "triton"], 0)
+    rows = {row["name"]: row for row in result["contestants"]}
+    assert result["rounds"] == 15
+    ours = rows["triton"]
+    assert [ours["median_ms"], ours["graph_ms"]] == pytest.approx([0.1, 0.1])
+    assert ours["host_ms"] == pytest.approx(0.5) and ours["hidden"] == 1
+    assert ours["nodes"] == NODES and ours["kernels"] == 9
+    assert "graph_ms" not in rows["naive"]
+    text = bench_loss.describe(result)
+    assert "the best baseline: careful" in text
+    (line,) = (line for line in text.splitlines() if line.startswith("| triton"))
+    cells = [cell.strip() for cell in line.split("|")[2:]]
+    assert cells[:6] == ["3.00", "8.00", "0.1", "3.00", "100", "3"]
+    assert "Before and after: SM 1, 1 MHz" in text
 
 
-def test_one_student_has_a_loss_in_every_way() -> None:
-    z, target = torch.randn(4, 5, requires_grad=True), torch.tensor([0, 4, 2, 2])
-    expected = torch.nn.functional.cross_entropy(z, target)
-    for losses in (peers.naive, peers.careful):
-        torch.testing.assert_close(losses([z], target), expected.view(1))
-    with pytest.raises(peers.AbsentError, match="one student"):
-        peers.contestant("quack", torch.device("cpu"), 2)
-    with pytest.raises(peers.AbsentError, match="need a GPU"):
-        peers.contestant("quack", torch.device("cpu"), 1)
+def test_a_table_of_steps_on_a_gpu(monkeypatch: pytest.MonkeyPatch, gpu: FakeDevice) -> None:
+    monkeypatch.setattr(bench_step, "DEVICE", SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(bench_step, "matrix_gflop_per_s", lambda dtype: 1000.0)
+    spent = {  # host and device, ms
+        "naive fp32": (200.0, 20.0),
+        "hour graph bf16 + compile": (0.05, 9.0),
+        "graph bf16": (0.05, 6.0),
+        "one student graph bf16": (0.05, 3.0),
+    }
+
+    class Case(StepCase):
+        def contestant(self, name: str) -> Any:
+            work = gpu.call(*spent[name])
+
+            def step() -> torch.Tensor:
+                work()
+                return torch.ones(self.count(name))
+
+            return step
+
+        def flops(self) -> int:
+            return 4 * 10**9
+
+    case = Case("resnet8", 4, 8, torch.device("cpu"))
+    result = bench_step.compare(case, list(spent), 0)
+    rows = {row["name"]: row for row in result["contestants"]}
+    assert {name: row["median_ms"] for name, row in rows.items()} == pytest.approx(
+        {
+            "naive fp32": (3 * 200 + 20) / 3,  # what the host takes, as a user has it
+            "hour graph bf16 + compile": 9.0,
+            "graph bf16": 6.0,
+            "one student graph bf16": 3.0,
+        }
+    )
+    assert "hidden" not in rows["naive fp32"] and rows["graph bf16"]["hidden"] == 1
+    assert rows["graph bf16"]["gflop_per_s"] == pytest.approx(4 / 6 * 1000)
+    assert rows["one student graph bf16"]["gflop_per_s"] == pytest.approx(1 / 3 * 1000)
+    assert rows["graph bf16"]["moves"] == 2
+    text = bench_step.describe(result)
+    assert "the best baseline: hour graph bf16 + compile" in " ".join(text.split())
+    text = " ".join(text.split())
+    assert bench_step.NO_HOUR not in text and tables.STARVED not in text
+    del result["clocks"]
+    result["contestants"] = [{"name": "graph bf16", "median_ms": 8.4, "kernels": 9}]
+    text = " ".join(bench_step.describe(result).split())  # a report from before
+    assert bench_step.NO_HOUR in text and tables.STARVED in text
 
 
 def test_the_graph_of_an_hour_starts_from_the_first_weights() -> None:

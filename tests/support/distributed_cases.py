@@ -192,6 +192,8 @@ def content(folder: Path) -> dict[str, Any]:
     for k, student in enumerate(state["students"]):
         for name, tensor in student["model"].items():
             found[f"{k}.model.{name}"] = tensor
+        for name, tensor in student.get("average", {}).items():
+            found[f"{k}.average.{name}"] = tensor
         for index, values in student["optimizer"]["state"].items():
             found |= {f"{k}.optimizer.{index}.{name}": value for name, value in values.items()}
         found[f"{k}.scaler"] = student["scaler"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,10 @@ def train(folder: Path, config: TrainConfig, steps: int = 10**9, resume: bool = 
         run.prepare(0)
     stop = StopAfter(steps)
     stop.trainer = build_trainer(config, run, folder if resume else None, stop)
-    complete: bool = stop.trainer.fit()
-    if complete:
-        stop.trainer.finish()
+    with closing(stop.trainer):
+        complete: bool = stop.trainer.fit()
+        if complete:
+            stop.trainer.finish(brief=True)  # curves cost more than the training
     return complete
 
 

@@ -20,7 +20,11 @@ pytestmark = pytest.mark.slow
 CASES = {
     "plain": {},
     "amp, warm-up of the KL": {"amp": True, "kl_warmup": 1.5},
-    "dropout, classes in turn": {"arch": "wrn_10_1_drop0.3", "balance": True},
+    "dropout, classes in turn, policy": {
+        "arch": "wrn_10_1_drop0.3",
+        "balance": True,
+        "augment_policy": "trivial",
+    },
     "alternating, adamw": {"update": "alternating", "optimizer": "adamw"},
     "views and mixing": {
         "views": "per-student",
@@ -54,6 +58,12 @@ CASES = {
         "weight_decay": "0.01,0.1",
     },
     "codes": {"head": "hash", "bits": 20, "amp": True},
+    "averages teach": {
+        "arch": "wrn_10_1_drop0.3",
+        "ema": 0.9,
+        "teach_with": "ema",
+        "weights": "ema",
+    },
 }
 
 

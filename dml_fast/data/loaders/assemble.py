@@ -13,6 +13,7 @@ from torch import Tensor
 from dml_fast import _native
 from dml_fast.data.loaders.augment import Normalizer, augment
 from dml_fast.data.loaders.mixing import mix_inputs, mix_targets
+from dml_fast.data.loaders.policy import Policy
 from dml_fast.data.plan import Augmentation, BatchPlan
 from dml_fast.loss.problem import UNLABELLED_TARGET
 from dml_fast.machine import cores
@@ -72,6 +73,7 @@ class Assembler:
         labels: (N,) int64, or (N, classes).
         num_classes: how many classes there are.
         augmentation: what is done to the images, as in the plan.
+        size: height and width of the images, in pixels.
         mean: C floats in units of 0..1.
         std: C floats in units of 0..1.
         device: where batches are made.
@@ -85,6 +87,7 @@ class Assembler:
         num_classes: int,
         augmentation: Augmentation,
         *,
+        size: tuple[int, int],
         mean: Sequence[float],
         std: Sequence[float],
         device: torch.device | str,
@@ -95,6 +98,7 @@ class Assembler:
         self._labels = as_targets(labels, self.device)
         self._num_classes = num_classes
         self._pad = 0 if augmentation.resized else augmentation.pad
+        self._policy = None if augmentation.policy == "none" else Policy(size, self.device)
         self._normalize = Normalizer(mean, std, self.device)
         self._channels_last = channels_last
         self._threads = threads or cores()
@@ -109,6 +113,13 @@ class Assembler:
             images: (N, H, W, C) uint8 on the device; one such tensor for all views, or V of them.
             rows: (B,) int64, the indices in ``images`` of the plan's images.
         """
+        if self._policy is not None:
+            assert plan.policy is not None
+            images = [
+                self._policy(images[view % len(images)], rows, drawn)
+                for view, drawn in enumerate(plan.policy)
+            ]
+            rows = np.arange(len(rows))
         if self.device.type == "cpu" and plan.jitter is None:
             return self._on_cpu(plan, images, rows)
         erased = [] if plan.erased is None else [plan.erased.reshape(-1, len(rows))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import torch
@@ -21,6 +22,8 @@ from dml_fast.data.sets import DataSet, ImageSet
 from dml_fast.data.splits import kinds_of_rows
 from dml_fast.data.vectors import VectorSet
 from dml_fast.errors import UserError, check_number, check_whole
+
+logger = logging.getLogger(__name__)
 
 
 def train_loader(
@@ -73,8 +76,8 @@ def train_loader(
 
     Raises:
         UserError: ``batch_size``, ``num_instances`` or ``unlabelled_share`` does not fit the rows,
-            mixing meets rows without a label, ``balance`` rows of identities or pairs, or a number
-            is out of range.
+            mixing meets rows without a label, ``balance`` rows of identities or pairs, a policy
+            images that are neither gray nor RGB, or a number is out of range.
     """
     check_whole("batch_size", batch_size, 1)
     check_whole("num_instances", num_instances, 0)
@@ -137,7 +140,18 @@ def train_loader(
             rank=rank,
             ranks=ranks,
         )
-    height, width = train.images.shape[2:]
+    channels, height, width = train.images.shape[1:]
+    if augmentation.policy != "none" and channels not in (1, 3):
+        raise UserError(
+            f"policy is {augmentation.policy} and images have {channels} channels, where it knows "
+            "gray and RGB: give none"
+        )
+    if augmentation.policy != "none" and min(height, width) < 32:
+        logger.info(
+            "policy: moves are of up to 32 pixels, which leaves nothing of many images of %dx%d",
+            height,
+            width,
+        )
     plan = Plan(
         order,
         augmentation,
@@ -151,6 +165,7 @@ def train_loader(
         train.labels,
         len(data.classes),
         augmentation,
+        size=(height, width),
         mean=data.mean,
         std=data.std,
         device=device,
