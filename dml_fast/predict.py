@@ -38,7 +38,7 @@ class PredictArguments:
     """best: the one with the highest validation score. ensemble: the mean of all students'
     probabilities; their embeddings or codes side by side. Or a student's number, from 0."""
     top: int = 5
-    """How many classes to write for each row."""
+    """How many classes to write for each row; all where rows may have several labels."""
     checkpoint: Literal["best", "last", "previous"] = "best"
     """best: of the epoch with the highest mean validation score."""
     weights: Literal["student", "ema"] = "student"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -30,12 +31,14 @@ def arguments(argv: Sequence[str] | None, processes: int = 1) -> TrainArguments:
     """Read flags on top of ``--config`` or of the run that ``--resume`` continues.
 
     Args:
-        argv: the command line; by default that of this process.
+        argv: the command line; by default that of this process. A lone ``--`` says nothing: with
+            it torchrun does not take ``--log`` for one of its own options.
         processes: how many train together.
 
     Raises:
         UserError: a bad file, or a flag that would change a run that is being continued.
     """
+    argv = [arg for arg in (sys.argv[1:] if argv is None else argv) if arg != "--"]
     given = cli.parse(TrainArguments, argv, "train")
     if given.config and given.resume:
         raise UserError("--config and --resume exclude each other: a run keeps its configuration")

@@ -111,6 +111,8 @@ def _figures(entry: Entry, result: Mapping[str, Any]) -> Measured:
     best = best_student(history[-1])
     if "ensemble_accuracy" in result:
         measures = _of_classes(result, best)
+    elif "ensemble_mAP" in result:
+        measures = _of_labels(result, best)
     else:
         measures = _of_identities(result, best)
     learners = len(config.architectures)
@@ -138,6 +140,20 @@ def _of_classes(result: Mapping[str, Any], best: int) -> dict[str, float]:
         found[f"students_{name}"] = fmean(s[name] for s in students)
         found[f"ensemble_{name}"] = result[f"ensemble_{name}"]
     return found
+
+
+def _of_labels(result: Mapping[str, Any], best: int) -> dict[str, float]:
+    scores = [student["mAP"] for student in result["students"]]
+    if None in scores:
+        raise UserError(
+            f"{result['run']}: the logits of student {scores.index(None)} are not finite, or no "
+            "test row has a label"
+        )
+    return {
+        "students": fmean(scores),
+        "best_student": scores[best],
+        "ensemble": result["ensemble_mAP"],
+    }
 
 
 def _of_identities(result: Mapping[str, Any], best: int) -> dict[str, float]:

@@ -42,7 +42,13 @@ class Result:
     def measures(self) -> tuple[Measure, ...]:
         """What was measured."""
         retrieval = self.contestants[0].config.retrieval
-        return RETRIEVAL if retrieval else ACCURACY + CALIBRATION
+        return RETRIEVAL if retrieval else ACCURACY + CALIBRATION * self.calibrated
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether calibration was measured, as of rows of one class."""
+        first = self.figures[self.names[0]][0]
+        return CALIBRATION[0].key in first["measures"]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -82,7 +88,7 @@ def to_markdown(result: Result) -> str:
     """Return the tables, and a line for each difference that the seeds do not tell."""
     base, count = result.names[0], len(result.seeds)
     retrieval = result.contestants[0].config.retrieval
-    score = "mAP" if retrieval else "accuracy"
+    score = "accuracy" if result.calibrated else "mAP"
     seeds = f"{count} seeds ({result.seeds[0]} to {result.seeds[-1]})" if count > 1 else "one seed"
     first, *others = ACCURACY if not retrieval else RETRIEVAL
     parts = [
@@ -97,7 +103,7 @@ def to_markdown(result: Result) -> str:
         "and in how many seeds it is above 0. **Bold**: the interval leaves 0 out.",
         _differences(result, [first, *others]),
     ]
-    if not retrieval:
+    if result.calibrated:
         parts += [
             "## Calibration and churn",
             "ECE: expected calibration error over 15 bins, in percent. NLL: negative "

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from dml_fast.config.checks import check_combinations
+from dml_fast.config.checks_labels import check_several_labels
 from dml_fast.config.checks_logs import check_logs
 from dml_fast.config.checks_longer import check_init_from, check_patience
 from dml_fast.config.fields import Options, flag, names_in
@@ -227,7 +228,7 @@ class TrainConfig(Options):
         Raises:
             UserError: it names the option, its value and what to do.
         """
-        from dml_fast.data import check_data_spec, check_searches
+        from dml_fast.data import check_data_spec, check_searches, has_several_labels
         from dml_fast.models import check_model_name
         from dml_fast.models.pretrained import check_pretrained
 
@@ -258,6 +259,8 @@ class TrainConfig(Options):
             )
         check_logs(self.log)
         check_data_spec(self.data, download=self.download)
+        if has_several_labels(self.data):
+            check_several_labels(self)
         if self.retrieval:
             check_searches(self.data, val_fraction=self.val_fraction, camera_rule=self.camera_rule)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dml_fast.data.opening import (
     check_data_spec,
     check_searches,
+    has_several_labels,
     open_dataset,
     open_every_pair,
     open_part,
@@ -24,6 +25,7 @@ __all__ = [
     "VectorSet",
     "check_data_spec",
     "check_searches",
+    "has_several_labels",
     "open_dataset",
     "open_every_pair",
     "open_part",

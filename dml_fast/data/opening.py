@@ -24,6 +24,7 @@ from dml_fast.data.readers.market1501 import (
     read_market1501,
 )
 from dml_fast.data.readers.pairs import check_pairs, read_pairs
+from dml_fast.data.readers.several_labels import has_label_table
 from dml_fast.data.readers.shard_names import check_shards
 from dml_fast.data.readers.shards import read_shards
 from dml_fast.data.readers.text import check_text, read_text, read_text_part
@@ -68,6 +69,12 @@ def check_data_spec(spec: str, *, download: bool = False) -> None:
         _CHECKS[kind](root)
     elif kind in CIFAR and not download:
         locate_cifar(kind, _path(root))
+
+
+def has_several_labels(spec: str) -> bool:
+    """Return whether a row of the data may have several labels: a folder with labels.csv."""
+    kind, root = _parse(spec)
+    return kind == "folder" and has_label_table(_path(root))
 
 
 def check_searches(spec: str, *, val_fraction: float, camera_rule: bool) -> None:

@@ -62,7 +62,8 @@ def rarest_label(labels: Ids) -> Ids:
     """
     counts = np.append(labels.sum(0), len(labels) + 1)
     whole = np.concatenate([labels, np.ones((len(labels), 1), np.int64)], axis=1)
-    return np.where(whole == 1, counts, len(labels) + 2).argmin(1).astype(np.int64)
+    found: Ids = np.where(whole == 1, counts, len(labels) + 2).argmin(1).astype(np.int64)
+    return found
 
 
 def kinds_of_rows(labels: Ids) -> Ids:

@@ -173,7 +173,7 @@ def known_identities(
             "cams": [s and s[1] for s in seen],
         }
         wanted = "named like 0002_c1s1_000451_03.jpg"
-    elif kind == "folder":
+    elif kind == "folder" and not facts.several_labels:
         classes = frozenset(facts.classes)
         arrays = {"pids": [_class_of(path, classes) for path in paths]}
         wanted = "in a folder that is called like a class of the run"

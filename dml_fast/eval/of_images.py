@@ -30,6 +30,7 @@ from dml_fast.reporting.console import progress
 from dml_fast.runs.folder import Run
 from dml_fast.runs.trained import Trained
 
+TOP = 5  # classes, by default
 _log = logging.getLogger("dml_fast")
 
 
@@ -56,7 +57,7 @@ def predict_run(
     given: Sequence[Path],
     *,
     student: str = "best",
-    top: int = 5,
+    top: int = TOP,
     checkpoint: str = "best",
     allow_code: Collection[str] = (),
     device: str = "auto",
@@ -74,7 +75,7 @@ def predict_run(
         folder: the run's.
         given: image files and folders; for a run that learned vectors or texts, files of its form.
         student: best, ensemble, or a student's number.
-        top: how many classes to write for each row.
+        top: how many classes to write for each row; all where a row may have several labels.
         checkpoint: best, last or previous.
         allow_code: the functions, as ``package.module:function``, that may build students.
         device: auto, cpu, cuda or cuda:N.
@@ -97,6 +98,11 @@ def predict_run(
     paths = find_images(given) if run.facts.of_images else []
     trained = Trained.load(run, checkpoint, allow_code, weights)
     config, facts = run.config, trained.facts
+    if facts.several_labels and top != TOP:
+        raise UserError(
+            f"--top is {top} and a row of {run.folder} may have several labels, whose "
+            "probabilities are all written: leave it out"
+        )
     chosen = _chosen(student, trained, run)
     precision = run_precision(config, pick_device(device))
     models = run_students(trained, config, precision, chosen)
@@ -119,13 +125,17 @@ def predict_run(
     arrays: dict[str, NDArray[Any]] = {}
     with ExitStack() as stack:
         array_file = features and stack.enter_context(new_file("--features", features))
-        write = stack.enter_context(prediction_file(out, top, key)) if out else None
+        columns = facts.classes if facts.several_labels else ()
+        write = stack.enter_context(prediction_file(out, top, key, columns)) if out else None
         done = stack.enter_context(progress("predicting", len(names), hidden=out == STDOUT))
         parts = stack.enter_context(closing(_parts(models, batches, precision, bool(features))))
         for seen in parts:
             if write is not None:
                 here = [names[index] for index in seen.ids]
-                write(_rows(here, seen.logits, facts.classes, top, together))
+                if facts.several_labels:
+                    write(_rows_of_labels(here, seen.logits, facts.classes))
+                else:
+                    write(_rows(here, seen.logits, facts.classes, top, together))
             kept += seen.ids
             embedded.append(seen.features)
             done(seen.ids[-1] + 1)
@@ -236,11 +246,7 @@ def _rows(
         UserError: a student's logits are not finite.
     """
     probabilities = torch.stack([z.softmax(1) for z in logits]).mean(0)  # (B, C)
-    if len(wrong := (~probabilities.isfinite()).any(1).nonzero()):
-        raise UserError(
-            f"the logits for {names[int(wrong[0])]} are not finite, so it has no class: give "
-            "another --student or --checkpoint"
-        )
+    _check_finite(names, probabilities)
     scores = probabilities if together else logits[0]
     order = scores.sort(dim=1, descending=True, stable=True).indices[:, :top]
     shares = probabilities.gather(1, order).cpu().numpy()
@@ -249,6 +255,31 @@ def _rows(
         Row(name, [classes[c] for c in found], [float(str(p)) for p in row])
         for name, found, row in zip(names, order.tolist(), shares, strict=True)
     ]
+
+
+def _rows_of_labels(
+    names: Sequence[str], logits: Sequence[Tensor], classes: Sequence[str]
+) -> list[Row]:
+    """Return the probability of each class of each row, the mean of the students'.
+
+    Raises:
+        UserError: a student's logits are not finite.
+    """
+    probabilities = torch.stack([z.sigmoid() for z in logits]).mean(0)  # (B, C)
+    _check_finite(names, torch.stack(list(logits)).sum(0))
+    found = probabilities.cpu().numpy()
+    return [
+        Row(name, classes, [float(str(p)) for p in row])
+        for name, row in zip(names, found, strict=True)
+    ]
+
+
+def _check_finite(names: Sequence[str], numbers: Tensor) -> None:
+    if len(wrong := (~numbers.isfinite()).any(1).nonzero()):
+        raise UserError(
+            f"the logits for {names[int(wrong[0])]} are not finite, so it has no class: give "
+            "another --student or --checkpoint"
+        )
 
 
 def _features(

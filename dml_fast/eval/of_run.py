@@ -24,6 +24,7 @@ from dml_fast.eval.displacements import displacement_scores
 from dml_fast.eval.hamming import CodeSearch, search_codes, write_codes
 from dml_fast.eval.retrieval import evaluate_retrieval
 from dml_fast.eval.sets import SetRule, set_facts
+from dml_fast.eval.several_labels import LabelScores, evaluate_labels
 from dml_fast.ranking.result import RankingResult
 from dml_fast.reporting.console import at_the_end
 from dml_fast.runs.files import check_place
@@ -148,6 +149,8 @@ def evaluate_run(
         how: dict[str, Any] = {"protocol": protocol, "reranked": reranked}
         how["sets"] = SetRule(*sets) if sets else None
         found = _search(models, batches(images), images, precision, run.folder, how, picture)
+    elif trained.facts.several_labels:
+        found = _label(models, batches(images), precision, trained.facts.classes)
     else:
         area = images.search if isinstance(images, PairSet) else 0
         classes = trained.facts.classes
@@ -155,7 +158,7 @@ def evaluate_run(
         # not images - labelled: files that cannot be decoded are left out too
         found.facts["unlabelled"] = int((images.labels < 0).sum())
     line = trained.validation if weights == config.weights else None  # what it measured
-    score = (MAP if config.retrieval else ACCURACY).key
+    score = (MAP if config.retrieval or trained.facts.several_labels else ACCURACY).key
     key = "val_error_px" if isinstance(images, PairSet) else score
     return {
         "run": str(run.folder),
@@ -231,6 +234,25 @@ def _classify(
         for one, other, rows in found.confusions(_WORST)
     ]
     return _Found({"labelled": found.images}, students, ensemble | {"confusions": confused})
+
+
+def _label(
+    models: Sequence[nn.Module],
+    batches: Iterator[Batch],
+    precision: Precision,
+    classes: Sequence[str],
+) -> _Found:
+    """Measure the average precision of each class where rows may have several labels."""
+    found = evaluate_labels(models, batches, precision, len(classes))
+
+    def entries(scores: LabelScores, prefix: str = "") -> dict[str, Any]:
+        by_class = dict(zip(classes, scores.ap, strict=True))
+        named = {"mAP": scores.mAP, "exact": scores.exact, "average_precision": by_class}
+        return {prefix + name: value for name, value in named.items()}
+
+    facts = {"labelled": found.images, "absent": [classes[c] for c in found.absent]}
+    students = [entries(scores) for scores in found.students]
+    return _Found(facts, students, entries(found.ensemble, "ensemble_"))
 
 
 class _Picture(NamedTuple):

@@ -21,7 +21,8 @@ class Row(NamedTuple):
 
     Attributes:
         name: its own, or that of its file.
-        classes: the names of the likeliest ones, the first is the prediction.
+        classes: the names of the likeliest ones, the first is the prediction; of all in their
+            order, where a row may have several.
         probabilities: of these classes.
     """
 
@@ -50,13 +51,16 @@ def new_file(flag: str, path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def prediction_file(out: str, top: int, key: str) -> Iterator[Callable[[Sequence[Row]], object]]:
+def prediction_file(
+    out: str, top: int, key: str, classes: Sequence[str] = ()
+) -> Iterator[Callable[[Sequence[Row]], object]]:
     """Open a file for predictions: CSV with a header, or one JSON object per line for ``.jsonl``.
 
     Args:
         out: the new file, or - for CSV on the standard output.
         top: how many classes each row has.
         key: what the names of rows are called: path or name.
+        classes: where a row may have several, all of them: each is a column of CSV.
 
     Yields:
         A function that writes rows.
@@ -67,14 +71,17 @@ def prediction_file(out: str, top: int, key: str) -> Iterator[Callable[[Sequence
     if Path(out).suffix == ".jsonl":
         with new_file("--out", Path(out)) as file:
             yield lambda rows: file.write(json_lines(rows, key))
-    elif out == STDOUT:
-        sys.stdout.buffer.write(csv_header(top, key))
-        yield lambda rows: sys.stdout.buffer.write(csv_lines(rows))
+        return
+    header = table_header(classes, key) if classes else csv_header(top, key)
+    lines = table_lines if classes else csv_lines
+    if out == STDOUT:
+        sys.stdout.buffer.write(header)
+        yield lambda rows: sys.stdout.buffer.write(lines(rows))
         sys.stdout.buffer.flush()
     else:
         with new_file("--out", Path(out)) as file:
-            file.write(csv_header(top, key))
-            yield lambda rows: file.write(csv_lines(rows))
+            file.write(header)
+            yield lambda rows: file.write(lines(rows))
 
 
 def csv_header(top: int, key: str) -> bytes:
@@ -89,6 +96,17 @@ def csv_lines(rows: Sequence[Row]) -> bytes:
     for row in rows:
         pairs = zip(map(_cell, row.classes), map(str, row.probabilities), strict=True)
         lines.append(",".join([_cell(row.name), *chain(*pairs)]) + "\n")
+    return _encoded("".join(lines))
+
+
+def table_header(classes: Sequence[str], key: str) -> bytes:
+    """Return the first line of a CSV file with a column for each class."""
+    return _encoded(",".join([key, *map(_cell, classes)]) + "\n")
+
+
+def table_lines(rows: Sequence[Row]) -> bytes:
+    """Return one line of probabilities for each row, as `csv_lines`."""
+    lines = (",".join([_cell(row.name), *map(str, row.probabilities)]) + "\n" for row in rows)
     return _encoded("".join(lines))
 
 

@@ -14,6 +14,7 @@ from dml_fast.engine.precision import Precision
 from dml_fast.eval.classification import Classified, ClassScores, evaluate
 from dml_fast.eval.displacements import displacement_scores
 from dml_fast.eval.retrieval import evaluate_retrieval
+from dml_fast.eval.several_labels import evaluate_labels
 from dml_fast.ranking.result import RankingResult
 
 BATCH = 512
@@ -60,6 +61,11 @@ def validate(
                 models, batches, val, precision, protocol=protocol, world=world
             )
             return [_scores(r) for r in search.students], _scores(search.ensemble)
+        if data.several_labels:
+            labelled = evaluate_labels(models, batches, precision, len(data.classes), world)
+            return [{"val_mAP": s.mAP} for s in labelled.students], {
+                "val_mAP": labelled.ensemble.mAP
+            }
         pairs = isinstance(val, PairSet)
         found = evaluate(models, batches, precision, len(data.classes), world, detailed=pairs)
     students, ensemble = [_of_classes(s) for s in found.students], _of_classes(found.ensemble)

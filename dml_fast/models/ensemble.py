@@ -1,6 +1,7 @@
 """Several students as one network, which answers as ``python -m dml_fast.evaluate`` combines them.
 
-The answers of classes are means of probabilities; identities are found by the embeddings of all
+The answers of classes are means of probabilities, of softmax or, of labels that do not exclude each
+other, of the sigmoid; identities are found by the embeddings of all
 students, each at length 1, side by side; codes lie side by side too.
 """
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from dml_fast.models.embedding import EmbeddingNet
 from dml_fast.models.hashing import HashNet, pack_codes
 
-Answer = Literal["probabilities", "embeddings", "codes"]
+Answer = Literal["probabilities", "labels", "embeddings", "codes"]
 
 
 class EnsembleNet(nn.Module):
@@ -42,12 +43,15 @@ class EnsembleNet(nn.Module):
             inputs: V views of N rows, each (N, ...) float32.
 
         Returns:
-            Probabilities (N, C); or embeddings (N, sum of D_k); or probabilities and codes, (N,
-            ceil(K b / 8)) uint8, whose bits are those of the first student, then of the second, and
-            so on: see `dml_fast.models.hashing.pack_codes`.
+            Probabilities (N, C), of labels each by itself; or embeddings (N, sum of D_k); or
+            probabilities and codes, (N, ceil(K b / 8)) uint8, whose bits are those of the first
+            student, then of the second, and so on: see `dml_fast.models.hashing.pack_codes`.
         """
         if self.answer == "embeddings":
             return torch.cat([_unit(_embedding(net, x)) for net, x in self._pairs(inputs)], 1)
+        if self.answer == "labels":
+            each = [net(x).float().sigmoid() for net, x in self._pairs(inputs)]
+            return torch.stack(each).mean(0)
         if self.answer == "probabilities":
             return _mean([net(x) for net, x in self._pairs(inputs)])
         found = [_coded(net, x) for net, x in self._pairs(inputs)]

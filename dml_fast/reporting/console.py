@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dml_fast.errors import reason
 from dml_fast.foreign import shown
 from dml_fast.reporting.loggers import Logs
-from dml_fast.runs.history import MAP, EpochLine, of_pairs, percent, pixels, score_of
+from dml_fast.runs.history import LABELS, MAP, EpochLine, of_pairs, percent, pixels, score_of
 
 if TYPE_CHECKING:
     from dml_fast.config import TrainConfig
@@ -199,6 +199,9 @@ def _scores(line: EpochLine) -> str:
             f"{percent(line['ensemble_val_mAP'], 1)} and {percent(line['ensemble_val_rank1'], 1)}"
         )
         return f"val mAP {means} %, rank-1 {firsts} %  ensemble {both} %"
+    if score_of(line) is LABELS:
+        means = " ".join(percent(s["val_mAP"], 1) for s in students)
+        return f"val mAP {means} %  ensemble {percent(line['ensemble_val_mAP'], 1)} %"
     if of_pairs(line):
         errors = " ".join(pixels(s["val_error_px"]) for s in students)
         return f"val error {errors} px  ensemble {pixels(line['ensemble_val_error_px'])} px"

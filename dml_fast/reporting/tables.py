@@ -14,6 +14,7 @@ from dml_fast.reporting.console import PlainConsole
 from dml_fast.runs.description import in_words
 from dml_fast.runs.history import (
     ACCURACY,
+    LABELS,
     MAP,
     EpochLine,
     History,
@@ -82,6 +83,8 @@ def show_evaluation(result: Mapping[str, Any]) -> None:
     """Print the result of `dml_fast.eval.of_run.evaluate_run`."""
     if "ensemble_accuracy" in result:
         _show_accuracies(result)
+    elif "ensemble_mAP" in result:
+        _show_labels(result)
     elif "bits" in result:
         _show_codes(result)
     else:
@@ -107,6 +110,22 @@ def _show_accuracies(result: Mapping[str, Any]) -> None:
     if worst := result["confusions"]:
         pairs = (f"{shown(p['class'])} as {shown(p['as'])} ({p['rows']})" for p in worst)
         _say(f"most often confused, by all students together: {', '.join(pairs)}")
+
+
+def _show_labels(result: Mapping[str, Any]) -> None:
+    """Print how well labels are told that do not exclude each other."""
+
+    def cells(scores: Mapping[str, Any], prefix: str = "") -> list[str]:
+        return [percent(scores[prefix + name]) for name in ("mAP", "exact")]
+
+    rows = [[percent(s["val_mAP"]), *cells(s)] for s in result["students"]]
+    columns = ["validation mAP", "mAP", "all labels right"]
+    ensemble = [LABELS.ensemble, "", "", *cells(result, "ensemble_")]
+    _show_students(result, columns, rows, ensemble, f"{result['split']} split, %")
+    _show_facts(result, "images")
+    if absent := result["absent"]:
+        names = ", ".join(map(shown, absent[:5])) + (", ..." if len(absent) > 5 else "")
+        _say(f"{len(absent)} classes that no image has are left out of the means ({names})")
 
 
 def _errors(scores: Mapping[str, Any], prefix: str = "") -> list[str]:

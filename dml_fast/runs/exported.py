@@ -150,7 +150,9 @@ class TrainedEnsemble(NamedTuple):
     def outputs(self) -> tuple[str, ...]:
         """What the network returns: probabilities, and codes of a hash head; or embeddings."""
         answer = self.facts.answer
-        return ("probabilities", "codes") if answer == "codes" else (answer,)
+        if answer == "embeddings":
+            return ("embeddings",)
+        return ("probabilities", "codes") if answer == "codes" else ("probabilities",)
 
     @property
     def network(self) -> nn.Module:

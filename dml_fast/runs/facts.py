@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class _Added(TypedDict, total=False):
-    task: Literal["retrieval"]
+    task: Literal["retrieval", "labels"]
     inputs: list[dict[str, Any]]  # our oldest runs have none
     in_channels: int  # these two only where the inputs are images
     image_size: tuple[int, int]
@@ -47,6 +47,7 @@ class DataFacts:
         mean, std: of each channel, for pixels in 0..1; none where the inputs are vectors.
         fingerprint: a hash of all images and labels.
         retrieval: whether students learn identities, to find them, and not classes.
+        several_labels: whether a row may have several classes, or none.
         features: the SHA-256 of the features in the run folder; "" for images, which have none.
         head: what stands on the backbone of each student.
     """
@@ -58,6 +59,7 @@ class DataFacts:
     std: tuple[float, ...]
     fingerprint: str
     retrieval: bool = False
+    several_labels: bool = False
     features: str = ""
     head: Head = LINEAR
 
@@ -70,11 +72,20 @@ class DataFacts:
         return self.inputs[self.view_of(student)]
 
     @property
-    def answer(self) -> Literal["probabilities", "embeddings", "codes"]:
+    def answer(self) -> Literal["probabilities", "labels", "embeddings", "codes"]:
         """What students give together: see `dml_fast.models.ensemble.EnsembleNet`."""
         if self.head.kind == "hash":
             return "codes"
+        if self.several_labels:
+            return "labels"
         return "embeddings" if self.retrieval else "probabilities"
+
+    @property
+    def learned(self) -> str:
+        """What the students learn, in words."""
+        if self.several_labels:
+            return "several labels for a row"
+        return "identities" if self.retrieval else "classes"
 
     @property
     def in_channels(self) -> int:
@@ -115,6 +126,7 @@ class DataFacts:
             std=tuple(data.std),
             fingerprint=data.fingerprint,
             retrieval=isinstance(data.val, RetrievalSet),
+            several_labels=data.several_labels,
             features="" if data.features is None else data.features.digest,
             head=head,
         )
@@ -145,6 +157,7 @@ class DataFacts:
             std=facts["std"],
             fingerprint=facts["fingerprint"],
             retrieval=facts.get("task") == "retrieval",
+            several_labels=facts.get("task") == "labels",
             features=facts.get("features", ""),
             head=_head_of(facts, where),
         )
@@ -169,6 +182,8 @@ class DataFacts:
             "head": self.head.kind,
             **({"bits": self.head.bits} if self.head.bits else {}),
         }
+        if self.several_labels:
+            return {**facts, "task": "labels"}
         return {**facts, "task": "retrieval"} if self.retrieval else facts
 
 
@@ -194,9 +209,10 @@ def _inputs_of(facts: FactsJson, where: str) -> tuple[InputSpec, ...]:
 
 def _head_of(facts: FactsJson, where: str) -> Head:
     """Return the head; our oldest runs had the one of their task."""
-    usual: HeadKind = "bnneck" if "task" in facts else "linear"
+    retrieval = facts.get("task") == "retrieval"
+    usual: HeadKind = "bnneck" if retrieval else "linear"
     kind = facts.get("head", usual)
-    if "task" in facts and kind == "linear":
+    if retrieval and kind == "linear":
         raise Unfit(f"{where} has identities and a head of kind {kind}")
     try:
         return Head(kind, facts.get("bits", 0))

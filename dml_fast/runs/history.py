@@ -108,11 +108,15 @@ class Score(NamedTuple):
 
 ACCURACY = Score("val_acc", "ensemble_val_acc", "accuracy", "mean of probabilities")
 MAP = Score("val_mAP", "ensemble_val_mAP", "mAP", "concatenated embeddings")
+LABELS = Score("val_mAP", "ensemble_val_mAP", "mAP of classes", "mean of probabilities")
 
 
 def score_of(line: EpochLine) -> Score:
-    """Return the score of a run's lines: mAP where it learns identities, else accuracy."""
-    return MAP if MAP.key in line["students"][0] else ACCURACY
+    """Return the score of a run's lines: mAP of identities or of several labels, else accuracy."""
+    student = line["students"][0]
+    if MAP.key not in student:
+        return ACCURACY
+    return MAP if "val_rank1" in student else LABELS
 
 
 def of_pairs(line: EpochLine) -> bool:

@@ -85,6 +85,11 @@ class Committee:
                 f"{run.folder} learned identities, which are no classes to choose rows by: give a "
                 "run that learned classes"
             )
+        if run.facts.several_labels:
+            raise UserError(
+                f"{run.folder} learned several labels for a row, and rows are chosen by their one "
+                "class: give a run that learned classes"
+            )
         if run.facts.of_pairs:
             raise UserError(
                 f"{run.folder} learned displacements of pairs, which need no labels: give a run "

@@ -13,7 +13,7 @@ import numpy as np
 
 from dml_fast.config import TrainConfig, flag
 from dml_fast.config.checks_longer import refuse_limits
-from dml_fast.data import PairSet, open_dataset
+from dml_fast.data import PairSet, has_several_labels, open_dataset
 from dml_fast.data.features import Features
 from dml_fast.data.philox import Draws
 from dml_fast.distributed.launch import Launch
@@ -85,6 +85,11 @@ def _check(config: TrainConfig, plan: Plan, launch: Launch) -> None:
         raise UserError(
             f"--simulate chooses rows by their classes and --data {config.data} has identities: "
             "give data with classes"
+        )
+    if has_several_labels(config.data):
+        raise UserError(
+            f"--simulate chooses rows by their one class and those of --data {config.data} may "
+            "have several labels: give data with classes"
         )
     if config.input_kind == "pair":
         raise UserError(

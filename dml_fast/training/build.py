@@ -286,5 +286,6 @@ def _build_engine(
         teachers=teachers,
         clip_norm=None if config.clip_norm == "off" else config.clip_norm,
         parts=config.accumulate,
+        distribution="bernoulli" if data.several_labels else "categorical",
         executor=make_executor(config.executor, len(cohort), device),
     )

@@ -17,6 +17,7 @@ from distributed_cases import SHORT, content, differences, distance, farthest, f
 from market_cases import make_market
 from pair_cases import make_pairs
 from safetensors.torch import load_file
+from several_cases import digits_side_by_side
 from vector_cases import two_views
 
 from dml_fast.config import TrainConfig
@@ -79,6 +80,7 @@ ROWS: dict[str, tuple[int, Options]] = {  # processes, and what is trained
     "2x1 market": (2, TWO),
     "2x1 hash": (2, {**TWO, **HASH}),
     "2x1 pairs": (2, TWO),
+    "2x1 labels": (2, TWO),
 }
 COLUMNS: dict[str, tuple[int, Options]] = {
     "1x2": (2, {**TWO, **GROUP_NORM, "mesh": "1x2"}),
@@ -110,6 +112,7 @@ COLUMNS: dict[str, tuple[int, Options]] = {
     },
     "1x2 vectors": (2, {**TWO, "mesh": "1x2", "balance": True}),
     "1x2 fsdp vectors": (2, {"cohort": 3, "mesh": "1x2", "fsdp": True}),
+    "1x2 labels": (2, {**TWO, **GROUP_NORM, "mesh": "1x2"}),
     "1x2 averages of vectors": (2, {**TWO, **AVERAGES, "mesh": "1x2"}),
     "1x2 fsdp averages": (2, {**TWO, **GROUP_NORM, **AVERAGES, "mesh": "1x2", "fsdp": True}),
     "1x2 alternating": (2, {**TWO, **GROUP_NORM, "mesh": "1x2", "update": "alternating"}),
@@ -119,6 +122,7 @@ VALIDATED: dict[str, tuple[int, Options]] = {
     "2x2 validation": (4, {**FOUR, "mesh": "2x2", "train_fraction": 0.2}),
     "1x2 market": (2, {**TWO, "mesh": "1x2"}),
     "1x2 pairs": (2, {**TWO, "mesh": "1x2"}),
+    "2x2 labels": (4, {**FOUR, "mesh": "2x2"}),
     "2x2 market": (4, {**FOUR, "mesh": "2x2"}),
     "1x2 fsdp market": (2, {**TWO, "mesh": "1x2", "fsdp": True}),  # passes beside `forward`
     "1x2 fsdp codes": (2, {**TWO, "mesh": "1x2", "fsdp": True, "head": "hash"}),
@@ -153,6 +157,9 @@ MARKET: Options = {
 }
 
 
+LABELS: Options = {"batch_size": 16, "train_fraction": 1.0}
+
+
 Trained = Callable[..., tuple[Trainer, Path]]
 
 
@@ -163,7 +170,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     market = {**MARKET, "data": f"market1501:{make_market(folder / 'market')}"}
     vectors = {**VECTORS, "data": f"vectors:{two_views(folder / 'rows.npz')}"}
     pairs = {**PAIRS, "data": make_pairs(folder / "pairs.npz", 180)}
-    others = {"market": market, "vectors": vectors, "pairs": pairs}
+    labels = {**LABELS, "data": f"folder:{digits_side_by_side(folder / 'labels', wide=1)}"}
+    others = {"market": market, "vectors": vectors, "pairs": pairs, "labels": labels}
     cases = {
         name: (n, {**SHORT, **options, **others.get(name.rpartition(" ")[2], {})})
         for name, (n, options) in (ROWS | COLUMNS | VALIDATED | COPIES).items()

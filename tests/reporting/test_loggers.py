@@ -25,7 +25,7 @@ from dml_fast.errors import UserError
 from dml_fast.reporting import loggers
 from dml_fast.reporting.loggers import Logs
 from dml_fast.runs.folder import Run
-from dml_fast.train import main
+from dml_fast.train import arguments, main
 
 Table = dict[int, dict[str, float]]
 
@@ -158,6 +158,11 @@ def test_logs_that_there_are_not(
     monkeypatch.setattr("dml_fast.config.checks_logs.find_spec", lambda name: None)
     assert message in refusal_of(main, capsys, *QUICK, "--log", names, "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_options_may_follow_two_dashes() -> None:
+    """Which torchrun needs, as it takes ``--log`` for the beginning of an option of its own."""
+    assert arguments(["--", "--cohort", "3", "--log", "csv"]).log == "csv"
 
 
 def test_options_of_before_are_read() -> None:

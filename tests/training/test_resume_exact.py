@@ -10,6 +10,7 @@ import pytest
 import torch
 from market_cases import make_market
 from resume_cases import SHORT, digest, train
+from several_cases import digits_side_by_side
 
 from dml_fast.config import TrainConfig
 from dml_fast.runs import checkpoint
@@ -97,6 +98,25 @@ def test_a_run_that_learns_identities_is_split_too(tmp_path: Path) -> None:
     Run(tmp_path / "straight").config.check()  # as --resume does
     per_epoch = Run(tmp_path / "straight").metrics()[0]["step"]
     assert not train(tmp_path / "split", config, steps=per_epoch - 1)
+    assert train(tmp_path / "split", config, resume=True)
+    assert digest(tmp_path / "split") == digest(tmp_path / "straight")
+
+
+def test_a_run_on_several_labels_for_a_row_is_split_too(tmp_path: Path) -> None:
+    config = TrainConfig(
+        data=f"folder:{digits_side_by_side(tmp_path / 'digits', {'train': 96})}",
+        arch="resnet8",
+        epochs=2,
+        batch_size=16,
+        views="per-student",
+        mixup=0.2,
+        label_smoothing=0.1,
+        amp=True,
+    )
+    assert train(tmp_path / "straight", config)
+    Run(tmp_path / "straight").config.check()  # as --resume does
+    assert not train(tmp_path / "split", config, steps=3)
+    assert not train(tmp_path / "split", config, steps=6, resume=True)
     assert train(tmp_path / "split", config, resume=True)
     assert digest(tmp_path / "split") == digest(tmp_path / "straight")
 

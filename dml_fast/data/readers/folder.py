@@ -24,7 +24,7 @@ from dml_fast.data.listing import (
 from dml_fast.data.names import Names
 from dml_fast.data.readers.several_labels import (
     check_several_labels,
-    has_several_labels,
+    has_label_table,
     read_several_labels,
 )
 from dml_fast.data.reading import Loaded, Reading, load
@@ -51,7 +51,7 @@ def check_folder(root: Path) -> None:
         raise UserError(f"folder:{root} does not exist: {wanted}")
     if not entries(root, PassedOver()):
         raise UserError(f"folder:{root} is empty: {wanted}")
-    if has_several_labels(root):
+    if has_label_table(root):
         check_several_labels(root)
         return
     if not os.path.isdir(root / "train"):
@@ -77,7 +77,7 @@ def read_folder(root: Path, how: Reading) -> RawData:
             differ, or the images do not fit in memory.
     """
     check_folder(root)
-    if has_several_labels(root):
+    if has_label_table(root):
         return read_several_labels(root, how)
     passed = PassedOver()
     for entry in entries(root, passed):

@@ -46,7 +46,7 @@ class LabelTable(NamedTuple):
     lines: list[int]
 
 
-def has_several_labels(root: Path) -> bool:
+def has_label_table(root: Path) -> bool:
     """Return whether a folder has such a file of labels."""
     return os.path.lexists(root / LABELS)
 
