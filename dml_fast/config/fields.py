@@ -42,7 +42,7 @@ class Usual:
     init_from: str = ""
     """Start from the students of a run (their best epoch), RUN, or all from its student k, RUN:k. The classifier is kept if the classes are the same."""
     data: str = "digits"
-    """digits (embedded), cifar10:DIR, cifar100:DIR, folder:DIR with train/CLASS/*.jpg|png and optionally val/ and test/, shards:DIR or shards:URL (WebDataset: train-{000..009}.tar, also val and test), market1501:DIR (re-identification), text:FILE.tsv, vectors:FILE.npz, or pairs:FILE.npz (registration)."""
+    """digits (embedded), cifar10:DIR, cifar100:DIR, folder:DIR with train/CLASS/*.jpg|png and optionally val/ and test/ (with labels.csv, images have several labels), shards:DIR or shards:URL (WebDataset: train-{000..009}.tar, also val and test), market1501:DIR (re-identification), text:FILE.tsv, vectors:FILE.npz, or pairs:FILE.npz (registration)."""
     download: bool = False
     """Download CIFAR to its DIR if it is not there."""
     image_size: str = ""

@@ -81,6 +81,13 @@ class DataFacts:
         return "embeddings" if self.retrieval else "probabilities"
 
     @property
+    def learned(self) -> str:
+        """What the students learn, in words."""
+        if self.several_labels:
+            return "several labels for a row"
+        return "identities" if self.retrieval else "classes"
+
+    @property
     def in_channels(self) -> int:
         """Of each image; the inputs must be images."""
         return self._image[0]

@@ -14,7 +14,6 @@ from dml_fast.config import flag
 from dml_fast.data import (
     DataSet,
     ImageSet,
-    RetrievalSet,
     open_dataset,
     open_every_pair,
     open_part,
@@ -267,13 +266,7 @@ def _listed(inputs: Sequence[InputSpec]) -> str:
 
 def _check_classes(data: DataSet, facts: DataFacts, spec: str) -> None:
     """Refuse other classes; identities may be new, since students find them by embeddings."""
-    learned, given = (
-        "identities" if identities else "several labels for a row" if several else "classes"
-        for identities, several in (
-            (facts.retrieval, facts.several_labels),
-            (isinstance(data.val, RetrievalSet), data.several_labels),
-        )
-    )
+    learned, given = facts.learned, DataFacts.of(data, facts.head).learned
     if learned != given:
         raise UserError(
             f"--data {spec} has {given} and the run's students learned {learned}: give data with "

@@ -174,9 +174,8 @@ def _copied(path: Path, config: TrainConfig) -> RunTeacher:
 
 def _differences(theirs: DataFacts, mine: DataFacts) -> Iterator[tuple[str, str]]:
     """Yield what a teacher has and what the data have, where these are not the same."""
-    if theirs.retrieval != mine.retrieval:
-        has, knows = ("classes", "identities")[:: -1 if mine.retrieval else 1]
-        yield f"learned {knows}", f"has {has}"
+    if theirs.learned != mine.learned:
+        yield f"learned {theirs.learned}", f"has {mine.learned}"
     if len(theirs.classes) != len(mine.classes):
         yield f"knows {len(theirs.classes)} classes", f"has {len(mine.classes)}"
     for index, (name, other) in enumerate(zip(theirs.classes, mine.classes, strict=False)):

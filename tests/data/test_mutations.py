@@ -18,6 +18,7 @@ import pytest
 from data_cases import picture
 from mutations import mutations, outcome
 from PIL import Image
+from several_cases import digits_side_by_side
 from shard_cases import sample, write_tar
 
 from dml_fast.data import DataSet, check_data_spec, open_dataset
@@ -26,6 +27,7 @@ from dml_fast.data.loaders.encoded import encoded
 from dml_fast.data.readers import cifar, digits
 from dml_fast.data.readers.market1501 import identity_and_camera
 from dml_fast.data.readers.samples import read_index
+from dml_fast.data.readers.several_labels import read_table
 from dml_fast.data.scan import decoded, glanced_at
 from dml_fast.data.storage import CorruptImageError, LooseFiles
 
@@ -211,3 +213,8 @@ def test_specs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for raw in mutations(spec.encode(), COUNT):
             if len(raw) < 200:
                 outcome(lambda raw=raw: check_data_spec(os.fsdecode(raw)))  # type: ignore[misc]
+
+
+def test_labels_of_images_that_have_several(tmp_path: Path) -> None:
+    root = digits_side_by_side(tmp_path, {"train": 4, "val": 2})
+    tried(root / "labels.csv", lambda: read_table(root / "labels.csv").classes)
