@@ -4,9 +4,10 @@
     pytest benchmarks/bench_step.py --benchmark-only
 
 Use the script to compare: contestants take turns within one run, each with all cores, and each must
-first give the losses of the naive loop in fp32, before and after one update. pytest-benchmark times
-one after the other on a small cohort; it shows that each runs. ``torch.compile`` takes a minute for
-each architecture, so it needs ``--compile``, or DML_FAST_BENCH=all for pytest.
+first give the losses of the naive loop in fp32, before and after one update. On a CPU on which
+others work, use ``--threads 1``: it counts the CPU time of one thread. pytest-benchmark times one
+after the other on a small cohort; it shows that each runs. ``torch.compile`` takes a minute or more
+for each architecture, so it needs ``--compile``, or DML_FAST_BENCH=all for pytest.
 
 On a GPU a graph is timed by CUDA events over 20 replays. Other steps are timed by a wall clock, 3
 in a row and then a wait. That is what a user pays: the host's time or the device's, the longer one.
@@ -107,18 +108,19 @@ def work_of(name: str, step: Step) -> dict[str, int | None]:
     return {"operators": work.operators, "bytes": work.moved, "peak_bytes": work.peak}
 
 
-def matrix_gflop_per_s(dtype: torch.dtype, size: int = 2048) -> float:
+def matrix_gflop_per_s(dtype: torch.dtype, stopwatch: timing.Stopwatch, size: int = 2048) -> float:
     """The rate of a square matrix product, median of ten."""
     a = torch.ones(size, size, dtype=dtype, device=DEVICE)
-    stopwatch = timing.wall_time if DEVICE.type == "cpu" else timing.DeviceTime(cold=False)
     product = functools.partial(torch.mm, a, a)
     product()
     taken_ms = statistics.median(stopwatch(product).ms for _ in range(10))
     return 2 * size**3 / taken_ms / 1e6
 
 
-def compare(case: StepCase, wanted: Sequence[str], budget_s: float) -> dict[str, Any]:
-    """Time the contestants, which take turns."""
+def compare(
+    case: StepCase, wanted: Sequence[str], budget_s: float, cpu_time: bool = False
+) -> dict[str, Any]:
+    """Time the contestants, which take turns; ``cpu_time``: by the CPU time of this thread."""
     expected = two_losses(case.contestant(NAIVE))
     steps: dict[str, Step] = {}
     rows: list[dict[str, Any]] = []
@@ -126,6 +128,8 @@ def compare(case: StepCase, wanted: Sequence[str], budget_s: float) -> dict[str,
         row: dict[str, Any] = {"name": name}
         rows.append(row)
         try:
+            if cpu_time and name.startswith("threads"):
+                raise AbsentError("it works in other threads, whose CPU time is not counted")
             step = case.contestant(name)
             losses = two_losses(step)
             if not is_right(losses, expected, name):
@@ -140,9 +144,14 @@ def compare(case: StepCase, wanted: Sequence[str], budget_s: float) -> dict[str,
             steps[name] = step
     on_cpu = DEVICE.type == "cpu"
     before = None if on_cpu else clocks.read()
-    stopwatch = timing.wall_time if on_cpu else timing.DeviceTime(cold=False)
+    stopwatch: timing.Stopwatch = timing.thread_time if cpu_time else timing.wall_time
+    if not on_cpu:
+        stopwatch = timing.DeviceTime(cold=False)
     copies = [timing.copy_gb_per_s(DEVICE, stopwatch)]
-    rates = {kind: matrix_gflop_per_s(dtype or torch.float32) for kind, dtype in DTYPES.items()}
+    rates = {
+        kind: matrix_gflop_per_s(dtype or torch.float32, stopwatch)
+        for kind, dtype in DTYPES.items()
+    }
     turns, together = {}, {}
     for name, step in steps.items():
         together[name] = REPLAYS if is_replay(name) else 1
@@ -168,6 +177,7 @@ def compare(case: StepCase, wanted: Sequence[str], budget_s: float) -> dict[str,
         "arch": case.arch,
         "students": case.students,
         "batch": case.batch,
+        "cpu_time": cpu_time,
         "rounds": len(next(iter(samples.values()), [])),
         "flops": flops,
         "copy_gb_per_s": statistics.median(copies),
@@ -203,6 +213,7 @@ def describe(result: dict[str, Any]) -> str:
     """Return a result as Markdown: a table, which are missing and why."""
     rows = result["contestants"]
     best = tables.best(rows, is_baseline, "median_ms")
+    clock = ", CPU time of one thread" if result.get("cpu_time") else ""
     caveats = []
     if not any(row["name"].startswith(HOUR) and "median_ms" in row for row in rows):
         caveats.append(NO_HOUR)
@@ -210,7 +221,7 @@ def describe(result: dict[str, Any]) -> str:
         [
             tables.prose(
                 f"{result['students']} x {result['arch']}, batch {result['batch']}, 3 x 32 x 32, "
-                f"100 classes; {result['rounds']} rounds in turns; the best baseline: "
+                f"100 classes; {result['rounds']} rounds in turns{clock}; the best baseline: "
                 f"{best['name'] if best else 'none'}"
             ),
             tables.describe(tables.compared(rows, is_baseline), COLUMNS),
@@ -231,10 +242,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--contestants", nargs="+", choices=known)
     parser.add_argument("--compile", action="store_true", help="also those that are compiled")
     parser.add_argument("--json", type=Path, help="write the report there")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        help="on a CPU; with 1 its CPU time counts, which other work on the machine changes little",
+    )
     parser.add_argument("--budget", type=float, default=60, help="seconds of timing a table")
     args = parser.parse_args(argv)
     wanted = args.contestants or [n for n in known if args.compile or COMPILE not in n]
     keep_freed_memory()  # as dml_fast.train does; all contestants gain from it
+    cpu_time = DEVICE.type == "cpu" and args.threads == 1
+    if DEVICE.type == "cpu" and args.threads:
+        torch.set_num_threads(args.threads)
     report = {"benchmark": "step", **provenance(DEVICE), "results": []}
     report["versions"]["pytorch-dml"] = installed("pytorch-dml")
     print(f"{report['machine']['device']}, torch {report['versions']['torch']}, "
@@ -242,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for arch in args.arch:
         torch.compiler.reset()
         case = StepCase(arch, args.students, args.batch, DEVICE)
-        result = compare(case, wanted, args.budget)
+        result = compare(case, wanted, args.budget, cpu_time)
         report["results"].append(result)
         print(f"\n{describe(result)}", flush=True)
         if args.json:

@@ -114,13 +114,16 @@ class Cuda:
 
     @functools.cached_property
     def _cycles_per_ms(self) -> float:
+        """At the highest clock: by that of an idle device sleeps would be too short."""
         start, end = self.event(), self.event()
-        for _ in range(2):  # the first one loads the kernel
+        for _ in range(3):  # the first one loads the kernel
             start.record()
             torch.cuda._sleep(TRIAL_CYCLES)  # type: ignore[no-untyped-call]
             end.record()
             end.synchronize()
-        return TRIAL_CYCLES / start.elapsed_time(end)
+        measured = TRIAL_CYCLES / start.elapsed_time(end)
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        return max(measured, float(getattr(properties, "clock_rate", 0)))  # in kHz
 
 
 def _nodes(graph: torch.cuda.CUDAGraph) -> int | None:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
+from benchmarks import bench_linear_loss
 from benchmarks.common import kinds, tables
 from benchmarks.peers import loss as peers
 
@@ -64,3 +71,37 @@ def test_one_student_has_a_loss_in_every_way() -> None:
         peers.contestant("quack", torch.device("cpu"), 2)
     with pytest.raises(peers.AbsentError, match="need a GPU"):
         peers.contestant("quack", torch.device("cpu"), 1)
+
+
+def test_who_could_disturb_the_others_has_a_process_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[str] = []
+
+    def run(command: list[str], **_: Any) -> Any:
+        if "--json" not in command:  # of git, or of the resident set
+            return SimpleNamespace(stdout="1000\n")
+        assert command[command.index("--shape") + 1] == "2x4x8x4"
+        name = command[command.index("--contestants") + 1]
+        started.append(name)
+        if name == "careful":
+            return SimpleNamespace(stderr="Traceback\nKilled\n")
+        row = {"name": name, "median_ms": 6.0, "grad_error": 0.0}
+        Path(command[command.index("--json") + 1]).write_text(json.dumps({"contestants": [row]}))
+        return SimpleNamespace(stderr="")
+
+    monkeypatch.setattr(bench_linear_loss, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(bench_linear_loss, "predicted", lambda *_: 5)
+    monkeypatch.setattr(subprocess, "run", run)
+    threads = torch.get_num_threads()
+    file = tmp_path / "report.json"
+    command = ["--shape", "2x4x8x4", "--dtype", "float32", "--budget", "0", "--json", str(file)]
+    names = ["naive", "careful", "mutual_loss"]
+    status = bench_linear_loss.main(
+        [*command, "--contestants", *names, "--alone", "naive", "careful"]
+    )
+    torch.set_num_threads(threads)
+    assert started == ["naive", "careful"]
+    assert status == 1 and "- careful: FAILED, its process ended: Killed" in capsys.readouterr().out
+    rows = {row["name"]: row for row in json.loads(file.read_text())["contestants"]}
+    assert rows["naive"]["median_ms"] == 6 and rows["mutual_loss"]["rounds"] >= 3

@@ -221,7 +221,7 @@ def test_a_table_of_losses_on_a_gpu(monkeypatch: pytest.MonkeyPatch, gpu: FakeDe
 
 def test_a_table_of_steps_on_a_gpu(monkeypatch: pytest.MonkeyPatch, gpu: FakeDevice) -> None:
     monkeypatch.setattr(bench_step, "DEVICE", SimpleNamespace(type="cuda"))
-    monkeypatch.setattr(bench_step, "matrix_gflop_per_s", lambda dtype: 1000.0)
+    monkeypatch.setattr(bench_step, "matrix_gflop_per_s", lambda *_: 1000.0)
     spent = {  # host and device, ms
         "naive fp32": (200.0, 20.0),
         "hour graph bf16 + compile": (0.05, 9.0),
