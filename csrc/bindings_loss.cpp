@@ -150,7 +150,7 @@ void define_mutual_loss(py::module_& module) {
                py::arg("row_weight").noconvert(), py::arg("smoothing"), py::arg("temperature"),
                py::arg("peer_mean"), py::arg("kl_weight"), py::arg("factors"),
                py::arg("grad_scale"), py::arg("grads"), py::arg("each_row"), py::arg("threads"),
-               py::arg("labels") = false);
+               py::arg("labels"));
 }
 
 }  // namespace dml_fast

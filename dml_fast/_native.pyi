@@ -90,7 +90,7 @@ def mutual_loss(
     grads: collections.abc.Sequence[np.ndarray],
     each_row: bool,
     threads: SupportsInt | SupportsIndex,
-    labels: bool = False,
+    labels: bool,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool], NDArray[np.float32]]:
     """Compute the mutual loss; the arguments are those of `dml_fast.loss.native`.
 
