@@ -13,7 +13,7 @@ from dml_fast.kernels.launch import counted, empty_like, launch, launch_gradient
 from dml_fast.loss.autograd import once, saved_once, tie_each
 from dml_fast.loss.problem import Losses, MutualStats, Problem, Solution
 
-SCRATCH = 0  # see `dml_fast.loss.problem.Backend`
+SCRATCH, IN_PLACE = 0, True  # see `dml_fast.loss.problem.Backend`
 
 
 def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:

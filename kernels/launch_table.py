@@ -53,8 +53,8 @@ def choose(tiles: int, classes: int, itemsize: int) -> Config:
     if block * (tiles + 1) <= 96 * 32 * warps:
         return Config("one_pass", 1, block, warps)
     # 128 bits per thread. With 8 warps ptxas stops at 128 registers, and spills from 5 tiles on.
-    warps, _, hints = SWITCH.partition(",")
-    warps = int(warps or 4)
+    asked, _, hints = SWITCH.partition(",")
+    warps = int(asked or 4)
     return Config("two_sweep", 1, 32 * warps * (16 // itemsize), warps, hints == "hints")
 
 

@@ -440,6 +440,7 @@ def two_sweep(
 
     # Sweep 2: the gradients, from the end of the row.
     if GRAD:
+        tl.debug_barrier()  # all threads have read the label's logit, which may be overwritten now
         pushes_p = ()
         pushes_q = ()
         scales = ()

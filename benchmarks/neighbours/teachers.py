@@ -26,7 +26,7 @@ from benchmarks.neighbours.harness import Job, Lines, Places
 NAME = "neighbours_teachers"
 RECIPE = (
     *("--data", "digits", "--train-fraction", "0.3425", "--label-noise", "0.3"),
-    *("--arch", "resnet32", "--epochs", "40"),
+    *("--arch", "resnet8", "--epochs", "40"),
 )
 ALONE = "alone"
 FOURS = {"taught": "dml", "independent": "independent"}

@@ -32,7 +32,7 @@ from dml_fast.loss.closed_form import Factor, column, finished, inverse, total
 from dml_fast.loss.disagreement import add_disagreement
 from dml_fast.loss.problem import Losses, MutualStats, Problem, Solution
 
-SCRATCH = 8  # see `dml_fast.loss.problem.Backend`
+SCRATCH, IN_PLACE = 8, False  # see `dml_fast.loss.problem.Backend`
 
 
 class _Coins(NamedTuple):

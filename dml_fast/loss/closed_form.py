@@ -35,7 +35,7 @@ from dml_fast.loss.disagreement import add_disagreement
 from dml_fast.loss.problem import Losses, MutualStats, Problem, Solution
 
 Factor = float | Tensor  # for all rows: a number or (); for each row: (N,) or (K, N)
-SCRATCH = 5  # see `dml_fast.loss.problem.Backend`
+SCRATCH, IN_PLACE = 5, False  # see `dml_fast.loss.problem.Backend`
 
 
 class _Views(NamedTuple):

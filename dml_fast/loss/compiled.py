@@ -24,7 +24,7 @@ from dml_fast.loss import bernoulli, closed_form
 from dml_fast.loss.autograd import tie, tie_each
 from dml_fast.loss.problem import Losses, MutualStats, Problem, Solution
 
-SCRATCH = 0  # see `dml_fast.loss.problem.Backend`
+SCRATCH, IN_PLACE = 0, False  # see `dml_fast.loss.problem.Backend`
 
 _Function = Callable[[Problem, bool, str], Any]
 _Program = Callable[..., Any]

@@ -7,12 +7,13 @@ time. `dml_fast.loss.linear_chunks` has the derivation, docs/loss.md the user's 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dml_fast.errors import UserError, check_whole
+from dml_fast.errors import UserError, check_number, check_whole
 from dml_fast.loss import backends
 from dml_fast.loss.checks import Array, prepare
 from dml_fast.loss.linear_chunks import Plan, Wanted, default_rows, differentiable, sweep
@@ -47,6 +48,7 @@ def linear_mutual_loss(
     return_stats: bool = False,
     separate: bool = False,
     ce_weight: float = 1.0,
+    softcap: float | None = None,
 ) -> Losses | tuple[Losses, MutualStats]:
     """Return `mutual_loss` of the logits ``F.linear(hidden[k], weight[k], bias[k])``.
 
@@ -80,10 +82,12 @@ def linear_mutual_loss(
         teacher_weight: their weights, (C, D_l).
         teacher_bias: their biases, (C,) or None.
         chunk_rows: rows per chunk. By default as many as take a quarter of the memory of the fp32
-            gradients of all weights, and at least 64 MiB.
+            gradients of all weights, on a GPU half, and at least 64 MiB.
         return_stats: also return the first four fields of `MutualStats`; the others are None.
         separate: see `mutual_loss`; not with ``reduction="none"``.
         ce_weight: see there.
+        softcap: all logits z become softcap tanh(z / softcap) (Gemma 2, arXiv 2408.00118), above
+            0; None: they stay as they are.
 
     Returns:
         Losses (K,), or (K, *batch) with ``reduction="none"``, in fp32 (fp64 for fp64);
@@ -104,6 +108,7 @@ def linear_mutual_loss(
         chunk_rows,
         "cheap" if return_stats else "none",
         separate,
+        softcap,
         kl_weight=kl_weight,
         temperature=temperature,
         label_smoothing=label_smoothing,
@@ -126,9 +131,11 @@ def _compute(
     chunk_rows: int | None,
     stats: str,
     separate: bool,
+    softcap: float | None,
     **options: Any,
 ) -> tuple[Losses, MutualStats | None]:
     _check_rows(chunk_rows)
+    _check_softcap(softcap)
     if separate and options["reduction"] == "none":
         fail(
             "separate is True and reduction 'none'",
@@ -145,6 +152,7 @@ def _compute(
         [h.to(z.dtype) for h, z in zip(teachers, teacher_logits, strict=True)],
         solver,
         chunk_rows or default_rows(heads, problem, solver),
+        softcap,
     )
     with_grad = torch.is_grad_enabled()
     wanted = [
@@ -165,6 +173,11 @@ def _check_rows(chunk_rows: int | None) -> None:
         check_whole("chunk_rows", integer(chunk_rows, "chunk_rows"), 1)
 
 
+def _check_softcap(softcap: float | None) -> None:
+    if softcap is not None:
+        check_number("softcap", softcap, "a number above 0, or None", lambda x: 0 < x < math.inf)
+
+
 class FusedLinearMutualLoss(LossOptions):
     """`linear_mutual_loss` as a module: ``(hidden, weight, target, bias)`` gives (K,) losses.
 
@@ -172,11 +185,19 @@ class FusedLinearMutualLoss(LossOptions):
     Arguments, results and errors are those of `linear_mutual_loss`.
     """
 
-    def __init__(self, *args: Any, chunk_rows: int | None = None, **options: Any) -> None:
-        """Check and keep the options: those of `FusedMutualLoss`, and ``chunk_rows``."""
+    def __init__(
+        self,
+        *args: Any,
+        chunk_rows: int | None = None,
+        softcap: float | None = None,
+        **options: Any,
+    ) -> None:
+        """Check and keep the options: those of `FusedMutualLoss`, ``chunk_rows``, ``softcap``."""
         super().__init__(*args, **options)
         _check_rows(chunk_rows)
+        _check_softcap(softcap)
         self.chunk_rows = chunk_rows
+        self.softcap = softcap
 
     def forward(
         self,
@@ -209,10 +230,12 @@ class FusedLinearMutualLoss(LossOptions):
             teacher_weight=teacher_weight,
             teacher_bias=teacher_bias,
             chunk_rows=self.chunk_rows,
+            softcap=self.softcap,
             return_stats=return_stats,
             separate=separate,
         )
 
     def extra_repr(self) -> str:
         """Return the options for ``print``, without the class weights."""
-        return f"{super().extra_repr()}, chunk_rows={self.chunk_rows}"
+        capped = "" if self.softcap is None else f", softcap={self.softcap}"
+        return f"{super().extra_repr()}, chunk_rows={self.chunk_rows}{capped}"

@@ -30,6 +30,7 @@ from torch import Tensor
 from dml_fast.loss.autograd import once, saved_once
 from dml_fast.loss.linear_heads import Head
 from dml_fast.loss.problem import Backend, Losses, MutualStats, Problem
+from dml_fast.loss.products import add_product
 
 LIFT = 16.0  # scales g_k, so that fp16 has full precision from 4e-6 and overflows at 4,000
 LEAST_BYTES = 2**26  # a chunk may take this much, however small the heads are
@@ -60,12 +61,22 @@ class Plan:
         teachers: the teachers' heads, in the dtypes to compute in.
         solver: the backend.
         chunk_rows: rows per chunk.
+        softcap: logits z become softcap tanh(z / softcap); None: they stay as they are.
     """
 
     problem: Problem
     teachers: list[Head]
     solver: Backend
     chunk_rows: int
+    softcap: float | None = None
+
+    def logits(self, head: Head) -> Tensor:
+        """Return the logits (n, C) of a head's rows."""
+        found = F.linear(*head)
+        if self.softcap is None:
+            return found
+        exact = found if found.dtype == torch.float64 else found.float()
+        return (exact / self.softcap).tanh_().mul_(self.softcap).to(found.dtype)
 
     def constants(self) -> list[Tensor]:
         """Return the tensors that the losses depend on without having a gradient for them."""
@@ -80,13 +91,16 @@ def default_rows(heads: Sequence[Head], problem: Problem, solver: Backend) -> in
 
     A row takes its logits, their gradients and the backend's scratch. So a chunk adds little to
     the memory that is needed anyway. It has about D / (bytes per logit) rows, enough to make
-    reading all weights worthwhile. Small heads get chunks of `LEAST_BYTES`.
+    reading all weights worthwhile. A GPU's chunk takes half, and its gradients the place of the
+    logits: that is four times as many rows, which hides the traffic of the sums of the weights'
+    gradients from 930 rows on (700 TFLOP/s, 3 TB/s). Small heads get chunks of `LEAST_BYTES`.
     """
     exact = problem.dtype.itemsize
     scratch = exact * solver.SCRATCH
     everyone = problem.students + problem.teachers
-    row = problem.shape[-1] * sum(2 * z.dtype.itemsize + scratch for z in everyone)
-    rows = max(exact * sum(h.weight.numel() for h in heads) // 4, LEAST_BYTES) // row
+    tensors, part = (1, 2) if solver.IN_PLACE else (2, 4)
+    row = problem.shape[-1] * sum(tensors * z.dtype.itemsize + scratch for z in everyone)
+    rows = max(exact * sum(h.weight.numel() for h in heads) // part, LEAST_BYTES) // row
     return max(1, rows - rows % 16 if rows > 16 else rows)
 
 
@@ -127,14 +141,17 @@ def sweep(
     losses, measured = [], []
     with torch.no_grad(), _without_autocast(problem.device):
         whole = (problem.count_labels(), rows)
-        totals = [_zeros(h, w, problem.dtype) for h, w in zip(heads, wanted, strict=True)]
+        totals = [_empty(h, w, problem.dtype) for h, w in zip(heads, wanted, strict=True)]
         cast = [h.to(z.dtype) for h, z in zip(heads, problem.students, strict=True)]
         for start in range(0, max(rows, 1), plan.chunk_rows):
             span = slice(start, min(start + plan.chunk_rows, rows))
             chunk = [h._replace(hidden=h.hidden[span]) for h in cast]
             part = _part(plan, span, chunk)
             part.whole, part.grad_scale = whole, scale
+            part.in_place = plan.softcap is None
             some_losses, grads, some_stats = plan.solver.solve(part, with_grad, stats)
+            if grads is not None and plan.softcap is not None:
+                _uncap(grads, part.students, plan.softcap)
             del part  # frees the logits before the products are computed
             losses.append(some_losses)
             measured.append(some_stats)
@@ -153,8 +170,8 @@ def _part(plan: Plan, span: slice, chunk: Sequence[Head]) -> Problem:
     teachers = [h._replace(hidden=h.hidden[span]) for h in plan.teachers]
     return dataclasses.replace(
         whole,
-        students=tuple(F.linear(*h) for h in chunk),
-        teachers=tuple(F.linear(*h) for h in teachers),
+        students=tuple(map(plan.logits, chunk)),
+        teachers=tuple(map(plan.logits, teachers)),
         batch_shape=chunk[0].hidden.shape[:1],
         index=None if whole.index is None else whole.index[span],
         soft=None if whole.soft is None else whole.soft[span],
@@ -162,11 +179,18 @@ def _part(plan: Plan, span: slice, chunk: Sequence[Head]) -> Problem:
     )
 
 
-def _zeros(head: Head, wanted: Wanted, dtype: torch.dtype) -> Grads:
-    def zeros(tensor: Tensor | None, asked: bool) -> Tensor | None:
-        return None if tensor is None or not asked else torch.zeros_like(tensor, dtype=dtype)
+def _empty(head: Head, wanted: Wanted, dtype: torch.dtype) -> Grads:
+    def empty(tensor: Tensor | None, asked: bool) -> Tensor | None:
+        return None if tensor is None or not asked else torch.empty_like(tensor, dtype=dtype)
 
-    return Grads(*map(zeros, head, wanted))
+    return Grads(*map(empty, head, wanted))
+
+
+def _uncap(grads: Sequence[Tensor], capped: Sequence[Tensor], softcap: float) -> None:
+    """Turn gradients of capped logits into those of the logits before, in place."""
+    for g, z in zip(grads, capped, strict=True):
+        exact = z if z.dtype == torch.float64 else z.float()
+        g.mul_(1 - (exact / softcap).square_())
 
 
 def _times(grads: Sequence[Tensor], outer: Tensor) -> tuple[Tensor, ...]:
@@ -182,22 +206,16 @@ def _add_products(
     scale: float,
 ) -> None:
     """Add the heads' gradients of a chunk; those of its logits are ``scale`` times too large."""
+    first = span.start == 0
     for total, g, head in zip(totals, grads, chunk, strict=True):
         if total.hidden is not None:
-            _add_product(total.hidden[span], g, head.weight, 1.0, scale)
+            add_product(total.hidden[span], g, head.weight, terms=1.0, scale=scale, fresh=True)
         if total.weight is not None:
-            _add_product(total.weight, g.t(), head.hidden, 2.0 ** len(g).bit_length(), scale)
+            rows = 2.0 ** len(g).bit_length()
+            add_product(total.weight, g.t(), head.hidden, terms=rows, scale=scale, fresh=first)
         if total.bias is not None:
-            total.bias.add_(g.sum(0, dtype=total.bias.dtype), alpha=1 / scale)
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor, terms: float, scale: float) -> None:
-    """Add a b / scale to the total; about ``terms`` large terms may add up in a product."""
-    if a.dtype == total.dtype:
-        total.addmm_(a, b, alpha=1 / scale)
-    else:  # a product of half-precision tensors is one too: take the mean, which cannot overflow
-        mean = torch.addmm(a.new_zeros(()), a, b, beta=0, alpha=1 / terms)
-        total.add_(mean, alpha=terms / scale)
+            of_chunk = g.sum(0, dtype=total.bias.dtype).mul_(1 / scale)
+            total.bias.copy_(of_chunk) if first else total.bias.add_(of_chunk)
 
 
 def _merge(parts: Sequence[MutualStats | None]) -> MutualStats | None:

@@ -18,7 +18,7 @@ from dml_fast.loss.checks import may_look
 from dml_fast.loss.disagreement import add_disagreement
 from dml_fast.loss.problem import Losses, MutualStats, Problem, Solution
 
-SCRATCH = 0  # see `dml_fast.loss.problem.Backend`
+SCRATCH, IN_PLACE = 0, False  # see `dml_fast.loss.problem.Backend`
 _PER_THREAD = 1 << 19  # logits: with fewer, a thread takes longer to start than to help
 
 

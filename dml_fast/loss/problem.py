@@ -78,6 +78,8 @@ class Problem:
         ce_weight: weight of the cross-entropy in the losses, finite and at least 0.
         distribution: "categorical"; or "bernoulli", of labels that do not exclude each other: then
             ``soft`` has their probabilities, with the smoothing in them.
+        in_place: whether `Backend.solve` may write the gradients over the students' logits, each
+            of which is contiguous and nobody's else.
     """
 
     students: tuple[Tensor, ...]
@@ -99,6 +101,7 @@ class Problem:
     grad_scale: float | Tensor | None = None
     ce_weight: float = 1.0
     distribution: str = "categorical"
+    in_place: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -145,16 +148,18 @@ class Solution(NamedTuple):
 
 
 class Backend(Protocol):
-    """One way to compute the loss. No backend writes to its inputs.
+    """One way to compute the loss. No backend writes to its inputs, unless `Problem.in_place`.
 
     ``stats`` is "none", "cheap" (the first four fields of `MutualStats`) or "all".
 
     Attributes:
         SCRATCH: how many numbers per logit `solve` holds at once, beside the logits and their
             gradients; `dml_fast.loss.linear_chunks` chooses the size of its chunks by it.
+        IN_PLACE: whether `solve` writes gradients over logits where it may.
     """
 
     SCRATCH: int
+    IN_PLACE: bool
 
     def solve(self, problem: Problem, with_grad: bool, stats: str) -> Solution:
         """Return losses, and gradients if wanted; called with autograd off."""

@@ -72,7 +72,8 @@ def build_cohort(
             optimizer = _optimizer(config, k, _trainable(model), spared)
             student = Student(model, optimizer, precision, arch, average=average)
             rows = config.batch_size // world.mesh.data // config.accumulate
-            _try(student, blank(min(2, rows), spec, precision), spec, num_classes)
+            smaller = ", a smaller --accumulate" if config.accumulate > 1 else ""
+            _try(student, blank(min(2, rows), spec, precision), spec, num_classes, smaller)
             students.append(student)
     if groups:
         students = [
@@ -169,14 +170,16 @@ def blank(rows: int, spec: InputSpec, precision: Precision) -> torch.Tensor:
     return torch.zeros((rows, *spec.tensor_shape), device=precision.device)
 
 
-def _try(student: Student, rows: torch.Tensor, spec: InputSpec, num_classes: int) -> None:
+def _try(
+    student: Student, rows: torch.Tensor, spec: InputSpec, num_classes: int, smaller: str
+) -> None:
     """Refuse a student that cannot do in training what it does in evaluation."""
     subject = f"{student.arch} cannot train on batches of {len(rows)} {spec.words}"
     try:
         logits = student.predict(rows, training=True)
     except Exception as error:
         raise UserError(
-            f"{subject} ({reason(error)}): give a larger --batch-size or another --arch"
+            f"{subject} ({reason(error)}): give a larger --batch-size{smaller} or another --arch"
         ) from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (len(rows), num_classes):
         raise UserError(f"{subject}: it must return logits ({len(rows)}, {num_classes})")

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from engine_cases import assert_same, batch, engine_of, networks, sgd
+from engine_cases import CPU, assert_same, batch, engine_of, networks, sgd, student
+from fake_streams import FakeStreams
 
+from dml_fast.engine import Cohort, Engine, Graph, Sequential, Streams, Threads
 from dml_fast.engine.class_weight import balanced_weights
+from dml_fast.engine.executor import Executor
 from dml_fast.errors import UserError
 
 WEIGHTS = torch.tensor([2.0, 0.0, 0.5, 1.0, 30.0])
@@ -43,6 +46,26 @@ def test_updates_are_those_of_torchs_weighted_cross_entropy(soft: bool) -> None:
         (ce + 0.7 * kl).backward()
         optimizer.step()
         assert_same(mine[k], model, 1e-9)
+
+
+@pytest.mark.parametrize("kind", [Threads, Streams, Graph])
+def test_every_executor_weighs(kind: type[Executor]) -> None:
+    found = []
+    for executor in (Sequential, kind):
+        made = Cohort([student(model) for model in networks(2, torch.float32)])
+        chosen = (
+            Threads(2, workers=2, threads_each=1)
+            if executor is Threads
+            else executor(*() if executor is Sequential else (CPU, FakeStreams(made)))
+        )
+        engine = Engine(made, class_weight=WEIGHTS, executor=chosen)
+        for seed in range(3):
+            x, y = batch(seed, torch.float32)
+            y[seed] = -100
+            result = engine.step(x, y)
+        found.append([result.losses, *(t for one in made for t in one.model.state_dict().values())])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-6, atol=1e-7)
 
 
 def test_weights_of_one_are_none() -> None:

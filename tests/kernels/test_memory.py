@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -123,3 +124,18 @@ def test_without_statistics_only_losses_are_written(arena: Arena) -> None:
     arena.assert_guards_stand()
     assert_written(losses)
     assert grads is stats is saved is None
+
+
+@pytest.mark.parametrize("stats", ["none", "cheap", "all"])
+def test_gradients_over_the_logits_are_those_beside_them(kernel: str, stats: str) -> None:
+    """All statistics read the logits once more: then they are not written over."""
+    logits, target = cohort(3, 5, 2 * STEP + 5)
+    beside = launch.launch(checked(logits, target), with_grad=True, save=False, stats=stats)
+    problem = checked([z.clone() for z in logits], target)
+    over = launch.launch(replace(problem, in_place=True), with_grad=True, save=False, stats=stats)
+    assert beside.solution.grads is not None and over.solution.grads is not None
+    assert torch.equal(beside.solution.losses, over.solution.losses)
+    pairs = zip(beside.solution.grads, over.solution.grads, problem.students, strict=True)
+    for a, b, z in pairs:
+        assert torch.equal(a, b)
+        assert (b.data_ptr() == z.data_ptr()) == (stats != "all")

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from linear_cases import cohort, exact
 from torch import Tensor
 
-from dml_fast.loss import closed_form, mutual_loss, mutual_loss_and_grad, reference
+from dml_fast.errors import UserError
+from dml_fast.loss import closed_form, mutual_loss, mutual_loss_and_grad, products, reference
 from dml_fast.loss.linear import FusedLinearMutualLoss, linear_mutual_loss
 
 
@@ -309,3 +310,62 @@ def test_no_call_waits_for_the_device(reduction: str) -> None:
     expected.sum().backward()
     for a, b in zip(hidden + weight, on_cpu + weights, strict=True):
         torch.testing.assert_close(a.grad.cpu(), b.grad)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_capped_logits(reduction: str) -> None:
+    """As Gemma 2 caps them, students and teachers alike."""
+    hidden, weight, target = cohort()
+    leaves = hidden + weight
+    caps = [3 * (F.linear(*each) / 3).tanh() for each in zip(hidden, weight, strict=True)]
+    taught: dict[str, Any] = {"reduction": reduction, "temperature": 2.0}
+    expected = reference.mutual_loss(caps[:2], target, teacher_logits=[caps[2].detach()], **taught)
+    found = linear_mutual_loss(
+        hidden[:2],
+        weight[:2],
+        target,
+        teacher_hidden=[hidden[2].detach()],
+        teacher_weight=[weight[2].detach()],
+        softcap=3,
+        chunk_rows=5,
+        **taught,
+    )
+    torch.testing.assert_close(found, expected)
+    outer = torch.rand_like(expected)
+    wanted = leaves[:2] + leaves[3:5]
+    for a, b in zip(
+        torch.autograd.grad(found, wanted, outer),
+        torch.autograd.grad(expected, wanted, outer),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+    for wrong in (0, -1.0, float("nan"), "3"):
+        with pytest.raises(UserError, match=r"softcap is .*: give a number above 0, or None"):
+            FusedLinearMutualLoss(softcap=wrong)  # type: ignore[arg-type]
+
+
+def test_products_that_a_gpu_adds_to_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the operator, which CPUs lack, what it is documented to compute."""
+    made = []
+
+    def addmm(total: Tensor, a: Tensor, b: Tensor, beta: float, alpha: float) -> None:
+        assert a.dtype == b.dtype == torch.bfloat16 and total.dtype == torch.float32
+        made.append(beta)
+        if not beta:
+            total.fill_(float("nan"))  # is not read
+        product = alpha * (a.float() @ b.float())
+        total.copy_(product if not beta else total * beta + product)
+
+    hidden, weight, target = cohort(dtype=torch.bfloat16)
+    leaves = hidden + weight
+    usual = torch.autograd.grad(
+        linear_mutual_loss(hidden, weight, target, chunk_rows=5).sum(), leaves
+    )
+    monkeypatch.setattr(products, "_adds_in_fp32", lambda device: True)
+    monkeypatch.setattr(products, "_addmm", addmm)
+    found = torch.autograd.grad(
+        linear_mutual_loss(hidden, weight, target, chunk_rows=5).sum(), leaves
+    )
+    assert made.count(1) == 2 * 3 and made.count(0) == 4 * 3  # 3 chunks of 3 students
+    for a, b in zip(found, usual, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)

@@ -20,7 +20,10 @@ from retrieval_cases import as_json
 
 pytestmark = pytest.mark.processes
 
-OPTIONS = ["--arch", "resnet8", "--epochs", "12", "--seed", "3", "--save-every", "4", "--amp"]
+OPTIONS = [
+    *("--arch", "resnet8", "--epochs", "12", "--seed", "3", "--save-every", "4", "--amp"),
+    *("--accumulate", "2", "--clip-norm", "0.5", "--no-decay", "norm,bias", "--lr", "0.1,0.05"),
+]
 LIVES = 10
 
 

@@ -1,8 +1,9 @@
 """TrivialAugment's operations on whole batches (Müller & Hutter, ICCV 2021, arXiv 2103.10158).
 
-The plan draws one of 14 operations for each image, and one of 31 strengths (the paper's wide
-space). The pixels are those of Pillow, which the authors used. They are made on the device of the
-images, of whole numbers and of single roundings: the same, bit for bit, on a CPU and on a GPU.
+The plan draws one of 14 operations for each image, and one of 31 strengths: the paper's wide space,
+as torchvision's TrivialAugmentWide has it. The pixels are those of Pillow, which the authors used.
+They are made on the device of the images, of whole numbers and of single roundings: the same, bit
+for bit, on a CPU and on a GPU.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class Policy:
         levels = range(-LEVELS, LEVELS + 1)
         maps = [[_map(name, level / LEVELS, *size) for level in levels] for name in _MOVES]
         self._maps = torch.tensor(maps).to(device)  # (moves, levels, 6)
-        factors = 1 + 0.99 * torch.tensor(levels, dtype=torch.float64) / LEVELS
-        self._factors = factors.float().to(device)
+        strengths = 0.99 * torch.tensor(levels, dtype=torch.float64) / LEVELS
+        self._factors = (1 + strengths.float().double()).float().to(device)  # as torchvision
         self._device = device
 
     def __call__(
