@@ -60,3 +60,9 @@ def check_parts(config: Options, columns: int) -> None:
             f"--accumulate {parts} makes parts of {rows // parts} images, which is no multiple of "
             f"--num-instances {together}: give a smaller --accumulate, or a larger --batch-size"
         )
+    if config.triplet_weight and rows // parts == together:
+        raise UserError(
+            f"--accumulate {parts} makes parts of one identity, and --triplet-weight "
+            f"{config.triplet_weight} compares identities: give a smaller --accumulate, or a "
+            "larger --batch-size"
+        )

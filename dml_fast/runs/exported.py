@@ -168,7 +168,7 @@ class TrainedEnsemble(NamedTuple):
     @property
     def tolerance(self) -> float:
         """How far outputs may be off: probabilities and embeddings are at most 1."""
-        return 1e-5
+        return 1e-4 if self.facts.answer == "codes" else 1e-5  # a bit is off by its u, of any size
 
     def save(self, path: Path) -> None:
         """Write all weights, for `dml_fast.runs.weights.load_ensemble`."""

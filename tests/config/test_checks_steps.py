@@ -33,6 +33,10 @@ from dml_fast.training.shares import place
             {"data": "market1501:nowhere", "accumulate": 32},
             "--accumulate 32 makes parts of 2 images, which is no multiple of --num-instances 4",
         ),
+        (
+            {"data": "market1501:nowhere", "accumulate": 16, "triplet_weight": 0.5},
+            "--accumulate 16 makes parts of one identity, and --triplet-weight 0.5 compares",
+        ),
         ({"no_decay": "norms"}, "--no-decay is 'norms': give norm, bias, or norm,bias"),
         ({"no_decay": "bias,bias"}, "--no-decay is 'bias,bias': give norm, bias, or"),
         ({"no_decay": "norm,"}, "--no-decay is 'norm,': give norm, bias, or norm,bias"),

@@ -64,6 +64,7 @@ WHOLE: dict[str, tuple[dict[str, Any], Any, dict[str, Any]]] = {
     "probabilities": ({}, soft, {}),
     "class weights": ({"class_weight": WEIGHTS}, unlabelled, {}),
     "class weights of probabilities": ({"class_weight": WEIGHTS}, soft, {}),
+    "several labels": ({"distribution": "bernoulli"}, lambda y: (soft(y) > 0.2).double(), {}),
     "dml_e": ({"method": "dml_e", "peer_reduction": "sum"}, None, {}),
     "independent": ({"method": "independent"}, unlabelled, {}),
     "distill": ({"method": "distill", "temperature": 2.0}, unlabelled, TAUGHT),

@@ -46,6 +46,15 @@ def test_probabilities_are_the_mean_of_students_with_their_own_inputs() -> None:
 
 
 @torch.no_grad()
+def test_labels_that_do_not_exclude_each_other_have_a_probability_each() -> None:
+    facts, inputs = vectors(several_labels=True)
+    nets = networks(facts, 3)
+    each = [1 / (1 + (-net(x)).exp()) for net, x in zip(nets, inputs, strict=True)]
+    found = ensemble_of(nets, facts)(*inputs)
+    assert torch.allclose(found, sum(each) / 3, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
 def test_embeddings_lie_side_by_side_at_length_1() -> None:
     facts, inputs = vectors(retrieval=True, head=Head("bnneck"))
     nets = networks(facts, 3)

@@ -92,6 +92,7 @@ def test_a_run_goes_on_in_its_log_and_each_line_is_there_once(
 def test_a_log_that_is_added_later_gets_all_lines(tmp_path: Path, recorder: type[Recorder]) -> None:
     log(tmp_path, [], [line(1)], ("csv",))
     log(tmp_path, [line(1)], [line(2)], ("csv", "wandb"))
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3
     assert recorder.seen == {"run 0": [1, 2, False]}
 
 
