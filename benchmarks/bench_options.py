@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -122,10 +121,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with steps(args.arch, args.students, args.batch, args.executor, [*OPTIONS]) as found:
         turns = {name: timing.Turn(step) for name, step in found.items()}
         taken = timing.interleaved(turns, timing.wall_time, args.budget, (3, 200), warm_up=2)
-    plain = statistics.median(taken[PLAIN])
+    medians = {name: timing.figures(found)["median_ms"] for name, found in taken.items()}
     rows = [
-        {"name": name, "median_ms": statistics.median(ms), "times": statistics.median(ms) / plain}
-        for name, ms in taken.items()
+        {"name": name, "median_ms": ms, "times": ms / medians[PLAIN]}
+        for name, ms in medians.items()
     ]
     rounds = len(taken[PLAIN])
     print(

@@ -108,8 +108,11 @@ def launches_of(case: Case, rows: int = 2, kl_weight: float = 1.0) -> list[Launc
 
 
 def look(case: Case) -> dict[str, Any]:
-    """Compile a case; the figures, and what is wrong with them."""
-    launch = launches_of(case)[-1]
+    """Compile a case; the figures, and what is wrong with them.
+
+    Of long rows as for more programs than are added up at once, of others as for fewer.
+    """
+    launch = launches_of(case, 2 if case.classes <= 1001 else 300)[-1]
     compiled = compile_for(
         launch.kernel,
         launch.signature,

@@ -3,15 +3,15 @@
 #
 #     benchmarks/gpu/run.sh [--out DIR] [--rehearse] [STAGE...]
 #
-# Stages: tests, sanitize, bench-small, bench-large, bench-linear, steps, profile, cifar100; all if
-# none is named.
+# Stages: tests, sanitize, bench-small, bench-large, bench-linear, variants, steps, options, profile,
+# cifar100; all if none is named.
 # README.md beside this says what each does, what is written, and which fit into ten minutes.
 # Exit code: 0, 1 if a stage failed or ran out of time, 2 if nothing could be run, 3 if all passed
 # and cifar100 is to be continued.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 2
 
-ALL=(tests sanitize bench-small bench-large bench-linear steps profile cifar100)
+ALL=(tests sanitize bench-small bench-large bench-linear variants steps options profile cifar100)
 PYTHON=${PYTHON:-python3}
 LIMIT=${LIMIT:-570} # seconds for all stages together
 WORKERS=${WORKERS:-8}
@@ -199,6 +199,22 @@ run_bench_linear() {
         --json "$out/bench-linear.json" "${options[@]}"
 }
 
+# Launches that only a GPU can choose between.
+run_variants() {
+    local options=()
+    [[ ! $rehearsing ]] || options=(--rehearse --budget 0.1)
+    stage variants 400 variants.log "$PYTHON" -m benchmarks.gpu.variants --json "$out/variants.json" \
+        "${options[@]}"
+}
+
+# What each option of training adds to a step.
+run_options() {
+    local options=(--budget 60)
+    [[ ! $rehearsing ]] || options=(--arch resnet8 --batch 8 --budget 0.5)
+    stage options 200 options.log "$PYTHON" -m benchmarks.bench_options --json "$out/options.json" \
+        "${options[@]}"
+}
+
 # The whole step: our executors beside the naive loop and an engineer's hour, side by side.
 run_steps() {
     local options=(--arch resnet32 mobilenet_v1 --budget 40 --compile)
@@ -239,7 +255,9 @@ for name in "${stages[@]}"; do
         bench-small) run_bench "$name" "${CIFAR[@]}" ;;
         bench-large) run_bench "$name" "${LARGE[@]}" ;;
         bench-linear) run_bench_linear ;;
+        variants) run_variants ;;
         steps) run_steps ;;
+        options) run_options ;;
         profile) run_profile ;;
         cifar100) run_cifar100 ;;
     esac
@@ -249,7 +267,7 @@ done
     printf '\n=== summary, %d s, results in %s\n' "$((SECONDS - started))" "$out"
     printf '%s\n' "${summary[@]}"
     "$PYTHON" -m benchmarks.common.loss_summary "${reports[@]}"
-    for name in steps profile; do
+    for name in variants steps options profile; do
         [[ " ${stages[*]} " != *" $name "* ]] || grep -E '^(\||[0-9]+ x |profile of |Before and after)' "$out/$name.log"
     done
 } 2>&1 | tee "$out/summary.txt"
