@@ -91,7 +91,8 @@ class TrainConfig(Options):
     @property
     def shows_f1(self) -> bool:
         """Whether the table at the end has macro-F1 too, which a balanced run is about."""
-        return self.prior != "none" or self.data.startswith("text:")
+        balanced = self.prior != "none" or self.balance or self.class_weights != ""
+        return balanced or self.data.startswith("text:")
 
     @property
     def save_interval(self) -> tuple[int, float]:

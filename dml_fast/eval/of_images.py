@@ -28,7 +28,7 @@ from dml_fast.models.hashing import HashNet, signs
 from dml_fast.models.heads import Head
 from dml_fast.reporting.console import progress
 from dml_fast.runs.folder import Run
-from dml_fast.runs.trained import Trained
+from dml_fast.runs.trained import Trained, say_whose
 
 TOP = 5  # classes, by default
 _log = logging.getLogger("dml_fast")
@@ -97,6 +97,7 @@ def predict_run(
         )
     paths = find_images(given) if run.facts.of_images else []
     trained = Trained.load(run, checkpoint, allow_code, weights)
+    say_whose(run, weights)
     config, facts = run.config, trained.facts
     if facts.several_labels and top != TOP:
         raise UserError(

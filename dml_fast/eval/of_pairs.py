@@ -72,7 +72,7 @@ class StudentsOfPairs(NamedTuple):
                 f"{run.folder} was trained on {kind}s and registers nothing: give a run on "
                 "--data pairs:FILE.npz"
             )
-        trained = Trained.load(run, checkpoint)
+        trained = Trained.load(run, checkpoint, weights=run.config.weights)
         place = pick_device(device)
         models = []
         for k in range(len(trained.archs)):

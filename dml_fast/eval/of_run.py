@@ -30,7 +30,7 @@ from dml_fast.reporting.console import at_the_end
 from dml_fast.runs.files import check_place
 from dml_fast.runs.folder import Run
 from dml_fast.runs.history import ACCURACY, MAP
-from dml_fast.runs.trained import Trained, open_data, open_split
+from dml_fast.runs.trained import Trained, open_data, open_split, say_whose
 
 LIST_LENGTH = 10  # gallery images in a ranked list
 _WORST = 5  # confusions to report
@@ -109,6 +109,7 @@ def evaluate_run(
             if value:
                 raise UserError(f"{flag} ranks, and {run.folder} learned classes: leave it out")
     trained = Trained.load(run, checkpoint, allow_code, weights)
+    say_whose(run, weights)
     precision = run_precision(config, pick_device(device))
     parts = _parts(run, data, split, hamming)
     images = parts[0][0]

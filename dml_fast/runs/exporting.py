@@ -26,7 +26,7 @@ from dml_fast.runs.exported import Apply, Exported, TrainedEnsemble, TrainedStud
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import writing
 from dml_fast.runs.folder import Run
-from dml_fast.runs.trained import Trained, open_data
+from dml_fast.runs.trained import Trained, open_data, say_whose
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ def export_student(
         Whether the file computes what the student does; if not, it is not kept.
     """
     trained = Trained.load(run, which, allow_code, weights)
+    say_whose(run, weights)
     best = trained.best
     if name == "best" and best is None:
         raise UserError(

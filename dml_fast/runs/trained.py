@@ -74,12 +74,6 @@ class Trained:
                 f"--weights ema is for averages of weights, and {run.folder} kept none: leave it "
                 "out, or train with --ema 0.999"
             )
-        if weights == "student" and run.config.weights == "ema":
-            logger.info(
-                "%s was validated by averages of weights, and these are the students' own: "
-                "--weights ema takes the averages",
-                shown(run.folder),
-            )
         path = run.checkpoint(which)
         if not path.exists():
             names = ("best", "last", "previous")
@@ -125,6 +119,16 @@ class Trained:
                 self.states[student],
                 self.facts.view_of(student),
             )
+
+
+def say_whose(run: Run, weights: str) -> None:
+    """Log it where a command takes the students' own weights and validation measured averages."""
+    if weights == "student" and run.config.weights == "ema":
+        logger.info(
+            "%s was validated by averages of weights, and these are the students' own: "
+            "--weights ema takes the averages",
+            shown(run.folder),
+        )
 
 
 def weights_of_run(source: str) -> tuple[dict[str, Any], ...]:

@@ -95,7 +95,7 @@ class Committee:
                 f"{run.folder} learned displacements of pairs, which need no labels: give a run "
                 "that learned classes"
             )
-        trained = Trained.load(run, checkpoint, allow_code)
+        trained = Trained.load(run, checkpoint, allow_code, run.config.weights)
         precision = run_precision(run.config, pick_device(device))
         models = run_students(trained, run.config, precision)
         return cls(run, trained, models, precision, batch_size)

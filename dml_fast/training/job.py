@@ -50,8 +50,7 @@ def train(
         TrainingError: the run cannot continue.
     """
     begun = bool(resume) and Run.open(resume).to_continue(Path(resume)) is not None
-    # the weights to start from are needed once
-    (replace(config, pretrained="", init_from="") if begun else config).check()
+    (replace(config, pretrained="") if begun else config).check()  # its weights are needed once
     if not resume:
         students_named(config.teachers, "--teachers")
         students_named(config.init_from, "--init-from")
