@@ -35,6 +35,8 @@ def unsupported_reason(problem: Problem) -> str | None:
         return "it has no peer weights"
     if problem.distribution == "bernoulli":
         return "it has no labels that do not exclude each other"
+    if problem.divergence != "forward":
+        return f"it has no divergence {problem.divergence!r}"
     return None
 
 
