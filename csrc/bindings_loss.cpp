@@ -65,7 +65,7 @@ Solved mutual_loss_of(const ArrayList& logits, std::int64_t students,
                       const Maybe<float>& class_weight, const Maybe<float>& row_weight,
                       double smoothing, double temperature, bool peer_mean, double kl_weight,
                       const std::vector<double>& factors, const std::vector<double>& grad_scale,
-                      const ArrayList& grads, bool each_row, int threads) {
+                      const ArrayList& grads, bool each_row, int threads, bool labels) {
     MutualProblem problem{};
     require(!logits.empty(), "logits must not be empty");
     problem.bf16 = Array<std::uint16_t>::check_(logits[0]);
@@ -87,7 +87,9 @@ Solved mutual_loss_of(const ArrayList& logits, std::int64_t students,
     problem.ignored = ignored.value_or(0);
     require((problem.index == nullptr) != (problem.soft == nullptr), "index or soft, not both");
     if (problem.index) check_index(problem);
-    require((problem.soft == nullptr) == (problem.best == nullptr), "soft needs best");
+    problem.labels = labels;
+    require(!labels || problem.soft, "labels must be in soft");
+    require(labels || (problem.soft == nullptr) == (problem.best == nullptr), "soft needs best");
     if (problem.best)
         require(std::all_of(problem.best, problem.best + n,
                             [&](std::int64_t y) { return 0 <= y && y < c; }),
@@ -147,7 +149,8 @@ void define_mutual_loss(py::module_& module) {
                py::arg("best").noconvert(), py::arg("class_weight").noconvert(),
                py::arg("row_weight").noconvert(), py::arg("smoothing"), py::arg("temperature"),
                py::arg("peer_mean"), py::arg("kl_weight"), py::arg("factors"),
-               py::arg("grad_scale"), py::arg("grads"), py::arg("each_row"), py::arg("threads"));
+               py::arg("grad_scale"), py::arg("grads"), py::arg("each_row"), py::arg("threads"),
+               py::arg("labels"));
 }
 
 }  // namespace dml_fast

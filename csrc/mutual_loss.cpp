@@ -9,7 +9,6 @@
 namespace dml_fast {
 namespace {
 
-constexpr std::int64_t ROWS = 16;  // in a task: their sums are added in the order of the tasks
 constexpr std::int64_t PREFETCHED = 16384;  // bytes of a row: all students' fit the second cache
 constexpr std::int64_t STRIP = 1024;        // classes whose mixture stays in the nearest cache
 
@@ -58,7 +57,7 @@ struct Worker {
     }
 
     void operator()(std::int64_t task) {
-        const std::int64_t begin = task * ROWS, end = std::min(begin + ROWS, problem.rows);
+        const std::int64_t begin = task * ROWS_OF_TASK, end = std::min(begin + ROWS_OF_TASK, problem.rows);
         for (std::int64_t n = begin; n < end; ++n) {
             const MutualTarget target = target_of(n);
             if (look(n)) {
@@ -297,21 +296,28 @@ struct Worker {
 
 void mutual_loss(const MutualProblem& problem, const MutualResult& out, int threads,
                  const std::function<bool()>& interrupted) {
-    const std::int64_t tasks = (problem.rows + ROWS - 1) / ROWS, students = problem.students;
+    const std::int64_t tasks = (problem.rows + ROWS_OF_TASK - 1) / ROWS_OF_TASK;
+    const std::int64_t students = problem.students;
     const auto cells = static_cast<std::size_t>(tasks * students);
     std::vector<double> ce(cells, 0.0), kl(cells, 0.0);
     std::vector<std::int64_t> correct(cells, 0);
     std::vector<std::uint8_t> unusable(cells, 0);
-    const auto make_worker = [&] {
-        return Worker(problem, out, ce.data(), kl.data(), correct.data(),
-                      unusable.data());
+    const auto run = [&](const auto& make_worker) {
+        if (threads <= 1) {
+            const DefaultFloats guard;
+            auto worker = make_worker();
+            for (std::int64_t task = 0; task < tasks; ++task) worker(task);
+        } else {
+            parallel_for(tasks, threads, interrupted, make_worker);
+        }
     };
-    if (threads <= 1) {
-        const DefaultFloats guard;
-        auto worker = make_worker();
-        for (std::int64_t task = 0; task < tasks; ++task) worker(task);
+    if (problem.labels) {
+        const RowSums sums{ce.data(), kl.data(), correct.data(), unusable.data()};
+        run([&] { return label_worker(problem, out, sums); });
     } else {
-        parallel_for(tasks, threads, interrupted, make_worker);
+        run([&] {
+            return Worker(problem, out, ce.data(), kl.data(), correct.data(), unusable.data());
+        });
     }
     for (std::int64_t k = 0; k < students; ++k) {
         out.ce[k] = out.kl[k] = 0.0;

@@ -13,6 +13,7 @@ namespace dml_fast {
 struct MutualProblem {
     std::vector<const void*> logits;  // L of (N, C): float32, or the bits of bfloat16
     bool bf16;
+    bool labels;  // which do not exclude each other: `soft` has them, without weights or smoothing
     std::int64_t students, rows, classes;
 
     const std::int64_t* index;  // (N,) classes, each in 0..C-1 or ignored; null with `soft`
@@ -56,6 +57,18 @@ struct MutualResult {
     std::vector<void*> grads;  // K of (N, C) like the logits, or float32 if `float_grads`; or empty
     bool float_grads;
 };
+
+// Sums over the rows of each task, (tasks, K): they are added in the order of the tasks.
+constexpr std::int64_t ROWS_OF_TASK = 16;
+struct RowSums {
+    double *ce, *kl;
+    std::int64_t* correct;
+    std::uint8_t* unusable;  // 1 where the student had an unusable row
+};
+using RowWorker = std::function<void(std::int64_t task)>;
+
+// The work on the rows of a task where `labels` is true: mutual_loss_labels.cpp.
+RowWorker label_worker(const MutualProblem& problem, const MutualResult& out, const RowSums& sums);
 
 // The bits depend neither on `threads` nor on the instruction set.
 void mutual_loss(const MutualProblem& problem, const MutualResult& out, int threads,

@@ -91,6 +91,39 @@ struct LearnSums {
 // sums are taken in float32.
 using Learn = void (*)(const Learner& k, std::int64_t n, LearnSums& sums);
 
+// Labels that do not exclude each other: t = z / temperature, a = |t|. At most LABEL_STRIP
+// elements, so that `factor` is finite.
+constexpr std::int64_t LABEL_STRIP = 960;
+struct CoinSums {
+    double factor;    // the product of 1 + exp(-a)
+    double sizes;     // of a
+    double products;  // of a * sigmoid(-a)
+};
+
+// Writes p = sigmoid(t), less = 1 - p without cancellation, and the sums.
+using Toss = void (*)(const float* z, std::int64_t n, float per_temperature, float* p, float* less,
+                      CoinSums& sums);
+
+// A part of a student's row: the gradient is by_q (q - y) + by_p p - by_v v.
+struct LabelLearner {
+    const float* z;
+    float per_temperature;
+    const float* v;  // the sum of the peers' p
+    const float* u;  // that of 1 - p
+    const float* q;  // sigmoid(z)
+    const float* p;  // sigmoid(t)
+    const float* y;  // the labels
+    float by_q, by_p, by_v;
+    float* grad;  // or null
+};
+struct LabelSums {
+    double mixed;  // of a * (t >= 0 ? u : v)
+    double away;   // of |z| * (z >= 0 ? 1 - y : y)
+};
+
+// Adds to the sums, and writes the gradient if there is one.
+using LearnLabels = void (*)(const LabelLearner& k, std::int64_t n, LabelSums& sums);
+
 // bfloat16 as bits, to float32 and, rounded to the nearest (no NaN), back.
 using FloatsOf = void (*)(const std::uint16_t* bf16, std::int64_t n, float* x);
 using Bf16Of = void (*)(const float* x, std::int64_t n, std::uint16_t* bf16);
@@ -112,6 +145,8 @@ struct Simd {
     Learn learn;
     FloatsOf floats_of;
     Bf16Of bf16_of;
+    Toss toss;
+    LearnLabels learn_labels;
 
     Counted count_at_most(const float* x, std::int64_t n, const float* t, std::int64_t k,
                           std::int64_t* counts) const {

@@ -51,6 +51,7 @@ struct Floats {
     static Vector plus(Vector a, Vector b) { return _mm256_add_ps(a, b); }
     static Vector minus(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
     static Vector times(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
+    static Vector over(Vector a, Vector b) { return _mm256_div_ps(a, b); }
     static Vector larger(Vector a, Vector b) { return _mm256_max_ps(a, b); }
     static Vector zero_below(Vector x, Vector a, Vector least) {
         return _mm256_and_ps(_mm256_cmp_ps(a, least, _CMP_NLT_UQ), x);

@@ -58,6 +58,7 @@ struct Floats {
     static Vector plus(Vector a, Vector b) { return _mm512_add_ps(a, b); }
     static Vector minus(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
     static Vector times(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
+    static Vector over(Vector a, Vector b) { return _mm512_div_ps(a, b); }
     static Vector larger(Vector a, Vector b) { return _mm512_max_ps(a, b); }
     static Vector zero_below(Vector x, Vector a, Vector least) {
         return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, least, _CMP_NLT_UQ), x);

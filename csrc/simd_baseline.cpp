@@ -44,6 +44,7 @@ struct Floats {
     static Vector plus(Vector a, Vector b) { return _mm_add_ps(a, b); }
     static Vector minus(Vector a, Vector b) { return _mm_sub_ps(a, b); }
     static Vector times(Vector a, Vector b) { return _mm_mul_ps(a, b); }
+    static Vector over(Vector a, Vector b) { return _mm_div_ps(a, b); }
     static Vector larger(Vector a, Vector b) { return _mm_max_ps(a, b); }
     static Vector zero_below(Vector x, Vector a, Vector least) {
         return _mm_and_ps(_mm_cmpnlt_ps(a, least), x);
@@ -125,6 +126,7 @@ struct Single {
     static Vector plus(T a, T b) { return a + b; }
     static Vector minus(T a, T b) { return a - b; }
     static Vector times(T a, T b) { return a * b; }
+    static Vector over(T a, T b) { return a / b; }
     static Vector larger(T a, T b) { return a > b ? a : b; }
     static Vector zero_below(T x, T a, T least) { return a < least ? T{0} : x; }
     static Vector power_of_two(T shifted) {

@@ -90,6 +90,7 @@ def mutual_loss(
     grads: collections.abc.Sequence[np.ndarray],
     each_row: bool,
     threads: SupportsInt | SupportsIndex,
+    labels: bool,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool], NDArray[np.float32]]:
     """Compute the mutual loss; the arguments are those of `dml_fast.loss.native`.
 
@@ -98,7 +99,8 @@ def mutual_loss(
     ``soft`` (N, C) and ``best`` (N,), the most probable class of each row. ``factors`` multiply
     cross-entropy and divergence: two in losses and gradients, such as 1 / N, and two in the means.
     ``grads``, K arrays (N, C) of float32 or like ``logits``, are overwritten; there may be none.
-    Below two ``threads`` the calling thread works.
+    Below two ``threads`` the calling thread works. With ``labels``, ``soft`` has labels that do not
+    exclude each other, and ``best`` is None.
 
     Returns:
         ``(means, correct, finite, rows)``: (3, K) losses, cross-entropies and divergences; (K,)

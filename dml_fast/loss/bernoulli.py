@@ -134,7 +134,7 @@ def compute(
         correct, finite = correct & usable[:students], usable[:students].all(1)
     measured = MutualStats(mean_ce, mean_kl, correct.sum(1), finite)
     if stats == "all":
-        measured = _disagreement(problem, measured)
+        measured = add_labels_disagreement(problem, measured)
     return losses, grads, measured
 
 
@@ -195,7 +195,7 @@ def _divergence(problem: Problem, peers: _Peers, mine: _Coins) -> Tensor:
     return rows * (peers.share * (problem.temperature**2 / problem.shape[2]))
 
 
-def _disagreement(problem: Problem, measured: MutualStats) -> MutualStats:
+def add_labels_disagreement(problem: Problem, measured: MutualStats) -> MutualStats:
     """Add the statistics that compare students, means over the classes of those of each class."""
     students, rows, classes = problem.shape
     z = torch.stack([one.to(problem.dtype) for one in problem.students]) / problem.temperature

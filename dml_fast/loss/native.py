@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dml_fast import _native
 from dml_fast.loss.autograd import tie, tie_each
+from dml_fast.loss.bernoulli import add_labels_disagreement
 from dml_fast.loss.checks import may_look
 from dml_fast.loss.disagreement import add_disagreement
 from dml_fast.loss.problem import Losses, MutualStats, Problem, Solution
@@ -33,8 +34,6 @@ def unsupported_reason(problem: Problem) -> str | None:
         return "it computes in float32"
     if problem.peer_weight is not None:
         return "it has no peer weights"
-    if problem.distribution == "bernoulli":
-        return "it has no labels that do not exclude each other"
     return None
 
 
@@ -76,14 +75,14 @@ def _compute(
     own = problem.ce_weight
     kl_weight = float(np.float32(_number(problem.kl_weight)))  # as if it were a tensor
     grads = torch.empty(problem.shape, dtype=dtype) if with_grad else None
-    soft, index = problem.soft, problem.index
+    soft, index, labelled = problem.soft, problem.index, problem.distribution == "bernoulli"
     means, correct, finite, each_row = _native.mutual_loss(
         [_array(z) for z in everyone],
         students,
         None if index is None else index.long().contiguous().numpy(),
         None if index is None else problem.ignore_index,
         None if soft is None else _array(soft),
-        None if soft is None else soft.argmax(-1).numpy(),
+        None if soft is None or labelled else soft.argmax(-1).numpy(),
         None if problem.class_weight is None else _array(problem.class_weight),
         None if problem.row_weight is None else _array(problem.row_weight),
         problem.label_smoothing,
@@ -99,6 +98,7 @@ def _compute(
         [] if grads is None else list(_array(grads)),
         problem.reduction == "none",
         min(torch.get_num_threads(), len(everyone) * rows * classes // _PER_THREAD),
+        labels=labelled,
     )
     losses, ce, kl = torch.from_numpy(means).unbind()
     if problem.reduction == "none":
@@ -109,7 +109,9 @@ def _compute(
     if stats == "none":
         return losses, grads, None
     measured = MutualStats(ce, kl, torch.from_numpy(correct), torch.from_numpy(finite))
-    if stats == "all":
+    if stats == "all" and labelled:
+        measured = add_labels_disagreement(problem, measured)
+    elif stats == "all":
         z = torch.stack([one.float() for one in problem.students]).div_(problem.temperature)
         measured = add_disagreement(measured, z.log_softmax(-1), problem.batch_shape)
     return losses, grads, measured

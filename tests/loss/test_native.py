@@ -65,6 +65,31 @@ def test_the_same_bits_at_every_instruction_set(
             assert all(torch.equal(a, b) for a, b in zip(answers, expected, strict=True)), level
 
 
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("classes", [1, 33, 960, 1057])
+def test_the_same_bits_of_several_labels(
+    classes: int,
+    dtype: Any,
+    options: dict[str, Any],
+    at_level: Callable[[str], bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logits, _ = cohort(classes, rows=37, dtype=dtype)
+    target = (torch.rand(37, classes) < 0.3).to(dtype)
+    options = options | {"distribution": "bernoulli"}
+    at_level("baseline")
+    expected = found(logits, target, **options)
+    for level in LEVELS[1:]:
+        if at_level(level):
+            answers = found(logits, target, **options)
+            assert all(torch.equal(a, b) for a, b in zip(answers, expected, strict=True)), level
+    monkeypatch.setattr(native, "_PER_THREAD", 1)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    answers = found(logits, target, **options)
+    assert all(torch.equal(a, b) for a, b in zip(answers, expected, strict=True))
+
+
 @pytest.mark.parametrize("odd", [False, True])
 def test_the_same_bits_for_any_number_of_threads(monkeypatch: Any, odd: bool) -> None:
     logits, target = cohort(50, rows=100)
@@ -142,6 +167,7 @@ def call(**changes: Any) -> Any:
         "temperature": 1.0, "peer_mean": True, "kl_weight": 1.0, "factors": [0.25] * 4,
         "grad_scale": [1.0, 1.0],
         "grads": [np.empty((4, 6), np.float32) for _ in range(2)], "each_row": False, "threads": 1,
+        "labels": False,
     }  # fmt: skip
     return _native.mutual_loss(**(arguments | changes))
 
@@ -163,6 +189,8 @@ def call(**changes: Any) -> Any:
         {"soft": np.zeros((4, 6), np.float32)},
         {"index": None, "soft": np.zeros((4, 6), np.float32)},
         {"index": None, "soft": np.zeros((4, 6), np.float32), "best": np.full(4, 6)},
+        {"labels": True},
+        {"labels": True, "index": None, "soft": np.zeros((4, 5), np.float32)},
         {"class_weight": np.zeros(5, np.float32)},
         {"row_weight": np.zeros(5, np.float32)},
         {"temperature": 0.0},
