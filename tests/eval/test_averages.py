@@ -105,7 +105,7 @@ def test_a_run_without_averages_is_named(copy: Path, capsys: pytest.CaptureFixtu
     for command, *arguments in (
         (evaluate.main, copy),
         (export.main, copy),
-        (predict.main, copy, copy / "curves.png", "--out", "-"),
+        (predict.main, copy, copy / "config.json", "--out", "-"),
     ):
         printed = refusal_of(command, capsys, *arguments, "--weights", "ema")
         assert f"--weights ema is for averages of weights, and {copy} kept none: leave" in printed
