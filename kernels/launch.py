@@ -46,6 +46,8 @@ def unsupported_reason(problem: Problem) -> str | None:
         return "they weigh the divergence against the cross-entropy, and ce_weight is 0"
     if problem.distribution == "bernoulli":
         return "they have no labels that do not exclude each other (bernoulli)"
+    if problem.divergence != "forward":
+        return f"they have no divergence {problem.divergence!r}"
     return None
 
 

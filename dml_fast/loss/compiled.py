@@ -145,6 +145,8 @@ def _kind(function: _Function, problem: Problem, with_grad: bool, stats: str) ->
     return (
         function.__name__,
         problem.distribution,
+        problem.divergence,
+        problem.beta,
         with_grad,
         stats,
         problem.students[0].shape[1],

@@ -25,6 +25,7 @@ from dml_fast.loss.checks import (
     prepare,
 )
 from dml_fast.loss.disagreement import peer_divergence
+from dml_fast.loss.divergences import check as check_divergence
 from dml_fast.loss.problem import Losses, MutualStats, Problem
 from dml_fast.loss.values import fail, integer, number, tensor
 
@@ -57,6 +58,8 @@ def mutual_loss(
     separate: bool = False,
     ce_weight: float = 1.0,
     distribution: str = "categorical",
+    divergence: str = "forward",
+    beta: float = 0.5,
 ) -> Losses | tuple[Losses, MutualStats]:
     """Return the mutual loss of each student, differentiable once.
 
@@ -101,6 +104,9 @@ def mutual_loss(
             terms of a row are the means over its classes of the binary cross-entropy (as in
             `torch.nn.BCEWithLogitsLoss`) and of the KL of Bernoulli distributions. Label smoothing
             s makes targets y (1 - s) + s / 2. Not with ``class_weight``.
+        divergence: "forward", KL(p_l || p_k) (the paper's); "reverse", KL(p_k || p_l); "symmetric",
+            the mean of both; "jsd", the Jensen-Shannon divergence of p_k and its peers' mean.
+        beta: for "jsd" alone, the peers' share of the mixture, above 0 and below 1.
 
     Returns:
         Losses (K,), or (K, *batch) with ``reduction="none"``, in fp32 (fp64 for fp64 logits), or
@@ -126,6 +132,8 @@ def mutual_loss(
         class_dim=class_dim,
         ce_weight=ce_weight,
         distribution=distribution,
+        divergence=divergence,
+        beta=beta,
     )
     solver = backends.find(backend, problem)
     inputs = problem.students
@@ -172,6 +180,8 @@ def mutual_loss_and_grad(
     grad_scale: float | Tensor | None = None,
     ce_weight: float = 1.0,
     distribution: str = "categorical",
+    divergence: str = "forward",
+    beta: float = 0.5,
     whole: tuple[float | Tensor, int] | None = None,
 ) -> tuple[Tensor, list[Tensor], MutualStats]:
     """Return the losses and their gradients without autograd, as a training engine needs them.
@@ -206,6 +216,8 @@ def mutual_loss_and_grad(
         class_dim=class_dim,
         ce_weight=ce_weight,
         distribution=distribution,
+        divergence=divergence,
+        beta=beta,
     )
     problem.grad_scale = check_grad_scale(grad_scale, problem)
     if whole is not None:
@@ -258,11 +270,14 @@ class LossOptions(nn.Module):
         reduction: str = "mean",
         backend: str = "auto",
         ce_weight: float = 1.0,
+        divergence: str = "forward",
+        beta: float = 0.5,
     ) -> None:
         """Check and keep the options; see `mutual_loss`."""
         super().__init__()
         numbers = check_options(kl_weight, temperature, label_smoothing, peer_reduction, reduction)
         self.ce_weight = check_ce_weight(ce_weight)
+        self.divergence, self.beta = divergence, check_divergence(divergence, beta)
         ignore_index = integer(ignore_index, "ignore_index")
         if class_weight is not None:
             class_weight = tensor(class_weight, "class_weight", torch.get_default_device())
@@ -286,6 +301,8 @@ class LossOptions(nn.Module):
             "reduction": self.reduction,
             "backend": self.backend,
             "ce_weight": self.ce_weight,
+            "divergence": self.divergence,
+            "beta": self.beta,
         }
 
     def extra_repr(self) -> str:
@@ -312,6 +329,7 @@ class FusedMutualLoss(LossOptions):
         """Check and keep the options: see `mutual_loss`."""
         super().__init__(*args, **options)
         check_distribution(distribution, self.class_weight)
+        check_divergence(self.divergence, self.beta, distribution)
         self.distribution = distribution
         self.class_dim = None if class_dim is None else integer(class_dim, "class_dim")
 

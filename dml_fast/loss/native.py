@@ -34,6 +34,8 @@ def unsupported_reason(problem: Problem) -> str | None:
         return "it computes in float32"
     if problem.peer_weight is not None:
         return "it has no peer weights"
+    if problem.divergence != "forward":
+        return f"it has no divergence {problem.divergence!r}"
     return None
 
 

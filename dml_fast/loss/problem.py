@@ -78,6 +78,8 @@ class Problem:
         ce_weight: weight of the cross-entropy in the losses, finite and at least 0.
         distribution: "categorical"; or "bernoulli", of labels that do not exclude each other: then
             ``soft`` has their probabilities, with the smoothing in them.
+        divergence: "forward", "reverse", "symmetric" or "jsd".
+        beta: in (0, 1), the peers' share of the mixture of "jsd".
         in_place: whether `Backend.solve` may write the gradients over the students' logits, each
             of which is contiguous and nobody's else.
     """
@@ -102,6 +104,8 @@ class Problem:
     ce_weight: float = 1.0
     distribution: str = "categorical"
     in_place: bool = False
+    divergence: str = "forward"
+    beta: float = 0.5
 
     @property
     def shape(self) -> tuple[int, int, int]:
