@@ -176,6 +176,23 @@ def test_the_numbers_are_those_of_sequential_from_step_0(
 
 
 @pytest.mark.parametrize("kind", [Streams, Graph])
+def test_steps_on_several_labels_are_those_of_sequential(kind: Any) -> None:
+    results = []
+    for executor in (Sequential, kind):
+        made = cohort()
+        chosen: Executor = executor() if executor is Sequential else kind(CPU, FakeStreams(made))
+        engine = Engine(made, executor=chosen, distribution="bernoulli", temperature=2.0)
+        found = []
+        for seed in range(4):
+            x, y = batch(seed, torch.float32)
+            labels = torch.nn.functional.one_hot((y + seed) % 5, 5)
+            labels[:, 0] = 1
+            found.append(engine.step(x, labels.float() if seed % 2 else labels))
+        results.append(torch.stack([step.losses for step in found]))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", [Streams, Graph])
 def test_the_rows_that_are_left_out_follow_the_ramp_in_a_graph(kind: Any) -> None:
     results, kept = [], []
     for executor in (Sequential, kind):

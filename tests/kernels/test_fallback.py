@@ -27,12 +27,17 @@ def interpreted_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 
-def call(students: int, teachers: int = 0, rows: int = 3, dtype: Any = torch.float32) -> Any:
+def call(
+    students: int, teachers: int = 0, rows: int = 3, dtype: Any = torch.float32, **options: Any
+) -> Any:
     logits, target = cohort(students + teachers, rows, 4, dtype)
+    if options:
+        target = torch.nn.functional.one_hot(target.long().clamp(min=0), 4)
     return {
         "logits": logits[:students],
         "target": target,
         "teacher_logits": logits[students:],
+        **options,
     }
 
 
@@ -41,6 +46,7 @@ CASES = {
     "with teachers": ({"students": 6, "teachers": 3}, "8 students and teachers at most"),
     "float64": ({"students": 2, "dtype": torch.float64}, "float64"),
     "empty": ({"students": 2, "rows": 0}, "the batch is empty"),
+    "several labels": ({"students": 2, "distribution": "bernoulli"}, "do not exclude each other"),
 }
 
 
