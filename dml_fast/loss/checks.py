@@ -49,6 +49,7 @@ def prepare(
     distribution: str = "categorical",
     divergence: str = "forward",
     beta: float = 0.5,
+    kl_rows: str = "all",
 ) -> Problem:
     """Check the arguments of a call and flatten its batch dimensions.
 
@@ -61,7 +62,7 @@ def prepare(
     )
     ce_weight = check_ce_weight(ce_weight)
     check_distribution(distribution, class_weight)
-    beta = check_divergence(divergence, beta, distribution)
+    beta = check_divergence(divergence, beta, kl_rows, distribution)
     ignore_index = integer(ignore_index, "ignore_index")
     students = distributions(logits, "logits", class_dim)
     _no_transform(students)
@@ -132,6 +133,7 @@ def prepare(
         distribution=distribution,
         divergence=divergence,
         beta=beta,
+        kl_rows="all" if missing is None else kl_rows,
     )
 
 

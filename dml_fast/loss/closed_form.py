@@ -112,7 +112,7 @@ def compute(
     problem: Problem, with_grad: bool, stats: str
 ) -> tuple[Tensor, Tensor | None, MutualStats | None]:
     """Return losses, gradients (K, N, C) in ``problem.dtype`` before `grad_scale`, statistics."""
-    students, rows, _ = problem.shape
+    students = len(problem.students)
     views = _look(problem, best=stats != "none")
     peers, apart = None, None
     if len(views.p) > 1:
@@ -129,11 +129,13 @@ def compute(
     kl_rows = torch.zeros_like(ce_rows) if peers is None else _divergence(problem, peers, views)
     if apart is not None:
         kl_rows = kl_rows + apart.rows
+    if problem.kl_rows == "labelled" and labels.valid is not None:
+        kl_rows = kl_rows.masked_fill(~labels.valid, 0.0)
     if problem.row_weight is not None:
         ce_rows = ce_rows * problem.row_weight
         kl_rows = kl_rows * problem.row_weight
     ce, kl = ce_rows.sum(1), kl_rows.sum(1)
-    whole = (labels.denominator, rows) if problem.whole is None else problem.whole
+    whole = (labels.denominator, problem.count_rows()) if problem.whole is None else problem.whole
     per_label, per_row = inverse(whole[0]), inverse(whole[1])
     mean_ce, mean_kl = ce * per_label, kl * per_row
     if problem.reduction == "mean":
@@ -343,6 +345,8 @@ def _gradient(
             grads.scatter_add_(-1, labels.at, column(value).expand(labels.at.shape))
         else:
             grads.scatter_(-1, labels.at, value, reduce="add")
+    if problem.kl_rows == "labelled" and labels.valid is not None:
+        grads.masked_fill_(~labels.valid.unsqueeze(-1), 0.0)
     return grads
 
 

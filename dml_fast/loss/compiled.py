@@ -147,6 +147,7 @@ def _kind(function: _Function, problem: Problem, with_grad: bool, stats: str) ->
         problem.distribution,
         problem.divergence,
         problem.beta,
+        problem.kl_rows,
         with_grad,
         stats,
         problem.students[0].shape[1],

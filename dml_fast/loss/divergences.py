@@ -38,9 +38,12 @@ class Apart(NamedTuple):
     grads: Tensor | None  # (K, N, C) of the rows with respect to z_k
 
 
-def check(divergence: str, beta: Any, distribution: str = "categorical") -> float:
+def check(
+    divergence: str, beta: Any, kl_rows: str = "all", distribution: str = "categorical"
+) -> float:
     """Return beta; refuse an unknown divergence, and what does not go with it."""
     choice(divergence, "divergence", DIVERGENCES)
+    choice(kl_rows, "kl_rows", ("all", "labelled"))
     share = number(beta, "beta")
     if not 0 < share < 1:
         fail(f"beta is {share}", "it is the peers' share of the mixture, above 0 and below 1")
@@ -50,6 +53,11 @@ def check(divergence: str, beta: Any, distribution: str = "categorical") -> floa
         fail(
             f"divergence is {divergence!r} and distribution {distribution!r}",
             "labels that do not exclude each other have divergence='forward' only",
+        )
+    if kl_rows != "all" and distribution != "categorical":
+        fail(
+            f"kl_rows is {kl_rows!r} and distribution {distribution!r}",
+            "every row of labels that do not exclude each other has its labels",
         )
     return share
 

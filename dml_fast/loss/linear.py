@@ -50,6 +50,7 @@ def linear_mutual_loss(
     ce_weight: float = 1.0,
     divergence: str = "forward",
     beta: float = 0.5,
+    kl_rows: str = "all",
     softcap: float | None = None,
 ) -> Losses | tuple[Losses, MutualStats]:
     """Return `mutual_loss` of the logits ``F.linear(hidden[k], weight[k], bias[k])``.
@@ -90,6 +91,7 @@ def linear_mutual_loss(
         ce_weight: see there.
         divergence: see there.
         beta: see there.
+        kl_rows: see there.
         softcap: all logits z become softcap tanh(z / softcap) (Gemma 2, arXiv 2408.00118), above
             0; None: they stay as they are.
 
@@ -125,6 +127,7 @@ def linear_mutual_loss(
         ce_weight=ce_weight,
         divergence=divergence,
         beta=beta,
+        kl_rows=kl_rows,
     )
     return losses if stats is None else (losses, stats)
 

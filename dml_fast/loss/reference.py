@@ -32,6 +32,7 @@ def mutual_loss(
     distribution: str = "categorical",
     divergence: str = "forward",
     beta: float = 0.5,
+    kl_rows: str = "all",
 ) -> Tensor:
     """Return (K,) losses, or (K, *batch) with ``reduction="none"``.
 
@@ -40,7 +41,7 @@ def mutual_loss(
     """
     peers = [z.detach() for z in (*logits, *teacher_logits)]  # constants
     usable = [z.amax(-1).isfinite() for z in peers]  # neither NaN nor +inf, not all -inf
-    kl_of = kl_rows
+    kl_of = categorical_kl_rows
     if distribution == "bernoulli":
         usable, kl_of = [z.isfinite().all(-1) for z in peers], bernoulli_kl_rows
         target = target.to(logits[0]) * (1 - label_smoothing) + label_smoothing / 2
@@ -77,18 +78,22 @@ def mutual_loss(
             kl = mass * temperature**2 * jsd_rows(mean, (z / temperature).softmax(-1), beta)
         if others:
             kl = torch.where(usable[k], kl, math.nan)
+        counted = torch.ones_like(kl, dtype=torch.bool)
+        if kl_rows == "labelled" and not target.is_floating_point():
+            counted = target != ignore_index
+            kl = torch.where(counted, kl, 0.0)
         if row_weight is not None:
             ce, kl = ce * row_weight, kl * row_weight
         if reduction != "none":
             ce, kl = ce.sum(), kl.sum()
         if reduction == "mean":
             ce = ce / label_mass(z, target, class_weight, ignore_index)
-            kl = kl / usable[k].numel()
+            kl = kl / counted.sum().clamp(min=1)
         losses.append(ce_weight * ce + kl_weight * kl)
     return torch.stack(losses)
 
 
-def kl_rows(z_p: Tensor, z_q: Tensor) -> Tensor:
+def categorical_kl_rows(z_p: Tensor, z_q: Tensor) -> Tensor:
     """Return KL(softmax(z_p) || softmax(z_q)) of each row, (*batch), with 0 log 0 = 0."""
     log_p, log_q = torch.log_softmax(z_p, -1), torch.log_softmax(z_q, -1)
     return (log_p.exp() * torch.where(log_p.exp() > 0, log_p - log_q, 0.0)).sum(-1)

@@ -58,6 +58,13 @@ def test_values_and_gradients_of_many_cases(case: Case) -> None:
     assert all(torch.equal(a, b) for a, b in zip(grads, direct_grads, strict=True))
 
 
+@settings(max_examples=20, deadline=None)
+@given(case=cases(), divergence=st.sampled_from(("forward", *OTHERS)))
+def test_labelled_rows_alone_have_a_divergence(case: Case, divergence: str) -> None:
+    case.options |= {"kl_rows": "labelled", "divergence": divergence}
+    assert_exact(case)
+
+
 def cohort(dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], Tensor]:
     g = torch.Generator().manual_seed(0)
     logits = list(2 * torch.randn((3, 6, 5), generator=g, dtype=torch.float64).to(dtype))
@@ -240,6 +247,7 @@ def test_a_callers_compiled_program_has_no_break() -> None:
         ({"divergence": "jsd", "beta": 1.0}, "beta is 1.0: it is the peers' share"),
         ({"divergence": "jsd", "beta": math.nan}, "beta is nan: it is the peers' share"),
         ({"divergence": "jsd", "beta": "half"}, "beta is 'half': pass a number"),
+        ({"kl_rows": "some"}, "kl_rows is 'some'"),
         ({"beta": 0.2}, "beta is 0.2 and divergence 'forward': beta is for divergence='jsd'"),
     ],
 )
@@ -254,8 +262,83 @@ def test_bad_values_are_refused(change: dict[str, Any], message: str) -> None:
             call()
 
 
+@pytest.mark.parametrize("divergence", ["forward", "jsd"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_padding_changes_nothing(reduction: str, divergence: str) -> None:
+    """As if the rows without a label were not there, even where their logits are NaN."""
+    logits, target = cohort(torch.float32)
+    options: dict[str, Any] = {
+        "kl_rows": "labelled",
+        "reduction": reduction,
+        "divergence": divergence,
+        "class_weight": torch.arange(1.0, 6.0),
+        "temperature": 2.0,
+    }
+    kept = torch.tensor([0, 2, 3])
+    padded = torch.full_like(target, -100).index_copy(0, kept, target[kept])
+    logits[1][4] = torch.nan
+    logits[2][1, 3] = -INF
+    weight = torch.arange(6.0)
+    rows = [z[kept] for z in logits]
+    wanted, grads, stats = mutual_loss_and_grad(
+        rows, target[kept], row_weight=weight[kept], **options
+    )
+    found, padded_grads, more = mutual_loss_and_grad(
+        logits, padded, row_weight=weight, return_stats=True, **options
+    )
+    torch.testing.assert_close(found[:, kept] if reduction == "none" else found, wanted)
+    torch.testing.assert_close((more.ce, more.kl), (stats.ce, stats.kl))
+    for g, own in zip(padded_grads, grads, strict=True):
+        torch.testing.assert_close(g[kept], own)
+        assert not g[[1, 4, 5]].any()
+    if reduction == "none":
+        assert not found[:, [1, 4, 5]].any()
+        return
+    logits[1][4] = 0  # NaN times a weight's gradient of 0 is NaN
+    heads = FusedLinearMutualLoss(**options, chunk_rows=2)
+    hidden, weights = [torch.eye(6)] * 3, [z.T.clone().requires_grad_() for z in logits]
+    weights[2] = weights[2].detach().clamp(min=-9).requires_grad_()
+    found = heads(hidden, weights, padded, row_weight=weight)
+    torch.testing.assert_close(found, wanted)
+    found.sum().backward()
+    for w, own in zip(weights, padded_grads, strict=True):
+        torch.testing.assert_close(w.grad, own.T)
+
+
+def test_parts_of_a_padded_batch_add_up() -> None:
+    logits, target = cohort(torch.float32)
+    target[[1, 2, 4]] = -100
+    options: dict[str, Any] = {"kl_rows": "labelled", "divergence": "reverse"}
+    wanted, grads, _ = mutual_loss_and_grad(logits, target, **options)
+    parts = [
+        mutual_loss_and_grad([z[rows] for z in logits], target[rows], whole=whole, **options)
+        for rows, whole in (
+            (slice(0, 2), (3, 3)),
+            (slice(2, 6), (torch.tensor(3), torch.tensor(3))),
+        )
+    ]
+    torch.testing.assert_close(parts[0][0] + parts[1][0], wanted)
+    torch.testing.assert_close(torch.cat([parts[0][1][0], parts[1][1][0]]), grads[0])
+    first = torch.full_like(target, -100).index_copy(0, torch.tensor([0]), target[:1])
+    alone = mutual_loss_and_grad(  # by the C++ loop, as this part has all its labels
+        [z[:1] for z in logits], target[:1], kl_rows="labelled", whole=(3, torch.tensor(3))
+    )
+    torch.testing.assert_close(alone[0] * 3, mutual_loss(logits, first, kl_rows="labelled"))
+    none = torch.full_like(target, -100)
+    losses, grads, _ = mutual_loss_and_grad(logits, none, **options)
+    assert not losses.any()
+    assert not torch.stack(grads).any()
+    with pytest.raises(UserError, match="whole has rows of shape"):
+        mutual_loss_and_grad(logits, target, whole=(3, torch.ones(2)), **options)
+
+
 def test_what_does_not_go_together_is_refused() -> None:
     logits, target = cohort(torch.float32)
+    soft = F.one_hot(target, 5)
+    with pytest.raises(
+        UserError, match="kl_rows is 'labelled' and distribution 'bernoulli': every"
+    ):
+        mutual_loss(logits, soft, kl_rows="labelled", distribution="bernoulli")
     message = "divergence is 'jsd' and distribution 'bernoulli': labels that do not exclude"
     options: dict[str, Any] = {"divergence": "jsd", "distribution": "bernoulli"}
     with pytest.raises(UserError, match=message):
