@@ -46,6 +46,12 @@ def unsupported_reason(problem: Problem) -> str | None:
         return "they weigh the divergence against the cross-entropy, and ce_weight is 0"
     if problem.distribution == "bernoulli":
         return "they have no labels that do not exclude each other (bernoulli)"
+    if problem.divergence != "forward":
+        return f"they have no divergence {problem.divergence!r}"
+    if problem.kl_rows != "all":
+        return "they have the divergence of all rows"
+    if problem.whole is not None and isinstance(problem.whole[1], Tensor):
+        return "they take the number of rows of a larger batch as an integer"
     return None
 
 

@@ -131,7 +131,7 @@ def one_pass(
         raws = raws + (tl.load(zs[i] + at, mask=inside, other=float("-inf")),)
 
     per_label = given_labels
-    if MEAN or STATS > 0:
+    if AT_ONCE and (MEAN or STATS > 0):  # while the logits are on their way
         per_label = label_share(
             index,
             class_weight,
@@ -292,6 +292,19 @@ def one_pass(
     if ROW_WEIGHT:
         of_row = tl.load(row_weight + row, mask=ok, other=0.0)
 
+    if AT_ONCE == 0 and (MEAN or STATS > 0):  # here it takes fewer registers
+        per_label = label_share(
+            index,
+            class_weight,
+            label_count,
+            given_labels,
+            ignore_index,
+            N,
+            C,
+            LABELS,
+            IGNORE,
+            CLASS_WEIGHT,
+        )
     of_label = of_row
     of_peers = of_row * temperature
     if MEAN:

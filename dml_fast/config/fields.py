@@ -36,7 +36,7 @@ class Usual:
     cohort: int = 0
     """Number of students K (0: one for each name in --arch, at least 2)."""
     arch: str = ""
-    """One architecture, or one per student (resnet32,mobilenet_v1); docs/engine.md lists all. (Default: resnet32; text and vectors: mlp_64; pairs: displacement_16.)"""
+    """One architecture, or one per student (resnet32,mobilenet_v1); docs/training.md lists all. (Default: resnet32; text and vectors: mlp_64; pairs: displacement_16.)"""
     pretrained: str = ""
     """Initial weights: timm (those published for timm:NAME), a run, or a file of weights. The classifier is always new."""
     init_from: str = ""

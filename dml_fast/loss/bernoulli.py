@@ -28,8 +28,9 @@ from torch import Tensor
 
 from dml_fast.loss.autograd import tie, tie_each
 from dml_fast.loss.checks import may_look
-from dml_fast.loss.closed_form import Factor, column, finished, inverse, total
+from dml_fast.loss.closed_form import finished, total
 from dml_fast.loss.disagreement import add_disagreement
+from dml_fast.loss.factors import Factor, column, inverse
 from dml_fast.loss.problem import Losses, MutualStats, Problem, Solution
 
 SCRATCH, IN_PLACE = 8, False  # see `dml_fast.loss.problem.Backend`

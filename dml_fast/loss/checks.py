@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from dml_fast.errors import brief
+from dml_fast.loss.divergences import check as check_divergence
 from dml_fast.loss.problem import Problem
 from dml_fast.loss.values import (
     choice,
@@ -46,6 +47,9 @@ def prepare(
     class_dim: int | None = -1,
     ce_weight: float = 1.0,
     distribution: str = "categorical",
+    divergence: str = "forward",
+    beta: float = 0.5,
+    kl_rows: str = "all",
 ) -> Problem:
     """Check the arguments of a call and flatten its batch dimensions.
 
@@ -58,6 +62,7 @@ def prepare(
     )
     ce_weight = check_ce_weight(ce_weight)
     check_distribution(distribution, class_weight)
+    beta = check_divergence(divergence, beta, kl_rows, distribution)
     ignore_index = integer(ignore_index, "ignore_index")
     students = distributions(logits, "logits", class_dim)
     _no_transform(students)
@@ -126,6 +131,9 @@ def prepare(
         reduction=reduction,
         ce_weight=ce_weight,
         distribution=distribution,
+        divergence=divergence,
+        beta=beta,
+        kl_rows="all" if missing is None else kl_rows,
     )
 
 

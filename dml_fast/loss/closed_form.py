@@ -11,6 +11,8 @@ sum of the entropies are the same for all students, and no pair of students is e
 cross-entropy of a target t is -⟨t, log q⟩, and its gradient |t| q - t. So the gradients of all
 students are one multiply-add, A p_k - U with shared A and U, and one scatter for the label.
 
+This is the paper's divergence; `dml_fast.loss.divergences` has the others.
+
 Where students agree, all entropies are close to log C, and their rounding errors would be most of
 the divergence, times T². So log C - H_l is computed instead, from logits whose largest is 0: only
 numbers as small as the logits' spread are subtracted.
@@ -24,7 +26,7 @@ sum would wait for the device, so the guards always run.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,9 +34,10 @@ from torch import Tensor
 from dml_fast.loss.autograd import tie, tie_each
 from dml_fast.loss.checks import may_look
 from dml_fast.loss.disagreement import add_disagreement
+from dml_fast.loss.divergences import Apart, measure
+from dml_fast.loss.factors import Factor, column, inverse
 from dml_fast.loss.problem import Losses, MutualStats, Problem, Solution
 
-Factor = float | Tensor  # for all rows: a number or (); for each row: (N,) or (K, N)
 SCRATCH, IN_PLACE = 5, False  # see `dml_fast.loss.problem.Backend`
 
 
@@ -109,18 +112,30 @@ def compute(
     problem: Problem, with_grad: bool, stats: str
 ) -> tuple[Tensor, Tensor | None, MutualStats | None]:
     """Return losses, gradients (K, N, C) in ``problem.dtype`` before `grad_scale`, statistics."""
-    students, rows, _ = problem.shape
+    students = len(problem.students)
     views = _look(problem, best=stats != "none")
-    peers = _listen(problem, views) if len(views.p) > 1 else None
+    peers, apart = None, None
+    if len(views.p) > 1:
+        if problem.divergence in ("forward", "symmetric"):
+            peers = _listen(problem, views)
+        if peers is not None and problem.divergence == "symmetric":
+            peers = peers._replace(share=peers.share * 0.5)
+        if problem.divergence != "forward":
+            log_p = views.t - column(views.excess)  # plus log C: as small as the logits' spread
+            apart = measure(problem, views.p, log_p, views.usable, with_grad)
     labels = _read_labels(problem)
 
     ce_rows = _cross_entropy(problem, labels, views)
     kl_rows = torch.zeros_like(ce_rows) if peers is None else _divergence(problem, peers, views)
+    if apart is not None:
+        kl_rows = kl_rows + apart.rows
+    if problem.kl_rows == "labelled" and labels.valid is not None:
+        kl_rows = kl_rows.masked_fill(~labels.valid, 0.0)
     if problem.row_weight is not None:
         ce_rows = ce_rows * problem.row_weight
         kl_rows = kl_rows * problem.row_weight
     ce, kl = ce_rows.sum(1), kl_rows.sum(1)
-    whole = (labels.denominator, rows) if problem.whole is None else problem.whole
+    whole = (labels.denominator, problem.count_rows()) if problem.whole is None else problem.whole
     per_label, per_row = inverse(whole[0]), inverse(whole[1])
     mean_ce, mean_kl = ce * per_label, kl * per_row
     if problem.reduction == "mean":
@@ -136,7 +151,9 @@ def compute(
         if stats == "all":
             log_p = _first(views.t, students) - column(_first(views.log_d, students))
             measured = add_disagreement(measured, log_p, problem.batch_shape)
-    grads = _gradient(problem, views, peers, labels, per_label, per_row) if with_grad else None
+    grads = None
+    if with_grad:
+        grads = _gradient(problem, views, peers, apart, labels, per_label, per_row)
     return losses, grads, measured
 
 
@@ -294,6 +311,7 @@ def _gradient(
     problem: Problem,
     views: _Views,
     peers: _Peers | None,
+    apart: Apart | None,
     labels: _Labels,
     per_label: Factor,
     per_row: Factor,
@@ -315,6 +333,9 @@ def _gradient(
             push = push + peers.mass * strength  # p is q
         else:
             pull = _multiply_add(pull, _first(views.p, len(views.q)), peers.mass * strength)
+    if apart is not None and apart.grads is not None:
+        drag = apart.grads * column(row_weight * problem.kl_weight * per_row)
+        pull = drag if pull is None else drag + pull
     grads = _multiply_add(pull, views.q, push)
     if labels.at is not None:
         value = labels.sparse * ce_scale * -1
@@ -324,6 +345,8 @@ def _gradient(
             grads.scatter_add_(-1, labels.at, column(value).expand(labels.at.shape))
         else:
             grads.scatter_(-1, labels.at, value, reduce="add")
+    if problem.kl_rows == "labelled" and labels.valid is not None:
+        grads.masked_fill_(~labels.valid.unsqueeze(-1), 0.0)
     return grads
 
 
@@ -354,22 +377,6 @@ def _measure(
         correct &= views.usable[:students]
         finite = views.usable[:students].all(1)
     return MutualStats(ce, kl, correct.sum(1), finite)
-
-
-@overload
-def column(factor: Tensor) -> Tensor: ...
-@overload
-def column(factor: Factor) -> Factor: ...
-def column(factor: Factor) -> Factor:
-    """Return the factor shaped to multiply (..., N, C)."""
-    return factor.unsqueeze(-1) if isinstance(factor, Tensor) and factor.dim() else factor
-
-
-def inverse(denominator: Factor) -> Factor:
-    """Return the reciprocal, or 0 for 0, so that a mean over no rows is 0."""
-    if isinstance(denominator, Tensor):
-        return denominator.reciprocal().masked_fill_(denominator == 0, 0.0)
-    return 1.0 / denominator if denominator else 0.0
 
 
 def total(problem: Problem, ce: Tensor, kl: Tensor) -> Tensor:

@@ -145,6 +145,9 @@ def _kind(function: _Function, problem: Problem, with_grad: bool, stats: str) ->
     return (
         function.__name__,
         problem.distribution,
+        problem.divergence,
+        problem.beta,
+        problem.kl_rows,
         with_grad,
         stats,
         problem.students[0].shape[1],

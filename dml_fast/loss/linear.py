@@ -48,6 +48,9 @@ def linear_mutual_loss(
     return_stats: bool = False,
     separate: bool = False,
     ce_weight: float = 1.0,
+    divergence: str = "forward",
+    beta: float = 0.5,
+    kl_rows: str = "all",
     softcap: float | None = None,
 ) -> Losses | tuple[Losses, MutualStats]:
     """Return `mutual_loss` of the logits ``F.linear(hidden[k], weight[k], bias[k])``.
@@ -86,6 +89,9 @@ def linear_mutual_loss(
         return_stats: also return the first four fields of `MutualStats`; the others are None.
         separate: see `mutual_loss`; not with ``reduction="none"``.
         ce_weight: see there.
+        divergence: see there.
+        beta: see there.
+        kl_rows: see there.
         softcap: all logits z become softcap tanh(z / softcap) (Gemma 2, arXiv 2408.00118), above
             0; None: they stay as they are.
 
@@ -119,6 +125,9 @@ def linear_mutual_loss(
         peer_weight=peer_weight,
         row_weight=row_weight,
         ce_weight=ce_weight,
+        divergence=divergence,
+        beta=beta,
+        kl_rows=kl_rows,
     )
     return losses if stats is None else (losses, stats)
 

@@ -140,7 +140,7 @@ def sweep(
     scale = LIFT * (2.0 ** rows.bit_length() if problem.reduction == "mean" else 1.0)
     losses, measured = [], []
     with torch.no_grad(), _without_autocast(problem.device):
-        whole = (problem.count_labels(), rows)
+        whole = (problem.count_labels(), problem.count_rows())
         totals = [_empty(h, w, problem.dtype) for h, w in zip(heads, wanted, strict=True)]
         cast = [h.to(z.dtype) for h, z in zip(heads, problem.students, strict=True)]
         for start in range(0, max(rows, 1), plan.chunk_rows):

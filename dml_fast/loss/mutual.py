@@ -25,6 +25,7 @@ from dml_fast.loss.checks import (
     prepare,
 )
 from dml_fast.loss.disagreement import peer_divergence
+from dml_fast.loss.divergences import check as check_divergence
 from dml_fast.loss.problem import Losses, MutualStats, Problem
 from dml_fast.loss.values import fail, integer, number, tensor
 
@@ -57,6 +58,9 @@ def mutual_loss(
     separate: bool = False,
     ce_weight: float = 1.0,
     distribution: str = "categorical",
+    divergence: str = "forward",
+    beta: float = 0.5,
+    kl_rows: str = "all",
 ) -> Losses | tuple[Losses, MutualStats]:
     """Return the mutual loss of each student, differentiable once.
 
@@ -101,6 +105,11 @@ def mutual_loss(
             terms of a row are the means over its classes of the binary cross-entropy (as in
             `torch.nn.BCEWithLogitsLoss`) and of the KL of Bernoulli distributions. Label smoothing
             s makes targets y (1 - s) + s / 2. Not with ``class_weight``.
+        divergence: "forward", KL(p_l || p_k) (the paper's); "reverse", KL(p_k || p_l); "symmetric",
+            the mean of both; "jsd", the Jensen-Shannon divergence of p_k and its peers' mean.
+        beta: for "jsd" alone, the peers' share of the mixture, above 0 and below 1.
+        kl_rows: "all"; or "labelled": rows with ``ignore_index``, such as padding, have no
+            divergence and do not count in its mean, and their gradient is 0.
 
     Returns:
         Losses (K,), or (K, *batch) with ``reduction="none"``, in fp32 (fp64 for fp64 logits), or
@@ -126,6 +135,9 @@ def mutual_loss(
         class_dim=class_dim,
         ce_weight=ce_weight,
         distribution=distribution,
+        divergence=divergence,
+        beta=beta,
+        kl_rows=kl_rows,
     )
     solver = backends.find(backend, problem)
     inputs = problem.students
@@ -172,7 +184,10 @@ def mutual_loss_and_grad(
     grad_scale: float | Tensor | None = None,
     ce_weight: float = 1.0,
     distribution: str = "categorical",
-    whole: tuple[float | Tensor, int] | None = None,
+    divergence: str = "forward",
+    beta: float = 0.5,
+    kl_rows: str = "all",
+    whole: tuple[float | Tensor, int | Tensor] | None = None,
 ) -> tuple[Tensor, list[Tensor], MutualStats]:
     """Return the losses and their gradients without autograd, as a training engine needs them.
 
@@ -181,8 +196,9 @@ def mutual_loss_and_grad(
     the logits' dtype, but not the losses: a number, or a () or (K,) tensor on the logits' device,
     such as a loss scaler has. ``whole`` is for rows that are a part of a larger batch: the
     denominators of that batch's means, which are its number of labelled rows (or the sum of their
-    class weights), a number or a () tensor on the logits' device, and its number of rows. The
-    losses, gradients and means of all parts then add up to those of the batch.
+    class weights), a number or a () tensor on the logits' device, and its number of rows (with
+    ``kl_rows="labelled"`` of labelled rows, which may be such a tensor too). The losses, gradients
+    and means of all parts then add up to those of the batch.
 
     Returns:
         ``(losses, grads, stats)``: losses as `mutual_loss` returns them, without a graph; K
@@ -206,10 +222,13 @@ def mutual_loss_and_grad(
         class_dim=class_dim,
         ce_weight=ce_weight,
         distribution=distribution,
+        divergence=divergence,
+        beta=beta,
+        kl_rows=kl_rows,
     )
     problem.grad_scale = check_grad_scale(grad_scale, problem)
     if whole is not None:
-        problem.whole = _of_larger_batch(whole, problem)
+        problem.whole = _of_larger_batch(whole, problem, kl_rows)
     with torch.no_grad():
         solver = backends.find(backend, problem)
         losses, grads, stats = solver.solve(problem, True, "all" if return_stats else "cheap")
@@ -224,19 +243,29 @@ def mutual_loss_and_grad(
     return losses, parts, stats
 
 
-def _of_larger_batch(whole: Any, problem: Problem) -> tuple[float | Tensor, int]:
+def _of_larger_batch(
+    whole: Any, problem: Problem, kl_rows: str
+) -> tuple[float | Tensor, int | Tensor]:
     """Return `Problem.whole`; refuse what cannot be the denominators of a larger batch."""
     if not isinstance(whole, tuple) or len(whole) != 2:
         fail(f"whole is {brief(whole)}", "pass the labels and the rows of the larger batch")
     labels, rows = whole
+    if isinstance(labels, Tensor):
+        labels = _count(labels, "labels", problem)
+    else:
+        labels = number(labels, "the labels of whole")
+    if kl_rows == "labelled" and isinstance(rows, Tensor):
+        return labels, _count(rows, "rows", problem)
     rows, mine = integer(rows, "the rows of whole"), problem.shape[1]
-    if rows < mine:
+    if rows < mine and kl_rows == "all":
         fail(f"whole has {rows} rows and the logits {mine}", "it is the larger batch that counts")
-    if not isinstance(labels, Tensor):
-        return number(labels, "the labels of whole"), rows
-    if labels.dim():
-        fail(f"whole has labels of shape {tuple(labels.shape)}", "pass a number or a 0-d tensor")
-    return labels.detach().to(problem.dtype), rows
+    return labels, rows
+
+
+def _count(value: Tensor, name: str, problem: Problem) -> Tensor:
+    if value.dim():
+        fail(f"whole has {name} of shape {tuple(value.shape)}", "pass a number or a 0-d tensor")
+    return value.detach().to(problem.dtype)
 
 
 class LossOptions(nn.Module):
@@ -258,11 +287,16 @@ class LossOptions(nn.Module):
         reduction: str = "mean",
         backend: str = "auto",
         ce_weight: float = 1.0,
+        divergence: str = "forward",
+        beta: float = 0.5,
+        kl_rows: str = "all",
     ) -> None:
         """Check and keep the options; see `mutual_loss`."""
         super().__init__()
         numbers = check_options(kl_weight, temperature, label_smoothing, peer_reduction, reduction)
         self.ce_weight = check_ce_weight(ce_weight)
+        self.divergence, self.beta = divergence, check_divergence(divergence, beta, kl_rows)
+        self.kl_rows = kl_rows
         ignore_index = integer(ignore_index, "ignore_index")
         if class_weight is not None:
             class_weight = tensor(class_weight, "class_weight", torch.get_default_device())
@@ -286,6 +320,9 @@ class LossOptions(nn.Module):
             "reduction": self.reduction,
             "backend": self.backend,
             "ce_weight": self.ce_weight,
+            "divergence": self.divergence,
+            "beta": self.beta,
+            "kl_rows": self.kl_rows,
         }
 
     def extra_repr(self) -> str:
@@ -312,6 +349,7 @@ class FusedMutualLoss(LossOptions):
         """Check and keep the options: see `mutual_loss`."""
         super().__init__(*args, **options)
         check_distribution(distribution, self.class_weight)
+        check_divergence(self.divergence, self.beta, self.kl_rows, distribution)
         self.distribution = distribution
         self.class_dim = None if class_dim is None else integer(class_dim, "class_dim")
 

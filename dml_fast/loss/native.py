@@ -34,6 +34,10 @@ def unsupported_reason(problem: Problem) -> str | None:
         return "it computes in float32"
     if problem.peer_weight is not None:
         return "it has no peer weights"
+    if problem.divergence != "forward":
+        return f"it has no divergence {problem.divergence!r}"
+    if problem.kl_rows != "all":
+        return "it has the divergence of all rows"
     return None
 
 
@@ -71,7 +75,7 @@ def _compute(
         everyone = tuple(z.float() for z in everyone)
     labels = problem.count_labels() if problem.whole is None else problem.whole[0]
     per_label = _inverse(_number(labels))
-    per_row = _inverse(rows if problem.whole is None else problem.whole[1])
+    per_row = _inverse(rows if problem.whole is None else _number(problem.whole[1]))
     own = problem.ce_weight
     kl_weight = float(np.float32(_number(problem.kl_weight)))  # as if it were a tensor
     grads = torch.empty(problem.shape, dtype=dtype) if with_grad else None

@@ -71,13 +71,17 @@ class Problem:
         peer_reduction: "mean" or "sum", of the uniform weights.
         reduction: "mean", "sum" or "none", over rows.
         whole: where these rows are part of a larger batch, the two denominators of its means:
-            its labelled rows (the sum of their class weights, if given) as a number or a ()
-            tensor, and its rows. Otherwise None.
+            its labelled rows (the sum of their class weights, if given), and its rows that have a
+            divergence; each is a number or a () tensor. Otherwise None.
         grad_scale: a number, or a () or (K,) tensor, that multiplies the gradients of
             `Backend.solve`; None for 1.
         ce_weight: weight of the cross-entropy in the losses, finite and at least 0.
         distribution: "categorical"; or "bernoulli", of labels that do not exclude each other: then
             ``soft`` has their probabilities, with the smoothing in them.
+        divergence: "forward", "reverse", "symmetric" or "jsd".
+        beta: in (0, 1), the peers' share of the mixture of "jsd".
+        kl_rows: "all"; or "labelled", if rows without a label have no divergence and there may be
+            such rows. The second denominator is then the number of labelled rows.
         in_place: whether `Backend.solve` may write the gradients over the students' logits, each
             of which is contiguous and nobody's else.
     """
@@ -97,11 +101,14 @@ class Problem:
     label_smoothing: float
     peer_reduction: str
     reduction: str
-    whole: tuple[float | Tensor, int] | None = None
+    whole: tuple[float | Tensor, int | Tensor] | None = None
     grad_scale: float | Tensor | None = None
     ce_weight: float = 1.0
     distribution: str = "categorical"
     in_place: bool = False
+    divergence: str = "forward"
+    beta: float = 0.5
+    kl_rows: str = "all"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -129,6 +136,12 @@ class Problem:
         if self.class_weight is None:
             return valid.sum().to(self.dtype)
         return (self.class_weight[index.masked_fill(~valid, 0)] * valid).sum()
+
+    def count_rows(self) -> int | Tensor:
+        """Return the denominator of the mean divergence."""
+        if self.kl_rows == "all" or self.index is None or self.ignore_index is None:
+            return self.shape[1]
+        return (self.index.long() != self.ignore_index).sum().to(self.dtype)
 
 
 class Solution(NamedTuple):

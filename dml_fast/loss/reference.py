@@ -30,6 +30,9 @@ def mutual_loss(
     teacher_logits: Sequence[Tensor] = (),
     ce_weight: float = 1.0,
     distribution: str = "categorical",
+    divergence: str = "forward",
+    beta: float = 0.5,
+    kl_rows: str = "all",
 ) -> Tensor:
     """Return (K,) losses, or (K, *batch) with ``reduction="none"``.
 
@@ -38,7 +41,7 @@ def mutual_loss(
     """
     peers = [z.detach() for z in (*logits, *teacher_logits)]  # constants
     usable = [z.amax(-1).isfinite() for z in peers]  # neither NaN nor +inf, not all -inf
-    kl_of = kl_rows
+    kl_of = categorical_kl_rows
     if distribution == "bernoulli":
         usable, kl_of = [z.isfinite().all(-1) for z in peers], bernoulli_kl_rows
         target = target.to(logits[0]) * (1 - label_smoothing) + label_smoothing / 2
@@ -53,31 +56,59 @@ def mutual_loss(
             ce = cross_entropy_rows(z, target, class_weight, ignore_index, label_smoothing)
         kl = torch.zeros_like(ce)
         others = [j for j in range(len(peers)) if j != k]
+        mass, mean = torch.zeros_like(kl), torch.zeros_like(z)  # of the peers, for jsd
         for j in others:
             weight = torch.ones_like(kl)
             if peer_weight is not None:
                 weight = peer_weight[k, j]
             elif peer_reduction == "mean":
                 weight = 1 / torch.stack([usable[i] for i in others]).sum(0).clamp(min=1).to(z)
-            term = temperature**2 * kl_of(peers[j] / temperature, z / temperature)
-            kl = kl + torch.where(usable[j], weight * term, 0.0)
+            weight = torch.where(usable[j], weight, 0.0)
+            peer, own = peers[j] / temperature, z / temperature
+            mass, mean = mass + weight, mean + weight.unsqueeze(-1) * peer.softmax(-1)
+            if divergence == "jsd":
+                continue
+            if divergence == "symmetric":
+                term = (kl_of(peer, own) + kl_of(own, peer)) / 2
+            else:
+                term = kl_of(peer, own) if divergence == "forward" else kl_of(own, peer)
+            kl = kl + torch.where(usable[j], weight * temperature**2 * term, 0.0)
+        if divergence == "jsd":
+            mean = mean / torch.where(mass > 0, mass, 1.0).unsqueeze(-1)
+            kl = mass * temperature**2 * jsd_rows(mean, (z / temperature).softmax(-1), beta)
         if others:
             kl = torch.where(usable[k], kl, math.nan)
+        counted = torch.ones_like(kl, dtype=torch.bool)
+        if kl_rows == "labelled" and not target.is_floating_point():
+            counted = target != ignore_index
+            kl = torch.where(counted, kl, 0.0)
         if row_weight is not None:
             ce, kl = ce * row_weight, kl * row_weight
         if reduction != "none":
             ce, kl = ce.sum(), kl.sum()
         if reduction == "mean":
             ce = ce / label_mass(z, target, class_weight, ignore_index)
-            kl = kl / usable[k].numel()
+            kl = kl / counted.sum().clamp(min=1)
         losses.append(ce_weight * ce + kl_weight * kl)
     return torch.stack(losses)
 
 
-def kl_rows(z_p: Tensor, z_q: Tensor) -> Tensor:
+def categorical_kl_rows(z_p: Tensor, z_q: Tensor) -> Tensor:
     """Return KL(softmax(z_p) || softmax(z_q)) of each row, (*batch), with 0 log 0 = 0."""
     log_p, log_q = torch.log_softmax(z_p, -1), torch.log_softmax(z_q, -1)
-    return torch.where(log_p.exp() > 0, log_p.exp() * (log_p - log_q), 0.0).sum(-1)
+    return (log_p.exp() * torch.where(log_p.exp() > 0, log_p - log_q, 0.0)).sum(-1)
+
+
+def jsd_rows(p: Tensor, q: Tensor, beta: float) -> Tensor:
+    """Return beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q, of each row."""
+    m = beta * p + (1 - beta) * q
+
+    def apart(x: Tensor) -> Tensor:
+        there = (x > 0) & (m > 0)
+        logs = torch.where(there, x, 1.0).log() - torch.where(there, m, 1.0).log()
+        return (x * logs).sum(-1)
+
+    return beta * apart(p) + (1 - beta) * apart(q)
 
 
 def bernoulli_kl_rows(z_p: Tensor, z_q: Tensor) -> Tensor:

@@ -64,7 +64,8 @@ USUAL: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Arguments with which each works; those that are not here have no such option."""
 FREE = {
-    *(("DataSet", name) for name in ("choice", "pad")), ("Student", "arch"),
+    *(("DataSet", name) for name in ("choice", "pad")), ("Student", "arch"), ("Teacher", "arch"),
+    ("Teacher", "view"),
     ("open_dataset", "device"), ("open_dataset", "labels"), ("open_dataset", "offsets"),
     ("evaluation_batches", "rank"),
     ("evaluation_batches", "ranks"), ("train_loader", "rank"), ("train_loader", "ranks"),
@@ -89,6 +90,8 @@ def options(kinds: tuple[type, ...]) -> Iterator[tuple[str, str, Any]]:
         if name == "FusedLinearMutualLoss":  # its signature is *args, **options
             parameters = inspect.signature(public()["FusedMutualLoss"]).parameters.values()
         for option in parameters:
+            if name == "FusedLinearMutualLoss" and option.name == "distribution":
+                continue  # it has none
             if type(option.default) in kinds and (name, option.name) not in FREE:
                 yield name, option.name, option.default
 

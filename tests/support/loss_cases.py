@@ -141,6 +141,11 @@ def magnitudes(case: Case) -> tuple[float, float]:
     if "peer_weight" not in options and options["peer_reduction"] == "mean":
         peers = 1
     divergence = float(options["kl_weight"]) * options["temperature"] * peers
+    if options.get("divergence", "forward") != "forward":  # log p is a factor of the gradient
+        hot = [z.double() / options["temperature"] for z in case.logits]
+        divergence *= 1 + max(
+            (float(-z.log_softmax(-1).min()) for z in hot if z.numel()), default=0
+        )
     loss = 1 + options["temperature"] * divergence
     loss *= max(2.5, math.log(case.logits[0].shape[-1]))  # what entropies are at most
     if options["reduction"] == "mean":
