@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,23 +14,22 @@ from dml_fast.config.files import CHANGES_A_RUN, check_same_run, difference
 from dml_fast.errors import UserError
 from dml_fast.runs.named import students_named
 from dml_fast.selection.rounds import Plan
-from dml_fast.train import arguments
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--max-time", "0m"], r"--max-time is '0m': give hours, minutes or seconds \(90m\)"),
-        (["--max-steps", "-1"], "--max-steps is -1: give a whole number, 0 or more"),
-        (["--patience", "-1"], "--patience is -1: give a whole number, 0 or more"),
-        (["--patience", "2", "--method", "distill"], "--patience 2 means nothing with --method d"),
-        (["--init-from", "a", "--pretrained", "timm"], "--pretrained timm both give weights"),
-        (["--init-from", "a,b"], "--init-from is a,b: give one run, RUN, or one student of it"),
+        ({"max_time": "0m"}, r"--max-time is '0m': give hours, minutes or seconds \(90m\)"),
+        ({"max_steps": -1}, "--max-steps is -1: give a whole number, 0 or more"),
+        ({"patience": -1}, "--patience is -1: give a whole number, 0 or more"),
+        ({"patience": 2, "method": "distill"}, "--patience 2 means nothing with --method d"),
+        ({"init_from": "a", "pretrained": "timm"}, "--pretrained timm both give weights"),
+        ({"init_from": "a,b"}, "--init-from is a,b: give one run, RUN, or one student of it"),
     ],
 )
-def test_what_cannot_begin_or_end_so_is_refused(options: list[str], message: str) -> None:
+def test_what_cannot_begin_or_end_so_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        arguments(options).check()
+        TrainConfig(**options).check()
 
 
 def test_patience_needs_a_validation_that_may_choose() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
@@ -26,33 +27,33 @@ def test_help_begins_with_what_most_runs_need(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--lr", "0.1,x"), "--lr is '0.1,x': give a number, or one per student"),
-        (("--lr", "0.1,-1"), "--lr is -1.0: give a finite number, 0 or more"),
-        (("--momentum", "0.9,0.8,0.7"), "gives 3 values and the cohort has 2 students"),
-        (("--optimizer", "sgd,adam"), "--optimizer is 'adam', which is none of"),
-        (("--optimizer", "sgd,adamw,sgd"), "gives 3 values and the cohort has 2 students"),
-        (("--ema", "1"), "--ema is 1.0: give off, or a number between 0 and 1"),
-        (("--weights", "ema"), "--weights is ema without averages: give --ema 0.999"),
-        (("--teach-with", "ema"), "--teach-with is ema without averages"),
+        ({"lr": "0.1,x"}, "--lr is '0.1,x': give a number, or one per student"),
+        ({"lr": "0.1,-1"}, "--lr is -1.0: give a finite number, 0 or more"),
+        ({"momentum": "0.9,0.8,0.7"}, "gives 3 values and the cohort has 2 students"),
+        ({"optimizer": "sgd,adam"}, "--optimizer is 'adam', which is none of"),
+        ({"optimizer": "sgd,adamw,sgd"}, "gives 3 values and the cohort has 2 students"),
+        ({"ema": 1.0}, "--ema is 1.0: give off, or a number between 0 and 1"),
+        ({"weights": "ema"}, "--weights is ema without averages: give --ema 0.999"),
+        ({"teach_with": "ema"}, "--teach-with is ema without averages"),
         (
-            ("--ema", "0.9", "--teach-with", "ema", "--method", "distill"),
+            {"ema": 0.9, "teach_with": "ema", "method": "distill"},
             "--teach-with ema means nothing with --method distill: give dml, or leave out",
         ),
         (
-            ("--ema", "0.9", "--teach-with", "ema", "--update", "alternating"),
+            {"ema": 0.9, "teach_with": "ema", "update": "alternating"},
             "--teach-with ema means nothing with --update alternating: give simultaneous",
         ),
         (
-            ("--ema", "0.9", "--teach-with", "ema", "--teachers", "runs/a"),
+            {"ema": 0.9, "teach_with": "ema", "teachers": "runs/a"},
             "--teach-with ema means nothing with --teachers runs/a: leave it out",
         ),
-        (("--clip-norm", "0"), "--clip-norm is 0.0: give off, or a number above 0"),
-        (("--max-time", "90"), "--max-time is '90': give hours, minutes or seconds (90m)"),
+        ({"clip_norm": 0.0}, "--clip-norm is 0.0: give off, or a number above 0"),
+        ({"max_time": "90"}, "--max-time is '90': give hours, minutes or seconds (90m)"),
     ],
 )
-def test_values_of_options_that_cannot_be(options: tuple[str, ...], message: str) -> None:
+def test_values_of_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        arguments(options).check()
+        TrainConfig(**options).check()
 
 
 def test_the_command_line_is_what_the_docs_describe() -> None:
@@ -75,3 +76,15 @@ def test_the_command_line_is_what_the_docs_describe() -> None:
         "no_decay", "max_steps", "max_time", "patience", "augment_policy", "balance",
         "class_weights", "log",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["ema", "clip-norm", "kl-warmup"])
+def test_a_word_in_place_of_a_number_is_answered_in_words(
+    capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        arguments([f"--{name}", "abc"])
+    assert error.value.code == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "a number" in shown or "a finite number" in shown
+    assert "lambda" not in shown and "Bounds" not in shown

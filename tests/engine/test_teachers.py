@@ -85,7 +85,7 @@ EXECUTORS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", EXECUTORS)
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [3])
 def test_every_executor_gives_the_numbers_of_sequential(name: str, count: int) -> None:
     def trained(make: Any) -> tuple[list[nn.Module], Tensor]:
         models = networks(2, torch.float32)

@@ -48,7 +48,10 @@ def sums(
 
 @pytest.mark.parametrize(
     ("programs", "level"),
-    [(1, 0), (65, 0), (1, 1), (64, 1), (65, 1), (256, 1), (257, 1), (1, 2), (65, 2)],
+    [
+        *((1, 0), (64, 1), (65, 1), (1, 2), (65, 2)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((65, 0), (256, 1), (257, 1))),
+    ],
 )
 def test_sums_are_right_and_counters_zero(programs: int, level: int) -> None:
     """257 is more than are added up at once; 64 and 65 are both sides of a group."""

@@ -28,7 +28,7 @@ CASES: dict[str, tuple[Tensor, Any, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(params=["closed_form", "native", "triton"])
+@pytest.fixture(params=["closed_form", "native", pytest.param("triton", marks=pytest.mark.slow)])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     answered: Any = nullcontext()
     if request.param == "triton":

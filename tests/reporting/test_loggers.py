@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import re
 import struct
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from command_cases import QUICK, refusal_of
 from resume_cases import SHORT, digest
 from resume_cases import train as train_some
 
@@ -25,7 +25,7 @@ from dml_fast.errors import UserError
 from dml_fast.reporting import loggers
 from dml_fast.reporting.loggers import Logs
 from dml_fast.runs.folder import Run
-from dml_fast.train import arguments, main
+from dml_fast.train import arguments
 
 Table = dict[int, dict[str, float]]
 
@@ -149,16 +149,14 @@ def test_the_table_has_a_column_for_each_number(tmp_path: Path) -> None:
         ("wandb", "--log wandb needs wandb: pip install 'dml_fast[wandb]', or leave it out"),
     ],
 )
-def test_logs_that_there_are_not(
-    names: str,
-    message: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+def test_logs_that_there_are_not(names: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dml_fast.config.checks_logs.find_spec", lambda name: None)
-    assert message in refusal_of(main, capsys, *QUICK, "--log", names, "--out", tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match=re.escape(message)):
+        TrainConfig(log=names).check()
+
+
+def test_every_log_that_can_be_named_can_be_opened() -> None:
+    assert loggers._KINDS.keys() == LOGS.keys()
 
 
 def test_options_may_follow_two_dashes() -> None:

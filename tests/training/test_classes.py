@@ -13,7 +13,6 @@ from resume_cases import SHORT, train
 from dml_fast.config import TrainConfig
 from dml_fast.errors import UserError
 from dml_fast.runs.folder import Run
-from dml_fast.train import arguments
 from dml_fast.training.build import build_trainer
 from dml_fast.training.signals import StopRequest
 from dml_fast.training.trainer import Trainer
@@ -63,17 +62,44 @@ def test_a_run_keeps_the_weights_that_it_began_with(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--balance --data market1501:d", "--balance means nothing with --data market1501:d"),
-        ("--balance --data pairs:p.npz", "--balance means nothing with --data pairs:p.npz"),
-        ("--class-weights auto --data pairs:p.npz", "--class-weights means nothing with --data"),
-        ("--class-weights auto --data market1501:d", "--class-weights means nothing with --data"),
-        ("--class-weights auto --small-loss 0.2", "which --class-weights auto multiplies: leave"),
-        ("--class-weights auto --balance", "--class-weights auto makes rare classes count more"),
-        ("--prior balance --balance", "--prior balance corrects shares of classes, and with"),
-        ("--augment-policy trivial --data text:t.tsv", "--augment-policy means nothing with"),
-        ("--augment-policy trivial --data pairs:p.npz", "--augment-policy means nothing with"),
+        (
+            {"balance": True, "data": "market1501:d"},
+            "--balance means nothing with --data market1501:d",
+        ),
+        (
+            {"balance": True, "data": "pairs:p.npz"},
+            "--balance means nothing with --data pairs:p.npz",
+        ),
+        (
+            {"class_weights": "auto", "data": "pairs:p.npz"},
+            "--class-weights means nothing with --data",
+        ),
+        (
+            {"class_weights": "auto", "data": "market1501:d"},
+            "--class-weights means nothing with --data",
+        ),
+        (
+            {"class_weights": "auto", "small_loss": 0.2},
+            "which --class-weights auto multiplies: leave",
+        ),
+        (
+            {"class_weights": "auto", "balance": True},
+            "--class-weights auto makes rare classes count more",
+        ),
+        (
+            {"prior": "balance", "balance": True},
+            "--prior balance corrects shares of classes, and with",
+        ),
+        (
+            {"augment_policy": "trivial", "data": "text:t.tsv"},
+            "--augment-policy means nothing with",
+        ),
+        (
+            {"augment_policy": "trivial", "data": "pairs:p.npz"},
+            "--augment-policy means nothing with",
+        ),
     ],
 )
-def test_options_that_mean_nothing_are_refused(options: str, message: str) -> None:
+def test_options_that_mean_nothing_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        arguments(options.split()).check()
+        TrainConfig(**options).check()
