@@ -42,7 +42,7 @@ class Usual:
     init_from: str = ""
     """Start from the students of a run (their best epoch), RUN, or all from its student k, RUN:k. The classifier is kept if the classes are the same."""
     data: str = "digits"
-    """digits (embedded), cifar10:DIR, cifar100:DIR, folder:DIR with train/CLASS/*.jpg|png and optionally val/ and test/ (with labels.csv, images have several labels), shards:DIR or shards:URL (WebDataset: train-{000..009}.tar, also val and test), market1501:DIR (re-identification), text:FILE.tsv, vectors:FILE.npz, or pairs:FILE.npz (registration)."""
+    """digits (embedded), cifar10:DIR, cifar100:DIR, folder:DIR with train/CLASS/*.jpg|png and optionally val/ and test/ (with labels.csv: images with several labels), shards:DIR or shards:URL (WebDataset: train-{000..009}.tar, also val and test), market1501:DIR (re-identification), text:FILE.tsv, vectors:FILE.npz, or pairs:FILE.npz (registration)."""
     download: bool = False
     """Download CIFAR to its DIR if it is not there."""
     image_size: str = ""
@@ -88,7 +88,7 @@ class Teaching:
     teachers: str = ""
     """Finished runs whose students teach beside the peers and do not learn: RUN or RUN:k, several with commas. --cohort 1 distils them into one student."""
     ema: DecayOrOff = "off"
-    """Keep a moving average of each student's weights with this decay, such as 0.999 (--weights ema uses it)."""
+    """Keep a moving average of each student's weights with this decay, such as 0.999 (--weights ema: validation measures it)."""
     teach_with: Literal["student", "ema"] = "student"
     """ema: students hear their peers' averages (--ema) in place of the peers themselves (Ge et al. 2020)."""
     label_smoothing: ShareBelowOne = 0.0
@@ -140,7 +140,7 @@ class Data:
     class_weights: str = ""
     """Weights of the classes in the cross-entropy: auto (inverse to their number of labels), or a file, class<TAB>weight in each line."""
     balance: bool = False
-    """Draw the labelled rows of each batch class by class, so that all classes come equally often."""
+    """Draw labelled rows so that all classes come equally often."""
     classes: str = ""
     """Names of all classes of text and vectors, a,b,c (default: those of the labels)."""
     levels: str = ""
@@ -198,7 +198,7 @@ class Optimization:
     momentum: BelowOneEach = 0.9
     """Momentum of sgd, or one per student."""
     no_decay: str = ""
-    """Parameters without weight decay: norm (those of normalisation layers), bias, or both with a comma."""
+    """Parameters without weight decay: norm (those of normalisation layers), bias, or norm,bias."""
     clip_norm: PositiveOrOff = "off"
     """Largest norm of each student's gradient; longer ones are shortened to it."""
     accumulate: Count = 1
@@ -210,7 +210,7 @@ class Optimization:
     max_steps: CountOrZero = 0
     """Stop after this many steps of the run, with exit code 0; --resume continues (0: no limit). The schedule stays that of --epochs."""
     max_time: str = ""
-    """Stop after this time of this command (90m, 2h, 45s), with exit code 0; --resume continues."""
+    """Stop this command after this time (90m, 2h, 45s), with exit code 0; --resume continues."""
 
 
 @dataclass(frozen=True)
@@ -240,13 +240,13 @@ class Records:
     """What is saved and shown."""
 
     weights: Literal["student", "ema"] = "student"
-    """Weights that validation measures, and by which best.pt is chosen."""
+    """Weights that validation measures, and by which best.pt is chosen. ema: the averages of --ema."""
     save_every: str = ""
     """Also save within epochs, after this many steps (200) or seconds (60s)."""
     log_every: Count = 20
     """Steps between two readings of the metrics from the device."""
     log: str = ""
-    """Also log each epoch to tensorboard, wandb, mlflow or csv; several with commas."""
+    """Log each epoch to tensorboard, wandb, mlflow or csv as well; several with commas."""
     max_skipped: Count = 25
     """Stop when a student has skipped this many updates in a row because of non-finite gradients."""
 

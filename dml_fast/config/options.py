@@ -83,6 +83,10 @@ class TrainConfig(Options):
         """
         return min(float(self.epochs), max(10.0, 4000 / steps_per_epoch))
 
+    def rows_of_pass(self, columns: int = 1) -> int:
+        """Return the rows of a forward pass: of a batch over so many columns, a part of it."""
+        return self.batch_size // columns // self.accumulate
+
     @property
     def class_weights_file(self) -> str:
         """The file of class weights, or none."""

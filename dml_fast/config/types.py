@@ -24,6 +24,10 @@ class Bounds(NamedTuple):
     words: str
     allow: Callable[[float], bool]
 
+    def __repr__(self) -> str:
+        """Return the words alone, as tyro shows them for a value of another type."""
+        return self.words
+
 
 Count: TypeAlias = Annotated[int, Bounds("a whole number of at least 1", lambda x: x >= 1)]
 ThreadsOrZero: TypeAlias = Annotated[

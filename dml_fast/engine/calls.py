@@ -55,6 +55,25 @@ class Call:
         return True
 
 
+def check_kinds(whose: str, call: str, **given: tuple[object, type]) -> None:
+    """Refuse arguments of another type.
+
+    Args:
+        whose: they are, for the message.
+        call: how they are given.
+        given: each argument with the type that it must have.
+
+    Raises:
+        UserError: the first that is something else.
+    """
+    for name, (value, kind) in given.items():
+        if not isinstance(value, kind):
+            raise UserError(
+                f"the {name} of {whose} is {brief(value)}: give a {kind.__name__}, in the order "
+                f"{call}"
+            )
+
+
 def logits_of(found: Any, arch: str) -> Tensor:
     """Return the logits among a model's outputs: a tensor, or the ``logits`` of an object.
 

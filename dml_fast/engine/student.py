@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from dml_fast.engine.averaging import Average, check_state
-from dml_fast.engine.calls import Call, logits_of
+from dml_fast.engine.calls import Call, check_kinds, logits_of
 from dml_fast.engine.norms import frozen, norms_of, share_storage
 from dml_fast.engine.precision import Precision, keep_in_full_precision
 from dml_fast.engine.stepping import Stepper, mean_and_clip
-from dml_fast.errors import UserError, brief, check_choice
+from dml_fast.errors import UserError, check_choice
 
 Pass: TypeAlias = Callable[[Any], Any]
 
@@ -306,16 +306,13 @@ class Student:
 
 def _check(model: object, optimizer: object, precision: object) -> None:
     """Refuse what cannot be a student's."""
-    for name, value, kind in (
-        ("model", model, nn.Module),
-        ("optimizer", optimizer, torch.optim.Optimizer),
-        ("precision", precision, Precision),
-    ):
-        if not isinstance(value, kind):
-            raise UserError(
-                f"the {name} of a student is {brief(value)}: give a {kind.__name__}, in the order "
-                "Student(model, optimizer, precision)"
-            )
+    check_kinds(
+        "a student",
+        "Student(model, optimizer, precision)",
+        model=(model, nn.Module),
+        optimizer=(optimizer, torch.optim.Optimizer),
+        precision=(precision, Precision),
+    )
     assert isinstance(model, nn.Module)
     assert isinstance(optimizer, torch.optim.Optimizer)
     assert isinstance(precision, Precision)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dml_fast.engine.calls import Call, logits_of
+from dml_fast.engine.calls import Call, check_kinds, logits_of
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.precision import Precision, keep_in_full_precision
 from dml_fast.errors import UserError, brief, check_whole
@@ -38,15 +38,12 @@ class Teacher:
         prepare: Callable[[Any], Any] | None = None,
         arch: str = "",
     ) -> None:
-        for name, value, kind in (
-            ("model", model, nn.Module),
-            ("precision", precision, Precision),
-        ):
-            if not isinstance(value, kind):
-                raise UserError(
-                    f"the {name} of a teacher is {brief(value)}: give a {kind.__name__}, in the "
-                    "order Teacher(model, precision)"
-                )
+        check_kinds(
+            "a teacher",
+            "Teacher(model, precision)",
+            model=(model, nn.Module),
+            precision=(precision, Precision),
+        )
         check_whole("view", view, 0)
         keep_in_full_precision(model, precision)
         self.model = model.eval()

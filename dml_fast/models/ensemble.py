@@ -1,8 +1,8 @@
 """Several students as one network, which answers as ``python -m dml_fast.evaluate`` combines them.
 
-The answers of classes are means of probabilities, of softmax or, of labels that do not exclude each
-other, of the sigmoid; identities are found by the embeddings of all
-students, each at length 1, side by side; codes lie side by side too.
+Classes: the mean of the students' probabilities, which are softmax, or the sigmoid where a row may
+have several labels. Identities: the students' embeddings, each at length 1, side by side. Codes:
+side by side.
 """
 
 from __future__ import annotations

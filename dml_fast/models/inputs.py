@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
 
@@ -97,3 +98,8 @@ class InputSpec:
             return cls(entry["kind"], entry["shape"])
         except UserError as error:
             raise Unfit(f"{where}: {error}") from None
+
+
+def views_in_words(views: Iterable[InputSpec]) -> str:
+    """Return what a row gives for a message, ``images of 1 x 8 x 8``; several views with "and"."""
+    return " and ".join(spec.words for spec in views)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
 from dml_fast.config import TrainConfig, flag
 from dml_fast.errors import UserError
@@ -18,12 +18,14 @@ class StudentJson(TypedDict):
     parameters: int
 
 
+Field: TypeAlias = Literal["epochs", "kl_warmup"]
+
 Change = TypedDict(
     "Change",
     {
         "step": int,
         "epoch": int,
-        "field": Literal["epochs", "kl_warmup"],
+        "field": Field,
         "from": int | float,
         "to": int | float,
     },
@@ -47,7 +49,7 @@ class Description(_Changed):
     students: list[StudentJson]
 
 
-_FIELDS: tuple[Literal["epochs", "kl_warmup"], ...] = ("epochs", "kl_warmup")
+_FIELDS: tuple[Field, ...] = get_args(Field)
 
 
 def checked_changes(found: Any, where: str) -> list[Change]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from dml_fast.data.files import ImageFiles
 from dml_fast.data.sets import Part
 from dml_fast.errors import UserError, check_choice
 from dml_fast.foreign import Unfit, reading, shown
-from dml_fast.models import InputSpec, check_code
+from dml_fast.models import check_code
+from dml_fast.models.inputs import views_in_words
 from dml_fast.runs import checkpoint
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.folder import Run
@@ -246,8 +247,8 @@ def _check_fit(data: DataSet, facts: DataFacts, spec: str) -> None:
     new, old = data.inputs, facts.inputs
     if new != old and (new[0].kind != "image" or old[0].kind != "image"):
         raise UserError(
-            f"--data {spec} gives {_listed(new)} for a row and the run's students take "
-            f"{_listed(old)}: give data with the same columns"
+            f"--data {spec} gives {views_in_words(new)} for a row and the run's students take "
+            f"{views_in_words(old)}: give data with the same columns"
         )
     _check_classes(data, facts, spec)
     if new == old:
@@ -262,10 +263,6 @@ def _check_fit(data: DataSet, facts: DataFacts, spec: str) -> None:
         f"--data {spec} has images of {size[0]} x {size[1]} pixels and the run's are "
         f"{height} x {width}: give data of that size"
     )
-
-
-def _listed(inputs: Sequence[InputSpec]) -> str:
-    return " and ".join(spec.words for spec in inputs)
 
 
 def _check_classes(data: DataSet, facts: DataFacts, spec: str) -> None:

@@ -217,7 +217,7 @@ def _measure_shares(
             compile=False,
         )
         cohort = build_cohort(alone, precision, num_classes=len(facts.classes), inputs=[spec])
-        rows = config.batch_size // world.mesh.data // config.accumulate
+        rows = config.rows_of_pass(world.mesh.data)
         return cohort.students[0], blank(rows, spec, precision)
 
     archs = config.architectures
@@ -267,7 +267,7 @@ def _build_engine(
 ) -> Engine:
     extra = extra_of(config)
     if config.accumulate > 1 and any(student.norms for student in cohort):
-        rows = config.batch_size // cohort.world.mesh.data // config.accumulate
+        rows = config.rows_of_pass(cohort.world.mesh.data)
         logger.info("--accumulate: BatchNorm normalises each part of %d rows by itself", rows)
     return Engine(
         cohort,

@@ -168,7 +168,7 @@ class Saver:
         state = checkpoint.load(path, self.cohort.numbers, verify=self.world.main)
         self._check(state, path)
         progress = self.progress
-        rows = self.config.batch_size // self.config.accumulate  # that a pass sees, of all ranks
+        rows = self.config.rows_of_pass()  # of all ranks
         mesh = changed_mesh(state["mesh"], self.world.mesh, rows, path)
         progress.history = checkpoint.history_of(self.run, state, path)
         progress.step, progress.seconds = state["step"], state["seconds"]

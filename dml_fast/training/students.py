@@ -71,7 +71,7 @@ def build_cohort(
             spared = without_decay(model, names_in(config.no_decay))
             optimizer = _optimizer(config, k, _trainable(model), spared)
             student = Student(model, optimizer, precision, arch, average=average)
-            rows = config.batch_size // world.mesh.data // config.accumulate
+            rows = config.rows_of_pass(world.mesh.data)
             smaller = ", a smaller --accumulate" if config.accumulate > 1 else ""
             _try(student, blank(min(2, rows), spec, precision), spec, num_classes, smaller)
             students.append(student)

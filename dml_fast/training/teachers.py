@@ -14,7 +14,8 @@ from dml_fast.config import TrainConfig
 from dml_fast.config.fields import names_in
 from dml_fast.engine import Precision, Teacher
 from dml_fast.errors import UserError
-from dml_fast.models import InputSpec, check_code
+from dml_fast.models import check_code
+from dml_fast.models.inputs import views_in_words
 from dml_fast.runs.facts import DataFacts
 from dml_fast.runs.files import writing
 from dml_fast.runs.folder import Run
@@ -182,10 +183,6 @@ def _differences(theirs: DataFacts, mine: DataFacts) -> Iterator[tuple[str, str]
         if name != other:
             yield f"calls class {index} {name!r}", f"calls it {other!r}"
     if theirs.inputs != mine.inputs:
-        yield f"takes {_listed(theirs.inputs)}", f"gives {_listed(mine.inputs)}"
+        yield f"takes {views_in_words(theirs.inputs)}", f"gives {views_in_words(mine.inputs)}"
     if theirs.features != mine.features:
         yield "takes other features of texts or vectors", "gives those of its own rows"
-
-
-def _listed(inputs: Sequence[InputSpec]) -> str:
-    return " and ".join(spec.words for spec in inputs)

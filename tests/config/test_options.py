@@ -76,3 +76,15 @@ def test_the_command_line_is_what_the_docs_describe() -> None:
         "no_decay", "max_steps", "max_time", "patience", "augment_policy", "balance",
         "class_weights", "log",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["ema", "clip-norm", "kl-warmup"])
+def test_a_word_in_place_of_a_number_is_answered_in_words(
+    capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        arguments([f"--{name}", "abc"])
+    assert error.value.code == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "a number" in shown or "a finite number" in shown
+    assert "lambda" not in shown and "Bounds" not in shown

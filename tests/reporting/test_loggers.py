@@ -155,6 +155,10 @@ def test_logs_that_there_are_not(names: str, message: str, monkeypatch: pytest.M
         TrainConfig(log=names).check()
 
 
+def test_every_log_that_can_be_named_can_be_opened() -> None:
+    assert loggers._KINDS.keys() == LOGS.keys()
+
+
 def test_options_may_follow_two_dashes() -> None:
     """Which torchrun needs, as it takes ``--log`` for the beginning of an option of its own."""
     assert arguments(["--", "--cohort", "3", "--log", "csv"]).log == "csv"

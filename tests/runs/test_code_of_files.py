@@ -111,6 +111,15 @@ def test_a_students_file_does_not_get_its_code_run(run: Path, ran: Callable[[], 
     assert ran() and isinstance(model, nn.Sequential)
 
 
+def test_a_teacher_does_not_get_its_code_run(
+    run: Path, ran: Callable[[], bool], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*OPTIONS, "--cohort", "1", "--arch", "resnet8", "--out", str(tmp_path / "new")]
+    assert cli.run(train.main, [*arguments, "--teachers", f"{run}:0"]) == 2
+    assert not ran()
+    assert "names code to run, notes_of_a_run:build" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("source", ["", "best.pt", "last.pt", "student_1.safetensors"])
 def test_weights_are_taken_from_a_run_without_its_code(
     source: str, run: Path, ran: Callable[[], bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
