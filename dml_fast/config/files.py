@@ -96,8 +96,9 @@ def check_same_run(
         UserError: it names the first such option and both values.
     """
     if name := difference(own, wanted, but):
+        asked, has = (str(getattr(c, name)) or "empty" for c in (wanted, own))
         raise UserError(
-            f"{flag(name)} is {getattr(wanted, name)} and the run {run} has {getattr(own, name)}: "
+            f"{flag(name)} is {asked} and the run {run} has {has}: "
             f"leave {flag(name)} out to continue that run, or start a new one without --resume"
         )
 

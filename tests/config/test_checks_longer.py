@@ -64,6 +64,8 @@ def test_epochs_alone_may_change_what_a_run_gives() -> None:
     check_same_run(own, wanted, "r", CHANGES_A_RUN)
     with pytest.raises(UserError, match="--lr is"):
         check_same_run(own, TrainConfig(epochs=9, lr=0.3), "r", CHANGES_A_RUN)
+    with pytest.raises(UserError, match="--teachers is runs/a and the run r has empty: leave"):
+        check_same_run(own, TrainConfig(teachers="runs/a"), "r", CHANGES_A_RUN)
 
 
 def test_an_automatic_ramp_follows_the_epochs_and_a_given_one_stays() -> None:

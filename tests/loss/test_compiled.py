@@ -51,7 +51,7 @@ def cohort(students: int = 3, rows: int = 12, classes: int = 7) -> tuple[list[Te
 
 
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(case=cases())
 def test_every_option_gives_the_papers_values(case: Case, programs: Programs) -> None:

@@ -32,8 +32,6 @@ from dml_fast.runs.weights import HEADER, load_ensemble, load_student
 
 pytestmark = pytest.mark.compat
 
-FORMATS = ["safetensors", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("pt2", "onnx"))]
-
 
 def need(kind: str) -> None:
     if kind == "onnx":
@@ -133,8 +131,17 @@ def trained(facts: DataFacts, archs: list[str]) -> TrainedEnsemble:
     return TrainedEnsemble(tuple(net.eval() for net in made), tuple(archs), facts)
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("answer", ["probabilities", "embeddings", "codes"])
+@pytest.mark.parametrize(
+    ("kind", "answer"),
+    [
+        *(("safetensors", answer) for answer in ("probabilities", "embeddings", "codes")),
+        *(
+            pytest.param(kind, answer, marks=pytest.mark.slow)
+            for kind in ("pt2", "onnx")
+            for answer in ("embeddings", "codes")
+        ),
+    ],
+)
 def test_students_with_other_views_take_their_own_inputs(
     kind: str, answer: str, tmp_path: Path
 ) -> None:
