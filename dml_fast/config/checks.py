@@ -199,6 +199,10 @@ def _check_frequencies(config: Options) -> None:
             raise UserError(
                 f"{option} {what}, and with --balance no class is rare: leave out one or the other"
             )
+    if config.prior == "balance" and config.class_weights == "auto":
+        raise UserError(
+            "--prior balance and --class-weights auto both make up for rare classes: leave out one"
+        )
 
 
 def _check_small_loss(config: Options) -> None:

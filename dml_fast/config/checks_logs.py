@@ -30,5 +30,6 @@ def check_logs(log: str) -> None:
         # a folder called wandb, which the program makes, looks like a package without a file
         if LOGS[name] and ((spec := find_spec(name)) is None or spec.origin is None):
             raise UserError(
-                f"--log {name} needs {name}: pip install 'dml_fast[{LOGS[name]}]', or leave it out"
+                f"--log {name} needs {name}: pip install 'dml_fast[{LOGS[name]}]', or give --log "
+                "without it"
             )

@@ -146,7 +146,10 @@ def test_the_table_has_a_column_for_each_number(tmp_path: Path) -> None:
         ("nope", "--log names 'nope': give tensorboard, wandb, mlflow or csv, or several"),
         ("csv,csv", "--log names csv twice: leave one out"),
         ("csv,", "--log names '': give"),
-        ("wandb", "--log wandb needs wandb: pip install 'dml_fast[wandb]', or leave it out"),
+        (
+            "wandb",
+            "--log wandb needs wandb: pip install 'dml_fast[wandb]', or give --log without it",
+        ),
     ],
 )
 def test_logs_that_there_are_not(names: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,10 @@ def test_a_run_keeps_the_weights_that_it_began_with(tmp_path: Path) -> None:
             "--prior balance corrects shares of classes, and with",
         ),
         (
+            {"prior": "balance", "class_weights": "auto"},
+            "both make up for rare classes: leave out one",
+        ),
+        (
             {"augment_policy": "trivial", "data": "text:t.tsv"},
             "--augment-policy means nothing with",
         ),
