@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dml_fast.loss.problem import Losses, MutualStats
+
 
 def tie(losses: Tensor, grads: Tensor, logits: tuple[Tensor, ...]) -> Tensor:
     """Return the losses, differentiable once with respect to the logits.
@@ -35,6 +37,18 @@ def tie_each(
         tie(loss.unsqueeze(0), grad.unsqueeze(0), (z,)).squeeze(0)
         for loss, grad, z in zip(losses, grads, logits, strict=True)
     )
+
+
+def tied(
+    losses: Tensor,
+    grads: Tensor | None,
+    measured: MutualStats | None,
+    logits: tuple[Tensor, ...],
+    separate: bool,
+) -> tuple[Losses, MutualStats | None]:
+    """Return losses with their gradients (K, N, C) behind them, each alone or all together."""
+    assert grads is not None
+    return (tie_each if separate else tie)(losses, grads, logits), measured
 
 
 def saved_once(ctx: Any) -> tuple[Any, ...]:

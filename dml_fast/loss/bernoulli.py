@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dml_fast.loss.autograd import tie, tie_each
+from dml_fast.loss.autograd import tied
 from dml_fast.loss.checks import may_look
 from dml_fast.loss.closed_form import finished, total
 from dml_fast.loss.disagreement import add_disagreement
@@ -67,9 +67,8 @@ def differentiable(
 ) -> tuple[Losses, MutualStats | None]:
     """As `dml_fast.loss.problem.Backend.differentiable`, with gradients from the forward pass."""
     with torch.no_grad():
-        losses, grads, measured = compute(problem, True, stats)
-    assert grads is not None
-    return (tie_each if separate else tie)(losses, grads, logits), measured
+        computed = compute(problem, True, stats)
+    return tied(*computed, logits, separate)
 
 
 def two_classes(logits: Tensor) -> Tensor:
