@@ -46,6 +46,16 @@ def find(name: str, problem: Problem) -> Backend:
     return _load(name, problem)
 
 
+def by_class(solver: Backend) -> Any:
+    """Return the functions for chunks of classes that go with a backend.
+
+    They are those of `dml_fast.loss.linear_classes`.
+    """
+    from dml_fast.loss import linear_classes
+
+    return linear_classes
+
+
 def _load(name: str, problem: Problem) -> Backend:
     # torch.compile can trace import statements, but neither import_module nor a cache.
     if name == "triton":
