@@ -1,8 +1,9 @@
 """Sums over all rows, in the same launch as the rows: the last program to finish adds up.
 
 Up to 256 programs are added up at once: that takes one atomic operation. More have two levels, the
-programs of a group and then the groups, and so have all statistics. Each is in a fixed order, so
-every run gives the same bits, in whatever order programs finish. There are no float atomics.
+programs of a group and then the groups. Each is in a fixed order, so every run gives the same bits,
+in whatever order programs finish, and losses have the same bits with and without statistics. There
+are no float atomics.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def finish(
     MEAN: tl.constexpr,
     BY_ROW: tl.constexpr,
     STATS: tl.constexpr,
-    AT_ONCE: tl.constexpr,  # at most FEW programs, and not all statistics
+    AT_ONCE: tl.constexpr,  # at most FEW programs
 ):
     """Write the losses and statistics if this program is the last.
 
@@ -94,6 +95,8 @@ def finish(
                 kl_weight, per_label, per_kl,
                 K, MEAN, BY_ROW, STATS,
             )  # fmt: skip
+            if STATS > 1:
+                _add_more(partials, programs, more, per_row, K, Q)
     else:
         group = tl.program_id(0) // GROUP
         n_groups = tl.cdiv(programs, GROUP)
@@ -157,6 +160,25 @@ def _add_few(partials, programs, K: tl.constexpr, Q: tl.constexpr, STATS: tl.con
         kl += b
         start += P
     return k, ce, kl, right, unusable
+
+
+@triton.jit
+def _add_more(partials, programs, more, per_row, K: tl.constexpr, Q: tl.constexpr):
+    """Store the means of what only all statistics have, 16 quantities at a time."""
+    first = 4 * K
+    while first < Q:
+        q = first + tl.arange(0, 16)
+        total = tl.zeros((16,), tl.float32)
+        start = 0
+        while start < programs:
+            p = start + tl.arange(0, GROUP)
+            inside = (p[:, None] < programs) & (q[None, :] < Q)
+            at = partials + p[:, None] * Q + q[None, :]
+            # From the L2 cache, which has the other programs' values.
+            total += tl.sum(tl.load(at, mask=inside, other=0.0, cache_modifier=".cg"), axis=0)
+            start += GROUP
+        tl.store(more + q - 4 * K, total * per_row, mask=q < Q)
+        first += 16
 
 
 @triton.jit

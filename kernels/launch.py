@@ -125,7 +125,7 @@ def launch_forward(
         SCALE_STEP=_step(problem.grad_scale),
         BY_ROW=by_row,
         QUANTITIES=quantities,
-        AT_ONCE=programs <= FEW and wanted < 2,
+        AT_ONCE=programs <= FEW,
         num_warps=config.warps,
     )
     outputs = [losses]

@@ -135,7 +135,7 @@ def one_pass(
         raws = raws + (tl.load(zs[i] + at, mask=inside, other=float("-inf")),)
 
     per_label = given_labels
-    if AT_ONCE and (MEAN or STATS > 0):  # while the logits are on their way
+    if AT_ONCE and STATS < 2 and (MEAN or STATS > 0):  # while the logits are on their way
         per_label = label_share(
             index,
             class_weight,
@@ -296,7 +296,7 @@ def one_pass(
     if ROW_WEIGHT:
         of_row = tl.load(row_weight + row, mask=ok, other=0.0)
 
-    if AT_ONCE == 0 and (MEAN or STATS > 0):  # here it takes fewer registers
+    if (AT_ONCE == 0 or STATS > 1) and (MEAN or STATS > 0):  # here it takes fewer registers
         per_label = label_share(
             index,
             class_weight,
@@ -406,7 +406,7 @@ def one_pass(
             # Unlike log_p above, or the compiler would keep that for reuse.
             log_ps = log_ps + (log_softmax(us[k], excesses[k], rate, TEMPERED),)
         disagree_here(
-            log_ps, logs, excesses, usables, partials, information, row, ok, K, C, R, BLOCK
+            log_ps, logs, excesses, usables, here, by_quantity, information, row, ok, K, C, R, BLOCK
         )
     if not BY_ROW or STATS > 0:
         finish(
