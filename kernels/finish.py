@@ -66,6 +66,7 @@ def finish(
     more,  # (K + 1 + K K,) fp32: entropies, mutual information, pairwise KL
     kl_weight,
     per_label,
+    per_kl,
     per_row,
     K: tl.constexpr,
     Q: tl.constexpr,
@@ -76,8 +77,9 @@ def finish(
 ):
     """Write the losses and statistics if this program is the last.
 
-    The Q quantities are the cross-entropy, divergence, correct and unusable rows of each student,
-    and with all statistics also the fields of ``more``.
+    ``per_label``, ``per_kl`` and ``per_row`` are 1 / the denominators: of the cross-entropy, of
+    the divergence, and of what every row has. The Q quantities are the cross-entropy, divergence,
+    correct and unusable rows of each student, and with all statistics also the fields of ``more``.
     """
     programs = tl.num_programs(0)
     # After the barrier, the release of the thread that counts covers the stores of all threads.
@@ -89,7 +91,7 @@ def finish(
             _publish(
                 k, ce, kl, right, unusable,
                 losses, stats, correct, finite,
-                kl_weight, per_label, per_row,
+                kl_weight, per_label, per_kl,
                 K, MEAN, BY_ROW, STATS,
             )  # fmt: skip
     else:
@@ -116,7 +118,7 @@ def finish(
                 _publish(
                     k, ce, kl, right, unusable,
                     losses, stats, correct, finite,
-                    kl_weight, per_label, per_row,
+                    kl_weight, per_label, per_kl,
                     K, MEAN, BY_ROW, STATS,
                 )  # fmt: skip
                 if STATS > 1:
@@ -180,7 +182,7 @@ def _publish(
     finite,
     kl_weight,
     per_label,
-    per_row,
+    per_kl,
     K: tl.constexpr,
     MEAN: tl.constexpr,
     BY_ROW: tl.constexpr,
@@ -190,13 +192,13 @@ def _publish(
     each = k < K
     if BY_ROW == 0:
         if MEAN:
-            total = add_divergence(ce * per_label, kl * per_row, kl_weight)
+            total = add_divergence(ce * per_label, kl * per_kl, kl_weight)
         else:
             total = add_divergence(ce, kl, kl_weight)
         tl.store(losses + k, total, mask=each)
     if STATS > 0:
         tl.store(stats + k, ce * per_label, mask=each)
-        tl.store(stats + K + k, kl * per_row, mask=each)
+        tl.store(stats + K + k, kl * per_kl, mask=each)
         tl.store(correct + k, right.to(tl.int64), mask=each)
         tl.store(finite + k, tl.where(unusable == 0.0, 1, 0).to(tl.uint8), mask=each)
 

@@ -17,6 +17,7 @@ from dml_fast.kernels.rows import (
     peer_share,
     read_labels,
     read_scalar,
+    row_share,
 )
 
 
@@ -44,6 +45,7 @@ def gradient(
     row_weight,  # (N,) fp32
     peer_weight,  # (K, L) fp32
     label_count,  # () or unused
+    row_count,  # () or unused
     kl_weight,  # a number or () tensor
     saved,  # (2 L + K + 1, N) fp32 of the forward pass
     outer,  # (K,) or (K, N): the gradient of the losses
@@ -73,6 +75,8 @@ def gradient(
     SOFT: tl.constexpr,
     SMOOTH: tl.constexpr,
     IGNORE: tl.constexpr,
+    LABELLED: tl.constexpr,  # rows without a label have no divergence
+    ROWS: tl.constexpr,  # how the rows with a divergence are counted, see rows.row_share
     CLASS_WEIGHT: tl.constexpr,
     ROW_WEIGHT: tl.constexpr,
     PEER_WEIGHT: tl.constexpr,
@@ -152,7 +156,7 @@ def gradient(
     of_label = of_row
     of_peers = of_row * temperature
     if MEAN:
-        of_label = of_row * label_share(
+        per_label = label_share(
             index,
             class_weight,
             label_count,
@@ -164,7 +168,11 @@ def gradient(
             IGNORE,
             CLASS_WEIGHT,
         )
-        of_peers = of_row * (temperature * per_row)
+        of_label = of_row * per_label
+        per_kl = per_row
+        if ROWS != 0:
+            per_kl = row_share(index, row_count, per_row, per_label, ignore_index, N, C, ROWS)
+        of_peers = of_row * (temperature * per_kl)
     share = tl.full((R, 1), 1.0, tl.float32)
     if not PEER_WEIGHT:
         share = peer_share(count, PEER_MEAN)
@@ -204,4 +212,6 @@ def gradient(
                 DENSE,
                 not SOFT,
             )
+            if LABELLED:
+                g = tl.where(valid, g, 0.0)  # even where the logits are NaN
             tl.store(gs[k] + far * WIDTH + col, g.to(gs[k].dtype.element_ty), mask=inside)

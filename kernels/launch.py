@@ -48,10 +48,6 @@ def unsupported_reason(problem: Problem) -> str | None:
         return "they have no labels that do not exclude each other (bernoulli)"
     if problem.divergence != "forward":
         return f"they have no divergence {problem.divergence!r}"
-    if problem.kl_rows != "all":
-        return "they have the divergence of all rows"
-    if problem.whole is not None and isinstance(problem.whole[1], Tensor):
-        return "they take the number of rows of a larger batch as an integer"
     return None
 
 
@@ -236,17 +232,18 @@ def common_arguments(problem: Problem) -> dict[str, Any]:
     first = students[0]
     soft = problem.soft
     labels, given, label_count = _labels(problem)
+    ways, per_row, row_count = _rows(problem)
     dense = {
         "index": problem.index,
         "class_weight": problem.class_weight,
         "row_weight": problem.row_weight,
         "peer_weight": problem.peer_weight,
         "label_count": label_count,
+        "row_count": row_count,
     }
     kl_weight = problem.kl_weight
     if not isinstance(kl_weight, Tensor) or kl_weight.device != first.device:
         kl_weight = float(kl_weight)  # a tensor on the CPU is read without waiting
-    whole_rows = rows if problem.whole is None else problem.whole[1]
     return {
         **pointers("z", students + teachers),
         "soft": first if soft is None else soft,
@@ -257,7 +254,7 @@ def common_arguments(problem: Problem) -> dict[str, Any]:
         "temperature": problem.temperature,
         "smoothing": problem.label_smoothing,
         "given_labels": given,
-        "per_row": 1.0 / whole_rows,
+        "per_row": per_row,
         "K": len(students),
         "L": len(students) + len(teachers),
         "C": classes,
@@ -271,6 +268,8 @@ def common_arguments(problem: Problem) -> dict[str, Any]:
         "SOFT": soft is not None,
         "SMOOTH": problem.label_smoothing != 0.0,
         "IGNORE": problem.ignore_index is not None,
+        "LABELLED": _only_labelled(problem),
+        "ROWS": ways,
         "CLASS_WEIGHT": problem.class_weight is not None,
         "ROW_WEIGHT": problem.row_weight is not None,
         "PEER_WEIGHT": problem.peer_weight is not None and len(students + teachers) > 1,
@@ -321,10 +320,37 @@ def _labels(problem: Problem) -> tuple[int, float, Tensor | None]:
     return 1, 0.0, count_labels(problem)
 
 
-def count_labels(problem: Problem) -> Tensor:
+def _only_labelled(problem: Problem) -> bool:
+    """Return whether there may be rows that have no divergence."""
+    return (
+        problem.kl_rows == "labelled"
+        and problem.index is not None
+        and problem.ignore_index is not None
+    )
+
+
+def _rows(problem: Problem) -> tuple[int, float, Tensor | None]:
+    """Return ROWS, per_row and row_count of `dml_fast.kernels.rows.row_share`."""
+    _, rows, _ = problem.shape
+    if problem.whole is not None:
+        counted = problem.whole[1]
+        if isinstance(counted, Tensor):
+            return 1, 1.0 / rows, counted
+        return 0, 1.0 / counted, None
+    if not _only_labelled(problem):
+        return 0, 1.0 / rows, None
+    if problem.class_weight is None:
+        return 3, 1.0 / rows, None
+    if rows <= _FEW_ROWS:
+        return 2, 1.0 / rows, None
+    return 1, 1.0 / rows, count_labels(problem, weighted=False)
+
+
+def count_labels(problem: Problem, weighted: bool = True) -> Tensor:
     """Return the number of labelled rows or the sum of their class weights, () fp32."""
     assert problem.index is not None
     index, weight = problem.index.contiguous(), problem.class_weight
+    weight = weight if weighted else None
     total = torch.empty((), dtype=torch.float32, device=index.device)
     _run(
         count,
@@ -352,4 +378,7 @@ def counted(problem: Problem) -> Problem:
     labels, _, label_count = _labels(problem)
     if labels != 1 or problem.whole is not None or label_count is None:
         return problem
-    return replace(problem, whole=(label_count, problem.shape[1]))
+    ways, _, row_count = _rows(problem)
+    rows = problem.shape[1] if ways == 0 else label_count if ways == 3 else row_count
+    assert rows is not None
+    return replace(problem, whole=(label_count, rows))

@@ -42,7 +42,7 @@ def sums(
     tl.store(partials + pid * by_program + q * by_quantity, mine, mask=q < Q)
     finish(
         partials, groups, totals, counters, losses, stats, correct, finite, more,
-        0.5, 0.25, 0.125, K, Q, True, False, STATS, AT_ONCE,
+        0.5, 0.25, 0.125, 0.0625, K, Q, True, False, STATS, AT_ONCE,
     )  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def test_sums_are_right_and_counters_zero(programs: int, level: int) -> None:
         assert torch.equal(correct, expected[2].long())
         assert torch.equal(finite, (expected[3] == 0).to(torch.uint8))
     if level == 2:
-        assert torch.equal(more.double(), torch.cat(expected[4:]) * 0.125)
+        assert torch.equal(more.double(), torch.cat(expected[4:]) * 0.0625)
 
 
 class _Device:
