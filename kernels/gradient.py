@@ -21,9 +21,9 @@ from dml_fast.kernels.rows import (
 )
 
 
-@triton.jit(do_not_specialize=["N", "outer_student", "outer_row"])
+@triton.jit(do_not_specialize=["N", "first", "outer_student", "outer_row"])
 def gradient(
-    z0,  # students, then teachers: L pointers to (N, C)
+    z0,  # students, then teachers: L pointers to (N, WIDTH)
     z1,
     z2,
     z3,
@@ -31,7 +31,7 @@ def gradient(
     z5,
     z6,
     z7,
-    g0,  # gradients, K pointers to (N, C)
+    g0,  # gradients, K pointers to (N, WIDTH), which may be the logits
     g1,
     g2,
     g3,
@@ -57,9 +57,11 @@ def gradient(
     per_row,
     outer_student,  # strides of `outer`
     outer_row,
+    first,  # the first class of the logits, if these are not of all classes
     K: tl.constexpr,
     L: tl.constexpr,
     C: tl.constexpr,
+    WIDTH: tl.constexpr,  # how many classes the logits are of
     R: tl.constexpr,
     BLOCK: tl.constexpr,
     Z_ROW: tl.constexpr,
@@ -83,7 +85,7 @@ def gradient(
     KL_ON_DEVICE: tl.constexpr,
     MEAN: tl.constexpr,
 ):
-    """Write a tile (R, BLOCK) of each student's gradient. Grid: (⌈N / R⌉, ⌈C / BLOCK⌉)."""
+    """Write a tile (R, BLOCK) of each student's gradient. Grid: (⌈N / R⌉, ⌈WIDTH / BLOCK⌉)."""
     zs = (z0, z1, z2, z3, z4, z5, z6, z7)
     gs = (g0, g1, g2, g3, g4, g5, g6, g7)
     DENSE: tl.constexpr = SOFT or SMOOTH
@@ -91,7 +93,10 @@ def gradient(
     ok = row < N
     far = row.to(tl.int64)
     col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
-    inside = ok & (col < C)
+    inside = ok & (col < WIDTH)
+    label = col
+    if WIDTH < C:
+        label = col + first
     rate = LOG2E / temperature
     stride = N.to(tl.int64)
 
@@ -127,7 +132,7 @@ def gradient(
             soft,
             class_weight,
             far,
-            col,
+            label,
             inside,
             smoothing,
             C,
@@ -196,7 +201,7 @@ def gradient(
                 q,
                 mix,
                 dense,
-                col == y,
+                label == y,
                 tl.where(usables[k], mass_k * strength_k, float("nan")),
                 tl.where(usables[k], mass * of_label_k, float("nan")),
                 strength_k,
@@ -209,4 +214,4 @@ def gradient(
             )
             if LABELLED:
                 g = tl.where(valid, g, 0.0)  # even where the logits are NaN
-            tl.store(gs[k] + far * C + col, g.to(gs[k].dtype.element_ty), mask=inside)
+            tl.store(gs[k] + far * WIDTH + col, g.to(gs[k].dtype.element_ty), mask=inside)

@@ -165,7 +165,12 @@ def unpack(
 
 
 def launch_gradient(
-    problem: Problem, saved: Tensor, outer: Tensor, grads: Sequence[Tensor | None]
+    problem: Problem,
+    saved: Tensor,
+    outer: Tensor,
+    grads: Sequence[Tensor | None],
+    first: int = 0,
+    classes: int | None = None,
 ) -> None:
     """Write the gradients of ``(losses * outer).sum()`` into the given tensors.
 
@@ -173,22 +178,27 @@ def launch_gradient(
         problem: the same as in `launch`.
         saved: what `launch` saved.
         outer: (K,), or (K, N) with reduction "none", any strides.
-        grads: K contiguous tensors (N, C); None for a student without a gradient.
+        grads: K contiguous tensors (N, C), which may be the logits; None for a student without a
+            gradient.
+        first: the first class of the logits and gradients, if these are not of all classes.
+        classes: C in that case; target and weights are of all classes.
     """
-    _, rows, classes = problem.shape
-    config = choose_gradient(_tiles(problem, False), classes)
-    shape = (-(-rows // config.rows), -(-classes // config.block))
+    _, rows, width = problem.shape
+    config = choose_gradient(_tiles(problem, False), width)
+    shape = (-(-rows // config.rows), -(-width // config.block))
     filled = tuple(z if g is None else g for z, g in zip(problem.students, grads, strict=True))
     _run(
         gradient,
         shape,
         problem.device,
-        **common_arguments(problem),
+        **(common_arguments(problem) | {"C": width if classes is None else classes}),
         **pointers("g", filled),
         saved=saved,
         outer=outer,
         outer_student=outer.stride(0),
         outer_row=outer.stride(1) if outer.dim() > 1 else 0,
+        first=first,
+        WIDTH=width,
         R=config.rows,
         BLOCK=config.block,
         LEARNERS=sum(1 << k for k, g in enumerate(grads) if g is not None),

@@ -51,6 +51,10 @@ def by_class(solver: Backend) -> Any:
 
     They are those of `dml_fast.loss.linear_classes`.
     """
+    if getattr(solver, "__name__", None) == "dml_fast.kernels.autograd":
+        from dml_fast.kernels import classes
+
+        return classes
     from dml_fast.loss import linear_classes
 
     return linear_classes

@@ -66,6 +66,31 @@ def test_gradients_are_those_of_whole_logits(name: str) -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # of its interpreter
+@pytest.mark.parametrize("soft", [False, True])
+def test_kernels_give_the_gradients_of_whole_logits(soft: bool) -> None:
+    """Sixteen classes at a time, then the other four."""
+    pytest.importorskip("triton", reason="Triton is not installed (Linux only)")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    hidden, weight, target = cohort(2, rows=6, classes=20)
+    options: dict[str, Any] = {"class_weight": torch.rand(20, **DOUBLE), "label_smoothing": 0.1}
+    if soft:
+        options |= {"reduction": "none", "peer_weight": torch.rand(2, 2, **DOUBLE)}
+        target = torch.rand(6, 20, **DOUBLE)
+    else:
+        options |= {"temperature": 2.0, "ce_weight": 0.5, "row_weight": torch.rand(6, **DOUBLE)}
+        target[3] = -100
+    expected = answers(exact(hidden, weight, target, **options), hidden + weight)
+    leaves = [t.detach().float().to(device).requires_grad_() for t in hidden + weight]
+    moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
+    losses = linear_mutual_loss(
+        leaves[:2], leaves[2:], target.to(device), chunk_rows=5, memory="lean", backend="triton",
+        **moved,
+    )  # fmt: skip
+    for a, b in zip(answers(losses.cpu(), leaves), expected, strict=True):
+        torch.testing.assert_close(a.cpu().double(), b, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_errors_are_like_those_of_one_pass(dtype: torch.dtype) -> None:
     hidden, weight, target = cohort(classes=40, dtype=dtype)
