@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, make_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TextIO, TypeVar, get_args, get_type_hints
 
@@ -110,7 +111,9 @@ def _nested(cls: type[Any], groups: Sequence[type[Any]], prog: str, default: obj
             title = prog if group is cls else group.__name__.lower()
             part: Any = make_dataclass(title, own, frozen=True)
             part.__doc__ = "" if group is cls else group.__doc__
-            parts.append((title, Annotated[part, tyro.conf.OmitArgPrefixes], part()))
+            # else tyro looks for a help in the source of `types`, which costs as much as the rest
+            about = tyro.conf.arg(help=part.__doc__)
+            parts.append((title, Annotated[part, about, tyro.conf.OmitArgPrefixes], part()))
     nested = make_dataclass(cls.__name__, parts)
     nested.__doc__ = cls.__doc__
     return nested
@@ -120,6 +123,7 @@ def _own_names(cls: type[Any]) -> list[str]:
     return [*inspect.get_annotations(cls)]
 
 
+@cache
 def _texts(cls: type[Any]) -> dict[str, str]:
     """Return the text below each of a class's own fields."""
     (source,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
