@@ -101,7 +101,7 @@ def _nested(cls: type[Any], groups: Sequence[type[Any]], prog: str, default: obj
     }
     parts = []
     for group in groups:
-        texts = _texts(group)
+        texts = _texts(group)  # type: ignore[arg-type]  # mypy: a type is not hashable
         own = [
             (name, Annotated[hints.pop(name), tyro.conf.arg(help=texts[name])], values[name])
             for name in _own_names(group)
