@@ -154,7 +154,7 @@ def peak_of(name: str, heads: Heads) -> int:
 def predicted(name: str, shape: Shape, dtype: str) -> int:
     """Return `peak_of` for tensors without data, as the dispatcher counts."""
     heads = Heads(shape, DTYPES[dtype], "meta")
-    return counting.operators_and_bytes(functools.partial(heads.run, name))[1]
+    return counting.work(functools.partial(heads.run, name)).peak
 
 
 # ---------------------------------------------------------------- under pytest-benchmark
