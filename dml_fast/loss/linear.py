@@ -97,8 +97,8 @@ def linear_mutual_loss(
             in the backward pass, for some classes of all rows at a time; each class's gradient is
             then complete in one product and is stored in the weight's dtype: 4 products in place
             of 3, and no fp32 sums. It has the forward divergence only. "auto" is "fast", unless
-            students learn one weight together, or a GPU has too little memory left for "fast",
-            which is logged.
+            it is on a GPU and students learn one weight together, or too little memory is left for
+            "fast", which is logged.
         softcap: all logits z become softcap tanh(z / softcap) (Gemma 2, arXiv 2408.00118), above
             0; None: they stay as they are.
 

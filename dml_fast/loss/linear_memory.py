@@ -27,8 +27,9 @@ def check(memory: str) -> None:
 def choose(memory: str, plan: Plan, heads: Sequence[Head], wanted: Sequence[Wanted]) -> bool:
     """Return whether to compute in two passes, `dml_fast.loss.linear_lean`.
 
-    With "auto", where students learn a weight together, as they then have one gradient in place of
-    K; and where the other way's buffers are larger than the memory that is free on the GPU.
+    With "auto", on a GPU where students learn a weight together, as they then have one gradient in
+    place of K, and where the other way's buffers are larger than the memory that is free. On a CPU
+    two passes take 1.7 times as long (docs/loss.md).
 
     Raises:
         UserError: if "lean" is asked for, but cannot compute the problem.
@@ -38,7 +39,8 @@ def choose(memory: str, plan: Plan, heads: Sequence[Head], wanted: Sequence[Want
         fail(f"memory is 'lean' and {reason}", "take memory='auto' or 'fast'")
     if memory != "auto":
         return memory == "lean"
-    if _shared(heads, wanted) and not reason:
+    on_cpu = plan.problem.device.type == "cpu"
+    if _shared(heads, wanted) and not reason and not on_cpu:
         return True
     needed = fast_bytes(plan, heads, wanted)
     if needed <= LEAST_BYTES or (free := free_bytes(plan.problem.device)) is None or needed <= free:
