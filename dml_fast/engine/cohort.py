@@ -58,7 +58,7 @@ class Cohort:
         `Student.compile` compiles a student's alone.
 
         Raises:
-            UserError: a student is shared by several processes.
+            UserError: a student is shared by several processes, or they are on several devices.
         """
         self.together = Together(self.students)
 

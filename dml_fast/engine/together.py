@@ -23,7 +23,7 @@ class Together:
         students: of one cohort, without DDP or FSDP.
 
     Raises:
-        UserError: a student is shared by several processes.
+        UserError: a student is shared by several processes, or they are on several devices.
     """
 
     def __init__(self, students: Sequence[Student]) -> None:
@@ -33,6 +33,12 @@ class Together:
                     f"a student ({student.arch}) is trained by several processes, whose passes "
                     "cannot be compiled together: compile each student"
                 )
+        devices = {str(student.parameters[0].device) for student in students}
+        if len(devices) > 1:
+            raise UserError(
+                f"students are on {', '.join(sorted(devices))}, and one function is compiled for "
+                "one device: compile each student"
+            )
         self._compiled: dict[object, Callable[..., list[Any]]] = {}
 
     def __call__(

@@ -14,6 +14,7 @@ from training_cases import cohort_of, train
 from dml_fast.engine import Engine, Sequential
 from dml_fast.engine.cohort import Cohort
 from dml_fast.engine.threads import Threads, intra_op_threads
+from dml_fast.engine.together import Together
 from dml_fast.errors import UserError
 from dml_fast.loss.triplet import TripletLoss
 
@@ -91,6 +92,10 @@ def test_what_cannot_be_compiled_together_is_refused() -> None:
     made.compile()
     with pytest.raises(UserError, match="alternating and the students are compiled together"):
         Engine(made, update="alternating")
+    there = cohort_of(["resnet8"])
+    there.students[0].parameters = [torch.empty(1, device="meta")]
+    with pytest.raises(UserError, match="on cpu, meta, and one function"):
+        Together([made.students[0], there.students[0]])
     made.students[0].__class__ = type("ReplicatedStudent", (type(made.students[0]),), {})
     with pytest.raises(UserError, match="trained by several processes"):
         made.compile()
