@@ -99,7 +99,8 @@ COLUMNS: dict[str, tuple[int, Options]] = {
         {**FOUR, **GROUP_NORM, "mesh": "2x2", "fsdp": True, "optimizer": "adamw", "lr": 1e-4},
     ),
     "1x2 rows left out": (2, {**TWO, **GROUP_NORM, **CHOOSY, "mesh": "1x2"}),
-    "1x2 parts": (2, {**TWO, **GROUP_NORM, **PARTS, "mesh": "1x2"}),
+    # in fp32 one activation that changes its sign, on some CPUs, is seen by adamw
+    "1x2 parts float64": (2, {**TWO, **DOUBLE, **PARTS, "mesh": "1x2"}),
     "1x2 fsdp parts, averages": (
         2,
         {**TWO, **GROUP_NORM, **PARTS, **AVERAGES, "mesh": "1x2", "fsdp": True},

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from blank_curves import drawn
 from market_cases import make_market, save
 from PIL import Image
 from retrieval_cases import as_json, embeddings, oracle, refusal, set_oracle
@@ -38,7 +39,8 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(market: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("retrieval") / "run"
     arguments = [*OPTIONS.split(), "--data", f"market1501:{market}", "--out", str(path)]
-    assert train(arguments) == 0
+    with drawn():
+        assert train(arguments) == 0
     return path
 
 
