@@ -3,37 +3,40 @@
 #include <algorithm>
 #include <cmath>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "parallel.hpp"
 #include "simd.hpp"
 
 namespace dml_fast {
 namespace {
 
-constexpr std::int64_t PREFETCHED = 16384;  // bytes of a row: all students' fit the second cache
-constexpr std::int64_t STRIP = 1024;        // classes whose mixture stays in the nearest cache
+constexpr std::int64_t STRIP = 1024;     // classes whose mixture stays in the nearest cache
+constexpr std::int64_t SHORT = 1 << 17;  // bytes of logits of a row: two fit the second cache
+constexpr std::int64_t STREAMED = std::int64_t{1} << 25;  // bytes of all gradients
+constexpr double FLAT = -0.5;            // the mean of a above which w - 1 cancels
+
+struct Softened {
+    float* w;          // exponentials
+    double log_mean;   // log(mean of w), without cancellation where w is close to 1
+    double expected;   // of a under w / sum
+    float reciprocal;  // of the sum of w
+};
 
 struct Distribution {
     const float* z;
     float largest;
-    float* w;          // exponentials at the temperature
-    double log_mean;   // log(mean of w), without cancellation where w is close to 1
-    double expected;   // of a under p
-    float reciprocal;  // of the sum of w
+    Softened hot;  // at the temperature
 };
 
-struct AtOne {  // a student at temperature 1
-    float* w;
-    double log_mean;
-    float reciprocal;
-};
-
-double log_of_mean(const SoftSums& sums, double count) {
-    return sums.less_one > -0.5 * count ? std::log1p(sums.less_one / count)
-                                        : std::log(sums.whole / count);
+double log_of_mean(const SoftSums& sums, double count, bool flat) {
+    return flat ? std::log1p(sums.less_one / count) : std::log(sums.whole / count);
 }
 
-double sum_of_weights(const SoftSums& sums, double count) {
-    return sums.less_one > -0.5 * count ? count + sums.less_one : sums.whole;
+double sum_of_weights(const SoftSums& sums, double count, bool flat) {
+    return flat ? count + sums.less_one : sums.whole;
 }
 
 struct Worker {
@@ -53,6 +56,7 @@ struct Worker {
         if (constant) fill_constant();
         for (std::size_t l = 0; l < count; ++l) pointers.push_back(&w[l * c]);
         factors.resize(count);
+        stream = may_stream();
         if (p.peer_mean && count > 1) share = 1.0 / static_cast<double>(count - 1);
     }
 
@@ -74,6 +78,17 @@ struct Worker {
     }
 
    private:
+    // Gradients that the caches cannot hold until someone reads them are written past them, which
+    // spares reading their memory first.
+    bool may_stream() const {
+        const std::int64_t row = problem.classes * 4;
+        if (out.grads.empty() || !gradient.empty() || row % 64 != 0) return false;
+        if (row * problem.rows * problem.students < STREAMED) return false;
+        return std::all_of(out.grads.begin(), out.grads.end(), [](const void* at) {
+            return reinterpret_cast<std::uintptr_t>(at) % 64 == 0;
+        });
+    }
+
     // t = smoothing / C for each class, times its weight.
     void fill_constant() {
         const double each = problem.smoothing / static_cast<double>(problem.classes);
@@ -95,47 +110,59 @@ struct Worker {
         return row;
     }
 
-    // The processor's own prefetching starts anew in each row.
-    void fetch(const void* array, std::int64_t row, std::size_t item) {
-        if (row >= problem.rows || !array) return;
-        const auto bytes = static_cast<std::int64_t>(item) * problem.classes;
-        const char* at = static_cast<const char*>(array) + row * bytes;
-        for (std::int64_t i = 0; i < std::min(bytes, PREFETCHED); i += 64) prefetch(at + i);
+    // The processor's own prefetching starts anew in each row. While a distribution of a short row
+    // is worked on, that of the next row is fetched; of a long row, the next distribution.
+    Ahead ahead_of(std::size_t l, std::int64_t n) const {
+        const std::int64_t item = problem.bf16 ? 2 : 4;
+        const bool longer = item * problem.classes * static_cast<std::int64_t>(count) > SHORT;
+        if (longer && l + 1 < count) {
+            ++l;
+        } else {
+            if (longer) l = 0;
+            ++n;
+        }
+        if (n >= problem.rows) return Ahead{};
+        Ahead ahead{static_cast<const char*>(problem.logits[l]) + n * item * problem.classes,
+                    nullptr, item};
+        if (!longer && !stream && l < out.grads.size() && (gradient.empty() || !out.float_grads)) {
+            ahead.write = static_cast<const char*>(out.grads[l]) + n * item * problem.classes;
+        }
+        return ahead;
     }
 
-    void fetch_next(std::int64_t n) {
-        const std::size_t item = problem.bf16 ? 2 : 4;
-        for (const void* logits : problem.logits) fetch(logits, n + 1, item);
-        for (const void* grads : out.grads) fetch(grads, n + 1, gradient.empty() ? 4 : 2);
+    // False where a logit is NaN or infinite.
+    bool soften(const float* z, const Peak& peak, double temperature, const Ahead& ahead,
+                Softened& to) {
+        const double classes = static_cast<double>(problem.classes);
+        const auto factor = static_cast<float>(1.0 / temperature);
+        const bool flat = (peak.sum / classes - double{peak.largest}) / temperature > FLAT;
+        SoftSums sums;
+        simd.soften(z, problem.classes, peak.largest, factor, flat, ahead, to.w, sums);
+        const double total = sum_of_weights(sums, classes, flat);
+        to.log_mean = log_of_mean(sums, classes, flat);
+        to.expected = sums.products / total;
+        to.reciprocal = static_cast<float>(1.0 / total);
+        return std::isfinite(sums.products);
     }
 
     // The softmax of each distribution; false where a logit is NaN or infinite.
     bool look(std::int64_t n) {
-        fetch_next(n);
-        const double classes = static_cast<double>(problem.classes);
         const auto c = static_cast<std::size_t>(problem.classes);
-        const auto per_temperature = static_cast<float>(1.0 / problem.temperature);
-        SoftSums sums;
         for (std::size_t l = 0; l < count; ++l) {
             Distribution& d = all[l];
             d.z = row_of(l, n);
-            d.largest = simd.largest_of(d.z, problem.classes);
-            d.w = &w[l * c];
-            simd.soften(d.z, problem.classes, d.largest, per_temperature, d.w, sums);
-            if (!std::isfinite(sums.a)) return false;
-            const double total = sum_of_weights(sums, classes);
-            d.log_mean = log_of_mean(sums, classes);
-            d.expected = sums.products / total;
-            d.reciprocal = static_cast<float>(1.0 / total);
+            const Peak peak = simd.peak_of(d.z, problem.classes);
+            if (!std::isfinite(peak.sum)) return false;
+            d.largest = peak.largest;
+            d.hot.w = &w[l * c];
+            if (!soften(d.z, peak, problem.temperature, ahead_of(l, n), d.hot)) return false;
             if (l >= at_one.size()) continue;
-            AtOne& one = at_one[l];
-            one = {d.w, d.log_mean, d.reciprocal};
-            if (!hot) continue;
-            one.w = &cold[l * c];
-            simd.soften(d.z, problem.classes, d.largest, 1.0f, one.w, sums);
-            if (!std::isfinite(sums.a)) return false;
-            one.log_mean = log_of_mean(sums, classes);
-            one.reciprocal = static_cast<float>(1.0 / sum_of_weights(sums, classes));
+            if (!hot) {
+                at_one[l] = d.hot;
+                continue;
+            }
+            at_one[l].w = &cold[l * c];
+            if (!soften(d.z, peak, 1.0, Ahead{}, at_one[l])) return false;
         }
         return true;
     }
@@ -202,14 +229,14 @@ struct Worker {
         const double push = target.mass * problem.per_label * weight;
         double peers = 0.0;  // the sum over l of -H_l, but for log C
         for (std::size_t l = 0; l < count; ++l) {
-            peers += all[l].expected - all[l].log_mean;
-            factors[l] = all[l].reciprocal;
+            peers += all[l].hot.expected - all[l].hot.log_mean;
+            factors[l] = all[l].hot.reciprocal;
         }
         std::vector<LearnSums>& sums = learnt;
         sums.assign(at_one.size(), LearnSums{0.0, 0.0});
         for (std::int64_t begin = 0; begin < problem.classes; begin += STRIP) {
             const std::int64_t size = std::min(STRIP, problem.classes - begin);
-            for (std::size_t l = 0; l < count; ++l) pointers[l] = all[l].w + begin;
+            for (std::size_t l = 0; l < count; ++l) pointers[l] = all[l].hot.w + begin;
             simd.mix_peers(pointers.data(), factors.data(), static_cast<std::int64_t>(count), size,
                            mixture.data());
             for (std::size_t k = 0; k < at_one.size(); ++k) {
@@ -222,13 +249,14 @@ struct Worker {
                 learner.per_temperature = static_cast<float>(1.0 / problem.temperature);
                 learner.v = mixture.data();
                 learner.q = at_one[k].w + begin;
-                learner.p = hot ? d.w + begin : nullptr;
+                learner.p = hot ? d.hot.w + begin : nullptr;
                 learner.t = target.dense ? target.dense + begin : nullptr;
                 learner.by_q = static_cast<float>(by_q * scale * at_one[k].reciprocal);
-                learner.by_p = static_cast<float>(mass * strength * scale * d.reciprocal);
+                learner.by_p = static_cast<float>(mass * strength * scale * d.hot.reciprocal);
                 learner.by_v = static_cast<float>(strength * scale);
                 learner.by_t = static_cast<float>(problem.per_label * weight * scale);
                 learner.grad = grad_of(k, n, begin);
+                learner.stream = stream;
                 simd.learn(learner, size, sums[k]);
                 if (!learner.grad) continue;
                 if (target.y >= begin && target.y < begin + size) {
@@ -245,7 +273,7 @@ struct Worker {
             if (target.y >= 0) ce_row = target.sparse * (log_sum - below(d, target.y));
             if (target.dense) ce_row += (target.mass - target.sparse) * log_sum - sums[k].labelled;
             if (teaching) {
-                const double sum = peers - sums[k].mixed + mass * d.log_mean;
+                const double sum = peers - sums[k].mixed + mass * d.hot.log_mean;
                 kl_row = std::max(sum, 0.0) * share * problem.temperature * problem.temperature;
             }
             keep(k, n, task, ce_row * weight, kl_row * weight);
@@ -284,13 +312,31 @@ struct Worker {
     bool hot;
     std::size_t count;
     std::vector<Distribution> all;
-    std::vector<AtOne> at_one;
+    std::vector<Softened> at_one;
     std::vector<float> w, cold, widened, gradient, dense, mixture, factors;
     std::vector<const float*> pointers;
     std::vector<LearnSums> learnt;
-    bool constant = false;
+    bool constant = false, stream = false;
     double constant_mass = 0.0, share = 1.0;
 };
+
+// Fresh memory in pages of 2 MiB, where the system leaves the choice to the program: the first
+// write to each of 65,536 small ones took longer than all computing.
+void ask_for_large_pages(const MutualProblem& problem, const MutualResult& out) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    constexpr std::uintptr_t LARGE = std::uintptr_t{1} << 21;
+    const std::int64_t item = problem.bf16 && !out.float_grads ? 2 : 4;
+    for (void* grad : out.grads) {
+        const auto begin = (reinterpret_cast<std::uintptr_t>(grad) + LARGE - 1) / LARGE * LARGE;
+        const auto end = (reinterpret_cast<std::uintptr_t>(grad) +
+                          static_cast<std::uintptr_t>(item * problem.rows * problem.classes)) /
+                         LARGE * LARGE;
+        if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+    }
+#else
+    (void)problem, (void)out;
+#endif
+}
 
 }  // namespace
 
@@ -298,6 +344,7 @@ void mutual_loss(const MutualProblem& problem, const MutualResult& out, int thre
                  const std::function<bool()>& interrupted) {
     const std::int64_t tasks = (problem.rows + ROWS_OF_TASK - 1) / ROWS_OF_TASK;
     const std::int64_t students = problem.students;
+    ask_for_large_pages(problem, out);
     const auto cells = static_cast<std::size_t>(tasks * students);
     std::vector<double> ce(cells, 0.0), kl(cells, 0.0);
     std::vector<std::int64_t> correct(cells, 0);

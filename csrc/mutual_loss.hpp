@@ -70,7 +70,7 @@ using RowWorker = std::function<void(std::int64_t task)>;
 // The work on the rows of a task where `labels` is true: mutual_loss_labels.cpp.
 RowWorker label_worker(const MutualProblem& problem, const MutualResult& out, const RowSums& sums);
 
-// The bits depend neither on `threads` nor on the instruction set.
+// The bits do not depend on `threads`; those of the baseline differ from those of AVX2 and AVX-512.
 void mutual_loss(const MutualProblem& problem, const MutualResult& out, int threads,
                  const std::function<bool()>& interrupted);
 

@@ -1,5 +1,5 @@
 // The inner loops, compiled once per instruction set (simd_*.cpp) and chosen at run time. Each of
-// them gives the same bits at every level.
+// them gives the same bits at every level, but for those of the mutual loss (simd_loss.hpp).
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,10 @@ namespace dml_fast {
 
 #if defined(__GNUC__)
 inline void prefetch(const void* where) { __builtin_prefetch(where); }
+inline void prefetch_second(const void* where) { __builtin_prefetch(where, 0, 2); }  // level
 #else
 inline void prefetch(const void*) {}
+inline void prefetch_second(const void*) {}
 #endif
 
 // Partial sums of a dot product: element i goes to number i mod DOT_LANES, and these are then
@@ -54,18 +56,35 @@ using Dots = void (*)(const double* a, std::int64_t rows, const T* b, std::int64
 using Hamming = void (*)(const std::uint64_t* code, const std::uint64_t* codes, std::int64_t n,
                          std::int64_t words, std::uint16_t* out);
 
-// A row of the mutual loss: a[j] = (z[j] - largest) / temperature, w[j] = exp(a[j]).
+// A row of the mutual loss. NaN or an infinite logit makes the sum NaN or infinite.
+struct Peak {
+    float largest;  // NaN is passed over
+    double sum;     // of z
+};
+using PeakOf = Peak (*)(const float* z, std::int64_t n);
+
+// a[j] = (z[j] - largest) / temperature, w[j] = exp(a[j]).
 struct SoftSums {
-    double whole, less_one;  // of w, and of w - 1 without cancellation where w is close to 1
-    double a, products;      // of a, and of w * a
+    double whole, less_one;  // of w; if asked for, of w - 1 without cancellation where w is near 1
+    double products;         // of w * a; NaN where an a is infinite
 };
 
-// The largest of z[0..n); NaN is passed over.
-using LargestOf = float (*)(const float* z, std::int64_t n);
+// What is needed next and is fetched meanwhile, as many bytes as are worked on. Null: nothing.
+struct Ahead {
+    const char *read, *write;
+    std::int64_t item;  // bytes of an element
+    void fetch(std::int64_t j) const {
+        if (!read) return;
+        for (std::int64_t b = 0; b < DOT_LANES * item; b += 64) {
+            prefetch_second(read + j * item + b);
+            if (write) prefetch_second(write + j * item + b);
+        }
+    }
+};
 
 // Writes w, and the sums.
 using Soften = void (*)(const float* z, std::int64_t n, float largest, float per_temperature,
-                        float* w, SoftSums& sums);
+                        bool flat, const Ahead& ahead, float* w, SoftSums& sums);
 
 // v[j] = the sum over l of w[l][j] * factor[l], l = 0..count-1, in this order.
 using MixPeers = void (*)(const float* const* w, const float* factor, std::int64_t count,
@@ -81,6 +100,7 @@ struct Learner {
     const float* t;  // the dense part of the target, or null
     float by_q, by_p, by_v, by_t;
     float* grad;  // or null
+    bool stream;  // write it past the caches: then it begins at a multiple of 64 bytes
 };
 struct LearnSums {
     double mixed;     // of v[j] * a[j]
@@ -139,7 +159,7 @@ struct Simd {
     Dots<float> dots_f32;
     Dots<double> dots_f64;
     Hamming hamming;
-    LargestOf largest_of;
+    PeakOf peak_of;
     Soften soften;
     MixPeers mix_peers;
     Learn learn;

@@ -6,10 +6,10 @@
 
 // After the standard headers: their inline functions must run on any CPU.
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,bmi2,popcnt"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,bmi2,popcnt"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,bmi2,popcnt")
+#pragma GCC target("avx2,fma,bmi2,popcnt")
 #endif
 
 namespace dml_fast {
@@ -48,9 +48,21 @@ struct Floats {
 
     // For the loss (simd_loss.hpp).
     static void store(float* p, Vector x) { _mm256_storeu_ps(p, x); }
+    // The first n elements of a vector; the others are 0, and are not touched in memory.
+    using Part = __m256i;
+    static Part part(std::int64_t n) {
+        alignas(32) static constexpr std::int32_t ONES[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+        return _mm256_loadu_si256(
+            reinterpret_cast<const __m256i*>(ONES + 8 - (n < WIDTH ? n : WIDTH)));
+    }
+    static Vector load(const float* p, Part m) { return _mm256_maskload_ps(p, m); }
+    static void store(float* p, Vector x, Part m) { _mm256_maskstore_ps(p, m, x); }
+    static Vector only(Vector x, Part m) { return _mm256_and_ps(x, _mm256_castsi256_ps(m)); }
     static Vector plus(Vector a, Vector b) { return _mm256_add_ps(a, b); }
     static Vector minus(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
     static Vector times(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
+    static Vector fused(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
+    static void stream(float* p, Vector x) { _mm256_stream_ps(p, x); }
     static Vector over(Vector a, Vector b) { return _mm256_div_ps(a, b); }
     static Vector larger(Vector a, Vector b) { return _mm256_max_ps(a, b); }
     static Vector zero_below(Vector x, Vector a, Vector least) {

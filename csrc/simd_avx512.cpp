@@ -5,7 +5,7 @@
 #include <immintrin.h>
 
 // After the standard headers: their inline functions must run on any CPU.
-#define DML_FAST_AVX512 "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt"
+#define DML_FAST_AVX512 "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2,popcnt"
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target(DML_FAST_AVX512))), apply_to = function)
 #else
@@ -13,7 +13,7 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2,popcnt,prefer-vector-width=512")
 #endif
 
 namespace dml_fast {
@@ -55,9 +55,19 @@ struct Floats {
 
     // For the loss (simd_loss.hpp).
     static void store(float* p, Vector x) { _mm512_storeu_ps(p, x); }
+    // The first n elements of a vector; the others are 0, and are not touched in memory.
+    using Part = __mmask16;
+    static Part part(std::int64_t n) {
+        return static_cast<Part>(n < WIDTH ? (1u << n) - 1u : 0xffffu);
+    }
+    static Vector load(const float* p, Part m) { return _mm512_maskz_loadu_ps(m, p); }
+    static void store(float* p, Vector x, Part m) { _mm512_mask_storeu_ps(p, m, x); }
+    static Vector only(Vector x, Part m) { return _mm512_maskz_mov_ps(m, x); }
     static Vector plus(Vector a, Vector b) { return _mm512_add_ps(a, b); }
     static Vector minus(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
     static Vector times(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
+    static Vector fused(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
+    static void stream(float* p, Vector x) { _mm512_stream_ps(p, x); }
     static Vector over(Vector a, Vector b) { return _mm512_div_ps(a, b); }
     static Vector larger(Vector a, Vector b) { return _mm512_max_ps(a, b); }
     static Vector zero_below(Vector x, Vector a, Vector least) {

@@ -41,9 +41,31 @@ struct Floats {
 
     // For the loss (simd_loss.hpp).
     static void store(float* p, Vector x) { _mm_storeu_ps(p, x); }
+    // The first n elements of a vector; the others are 0, and are not touched in memory.
+    using Part = std::size_t;
+    static Part part(std::int64_t n) {
+        return static_cast<Part>(n < WIDTH ? n : WIDTH) * sizeof(float);
+    }
+    static Vector load(const float* p, Part bytes) {
+        float all[WIDTH] = {};
+        std::memcpy(all, p, bytes);
+        return load(all);
+    }
+    static void store(float* p, Vector x, Part bytes) {
+        float all[WIDTH];
+        store(all, x);
+        std::memcpy(p, all, bytes);
+    }
+    static Vector only(Vector x, Part bytes) {
+        float all[WIDTH];
+        store(all, x);
+        return load(all, bytes);
+    }
     static Vector plus(Vector a, Vector b) { return _mm_add_ps(a, b); }
     static Vector minus(Vector a, Vector b) { return _mm_sub_ps(a, b); }
     static Vector times(Vector a, Vector b) { return _mm_mul_ps(a, b); }
+    static Vector fused(Vector a, Vector b, Vector c) { return plus(times(a, b), c); }
+    static void stream(float* p, Vector x) { _mm_stream_ps(p, x); }
     static Vector over(Vector a, Vector b) { return _mm_div_ps(a, b); }
     static Vector larger(Vector a, Vector b) { return _mm_max_ps(a, b); }
     static Vector zero_below(Vector x, Vector a, Vector least) {
@@ -123,9 +145,18 @@ struct Single {
     static Mask equal(T x, T t) { return x == t; }
     static std::int64_t sum(Counter c) { return c; }
     static std::int64_t keep(const T* x, Mask m, T* out) { return keep_bits(x, bits(m), out); }
+    using Part = bool;
+    static Part part(std::int64_t n) { return n > 0; }
+    static Vector load(const T* p, Part m) { return m ? *p : T{0}; }
+    static void store(T* p, T x, Part m) {
+        if (m) *p = x;
+    }
+    static Vector only(T x, Part m) { return m ? x : T{0}; }
     static Vector plus(T a, T b) { return a + b; }
     static Vector minus(T a, T b) { return a - b; }
     static Vector times(T a, T b) { return a * b; }
+    static Vector fused(T a, T b, T c) { return a * b + c; }
+    static void stream(T* p, T x) { *p = x; }
     static Vector over(T a, T b) { return a / b; }
     static Vector larger(T a, T b) { return a > b ? a : b; }
     static Vector zero_below(T x, T a, T least) { return a < least ? T{0} : x; }

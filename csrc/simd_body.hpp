@@ -169,6 +169,6 @@ void hamming(const std::uint64_t* code, const std::uint64_t* codes, std::int64_t
 const Simd SIMD = {
     &count_at_most<Floats>, &count_at_most<Doubles>, &screen,     &widen_f32, &widen_bf16,
     &dot<float>,            &dot<double>,            &dots<float>, &dots<double>, &hamming,
-    &largest_of,            &soften,                 &mix_peers,  &learn,     &floats_of,
+    &peak_of,               &soften,                 &mix_peers,  &learn,     &floats_of,
     &bf16_of,               &toss,                   &learn_labels,
 };

@@ -11,12 +11,19 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, make_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TextIO, TypeVar, get_type_hints
+from typing import Annotated, Any, NamedTuple, TextIO, TypeVar, get_args, get_type_hints
 
 from dml_fast.errors import TrainingError, UserError, reason
 
 T = TypeVar("T")
+
+
+class Alone(NamedTuple):
+    """The value of a flag that is given without one, as metadata of a field's type."""
+
+    value: str
 
 
 def check_ending(flag: str, path: str | Path | None, *endings: str) -> None:
@@ -45,6 +52,7 @@ def parse(cls: type[T], argv: Sequence[str] | None, prog: str, default: T | None
     import tyro
 
     name = f"python -m dml_fast.{prog}"
+    argv = _completed(cls, sys.argv[1:] if argv is None else argv)
     groups = [c for c in cls.__mro__ if is_dataclass(c) and _own_names(c)]
     if len(groups) > 1:
         nested: Any = _nested(cls, [cls, *groups[:0:-1]], prog, default)
@@ -55,6 +63,25 @@ def parse(cls: type[T], argv: Sequence[str] | None, prog: str, default: T | None
     if default is None:
         return tyro.cli(cls, args=argv, prog=name)
     return tyro.cli(cls, args=argv, prog=name, default=default)
+
+
+def _completed(cls: type[Any], argv: Sequence[str]) -> list[str]:
+    """Return the arguments with the values of flags that may stand alone."""
+    values = {
+        "--" + name.replace("_", "-"): alone
+        for name, hint in get_type_hints(cls, include_extras=True).items()
+        if (alone := _alone(hint))
+    }
+    found = []
+    for argument, after in zip(argv, [*argv, "--"][1:], strict=True):
+        found.append(argument)
+        if argument.replace("_", "-") in values and after.startswith("--"):
+            found.append(values[argument.replace("_", "-")])
+    return found
+
+
+def _alone(hint: Any) -> str:
+    return next((one.value for one in get_args(hint)[1:] if isinstance(one, Alone)), "")
 
 
 def _nested(cls: type[Any], groups: Sequence[type[Any]], prog: str, default: object) -> type[Any]:
@@ -74,7 +101,7 @@ def _nested(cls: type[Any], groups: Sequence[type[Any]], prog: str, default: obj
     }
     parts = []
     for group in groups:
-        texts = _texts(group)
+        texts = _texts(group)  # type: ignore[arg-type]  # mypy: a type is not hashable
         own = [
             (name, Annotated[hints.pop(name), tyro.conf.arg(help=texts[name])], values[name])
             for name in _own_names(group)
@@ -84,7 +111,9 @@ def _nested(cls: type[Any], groups: Sequence[type[Any]], prog: str, default: obj
             title = prog if group is cls else group.__name__.lower()
             part: Any = make_dataclass(title, own, frozen=True)
             part.__doc__ = "" if group is cls else group.__doc__
-            parts.append((title, Annotated[part, tyro.conf.OmitArgPrefixes], part()))
+            # else tyro looks for a help in the source of `types`, which costs as much as the rest
+            about = tyro.conf.arg(help=part.__doc__)
+            parts.append((title, Annotated[part, about, tyro.conf.OmitArgPrefixes], part()))
     nested = make_dataclass(cls.__name__, parts)
     nested.__doc__ = cls.__doc__
     return nested
@@ -94,6 +123,7 @@ def _own_names(cls: type[Any]) -> list[str]:
     return [*inspect.get_annotations(cls)]
 
 
+@cache
 def _texts(cls: type[Any]) -> dict[str, str]:
     """Return the text below each of a class's own fields."""
     (source,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body

@@ -21,7 +21,7 @@ def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
     if (own := problem.ce_weight) != 1.0:
         scale = own if problem.grad_scale is None else problem.grad_scale * own
         losses, grads, measured = solve(
-            replace(_relative(problem), grad_scale=scale), with_grad, stats
+            replace(relative(problem), grad_scale=scale), with_grad, stats
         )
         return Solution(losses * own, grads, measured)
     if torch.compiler.is_compiling():
@@ -34,7 +34,7 @@ def differentiable(
 ) -> tuple[Losses, MutualStats | None]:
     """As `dml_fast.loss.problem.Backend.differentiable`, with gradients in the backward pass."""
     if (own := problem.ce_weight) != 1.0:
-        losses, measured = differentiable(_relative(problem), logits, stats, separate)
+        losses, measured = differentiable(relative(problem), logits, stats, separate)
         if isinstance(losses, Tensor):
             return losses * own, measured
         return tuple(loss * own for loss in losses), measured
@@ -48,7 +48,7 @@ def differentiable(
     return tied, held[0]
 
 
-def _relative(problem: Problem) -> Problem:
+def relative(problem: Problem) -> Problem:
     """Return the problem whose losses, times the cross-entropy's weight, are those of this one."""
     return replace(problem, ce_weight=1.0, kl_weight=problem.kl_weight / problem.ce_weight)
 

@@ -18,7 +18,8 @@ def disagree_here(
     logs,
     excesses,
     usables,
-    partials,
+    here,
+    step,
     information,
     row,
     ok,
@@ -29,11 +30,9 @@ def disagree_here(
 ):
     """Store the statistics of rows whose log2 (C p) are in registers.
 
-    ``logs`` and ``excesses`` are log2 d and log2 (d / C).
+    ``logs`` and ``excesses`` are log2 d and log2 (d / C). The first quantity goes to ``here``, and
+    ``step`` numbers on is the next (finish.py).
     """
-    pid = tl.program_id(0)
-    programs = tl.num_programs(0).to(tl.int64)
-    here = partials + pid
     count = tl.zeros((R, 1), tl.float32)
     for k in tl.static_range(K):
         count += tl.where(usables[k], 1.0, 0.0)
@@ -46,17 +45,17 @@ def disagree_here(
         gaps += products / count
         peak = tl.sum(products, axis=1, keep_dims=True) / C
         entropy = tl.where(usables[k], LN2 * ((logs[k] - excesses[k]) - peak), float("nan"))
-        tl.store(here + (4 * K + k) * programs, tl.sum(tl.where(ok, entropy, 0.0)))
+        tl.store(here + (4 * K + k) * step, tl.sum(tl.where(ok, entropy, 0.0)))
         for j in tl.static_range(K):
             terms = pair_divergence(log_ps[k], log_ps[j])
             pair = tl.sum(terms, axis=1, keep_dims=True) / C
             pair = tl.where(usables[k] & usables[j], tl.maximum(pair, 0.0), float("nan"))
-            tl.store(here + (5 * K + 1 + k * K + j) * programs, tl.sum(tl.where(ok, pair, 0.0)))
+            tl.store(here + (5 * K + 1 + k * K + j) * step, tl.sum(tl.where(ok, pair, 0.0)))
     gaps -= mean * tl.log2(tl.maximum(mean, 1e-37))
     gap = tl.sum(gaps, axis=1, keep_dims=True) * (LN2 / C)
     gap = tl.where(count > 0.0, tl.maximum(gap, 0.0), float("nan"))
     tl.store(information + row, gap, mask=ok)
-    tl.store(here + 5 * K * programs, tl.sum(tl.where(ok, gap, 0.0)))
+    tl.store(here + 5 * K * step, tl.sum(tl.where(ok, gap, 0.0)))
 
 
 @triton.jit
@@ -66,7 +65,8 @@ def disagree_again(
     tops,
     logs,
     rate,
-    partials,
+    here,
+    step,
     information,
     far,
     K: tl.constexpr,
@@ -76,10 +76,8 @@ def disagree_again(
     Z_ROW: tl.constexpr,
     Z_COL: tl.constexpr,
 ):
-    """Store the statistics of a row, from one more sweep over it."""
+    """Store the statistics of a row, from one more sweep over it; ``here`` as above."""
     STEP: tl.constexpr = THREADS * EACH
-    programs = tl.num_programs(0).to(tl.int64)
-    here = partials + tl.program_id(0)
     lane = tl.arange(0, THREADS)[:, None] * EACH + tl.arange(0, EACH)[None, :]
     nothing = tl.zeros((THREADS, 1), tl.float32)
     count = 0.0
@@ -119,15 +117,15 @@ def disagree_again(
             total += tl.where(usables[k], terms / count, 0.0)
     for k in tl.static_range(K):
         entropy = tl.where(usables[k], LN2 * tl.sum(entropies[k]), float("nan"))
-        tl.store(here + (4 * K + k) * programs, entropy)
+        tl.store(here + (4 * K + k) * step, entropy)
         for j in tl.static_range(K):
             pair = tl.maximum(tl.sum(pairs[k * K + j]), 0.0)
             pair = tl.where(usables[k] & usables[j], pair, float("nan"))
-            tl.store(here + (5 * K + 1 + k * K + j) * programs, pair)
+            tl.store(here + (5 * K + 1 + k * K + j) * step, pair)
     gap = tl.sum(total)
     gap = tl.where(count > 0.0, tl.maximum(gap, 0.0), float("nan"))
     tl.store(information + far, gap)
-    tl.store(here + 5 * K * programs, gap)
+    tl.store(here + 5 * K * step, gap)
 
 
 @triton.jit

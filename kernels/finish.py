@@ -1,8 +1,9 @@
 """Sums over all rows, in the same launch as the rows: the last program to finish adds up.
 
 Up to 256 programs are added up at once: that takes one atomic operation. More have two levels, the
-programs of a group and then the groups, and so have all statistics. Each is in a fixed order, so
-every run gives the same bits, in whatever order programs finish. There are no float atomics.
+programs of a group and then the groups. Each is in a fixed order, so every run gives the same bits,
+in whatever order programs finish, and losses have the same bits with and without statistics. There
+are no float atomics.
 """
 
 from __future__ import annotations
@@ -66,18 +67,20 @@ def finish(
     more,  # (K + 1 + K K,) fp32: entropies, mutual information, pairwise KL
     kl_weight,
     per_label,
+    per_kl,
     per_row,
     K: tl.constexpr,
     Q: tl.constexpr,
     MEAN: tl.constexpr,
     BY_ROW: tl.constexpr,
     STATS: tl.constexpr,
-    AT_ONCE: tl.constexpr,  # at most FEW programs, and not all statistics
+    AT_ONCE: tl.constexpr,  # at most FEW programs
 ):
     """Write the losses and statistics if this program is the last.
 
-    The Q quantities are the cross-entropy, divergence, correct and unusable rows of each student,
-    and with all statistics also the fields of ``more``.
+    ``per_label``, ``per_kl`` and ``per_row`` are 1 / the denominators: of the cross-entropy, of
+    the divergence, and of what every row has. The Q quantities are the cross-entropy, divergence,
+    correct and unusable rows of each student, and with all statistics also the fields of ``more``.
     """
     programs = tl.num_programs(0)
     # After the barrier, the release of the thread that counts covers the stores of all threads.
@@ -89,9 +92,11 @@ def finish(
             _publish(
                 k, ce, kl, right, unusable,
                 losses, stats, correct, finite,
-                kl_weight, per_label, per_row,
+                kl_weight, per_label, per_kl,
                 K, MEAN, BY_ROW, STATS,
             )  # fmt: skip
+            if STATS > 1:
+                _add_more(partials, programs, more, per_row, K, Q)
     else:
         group = tl.program_id(0) // GROUP
         n_groups = tl.cdiv(programs, GROUP)
@@ -116,7 +121,7 @@ def finish(
                 _publish(
                     k, ce, kl, right, unusable,
                     losses, stats, correct, finite,
-                    kl_weight, per_label, per_row,
+                    kl_weight, per_label, per_kl,
                     K, MEAN, BY_ROW, STATS,
                 )  # fmt: skip
                 if STATS > 1:
@@ -158,6 +163,25 @@ def _add_few(partials, programs, K: tl.constexpr, Q: tl.constexpr, STATS: tl.con
 
 
 @triton.jit
+def _add_more(partials, programs, more, per_row, K: tl.constexpr, Q: tl.constexpr):
+    """Store the means of what only all statistics have, 16 quantities at a time."""
+    first = 4 * K
+    while first < Q:
+        q = first + tl.arange(0, 16)
+        total = tl.zeros((16,), tl.float32)
+        start = 0
+        while start < programs:
+            p = start + tl.arange(0, GROUP)
+            inside = (p[:, None] < programs) & (q[None, :] < Q)
+            at = partials + p[:, None] * Q + q[None, :]
+            # From the L2 cache, which has the other programs' values.
+            total += tl.sum(tl.load(at, mask=inside, other=0.0, cache_modifier=".cg"), axis=0)
+            start += GROUP
+        tl.store(more + q - 4 * K, total * per_row, mask=q < Q)
+        first += 16
+
+
+@triton.jit
 def _two_sums(a, b, c, d):
     return a + c, b + d
 
@@ -180,7 +204,7 @@ def _publish(
     finite,
     kl_weight,
     per_label,
-    per_row,
+    per_kl,
     K: tl.constexpr,
     MEAN: tl.constexpr,
     BY_ROW: tl.constexpr,
@@ -190,13 +214,13 @@ def _publish(
     each = k < K
     if BY_ROW == 0:
         if MEAN:
-            total = add_divergence(ce * per_label, kl * per_row, kl_weight)
+            total = add_divergence(ce * per_label, kl * per_kl, kl_weight)
         else:
             total = add_divergence(ce, kl, kl_weight)
         tl.store(losses + k, total, mask=each)
     if STATS > 0:
         tl.store(stats + k, ce * per_label, mask=each)
-        tl.store(stats + K + k, kl * per_row, mask=each)
+        tl.store(stats + K + k, kl * per_kl, mask=each)
         tl.store(correct + k, right.to(tl.int64), mask=each)
         tl.store(finite + k, tl.where(unusable == 0.0, 1, 0).to(tl.uint8), mask=each)
 

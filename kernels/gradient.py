@@ -17,12 +17,13 @@ from dml_fast.kernels.rows import (
     peer_share,
     read_labels,
     read_scalar,
+    row_share,
 )
 
 
-@triton.jit(do_not_specialize=["N", "outer_student", "outer_row"])
+@triton.jit(do_not_specialize=["N", "first", "outer_student", "outer_row"])
 def gradient(
-    z0,  # students, then teachers: L pointers to (N, C)
+    z0,  # students, then teachers: L pointers to (N, WIDTH)
     z1,
     z2,
     z3,
@@ -30,7 +31,7 @@ def gradient(
     z5,
     z6,
     z7,
-    g0,  # gradients, K pointers to (N, C)
+    g0,  # gradients, K pointers to (N, WIDTH), which may be the logits
     g1,
     g2,
     g3,
@@ -44,6 +45,7 @@ def gradient(
     row_weight,  # (N,) fp32
     peer_weight,  # (K, L) fp32
     label_count,  # () or unused
+    row_count,  # () or unused
     kl_weight,  # a number or () tensor
     saved,  # (2 L + K + 1, N) fp32 of the forward pass
     outer,  # (K,) or (K, N): the gradient of the losses
@@ -55,9 +57,11 @@ def gradient(
     per_row,
     outer_student,  # strides of `outer`
     outer_row,
+    first,  # the first class of the logits, if these are not of all classes
     K: tl.constexpr,
     L: tl.constexpr,
     C: tl.constexpr,
+    WIDTH: tl.constexpr,  # how many classes the logits are of
     R: tl.constexpr,
     BLOCK: tl.constexpr,
     Z_ROW: tl.constexpr,
@@ -71,6 +75,8 @@ def gradient(
     SOFT: tl.constexpr,
     SMOOTH: tl.constexpr,
     IGNORE: tl.constexpr,
+    LABELLED: tl.constexpr,  # rows without a label have no divergence
+    ROWS: tl.constexpr,  # how the rows with a divergence are counted, see rows.row_share
     CLASS_WEIGHT: tl.constexpr,
     ROW_WEIGHT: tl.constexpr,
     PEER_WEIGHT: tl.constexpr,
@@ -79,7 +85,7 @@ def gradient(
     KL_ON_DEVICE: tl.constexpr,
     MEAN: tl.constexpr,
 ):
-    """Write a tile (R, BLOCK) of each student's gradient. Grid: (⌈N / R⌉, ⌈C / BLOCK⌉)."""
+    """Write a tile (R, BLOCK) of each student's gradient. Grid: (⌈N / R⌉, ⌈WIDTH / BLOCK⌉)."""
     zs = (z0, z1, z2, z3, z4, z5, z6, z7)
     gs = (g0, g1, g2, g3, g4, g5, g6, g7)
     DENSE: tl.constexpr = SOFT or SMOOTH
@@ -87,7 +93,10 @@ def gradient(
     ok = row < N
     far = row.to(tl.int64)
     col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
-    inside = ok & (col < C)
+    inside = ok & (col < WIDTH)
+    label = col
+    if WIDTH < C:
+        label = col + first
     rate = LOG2E / temperature
     stride = N.to(tl.int64)
 
@@ -123,7 +132,7 @@ def gradient(
             soft,
             class_weight,
             far,
-            col,
+            label,
             inside,
             smoothing,
             C,
@@ -147,7 +156,7 @@ def gradient(
     of_label = of_row
     of_peers = of_row * temperature
     if MEAN:
-        of_label = of_row * label_share(
+        per_label = label_share(
             index,
             class_weight,
             label_count,
@@ -159,7 +168,11 @@ def gradient(
             IGNORE,
             CLASS_WEIGHT,
         )
-        of_peers = of_row * (temperature * per_row)
+        of_label = of_row * per_label
+        per_kl = per_row
+        if ROWS != 0:
+            per_kl = row_share(index, row_count, per_row, per_label, ignore_index, N, C, ROWS)
+        of_peers = of_row * (temperature * per_kl)
     share = tl.full((R, 1), 1.0, tl.float32)
     if not PEER_WEIGHT:
         share = peer_share(count, PEER_MEAN)
@@ -188,7 +201,7 @@ def gradient(
                 q,
                 mix,
                 dense,
-                col == y,
+                label == y,
                 tl.where(usables[k], mass_k * strength_k, float("nan")),
                 tl.where(usables[k], mass * of_label_k, float("nan")),
                 strength_k,
@@ -199,4 +212,6 @@ def gradient(
                 DENSE,
                 not SOFT,
             )
-            tl.store(gs[k] + far * C + col, g.to(gs[k].dtype.element_ty), mask=inside)
+            if LABELLED:
+                g = tl.where(valid, g, 0.0)  # even where the logits are NaN
+            tl.store(gs[k] + far * WIDTH + col, g.to(gs[k].dtype.element_ty), mask=inside)

@@ -48,10 +48,6 @@ def unsupported_reason(problem: Problem) -> str | None:
         return "they have no labels that do not exclude each other (bernoulli)"
     if problem.divergence != "forward":
         return f"they have no divergence {problem.divergence!r}"
-    if problem.kl_rows != "all":
-        return "they have the divergence of all rows"
-    if problem.whole is not None and isinstance(problem.whole[1], Tensor):
-        return "they take the number of rows of a larger batch as an integer"
     return None
 
 
@@ -129,7 +125,7 @@ def launch_forward(
         SCALE_STEP=_step(problem.grad_scale),
         BY_ROW=by_row,
         QUANTITIES=quantities,
-        AT_ONCE=programs <= FEW and wanted < 2,
+        AT_ONCE=programs <= FEW,
         num_warps=config.warps,
     )
     outputs = [losses]
@@ -169,7 +165,12 @@ def unpack(
 
 
 def launch_gradient(
-    problem: Problem, saved: Tensor, outer: Tensor, grads: Sequence[Tensor | None]
+    problem: Problem,
+    saved: Tensor,
+    outer: Tensor,
+    grads: Sequence[Tensor | None],
+    first: int = 0,
+    classes: int | None = None,
 ) -> None:
     """Write the gradients of ``(losses * outer).sum()`` into the given tensors.
 
@@ -177,22 +178,27 @@ def launch_gradient(
         problem: the same as in `launch`.
         saved: what `launch` saved.
         outer: (K,), or (K, N) with reduction "none", any strides.
-        grads: K contiguous tensors (N, C); None for a student without a gradient.
+        grads: K contiguous tensors (N, C), which may be the logits; None for a student without a
+            gradient.
+        first: the first class of the logits and gradients, if these are not of all classes.
+        classes: C in that case; target and weights are of all classes.
     """
-    _, rows, classes = problem.shape
-    config = choose_gradient(_tiles(problem, False), classes)
-    shape = (-(-rows // config.rows), -(-classes // config.block))
+    _, rows, width = problem.shape
+    config = choose_gradient(_tiles(problem, False), width)
+    shape = (-(-rows // config.rows), -(-width // config.block))
     filled = tuple(z if g is None else g for z, g in zip(problem.students, grads, strict=True))
     _run(
         gradient,
         shape,
         problem.device,
-        **common_arguments(problem),
+        **(common_arguments(problem) | {"C": width if classes is None else classes}),
         **pointers("g", filled),
         saved=saved,
         outer=outer,
         outer_student=outer.stride(0),
         outer_row=outer.stride(1) if outer.dim() > 1 else 0,
+        first=first,
+        WIDTH=width,
         R=config.rows,
         BLOCK=config.block,
         LEARNERS=sum(1 << k for k, g in enumerate(grads) if g is not None),
@@ -226,17 +232,18 @@ def common_arguments(problem: Problem) -> dict[str, Any]:
     first = students[0]
     soft = problem.soft
     labels, given, label_count = _labels(problem)
+    ways, per_row, row_count = _rows(problem)
     dense = {
         "index": problem.index,
         "class_weight": problem.class_weight,
         "row_weight": problem.row_weight,
         "peer_weight": problem.peer_weight,
         "label_count": label_count,
+        "row_count": row_count,
     }
     kl_weight = problem.kl_weight
     if not isinstance(kl_weight, Tensor) or kl_weight.device != first.device:
         kl_weight = float(kl_weight)  # a tensor on the CPU is read without waiting
-    whole_rows = rows if problem.whole is None else problem.whole[1]
     return {
         **pointers("z", students + teachers),
         "soft": first if soft is None else soft,
@@ -247,7 +254,7 @@ def common_arguments(problem: Problem) -> dict[str, Any]:
         "temperature": problem.temperature,
         "smoothing": problem.label_smoothing,
         "given_labels": given,
-        "per_row": 1.0 / whole_rows,
+        "per_row": per_row,
         "K": len(students),
         "L": len(students) + len(teachers),
         "C": classes,
@@ -261,6 +268,8 @@ def common_arguments(problem: Problem) -> dict[str, Any]:
         "SOFT": soft is not None,
         "SMOOTH": problem.label_smoothing != 0.0,
         "IGNORE": problem.ignore_index is not None,
+        "LABELLED": _only_labelled(problem),
+        "ROWS": ways,
         "CLASS_WEIGHT": problem.class_weight is not None,
         "ROW_WEIGHT": problem.row_weight is not None,
         "PEER_WEIGHT": problem.peer_weight is not None and len(students + teachers) > 1,
@@ -311,10 +320,37 @@ def _labels(problem: Problem) -> tuple[int, float, Tensor | None]:
     return 1, 0.0, count_labels(problem)
 
 
-def count_labels(problem: Problem) -> Tensor:
+def _only_labelled(problem: Problem) -> bool:
+    """Return whether there may be rows that have no divergence."""
+    return (
+        problem.kl_rows == "labelled"
+        and problem.index is not None
+        and problem.ignore_index is not None
+    )
+
+
+def _rows(problem: Problem) -> tuple[int, float, Tensor | None]:
+    """Return ROWS, per_row and row_count of `dml_fast.kernels.rows.row_share`."""
+    _, rows, _ = problem.shape
+    if problem.whole is not None:
+        counted = problem.whole[1]
+        if isinstance(counted, Tensor):
+            return 1, 1.0 / rows, counted
+        return 0, 1.0 / counted, None
+    if not _only_labelled(problem):
+        return 0, 1.0 / rows, None
+    if problem.class_weight is None:
+        return 3, 1.0 / rows, None
+    if rows <= _FEW_ROWS:
+        return 2, 1.0 / rows, None
+    return 1, 1.0 / rows, count_labels(problem, weighted=False)
+
+
+def count_labels(problem: Problem, weighted: bool = True) -> Tensor:
     """Return the number of labelled rows or the sum of their class weights, () fp32."""
     assert problem.index is not None
     index, weight = problem.index.contiguous(), problem.class_weight
+    weight = weight if weighted else None
     total = torch.empty((), dtype=torch.float32, device=index.device)
     _run(
         count,
@@ -342,4 +378,7 @@ def counted(problem: Problem) -> Problem:
     labels, _, label_count = _labels(problem)
     if labels != 1 or problem.whole is not None or label_count is None:
         return problem
-    return replace(problem, whole=(label_count, problem.shape[1]))
+    ways, _, row_count = _rows(problem)
+    rows = problem.shape[1] if ways == 0 else label_count if ways == 3 else row_count
+    assert rows is not None
+    return replace(problem, whole=(label_count, rows))

@@ -33,6 +33,7 @@ from dml_fast.kernels.rows import (
     peer_share,
     read_labels,
     read_scalar,
+    row_share,
 )
 
 
@@ -60,6 +61,7 @@ def one_pass(
     row_weight,  # (N,) fp32
     peer_weight,  # (K, L) fp32
     label_count,  # () or unused
+    row_count,  # () or unused
     kl_weight,  # a number or () tensor
     grad_scale,  # a number, () or (K,) tensor
     losses,  # (K,) or (K, N) fp32
@@ -97,6 +99,8 @@ def one_pass(
     SOFT: tl.constexpr,
     SMOOTH: tl.constexpr,
     IGNORE: tl.constexpr,
+    LABELLED: tl.constexpr,  # rows without a label have no divergence
+    ROWS: tl.constexpr,  # how the rows with a divergence are counted, see rows.row_share
     CLASS_WEIGHT: tl.constexpr,
     ROW_WEIGHT: tl.constexpr,
     PEER_WEIGHT: tl.constexpr,
@@ -131,7 +135,7 @@ def one_pass(
         raws = raws + (tl.load(zs[i] + at, mask=inside, other=float("-inf")),)
 
     per_label = given_labels
-    if AT_ONCE and (MEAN or STATS > 0):  # while the logits are on their way
+    if AT_ONCE and STATS < 2 and (MEAN or STATS > 0):  # while the logits are on their way
         per_label = label_share(
             index,
             class_weight,
@@ -292,7 +296,7 @@ def one_pass(
     if ROW_WEIGHT:
         of_row = tl.load(row_weight + row, mask=ok, other=0.0)
 
-    if AT_ONCE == 0 and (MEAN or STATS > 0):  # here it takes fewer registers
+    if (AT_ONCE == 0 or STATS > 1) and (MEAN or STATS > 0):  # here it takes fewer registers
         per_label = label_share(
             index,
             class_weight,
@@ -305,11 +309,14 @@ def one_pass(
             IGNORE,
             CLASS_WEIGHT,
         )
+    per_kl = per_row
+    if ROWS != 0 and (MEAN or STATS > 0):
+        per_kl = row_share(index, row_count, per_row, per_label, ignore_index, N, C, ROWS)
     of_label = of_row
     of_peers = of_row * temperature
     if MEAN:
         of_label = of_row * per_label
-        of_peers = of_row * (temperature * per_row)
+        of_peers = of_row * (temperature * per_kl)
     kl_weight = read_scalar(kl_weight, KL_ON_DEVICE)
     share = tl.full((R, 1), 1.0, tl.float32)
     if not PEER_WEIGHT:
@@ -345,6 +352,8 @@ def one_pass(
                 kl = tl.maximum(kl, 0.0)  # never negative, except by rounding
             kl = kl * (LN2 * temperature * temperature) * share * of_row
             kl = tl.where(usables[k], kl, float("nan"))
+            if LABELLED:
+                kl = tl.where(valid, kl, 0.0)
         ce = tl.zeros((R, 1), tl.float32)
         if not SOFT:
             ce = sparse * (logs_1[k] * LN2 - own_us[k])
@@ -386,6 +395,8 @@ def one_pass(
                 DENSE,
                 not SOFT,
             )
+            if LABELLED:
+                g = tl.where(valid, g, 0.0)  # even where the logits are NaN
             at = far * C + col
             tl.store(gs[k] + at, g.to(gs[k].dtype.element_ty), mask=inside)
 
@@ -395,7 +406,7 @@ def one_pass(
             # Unlike log_p above, or the compiler would keep that for reuse.
             log_ps = log_ps + (log_softmax(us[k], excesses[k], rate, TEMPERED),)
         disagree_here(
-            log_ps, logs, excesses, usables, partials, information, row, ok, K, C, R, BLOCK
+            log_ps, logs, excesses, usables, here, by_quantity, information, row, ok, K, C, R, BLOCK
         )
     if not BY_ROW or STATS > 0:
         finish(
@@ -410,6 +421,7 @@ def one_pass(
             more,
             kl_weight,
             per_label,
+            per_kl,
             per_row,
             K,
             QUANTITIES,

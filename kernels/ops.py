@@ -25,14 +25,21 @@ from dml_fast.loss.problem import Problem
 _PROBLEM = """
     Tensor[] students, Tensor[] teachers, Tensor? index, Tensor? soft, Tensor? class_weight,
     Tensor? row_weight, Tensor? peer_weight, Tensor? kl_tensor, Tensor? scale_tensor,
-    Tensor? labels_tensor, float kl_weight, float grad_scale, float labels, SymInt whole_rows,
-    SymInt? ignore_index, float temperature, float label_smoothing, str peer_reduction,
-    str reduction
+    Tensor? labels_tensor, Tensor? rows_tensor, float kl_weight, float grad_scale, float labels,
+    SymInt whole_rows, SymInt? ignore_index, float temperature, float label_smoothing,
+    str peer_reduction, str kl_rows, str reduction
 """
 # The fields of `Problem` that are arguments under the same name.
 _TENSORS = ("index", "soft", "class_weight", "row_weight", "peer_weight")
-_OPTIONS = ("ignore_index", "temperature", "label_smoothing", "peer_reduction", "reduction")
-_OPTIONAL = len(_TENSORS) + 3  # tensors after students and teachers
+_OPTIONS = (
+    "ignore_index",
+    "temperature",
+    "label_smoothing",
+    "peer_reduction",
+    "kl_rows",
+    "reduction",
+)
+_OPTIONAL = len(_TENSORS) + 4  # tensors after students and teachers
 
 
 def forward(problem: Problem, with_grad: bool, save: bool, stats: str) -> Answer:
@@ -52,10 +59,11 @@ def _arguments(problem: Problem) -> tuple[Any, ...]:
         kl_weight if isinstance(kl_weight, Tensor) else None,
         scale if isinstance(scale, Tensor) else None,
         labels if isinstance(labels, Tensor) else None,
+        rows if isinstance(rows, Tensor) else None,
         0.0 if isinstance(kl_weight, Tensor) else float(kl_weight),
         1.0 if scale is None or isinstance(scale, Tensor) else float(scale),
         0.0 if isinstance(labels, Tensor) else float(labels),
-        rows,
+        0 if isinstance(rows, Tensor) else rows,
         *(getattr(problem, name) for name in _OPTIONS),
     )
 
@@ -63,7 +71,10 @@ def _arguments(problem: Problem) -> tuple[Any, ...]:
 def _problem(students: Sequence[Tensor], teachers: Sequence[Tensor], *rest: Any) -> Problem:
     """Return the problem with these arguments; its batch has one dimension."""
     tensors, rest = rest[: len(_TENSORS)], rest[len(_TENSORS) :]
-    kl_tensor, scale_tensor, labels_tensor, kl_weight, grad_scale, labels, rows, *options = rest
+    kl_tensor, scale_tensor, labels_tensor, rows_tensor, *numbers = rest
+    kl_weight, grad_scale, labels, rows, *options = numbers
+    whole_labels = labels if labels_tensor is None else labels_tensor
+    whole_rows = rows if rows_tensor is None else rows_tensor
     return Problem(
         students=tuple(students),
         teachers=tuple(teachers),
@@ -71,7 +82,7 @@ def _problem(students: Sequence[Tensor], teachers: Sequence[Tensor], *rest: Any)
         batch_shape=students[0].shape[:1],
         kl_weight=kl_weight if kl_tensor is None else kl_tensor,
         grad_scale=grad_scale if scale_tensor is None else scale_tensor,
-        whole=(labels if labels_tensor is None else labels_tensor, rows) if rows else None,
+        whole=None if rows_tensor is None and not rows else (whole_labels, whole_rows),
         **dict(zip(_TENSORS, tensors, strict=True)),
         **dict(zip(_OPTIONS, options, strict=True)),
     )

@@ -60,6 +60,25 @@ def label_share(
 
 
 @triton.jit
+def row_share(
+    index,
+    row_count,  # () the number of rows with a divergence
+    given,  # its reciprocal, if the host knows it
+    per_label,
+    ignore_index,
+    N,
+    C: tl.constexpr,
+    ROWS: tl.constexpr,  # 0: given, 1: read row_count, 2: count labels here, 3: as per_label
+):
+    """Return 1 / (the number of rows that have a divergence), or 0 if none has."""
+    if ROWS == 3:
+        share = per_label
+    else:
+        share = label_share(index, index, row_count, given, ignore_index, N, C, ROWS, True, False)
+    return share
+
+
+@triton.jit
 def read_labels(
     index,
     class_weight,

@@ -36,6 +36,7 @@ from dml_fast.kernels.rows import (
     peer_share,
     read_labels,
     read_scalar,
+    row_share,
 )
 
 LOWEST = tl.constexpr(
@@ -67,6 +68,7 @@ def two_sweep(
     row_weight,  # (N,) fp32
     peer_weight,  # (K, L) fp32
     label_count,  # () or unused
+    row_count,  # () or unused
     kl_weight,  # a number or () tensor
     grad_scale,  # a number, () or (K,) tensor
     losses,  # (K,) or (K, N) fp32
@@ -104,6 +106,8 @@ def two_sweep(
     SOFT: tl.constexpr,
     SMOOTH: tl.constexpr,
     IGNORE: tl.constexpr,
+    LABELLED: tl.constexpr,  # rows without a label have no divergence
+    ROWS: tl.constexpr,  # how the rows with a divergence are counted, see rows.row_share
     CLASS_WEIGHT: tl.constexpr,
     ROW_WEIGHT: tl.constexpr,
     PEER_WEIGHT: tl.constexpr,
@@ -378,11 +382,14 @@ def two_sweep(
             IGNORE,
             CLASS_WEIGHT,
         )
+    per_kl = per_row
+    if ROWS != 0 and (MEAN or STATS > 0):
+        per_kl = row_share(index, row_count, per_row, per_label, ignore_index, N, C, ROWS)
     of_label = of_row
     of_peers = of_row * temperature
     if MEAN:
         of_label = of_row * per_label
-        of_peers = of_row * (temperature * per_row)
+        of_peers = of_row * (temperature * per_kl)
     kl_weight = read_scalar(kl_weight, KL_ON_DEVICE)
     share = 1.0
     if not PEER_WEIGHT:
@@ -408,6 +415,8 @@ def two_sweep(
                 kl = tl.maximum(kl, 0.0)  # never negative, except by rounding
             kl = kl * (LN2 * temperature * temperature) * share * of_row
             kl = tl.where(usables[k], kl, float("nan"))
+            if LABELLED:
+                kl = tl.where(valid, kl, 0.0)
         ce = 0.0
         if not SOFT:
             own_logit = tl.load(zs[k] + far * Z_ROW + y * Z_COL).to(tl.float32)
@@ -511,6 +520,8 @@ def two_sweep(
                     DENSE,
                     not SOFT,
                 )
+                if LABELLED:
+                    g = tl.where(valid, g, 0.0)  # even where the logits are NaN
                 tl.store(
                     gs[k] + far * C + col,
                     g.to(gs[k].dtype.element_ty),
@@ -525,7 +536,8 @@ def two_sweep(
             row_tops,
             logs,
             rate,
-            partials,
+            here,
+            by_quantity,
             information,
             far,
             K,
@@ -548,6 +560,7 @@ def two_sweep(
             more,
             kl_weight,
             per_label,
+            per_kl,
             per_row,
             K,
             QUANTITIES,

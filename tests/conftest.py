@@ -106,6 +106,13 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
         yield request.param
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _curves_are_left_out() -> None:
+    import blank_curves
+
+    blank_curves.leave_out()
+
+
 @pytest.fixture
 def logging_as_before() -> Iterator[None]:
     """A run takes the package's logger over; later tests listen to it."""

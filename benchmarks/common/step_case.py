@@ -34,6 +34,7 @@ Step = Callable[[], Tensor]  # one update of all students; their losses (K,) bef
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 INDEPENDENT = " independent"
 ONE_THREAD = " one thread"
+TOGETHER = COMPILE + " cohort"  # all students as one function
 HOUR = "hour"  # what a good engineer writes in an hour: benchmarks/peers/hour.py
 COUNTS = {"one": 1, "two": 2, "eight": 8}  # students
 CLASSES, SIZE = 100, 32
@@ -47,11 +48,13 @@ def names(device: torch.device) -> list[str]:
     if device.type == "cpu":
         mine = [f"{how} {kind}" for how in ("sequential", "threads") for kind in DTYPES]
         more = ["sequential bf16" + ONE_THREAD, "sequential bf16" + COMPILE]
+        more.append("sequential bf16" + TOGETHER)
         rivals = ["sequential bf16" + INDEPENDENT, "threads bf16" + INDEPENDENT]
         return [*others, *mine, *more, *rivals]
     others += ["hour graph bf16", "hour graph bf16" + COMPILE, "one student bf16"]
     mine = [f"{how} bf16" for how in ("sequential", "streams", "graph")]
-    more = ["graph fp32", "graph bf16" + COMPILE, "graph bf16" + INDEPENDENT]
+    more = ["graph fp32", "graph bf16" + COMPILE, "graph bf16" + TOGETHER]
+    more.append("graph bf16" + INDEPENDENT)
     counts = ["one student", "two students", "eight students"]
     return [*others, *mine, *more, *(f"{count} graph bf16" for count in counts)]
 
@@ -119,7 +122,7 @@ class StepCase:
         if words[0] in COUNTS:
             words = words[2:]
         who = "naive" if words[0] in DTYPES else words[0]
-        dtype, compiled = DTYPES[precision(name)], name.endswith(COMPILE)
+        dtype, compiled = DTYPES[precision(name)], COMPILE in name
         models = self.models(self.count(name))
         if who == "naive":
             return naive_step(self, models, dtype, compiled)
@@ -127,7 +130,8 @@ class StepCase:
             return self._hour(models, dtype, compiled, is_replay(name))
         if who == "pytorch-dml":
             return pytorch_dml(self, models)
-        return ours(self, models, who, dtype, INDEPENDENT in name, ONE_THREAD in name, compiled)
+        compiled_as = "cohort" if name.endswith(TOGETHER) else "student" * compiled
+        return ours(self, models, who, dtype, INDEPENDENT in name, ONE_THREAD in name, compiled_as)
 
     def _hour(
         self, models: list[nn.Module], dtype: torch.dtype | None, compiled: bool, graph: bool
@@ -219,9 +223,9 @@ def ours(
     dtype: torch.dtype | None,
     independent: bool,
     one_thread: bool,
-    compiled: bool,
+    compiled_as: str,
 ) -> Step:
-    """The engine, in the memory order that it has by default."""
+    """The engine, in the memory order that it has by default; compiled as student, cohort or ""."""
     students = []
     for model in models:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -229,11 +233,14 @@ def ours(
             [*model.parameters()], algorithm="sgd", lr=SGD["lr"], weight_decay=SGD["weight_decay"]
         )
         student = Student(model, optimizer, Precision(case.device, dtype))
-        if compiled:
+        if compiled_as == "student":
             student.compile()
         students.append(student)
+    cohort = Cohort(students)
+    if compiled_as == "cohort":
+        cohort.compile()
     engine = Engine(
-        Cohort(students),
+        cohort,
         method="independent" if independent else "dml",
         executor=make_executor(executor, len(students), case.device),
     )

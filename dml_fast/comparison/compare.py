@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from dml_fast.comparison.measures import Ids, Measured, measured
+from dml_fast.comparison.measures import Ids, Measured, churn, measured
 from dml_fast.comparison.methods import Contestant
 from dml_fast.comparison.runs import entries, train_all
 from dml_fast.comparison.tables import Result, cost_times, to_json, to_markdown
@@ -55,7 +55,8 @@ def compare(found: tuple[Contestant, ...], seeds: Sequence[int], folder: Path, j
             figures[entry.method].append(mine)
             if said is not None:
                 answers[entry.method].append(said)
-        result = Result(found, tuple(seeds), figures, answers)
+        changed = {name: churn(said) for name, said in answers.items()}
+        result = Result(found, tuple(seeds), figures, changed)
         text = to_markdown(result)
         files = {"compare.md": text, "compare.json": json.dumps(to_json(result), indent=2) + "\n"}
         for name, content in files.items():

@@ -11,10 +11,8 @@ from dml_fast.comparison.measures import (
     ACCURACY,
     CALIBRATION,
     RETRIEVAL,
-    Ids,
     Measure,
     Measured,
-    churn,
 )
 from dml_fast.comparison.methods import Contestant
 from dml_fast.comparison.statistics import Paired, paired
@@ -30,13 +28,14 @@ class Result:
         contestants: M of them.
         seeds: S of them.
         figures: of each method, one for each seed.
-        answers: of each method, (K + 1, N) classes for each seed; none for identities.
+        churn: of each method, of its students and of its ensemble, in 0..1; None where it was not
+            measured.
     """
 
     contestants: tuple[Contestant, ...]
     seeds: tuple[int, ...]
     figures: Mapping[str, Sequence[Measured]]
-    answers: Mapping[str, Sequence[Ids]]
+    churn: Mapping[str, tuple[float, float] | None]
 
     @property
     def measures(self) -> tuple[Measure, ...]:
@@ -69,7 +68,7 @@ def to_json(result: Result) -> dict[str, Any]:
     """Return everything that was measured; shares are in 0..1, differences to the baseline."""
     methods = {}
     for one in result.contestants:
-        changed = churn(result.answers[one.name])
+        changed = result.churn[one.name]
         methods[one.name] = {
             "options": one.config.to_dict(),
             "by_seed": dict(zip(map(str, result.seeds), result.figures[one.name], strict=True)),
@@ -136,7 +135,7 @@ def _values(result: Result, measures: Sequence[Measure], with_churn: bool = Fals
         row = [plain(name)]
         row += [_shown(fmean(result.values(name, m)), m) for m in measures]
         if with_churn:
-            changed = churn(result.answers[name])
+            changed = result.churn[name]
             row += ["", ""] if changed is None else [f"{100 * share:.2f}" for share in changed]
         rows.append(row)
     if with_churn:

@@ -6,8 +6,9 @@ Nothing here imports torch, so that ``--help`` and messages about arguments appe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from dml_fast.cli import Alone
 from dml_fast.config.types import (
     BelowOneEach,
     Count,
@@ -223,8 +224,8 @@ class Devices:
     """Keep images and convolutions in channels-last memory order."""
     executor: Literal["auto", "sequential", "threads", "streams", "graph"] = "auto"
     """How the students are run. sequential: one after the other. threads: side by side on a CPU. streams, graph: side by side on a GPU, launched by the host or as one CUDA graph per step. auto: the fastest in a short trial, recorded in config.json."""
-    compile: bool = False
-    """Compile each student with torch.compile, which takes about a minute at the start; students of one architecture share the result."""
+    compile: Annotated[Literal["off", "student", "cohort"], Alone("student")] = "off"
+    """Compile with torch.compile, which takes about a minute at the start. student (or --compile alone): each; those of one architecture share the result. cohort: all as one function."""
     mesh: str = ""
     """COHORTxDATA processes under torchrun: COHORT rows divide the students, DATA columns divide each batch (default: as many rows as divide the students equally)."""
     shares: str = ""

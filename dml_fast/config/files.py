@@ -51,6 +51,8 @@ def from_mapping(values: Any, where: str) -> TrainConfig:
         name = key.replace("-", "_")
         if name == "tensorboard" and isinstance(value, bool):  # of before --log
             name, value = "log", name * value
+        if name == "compile" and isinstance(value, bool):  # as --compile alone
+            value = "student" if value else "off"
         if name not in names:
             near = difflib.get_close_matches(name[:99], names, n=2)
             hint = f"did you mean {' or '.join(near)}?" if near else "see --help for the names"

@@ -69,6 +69,8 @@ def check_field(name: str, value: Any, hint: Any) -> None:
     Raises:
         UserError: it names the option, its value and what may be given.
     """
+    if get_origin(hint) is Annotated and get_origin(choices := get_args(hint)[0]) is Literal:
+        hint = choices
     origin = get_origin(hint)
     if origin is Literal:
         check_choice(name, value, get_args(hint))

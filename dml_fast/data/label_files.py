@@ -16,10 +16,11 @@ from typing import NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from dml_fast.data.columns import two_columns
 from dml_fast.errors import UserError, escaped
 from dml_fast.foreign import content, shown, utf8
 
-_HEADER = ["name", "class"]
+_HEADER = ("name", "class")
 _FORM = "write a name, a tab and a class in each line"
 
 
@@ -60,17 +61,10 @@ class LabelFile:
                 f"--labels {self.path}: two classes of the data are called {_quoted(twice)}: give "
                 "each its own name"
             )
-        first = True
-        for number, line in enumerate(utf8(read_labels(path), self._refuse).split("\n"), 1):
-            line = line.removesuffix("\r")
-            columns = [escaped(column) for column in line.split("\t")]
-            if not line.strip() or line.startswith("#"):
-                if line.startswith("#") and len(columns) == 2:
-                    self._comments.setdefault(columns[0], number)
-                continue
-            if not (first and columns == _HEADER):
-                self._add(number, columns, known)
-            first = False
+        text = utf8(read_labels(path), self._refuse)
+        lines = two_columns(text, _HEADER, _FORM, self._refuse, self._comments)
+        for number, name, called in lines:
+            self._add(number, name, called, known)
         if not self._labels:
             raise UserError(f"--labels {self.path} names no row: {_FORM}")
 
@@ -127,11 +121,7 @@ class LabelFile:
                     f"as {_quoted(escaped(example))}",
                 )
 
-    def _add(self, number: int, columns: list[str], known: dict[str, int]) -> None:
-        if len(columns) != 2:
-            found = "one column" if len(columns) == 1 else f"{len(columns)} columns"
-            self._refuse(number, f"has {found} and not two: {_FORM}")
-        name, called = columns
+    def _add(self, number: int, name: str, called: str, known: dict[str, int]) -> None:
         if not name:
             self._refuse(number, f"has no name: {_FORM}")
         if (label := known.get(called)) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -17,6 +18,7 @@ from dml_fast.data.decode import (
     first_size,
 )
 from dml_fast.data.files import ImageFiles, manifest_of
+from dml_fast.data.sets import ImageSet, RawData
 from dml_fast.data.storage import Storage
 from dml_fast.errors import UserError
 from dml_fast.machine import available_bytes, local_ranks
@@ -154,3 +156,20 @@ def require_dali() -> None:
             "--loader dali needs NVIDIA DALI (Linux on x86-64): pip install 'dml_fast[dali]', or "
             "give --loader fallback"
         )
+
+
+def image_data(
+    root: Path, classes: tuple[str, ...], sets: Mapping[str, ImageSet], loaded: Loaded
+) -> RawData:
+    """Return the parts of a folder of images; ``sets`` has train, and perhaps val and test."""
+    return RawData(
+        name=root.resolve().name,
+        classes=classes,
+        train=sets["train"],
+        val=sets.get("val"),
+        test=sets.get("test"),
+        pad=min(sets["train"].images.shape[2:]) // 8,
+        flip=True,
+        corrupt=loaded.corrupt,
+        choice=loaded.choice,
+    )

@@ -12,10 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+from dml_fast.data.columns import two_columns
 from dml_fast.errors import UserError, brief, escaped
 from dml_fast.foreign import content, shown, utf8
 
-_HEADER = ["class", "weight"]
+_HEADER = ("class", "weight")
+_FORM = "write a class, a tab and its weight"
 _NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?"
 
 
@@ -43,25 +45,15 @@ def weights_in(path: str | Path, classes: Sequence[str]) -> list[float]:
     text = utf8(read_weights(path), refuse)
     known = set(map(escaped, classes))
     found: dict[str, float] = {}
-    first = True
-    for number, line in enumerate(text.split("\n"), 1):
-        columns = [escaped(column) for column in line.removesuffix("\r").split("\t")]
-        if not line.strip() or line.startswith("#"):
-            continue
-        if not (first and columns == _HEADER):
-            if len(columns) != 2:
-                count = "one column" if len(columns) == 1 else f"{len(columns)} columns"
-                refuse(number, f"has {count} and not two: write a class, a tab and its weight")
-            name, weight = columns
-            if name not in known:
-                some = ", ".join(sorted(known)[:3])
-                refuse(number, f"has the class {brief(name)}, which is none of the data's ({some})")
-            if name in found:
-                refuse(number, f"names {brief(name)} a second time: remove one of the lines")
-            if not re.fullmatch(_NUMBER, weight) or float(weight) < 0:
-                refuse(number, f"has the weight {brief(weight)}: give a number of 0 or more")
-            found[name] = float(weight)
-        first = False
+    for number, name, weight in two_columns(text, _HEADER, _FORM, refuse):
+        if name not in known:
+            some = ", ".join(sorted(known)[:3])
+            refuse(number, f"has the class {brief(name)}, which is none of the data's ({some})")
+        if name in found:
+            refuse(number, f"names {brief(name)} a second time: remove one of the lines")
+        if not re.fullmatch(_NUMBER, weight) or float(weight) < 0:
+            refuse(number, f"has the weight {brief(weight)}: give a number of 0 or more")
+        found[name] = float(weight)
     if missing := [name for name in map(escaped, classes) if name not in found]:
         raise UserError(
             f"--class-weights {shown(path)} has no weight for {len(missing)} of {len(classes)} "

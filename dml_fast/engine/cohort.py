@@ -14,6 +14,7 @@ from dml_fast.distributed.exchange import Exchange
 from dml_fast.distributed.world import World, agreed
 from dml_fast.engine.making import Optimizers, students_of
 from dml_fast.engine.student import Student
+from dml_fast.engine.together import Together
 from dml_fast.errors import UserError, brief
 
 
@@ -49,6 +50,17 @@ class Cohort:
             if len({id(getattr(student, part)) for student in self.students}) < len(self.students):
                 raise UserError(f"two students of a cohort have one {part}: give each its own")
         self.world = world or World.alone(len(self.students))
+        self.together: Together | None = None
+
+    def compile(self) -> None:
+        """Compile the training passes of all students as one function.
+
+        `Student.compile` compiles a student's alone.
+
+        Raises:
+            UserError: a student is shared by several processes.
+        """
+        self.together = Together(self.students)
 
     def __len__(self) -> int:
         return len(self.students)

@@ -32,6 +32,7 @@ from dml_fast.engine.roles import learners_of, views_of
 from dml_fast.engine.small_loss import check_small_loss
 from dml_fast.engine.student import Student
 from dml_fast.engine.teacher import Teacher, check_teachers
+from dml_fast.engine.together import backward
 from dml_fast.errors import UserError, brief, check_choice, check_number, check_whole, first_line
 from dml_fast.loss.checks import check_options
 
@@ -137,6 +138,11 @@ class Engine:
             raise UserError(
                 "update is alternating, for which one process must hold all students, and they "
                 "are shared out: choose simultaneous"
+            )
+        if update == "alternating" and cohort.together is not None:
+            raise UserError(
+                "update is alternating and the students are compiled together, of whom each then "
+                "waits for the one before it: compile each student, or choose simultaneous"
             )
         if update == "alternating" and executor is not None and executor.name != Sequential.name:
             logger.info("updates are alternating: the executor %s is not used", executor)
@@ -269,10 +275,15 @@ class Engine:
         students = [self.cohort.student(k) for k in here]
         taught = self._taught(lesson)
         count = len(students)
+        together, made = self.cohort.together, None
+        if together and students:
+            inputs = [lesson.inputs[k] for k in here]
+            made = together(students, inputs, self.feature_loss is not None)
 
         def work(k: int) -> _Passed:
             if k < count:
-                return self._forward(students[k], lesson, lesson.inputs[here[k]])
+                ready = None if made is None else made[k]
+                return self._forward(students[k], lesson, lesson.inputs[here[k]], ready)
             return _Passed(self.teachers[k - count](lesson.inputs))
 
         teachers = self.teachers if here else ()
@@ -289,9 +300,21 @@ class Engine:
         if heard:
             taught = Taught.by_averages([heard[k] for k in logits], self.term.peer_reduction)
         mutual = self.term(logits, lesson, taught, here, self.cohort)
+        if made is not None:
+            parts = lesson.parts
+            ends = [
+                end
+                for student, (logits, extra, _), grad in zip(
+                    students, passes, mutual.grads, strict=True
+                )
+                for end in student.ends(logits, grad, extra, self.feature_weight / parts)
+            ]
+            backward(students, ends, Fraction(1, parts))
         updates = executor.fork(
             students,
-            lambda k: self._update(students[k], passes[k], mutual.grads[k], lesson),
+            lambda k: self._update(
+                students[k], passes[k], None if made is not None else mutual.grads[k], lesson
+            ),
         )
         return self._result(mutual, updates)
 
@@ -313,8 +336,8 @@ class Engine:
             logits[k] = student.predict(lesson.inputs[k], training=True)
         return StepResult.joined(turns)
 
-    def _forward(self, student: Student, lesson: Lesson, inputs: Any) -> _Passed:
-        """Run the passes of a student.
+    def _forward(self, student: Student, lesson: Lesson, inputs: Any, ready: Any = None) -> _Passed:
+        """Run the passes of a student; ``ready`` is what the first gave, if it has been run.
 
         One thread makes them: autograd numbers the nodes of each thread apart, and adds gradients
         up in an order that depends on these numbers.
@@ -322,9 +345,9 @@ class Engine:
         extra = heard = None
         with student.deferring(not lesson.last):
             if self.feature_loss is None:
-                logits = student.forward(inputs)
+                logits = student.forward(inputs) if ready is None else student.logits_of(ready)
             else:
-                features, logits = student.features_and_logits(inputs)
+                features, logits = ready or student.features_and_logits(inputs)
         if self.feature_loss is not None:
             extra = checked_value(self.feature_loss(features, lesson.target), self.feature_loss)
         if self.teach_with == "ema" and lesson.teacher is None:
@@ -332,14 +355,18 @@ class Engine:
         return _Passed(logits, extra, heard)
 
     def _update(
-        self, student: Student, passed: _Passed, grad: Tensor, lesson: Lesson
+        self, student: Student, passed: _Passed, grad: Tensor | None, lesson: Lesson
     ) -> tuple[Tensor, Tensor]:
-        """Update a student; return its loss on features, and whether the step was skipped."""
+        """Update a student; return its loss on features, and whether the step was skipped.
+
+        ``grad`` is None where the backward pass has been run.
+        """
         logits, extra, _ = passed
         parts = lesson.parts
-        with student.deferring(not lesson.last):
-            share = Fraction(1, parts)
-            student.backward(logits, grad, extra, self.feature_weight / parts, share)
+        if grad is not None:
+            with student.deferring(not lesson.last):
+                weight, share = self.feature_weight / parts, Fraction(1, parts)
+                student.backward(logits, grad, extra, weight, share)
         none = logits.new_zeros((), dtype=torch.float32)
         goes_on = lesson.accumulate or not lesson.last
         skipped = none.bool() if goes_on else student.update(self.clip_norm)

@@ -95,20 +95,34 @@ class Student:
         Raises:
             UserError: the model returned something else.
         """
-        return logits_of(self._run(self._logits, inputs), self.arch)
+        self.keep_statistics()
+        return self.logits_of(self.run(inputs, features=False))
+
+    def logits_of(self, found: Any) -> Tensor:
+        """Return the logits of what a pass gave.
+
+        Raises:
+            UserError: it gave something else.
+        """
+        return logits_of(found, self.arch)
 
     def features_and_logits(self, inputs: Any) -> tuple[Tensor, Tensor]:
         """Return an `EmbeddingNet`'s features (N, D) and logits (N, C) of one pass, with graph."""
-        assert self._both is not None
-        found: tuple[Tensor, Tensor] = self._run(self._both, inputs)
+        self.keep_statistics()
+        found: tuple[Tensor, Tensor] = self.run(inputs, features=True)
         return found
 
-    def _run(self, work: Pass, inputs: Any) -> Any:
-        """Keep the statistics of before, for an update that may be skipped, and run a pass."""
+    def keep_statistics(self) -> None:
+        """Keep the running statistics of before, for an update that may be skipped."""
         if self.norms and not self._shares_storage():
             self._statistics = share_storage(self.norms)
         if not self.pending:
             self._before = [tensor.clone() for tensor in self._statistics]
+
+    def run(self, inputs: Any, features: bool) -> Any:
+        """Return what a pass gives, features and logits or what the model returns, and no more."""
+        work = self._both if features else self._logits
+        assert work is not None
         with self.precision.autocast():
             return self._call(work, inputs)
 
@@ -151,11 +165,18 @@ class Student:
             extra_weight: its weight.
             share: of the batch that this pass is of.
         """
-        ends, grads = [logits], [grad]
-        if extra is not None and extra.requires_grad:
-            ends, grads = [logits, extra], [grad, extra_weight * self.grad_scale]
-        torch.autograd.backward(ends, grads)
+        ends = self.ends(logits, grad, extra, extra_weight)
+        torch.autograd.backward([end for end, _ in ends], [g for _, g in ends])
         self.pending += share
+
+    def ends(
+        self, logits: Tensor, grad: Tensor, extra: Tensor | None, extra_weight: float
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return where the backward pass begins, with the gradients there; as of `backward`."""
+        found = [(logits, grad)]
+        if extra is not None and extra.requires_grad:
+            found.append((extra, extra_weight * self.grad_scale))
+        return found
 
     def update(self, clip_norm: float | None = None) -> Tensor:
         """Step the optimizer by the mean of the gradients since the last update, if it is finite.

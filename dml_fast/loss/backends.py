@@ -46,6 +46,20 @@ def find(name: str, problem: Problem) -> Backend:
     return _load(name, problem)
 
 
+def by_class(solver: Backend) -> Any:
+    """Return the functions for chunks of classes that go with a backend.
+
+    They are those of `dml_fast.loss.linear_classes`.
+    """
+    if getattr(solver, "__name__", None) == "dml_fast.kernels.autograd":
+        from dml_fast.kernels import classes
+
+        return classes
+    from dml_fast.loss import linear_classes
+
+    return linear_classes
+
+
 def _load(name: str, problem: Problem) -> Backend:
     # torch.compile can trace import statements, but neither import_module nor a cache.
     if name == "triton":

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from dml_fast.errors import UserError, check_number, check_whole
-from dml_fast.loss import backends
+from dml_fast.loss import backends, linear_chunks, linear_lean, linear_memory
 from dml_fast.loss.checks import Array, prepare
-from dml_fast.loss.linear_chunks import Plan, Wanted, default_rows, differentiable, sweep
+from dml_fast.loss.linear_chunks import Plan, Wanted, default_rows, sweep
 from dml_fast.loss.linear_heads import Biases, Tensors, read
 from dml_fast.loss.mutual import LossOptions
 from dml_fast.loss.problem import Losses, MutualStats
@@ -52,6 +52,7 @@ def linear_mutual_loss(
     beta: float = 0.5,
     kl_rows: str = "all",
     softcap: float | None = None,
+    memory: str = "auto",
 ) -> Losses | tuple[Losses, MutualStats]:
     """Return `mutual_loss` of the logits ``F.linear(hidden[k], weight[k], bias[k])``.
 
@@ -92,6 +93,12 @@ def linear_mutual_loss(
         divergence: see there.
         beta: see there.
         kl_rows: see there.
+        memory: "fast" sums the gradients of the weights in fp32. "lean" computes the logits again
+            in the backward pass, for some classes of all rows at a time; each class's gradient is
+            then complete in one product and is stored in the weight's dtype: 4 products in place
+            of 3, and no fp32 sums. It has the forward divergence only. "auto" is "fast", unless
+            it is on a GPU and students learn one weight together, or too little memory is left for
+            "fast", which is logged.
         softcap: all logits z become softcap tanh(z / softcap) (Gemma 2, arXiv 2408.00118), above
             0; None: they stay as they are.
 
@@ -115,6 +122,7 @@ def linear_mutual_loss(
         "cheap" if return_stats else "none",
         separate,
         softcap,
+        memory,
         kl_weight=kl_weight,
         temperature=temperature,
         label_smoothing=label_smoothing,
@@ -141,10 +149,12 @@ def _compute(
     stats: str,
     separate: bool,
     softcap: float | None,
+    memory: str,
     **options: Any,
 ) -> tuple[Losses, MutualStats | None]:
     _check_rows(chunk_rows)
     _check_softcap(softcap)
+    linear_memory.check(memory)
     if separate and options["reduction"] == "none":
         fail(
             "separate is True and reduction 'none'",
@@ -162,13 +172,16 @@ def _compute(
         solver,
         chunk_rows or default_rows(heads, problem, solver),
         softcap,
+        chunk_rows,
     )
     with_grad = torch.is_grad_enabled()
     wanted = [
         Wanted(*(t is not None and t.requires_grad and with_grad for t in head)) for head in heads
     ]
     if any(map(any, wanted)):
-        losses, measured = differentiable(plan, heads, wanted, stats, separate)
+        lean = linear_memory.choose(memory, plan, heads, wanted)
+        way = linear_lean if lean else linear_chunks
+        losses, measured = way.differentiable(plan, heads, wanted, stats, separate)
     else:
         losses, _, measured = sweep(plan, heads, wanted, stats)
         losses = losses.unbind() if separate else losses
@@ -199,14 +212,17 @@ class FusedLinearMutualLoss(LossOptions):
         *args: Any,
         chunk_rows: int | None = None,
         softcap: float | None = None,
+        memory: str = "auto",
         **options: Any,
     ) -> None:
-        """Check and keep the options: those of `FusedMutualLoss`, ``chunk_rows``, ``softcap``."""
+        """Check and keep the options: those of `FusedMutualLoss`, and those of the function."""
         super().__init__(*args, **options)
         _check_rows(chunk_rows)
         _check_softcap(softcap)
+        linear_memory.check(memory)
         self.chunk_rows = chunk_rows
         self.softcap = softcap
+        self.memory = memory
 
     def forward(
         self,
@@ -240,6 +256,7 @@ class FusedLinearMutualLoss(LossOptions):
             teacher_bias=teacher_bias,
             chunk_rows=self.chunk_rows,
             softcap=self.softcap,
+            memory=self.memory,
             return_stats=return_stats,
             separate=separate,
         )
@@ -247,4 +264,6 @@ class FusedLinearMutualLoss(LossOptions):
     def extra_repr(self) -> str:
         """Return the options for ``print``, without the class weights."""
         capped = "" if self.softcap is None else f", softcap={self.softcap}"
-        return f"{super().extra_repr()}, chunk_rows={self.chunk_rows}{capped}"
+        return (
+            f"{super().extra_repr()}, chunk_rows={self.chunk_rows}{capped}, memory={self.memory!r}"
+        )

@@ -62,6 +62,7 @@ class Plan:
         solver: the backend.
         chunk_rows: rows per chunk.
         softcap: logits z become softcap tanh(z / softcap); None: they stay as they are.
+        asked_rows: the rows per chunk that the user has given, if any.
     """
 
     problem: Problem
@@ -69,6 +70,7 @@ class Plan:
     solver: Backend
     chunk_rows: int
     softcap: float | None = None
+    asked_rows: int | None = None
 
     def logits(self, head: Head) -> Tensor:
         """Return the logits (n, C) of a head's rows."""
@@ -77,6 +79,20 @@ class Plan:
             return found
         exact = found if found.dtype == torch.float64 else found.float()
         return (exact / self.softcap).tanh_().mul_(self.softcap).to(found.dtype)
+
+    def slope(self, capped: Tensor) -> Tensor | None:
+        """Return the derivative of capped logits by the logits before; None without a cap."""
+        if self.softcap is None:
+            return None
+        exact = capped if capped.dtype == torch.float64 else capped.float()
+        return 1 - (exact / self.softcap).square_()
+
+    @staticmethod
+    def uncap(grads: Sequence[Tensor], slopes: Sequence[Tensor | None]) -> None:
+        """Turn gradients of capped logits into those of the logits before, in place."""
+        for g, slope in zip(grads, slopes, strict=True):
+            if slope is not None:
+                g.mul_(slope)
 
     def constants(self) -> list[Tensor]:
         """Return the tensors that the losses depend on without having a gradient for them."""
@@ -96,12 +112,18 @@ def default_rows(heads: Sequence[Head], problem: Problem, solver: Backend) -> in
     gradients from 930 rows on (700 TFLOP/s, 3 TB/s). Small heads get chunks of `LEAST_BYTES`.
     """
     exact = problem.dtype.itemsize
-    scratch = exact * solver.SCRATCH
-    everyone = problem.students + problem.teachers
-    tensors, part = (1, 2) if solver.IN_PLACE else (2, 4)
-    row = problem.shape[-1] * sum(tensors * z.dtype.itemsize + scratch for z in everyone)
+    part = 2 if solver.IN_PLACE else 4
+    row = problem.shape[-1] * logit_bytes(problem, solver)
     rows = max(exact * sum(h.weight.numel() for h in heads) // part, LEAST_BYTES) // row
     return max(1, rows - rows % 16 if rows > 16 else rows)
+
+
+def logit_bytes(problem: Problem, solver: Backend) -> int:
+    """Return the bytes that a chunk holds for a class of a row: logits, gradients and scratch."""
+    scratch = problem.dtype.itemsize * solver.SCRATCH
+    tensors = 1 if solver.IN_PLACE else 2
+    everyone = problem.students + problem.teachers
+    return sum(tensors * z.dtype.itemsize + scratch for z in everyone)
 
 
 def differentiable(
@@ -139,19 +161,19 @@ def sweep(
     per_row, with_grad = problem.reduction == "none", any(map(any, wanted))
     scale = LIFT * (2.0 ** rows.bit_length() if problem.reduction == "mean" else 1.0)
     losses, measured = [], []
-    with torch.no_grad(), _without_autocast(problem.device):
+    with torch.no_grad(), without_autocast(problem.device):
         whole = (problem.count_labels(), problem.count_rows())
         totals = [_empty(h, w, problem.dtype) for h, w in zip(heads, wanted, strict=True)]
         cast = [h.to(z.dtype) for h, z in zip(heads, problem.students, strict=True)]
         for start in range(0, max(rows, 1), plan.chunk_rows):
             span = slice(start, min(start + plan.chunk_rows, rows))
             chunk = [h._replace(hidden=h.hidden[span]) for h in cast]
-            part = _part(plan, span, chunk)
+            part = part_of(plan, span, chunk)
             part.whole, part.grad_scale = whole, scale
             part.in_place = plan.softcap is None
             some_losses, grads, some_stats = plan.solver.solve(part, with_grad, stats)
-            if grads is not None and plan.softcap is not None:
-                _uncap(grads, part.students, plan.softcap)
+            if grads is not None:
+                plan.uncap(grads, [plan.slope(z) for z in part.students])
             del part  # frees the logits before the products are computed
             losses.append(some_losses)
             measured.append(some_stats)
@@ -161,10 +183,10 @@ def sweep(
                 _add_products(totals, grads, chunk, span, scale)
             del grads  # frees them before the next logits are computed
         total = torch.cat(losses, 1) if per_row else torch.stack(losses).sum(0)
-        return total, totals, _merge(measured)
+        return total, totals, merge(measured)
 
 
-def _part(plan: Plan, span: slice, chunk: Sequence[Head]) -> Problem:
+def part_of(plan: Plan, span: slice, chunk: Sequence[Head]) -> Problem:
     """Return some rows of the problem, with their logits."""
     whole = plan.problem
     teachers = [h._replace(hidden=h.hidden[span]) for h in plan.teachers]
@@ -184,13 +206,6 @@ def _empty(head: Head, wanted: Wanted, dtype: torch.dtype) -> Grads:
         return None if tensor is None or not asked else torch.empty_like(tensor, dtype=dtype)
 
     return Grads(*map(empty, head, wanted))
-
-
-def _uncap(grads: Sequence[Tensor], capped: Sequence[Tensor], softcap: float) -> None:
-    """Turn gradients of capped logits into those of the logits before, in place."""
-    for g, z in zip(grads, capped, strict=True):
-        exact = z if z.dtype == torch.float64 else z.float()
-        g.mul_(1 - (exact / softcap).square_())
 
 
 def _times(grads: Sequence[Tensor], outer: Tensor) -> tuple[Tensor, ...]:
@@ -218,7 +233,7 @@ def _add_products(
             total.bias.copy_(of_chunk) if first else total.bias.add_(of_chunk)
 
 
-def _merge(parts: Sequence[MutualStats | None]) -> MutualStats | None:
+def merge(parts: Sequence[MutualStats | None]) -> MutualStats | None:
     """Return the statistics of all chunks, each of which has the whole batch's denominators."""
     some = [part for part in parts if part is not None]
     if not some:
@@ -227,7 +242,8 @@ def _merge(parts: Sequence[MutualStats | None]) -> MutualStats | None:
     return MutualStats(ce.sum(0), kl.sum(0), correct.sum(0), finite.all(0))
 
 
-def _without_autocast(device: torch.device) -> AbstractContextManager[None]:
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Return a context in which the dtypes are those that are written down."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

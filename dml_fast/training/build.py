@@ -214,7 +214,7 @@ def _measure_shares(
             arch=arch,
             cohort=1,
             method="independent",
-            compile=False,
+            compile="off",
         )
         cohort = build_cohort(alone, precision, num_classes=len(facts.classes), inputs=[spec])
         rows = config.rows_of_pass(world.mesh.data)

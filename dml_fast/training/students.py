@@ -80,14 +80,17 @@ def build_cohort(
             _joined(s, k, config, world, group)
             for s, k, group in zip(students, world.students, groups, strict=False)
         ]
-    if config.compile:
+    if config.compile == "student":
         for student in students:
             student.compile()
     if any(student.depthwise for student in students):
         logger.info("depthwise convolutions run in fp32: on a CPU they are slower in bf16")
     rank = (world.launch.rank,) if world.launch.rank else ()
     seed_everything(derive_seed(config.seed, "training", *rank))
-    return Cohort(students, world)
+    cohort = Cohort(students, world)
+    if config.compile == "cohort" and students:
+        cohort.compile()
+    return cohort
 
 
 def head_of(config: TrainConfig) -> Head:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 from dml_fast.config import TrainConfig
@@ -18,11 +19,18 @@ from dml_fast.eval.validation import validate
 from dml_fast.foreign import shown
 from dml_fast.reporting.console import Reporter, at_the_end, logger
 from dml_fast.reporting.tables import show_run
-from dml_fast.runs.history import EpochLine, best_epoch, out_of_patience
+from dml_fast.runs.history import EpochLine, History, best_epoch, out_of_patience
 from dml_fast.training.extra import extra_of
 from dml_fast.training.saving import Progress, Saver
 from dml_fast.training.signals import StopRequest
 from dml_fast.training.watch import HashWatch
+
+
+def draw_curves(path: Path, label: str, history: History) -> None:
+    """Write the PNG of a run's curves."""
+    from dml_fast.reporting.plots import plot_curves  # takes a second to import
+
+    plot_curves(path, {label: history})
 
 
 @dataclass(frozen=True)
@@ -101,9 +109,7 @@ class Trainer:
         later = f"python -m dml_fast.report {folder} gives it"
         curves = folder / "curves.png"
         with at_the_end(str(curves), later):
-            from dml_fast.reporting.plots import plot_curves  # takes a second to import
-
-            plot_curves(curves, {folder.name: history})
+            draw_curves(curves, folder.name, history)
         with at_the_end("the table of results", later):
             config = self.config
             show_run(history, best_epoch(history), folder, config.shows_f1, config.row_name)

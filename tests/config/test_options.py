@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from dml_fast import cli
 from dml_fast.config import TrainConfig, flag
+from dml_fast.config.files import from_mapping
 from dml_fast.errors import UserError
 from dml_fast.train import arguments
 
@@ -88,3 +90,21 @@ def test_a_word_in_place_of_a_number_is_answered_in_words(
     shown = " ".join(capsys.readouterr().err.split())
     assert "a number" in shown or "a finite number" in shown
     assert "lambda" not in shown and "Bounds" not in shown
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ("", "off"),
+        ("--compile", "student"),
+        ("--compile --epochs 3", "student"),
+        ("--epochs 3 --compile cohort", "cohort"),
+    ],
+)
+def test_a_flag_may_stand_without_its_value(given: str, value: str) -> None:
+    assert cli.parse(TrainConfig, given.split(), "train").compile == value
+
+
+@pytest.mark.parametrize(("written", "value"), [(True, "student"), (False, "off")])
+def test_runs_from_before_compile_had_values_are_read(written: bool, value: str) -> None:
+    assert from_mapping({"compile": written}, "config.json").compile == value

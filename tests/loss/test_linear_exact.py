@@ -28,6 +28,7 @@ class Case:
     target: Tensor
     options: dict[str, Any]
     chunk_rows: int | None = None
+    memory: str = "fast"
 
     def to(self, dtype: torch.dtype, device: str = "cpu") -> Case:
         """The very same numbers in another dtype; indices stay."""
@@ -40,9 +41,8 @@ class Case:
             return value
 
         options = {name: cast(value) for name, value in self.options.items()}
-        return Case(
-            cast(self.heads), cast(self.teachers), cast(self.target), options, self.chunk_rows
-        )
+        heads, teachers, target = map(cast, (self.heads, self.teachers, self.target))
+        return Case(heads, teachers, target, options, self.chunk_rows, self.memory)
 
 
 @st.composite
@@ -93,7 +93,8 @@ def cases(draw: st.DrawFn, dtypes: list[torch.dtype] = DTYPES) -> Case:
         options["ignore_index"] = draw(st.sampled_from([-100, 0]))
         ignored = torch.rand(batch, generator=g) < draw(st.sampled_from([0.0, 0.4, 1.0]))
         target = target.masked_fill(ignored, options["ignore_index"])
-    return Case(students, teachers, target, options, draw(st.sampled_from([1, 3, 4, 100, None])))
+    rows, memory = (draw(st.sampled_from(x)) for x in ([1, 3, 4, 100, None], ["fast", "lean"]))
+    return Case(students, teachers, target, options, rows, memory)
 
 
 def column(heads: Heads, i: int) -> list[Any]:
@@ -105,9 +106,8 @@ def ours(case: Case, heads: Heads) -> Tensor:
     for i, name in enumerate(("teacher_hidden", "teacher_weight", "teacher_bias")):
         options[name] = column(case.teachers, i)
     hidden, weight, bias = (column(heads, i) for i in range(3))
-    return linear_mutual_loss(
-        hidden, weight, case.target, bias, chunk_rows=case.chunk_rows, **options
-    )
+    options |= {"chunk_rows": case.chunk_rows, "memory": case.memory}
+    return linear_mutual_loss(hidden, weight, case.target, bias, **options)
 
 
 def plain(case: Case, heads: Heads) -> Tensor:

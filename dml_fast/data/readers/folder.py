@@ -27,7 +27,7 @@ from dml_fast.data.readers.several_labels import (
     has_label_table,
     read_several_labels,
 )
-from dml_fast.data.reading import Loaded, Reading, load
+from dml_fast.data.reading import Loaded, Reading, image_data, load
 from dml_fast.data.sets import ImageSet, RawData
 from dml_fast.data.storage import SUFFIXES, LooseFiles, is_image
 from dml_fast.errors import UserError
@@ -109,17 +109,7 @@ def read_folder(root: Path, how: Reading) -> RawData:
                 "training images for it or remove it"
             )
     sets, loaded = _load_parts(root, listings, classes, how)
-    return RawData(
-        name=root.resolve().name,
-        classes=classes,
-        train=sets["train"],
-        val=sets.get("val"),
-        test=sets.get("test"),
-        pad=min(sets["train"].images.shape[2:]) // 8,
-        flip=True,
-        corrupt=loaded.corrupt,
-        choice=loaded.choice,
-    )
+    return image_data(root, classes, sets, loaded)
 
 
 def _class_folders(part: Path, passed: PassedOver) -> list[str]:

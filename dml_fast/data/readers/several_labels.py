@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from dml_fast.data.listing import BESIDE, OTHER, PassedOver, entries, images_below, is_folder
 from dml_fast.data.names import Names
-from dml_fast.data.reading import Reading, load
+from dml_fast.data.reading import Reading, image_data, load
 from dml_fast.data.sets import ImageSet, RawData
 from dml_fast.data.storage import LooseFiles
 from dml_fast.errors import UserError, brief, escaped
@@ -165,17 +165,7 @@ def read_several_labels(root: Path, how: Reading) -> RawData:
         sets[part] = ImageSet(
             loaded.images[piece], labels[kept], manifest=loaded.manifest[piece], names=names[kept]
         )
-    return RawData(
-        name=root.resolve().name,
-        classes=table.classes,
-        train=sets["train"],
-        val=sets.get("val"),
-        test=sets.get("test"),
-        pad=min(sets["train"].images.shape[2:]) // 8,
-        flip=True,
-        corrupt=loaded.corrupt,
-        choice=loaded.choice,
-    )
+    return image_data(root, table.classes, sets, loaded)
 
 
 def _rows(root: Path, table: LabelTable, names: Names) -> npt.NDArray[np.int64]:

@@ -17,7 +17,7 @@ from dml_fast.data.corrupt import BadImage, CorruptFiles
 from dml_fast.data.names import Names
 from dml_fast.data.readers.samples import TarMembers, read_index
 from dml_fast.data.readers.shard_names import CLASSES, ShardNames, find_shards
-from dml_fast.data.reading import Reading, load
+from dml_fast.data.reading import Reading, image_data, load
 from dml_fast.data.sets import ImageSet, RawData
 from dml_fast.data.storage import Ids
 from dml_fast.errors import UserError
@@ -76,17 +76,7 @@ def read_shards(spec: str, how: Reading) -> RawData:
             shard=members.tar[rows],
             names=of_files[rows],
         )
-    return RawData(
-        name=names.root.resolve().name,
-        classes=classes,
-        train=sets["train"],
-        val=sets.get("val"),
-        test=sets.get("test"),
-        pad=min(sets["train"].images.shape[2:]) // 8,
-        flip=True,
-        corrupt=loaded.corrupt,
-        choice=loaded.choice,
-    )
+    return image_data(names.root, classes, sets, loaded)
 
 
 def index_shards(names: ShardNames, corrupt: CorruptFiles) -> TarMembers:
