@@ -117,7 +117,7 @@ struct Arrays {
 // Defines FeaturesF32, FeaturesF64, RerankF32 and RerankF64: bindings_features.cpp.
 void define_feature_classes(py::module_& module);
 
-// Defines augment: bindings_augment.cpp.
+// Defines augment and resize_parts: bindings_augment.cpp.
 void define_augment(py::module_& module);
 
 // Defines mutual_loss: bindings_loss.cpp.

@@ -1,6 +1,8 @@
-// Converts the arguments of augment() and checks that they stay inside their arrays.
+// Converts the arguments of augment() and resize_parts() and checks that they stay inside their
+// arrays.
 #include "augment.hpp"
 #include "bindings.hpp"
+#include "resize.hpp"
 
 namespace dml_fast {
 namespace {
@@ -55,12 +57,48 @@ Array<float> augment_of(const Array<std::uint8_t>& images, const Ints& rows, con
     return out;
 }
 
+Array<std::uint8_t> resize_parts_of(const std::vector<Array<std::uint8_t>>& images,
+                                    const Ints& boxes, std::int64_t height, std::int64_t width,
+                                    int threads) {
+    Parts work{};
+    const auto batch = static_cast<std::int64_t>(images.size());
+    require(boxes.ndim() == 3 && boxes.shape(1) == 4 && boxes.shape(2) == batch,
+            "boxes must be (V, 4, B) for B images");
+    require(0 < height && 0 < width && height <= (1 << 20) && width <= (1 << 20),
+            "height and width must be 1..1048576");
+    work.views = boxes.shape(0);
+    work.boxes = boxes.data();
+    work.height = height;
+    work.width = width;
+    for (const Array<std::uint8_t>& image : images) {
+        require(image.ndim() == 3 && image.shape(2) == 3, "images must be (h, w, 3)");
+        work.images.push_back({image.data(), image.shape(0), image.shape(1)});
+    }
+    for (std::int64_t view = 0; view < work.views; ++view)
+        for (int side = 0; side < 2; ++side)
+            for (std::int64_t b = 0; b < batch; ++b) {
+                const Parts::Image& image = work.images[static_cast<std::size_t>(b)];
+                const std::int64_t limit = side ? image.width : image.height;
+                const std::int64_t start = work.boxes[(view * 4 + side) * batch + b];
+                const std::int64_t size = work.boxes[(view * 4 + side + 2) * batch + b];
+                require(0 <= start && 0 < size && size <= limit && start <= limit - size,
+                        "boxes must lie in the images");
+            }
+    Array<std::uint8_t> out({work.views, batch, height, width, std::int64_t{3}});
+    std::uint8_t* data = out.mutable_data();
+    without_gil([&] { resize_parts(work, data, threads, signalled); });
+    return out;
+}
+
 }  // namespace
 
 void define_augment(py::module_& module) {
     module.def("augment", &augment_of, py::arg("images").noconvert(), py::arg("rows").noconvert(),
                py::arg("crops").noconvert(), py::arg("erased").noconvert(),
                py::arg("scale").noconvert(), py::arg("shift").noconvert(), py::arg("pad"),
+               py::arg("threads"));
+    module.def("resize_parts", &resize_parts_of, py::arg("images").noconvert(),
+               py::arg("boxes").noconvert(), py::arg("height"), py::arg("width"),
                py::arg("threads"));
 }
 

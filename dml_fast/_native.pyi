@@ -39,7 +39,7 @@ def augment(
     pad: SupportsInt | SupportsIndex,
     threads: SupportsInt | SupportsIndex,
 ) -> NDArray[np.float32]:
-    """Crop, mirror, normalise and erase: `dml_fast.data.loaders.augment.augment`, bit for bit.
+    """Crop, mirror, normalise and erase: (B, H, W, C), the same bits as `loaders.augment.augment`.
 
     Args:
         images: (N, H, W, C).
@@ -51,22 +51,27 @@ def augment(
         pad: pixels on each side, which become 0.
         threads: at most that many.
 
-    Returns:
-        (B, H, W, C).
-
     Raises:
-        TypeError: an array is of another type or not C-contiguous.
         ValueError: shapes do not fit together, or a number points outside the images.
+    """
+
+def resize_parts(
+    images: list[NDArray[np.uint8]],
+    boxes: NDArray[np.int64],
+    height: SupportsInt | SupportsIndex,
+    width: SupportsInt | SupportsIndex,
+    threads: SupportsInt | SupportsIndex,
+) -> NDArray[np.uint8]:
+    """Resize boxes (V, 4, B) of B RGB images (h, w, 3), bilinear and antialiased: (V, B, H, W, 3).
+
+    A box is top, left, height and width, not empty and inside its image (or ValueError).
     """
 
 def instruction_set() -> str:
     """Name the instruction set in use: ``baseline``, ``avx2`` or ``avx512``.
 
     It is the highest that this machine supports, or what the environment variable
-    ``DML_FAST_ISA`` asks for.
-
-    Raises:
-        ValueError: ``DML_FAST_ISA`` names no instruction set, or one not supported here.
+    ``DML_FAST_ISA`` asks for; ValueError if that is not supported here.
     """
 
 def has_fast_bf16() -> bool:

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from dml_fast import _native
+from dml_fast.data.boxes import Boxes
 from dml_fast.data.decode import fitted, size_error
 from dml_fast.data.loaders.decoder import Decoded, Request, Source
 from dml_fast.data.loaders.encoded import Encoded, as_ppm, encoded
@@ -37,6 +39,7 @@ class _Fed(NamedTuple):
     request: Request
     ids: Ids
     inputs: dict[str, list[npt.NDArray[Any]]]
+    boxes: Boxes | None  # (V, 4, B) parts of the decoded images that are cut out and resized here
 
 
 class DaliDecoder:
@@ -62,6 +65,12 @@ class DaliDecoder:
             )
         self._source, self._device = source, device
         self._batch_size, self._parts = batch_size, parts
+        # DALI's resizing on a CPU takes as long as decoding; ours a fraction of that
+        self._resizes_here = bool(parts) and device.type == "cpu"
+        # Only the part that is shown is decoded, to the same pixels. Damage elsewhere is not
+        # noticed. If corrupt files may be replaced, all is decoded: which files are replaced must
+        # not depend on the epoch.
+        self._slices = parts == 1 and not source.images.corrupt.allowed
         self._pipe: Any = None
         self._by_pillow: set[int] = set()  # images of batches that DALI could not decode
         self._held: deque[tuple[Any, Any]] = deque()
@@ -79,6 +88,7 @@ class DaliDecoder:
                 fed = waiting[0]
                 try:
                     outputs = self._outputs()
+                    made = self._images(outputs, fed.boxes)
                 except (
                     Exception
                 ) as error:  # DALI raises errors of several types, which name no file
@@ -88,7 +98,7 @@ class DaliDecoder:
                         self._feed(later)
                     continue
                 waiting.popleft()
-                yield Decoded(fed.request, fed.ids, [self._tensor(out) for out in outputs])
+                yield Decoded(fed.request, fed.ids, made)
                 self._hold(outputs)
         finally:
             if waiting:  # a pipeline with unfinished batches cannot be used again
@@ -110,10 +120,17 @@ class DaliDecoder:
         files = [blank if file is None else file for _, file in found]
         ids = np.array([index for index, _ in found], np.int64)
         inputs: dict[str, list[npt.NDArray[Any]]] = {"files": [file.data for file in files]}
+        cut_here: Boxes | None = None
         if self._parts:
             heights, widths = np.array([[file.height, file.width] for file in files]).T
-            boxes = request.boxes(heights, widths).astype(np.int32)  # (V, 4, B)
-            for view, columns in enumerate(boxes):
+            boxes = request.boxes(heights, widths)  # (V, 4, B)
+            if self._resizes_here:
+                cut_here = boxes.copy()
+                if self._slices:
+                    cut_here[:, :2] = 0
+                else:
+                    boxes = boxes[:0]
+            for view, columns in enumerate(boxes.astype(np.int32)):
                 inputs[f"corner{view}"] = list(np.ascontiguousarray(columns[:2].T))
                 inputs[f"sides{view}"] = list(np.ascontiguousarray(columns[2:].T))
         elif images.size:
@@ -128,7 +145,7 @@ class DaliDecoder:
                     raise size_error(
                         images.files.path(index), sides, images.first, images.shape[2:]
                     )
-        return _Fed(request, ids, inputs)
+        return _Fed(request, ids, inputs, cut_here)
 
     def _encoded(self, index: int, *, by_pillow: bool) -> Encoded:
         images = self._source.images
@@ -179,19 +196,19 @@ class DaliDecoder:
                 return fn.external_source(name=name, ndim=1, dtype=dtype)
 
             if self._parts:
+                views = 0 if self._resizes_here and not self._slices else self._parts
                 parts = [
                     {"start": numbers(f"corner{v}"), "shape": numbers(f"sides{v}"), "axes": (0, 1)}
-                    for v in range(self._parts)
+                    for v in range(views)
                 ]
-                if len(parts) == 1 and not images.corrupt.allowed:
-                    # Only the part that is shown is decoded, to the same pixels. Damage elsewhere
-                    # is not noticed. If corrupt files may be replaced, all is decoded: which files
-                    # are replaced must not depend on the epoch.
+                if self._slices:
                     shown = [fn.decoders.image_slice(files, **parts[0], **decoding)]
                 else:
                     pixels = fn.decoders.image(files, **decoding)
-                    shown = [fn.slice(pixels, **part) for part in parts]
-                made = [fn.resize(part, size=[height, width], **linear) for part in shown]
+                    shown = [fn.slice(pixels, **part) for part in parts] or [pixels]
+                made = shown
+                if not self._resizes_here:
+                    made = [fn.resize(part, size=[height, width], **linear) for part in shown]
             elif images.size:
                 pixels = fn.decoders.image(files, **decoding)
                 scaled = fn.resize(pixels, size=numbers("scaled", types.FLOAT), **linear)
@@ -202,6 +219,15 @@ class DaliDecoder:
             pipe.set_outputs(*made)
         pipe.build()
         return pipe
+
+    def _images(self, outputs: Any, boxes: Boxes | None) -> list[Tensor]:
+        """Return the images of each view, (B, H, W, 3)."""
+        if boxes is None:
+            return [self._tensor(out) for out in outputs]
+        decoded = [np.asarray(outputs[0][b]) for b in range(boxes.shape[2])]
+        images = self._source.images
+        made = _native.resize_parts(decoded, boxes, *images.shape[2:], threads=images.threads)
+        return list(torch.from_numpy(made))
 
     def _tensor(self, output: Any) -> Tensor:
         dense = output.as_tensor()

@@ -9,7 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
-from dml_fast.data.decode import Pixels, decode_image, resize
+from dml_fast import _native
+from dml_fast.data.decode import Pixels, decode_image
 from dml_fast.data.loaders.decoder import Decoded, Request, Source
 from dml_fast.data.storage import Ids
 
@@ -90,9 +91,5 @@ def decode_rows(source: Source, request: Request, rows: Ids) -> tuple[Ids, Pixel
     heights, widths = (np.zeros(len(request.ids), np.int64) + 1 for _ in range(2))
     heights[rows], widths[rows] = np.array([pixels.shape[:2] for pixels in decoded]).T
     boxes = request.boxes(heights, widths)[:, :, rows]
-    out = np.empty((len(boxes), len(rows), height, width, 3), np.uint8)
-    for view, columns in enumerate(boxes):
-        for place, (top, left, tall, wide) in enumerate(columns.T.tolist()):
-            part = decoded[place][top : top + tall, left : left + wide]
-            out[view, place] = resize(np.ascontiguousarray(part), height, width)
-    return np.array([index for index, _ in found]), out
+    made = _native.resize_parts(decoded, np.ascontiguousarray(boxes), height, width, threads=1)
+    return np.array([index for index, _ in found]), made
