@@ -38,9 +38,8 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder(market: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("retrieval") / "run"
-    arguments = [*OPTIONS.split(), "--data", f"market1501:{market}", "--out", str(path)]
     with drawn():
-        assert train(arguments) == 0
+        assert not train([*OPTIONS.split(), "--data", f"market1501:{market}", "--out", str(path)])
     return path
 
 
