@@ -22,6 +22,8 @@ CLASSES = (10, 100, 256, 1000, 1001, 2048, 4096, 8192, 32768, 131072)
 # What a call launches: the engine's one kernel, or autograd's two.
 PATHS = ("engine", "forward", "backward")
 OPTIONS = ("plain", "weighted", "soft", "teacher", "all statistics")
+DIVERGENCES = ("reverse", "symmetric", "jsd")
+UNTEMPERED = ("plain", "all statistics", *DIVERGENCES)
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,12 @@ def problem(case: Case, rows: int, kl_weight: float = 1.0) -> Problem:
         row_weight=torch.ones(rows) if weighted else None,
         peer_weight=torch.ones(count, count + 1) if extra else None,
         kl_weight=torch.ones(()) if weighted else kl_weight,
-        temperature=1.0 if case.options in ("plain", "all statistics") else 2.0,
+        temperature=1.0 if case.options in UNTEMPERED else 2.0,
         label_smoothing=0.1 if weighted else 0.0,
         peer_reduction="mean",
         reduction="mean",
         grad_scale=torch.ones(count) if weighted else None,
+        divergence=case.options if case.options in DIVERGENCES else "forward",
     )
 
 
@@ -98,7 +101,7 @@ def launches_of(case: Case, rows: int = 2, kl_weight: float = 1.0) -> list[Launc
     with recorded(launcher) as launches:
         if case.path == "backward":
             count = case.students
-            saved = torch.empty(2 * len(asked.students + asked.teachers) + count + 1, rows)
+            saved = torch.empty(launcher.saved_rows(asked), rows)
             launcher.launch_gradient(asked, saved, torch.ones(count), asked.students)
         else:
             stats = "all" if case.options == "all statistics" else plain
