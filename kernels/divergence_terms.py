@@ -24,7 +24,6 @@ from dml_fast.kernels.rows import LOG2E, log_softmax, peer_share
 REVERSE = tl.constexpr(0)
 SYMMETRIC = tl.constexpr(1)
 JSD = tl.constexpr(2)
-KINDS = {"reverse": 0, "symmetric": 1, "jsd": 2}
 
 TINY = tl.constexpr(1.1754943508222875e-38)  # the smallest normal fp32 number
 HALF_STEP = tl.constexpr(0x400000)  # half of a power of two, in the bits of fp32

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -11,17 +10,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dml_fast.kernels.choice import (
+    divergence_arguments,
+    forward_kernel,
+    gradient_kernel,
+    saved_rows,
+)
 from dml_fast.kernels.count import count
-from dml_fast.kernels.divergence_gradient import divergence_gradient
-from dml_fast.kernels.divergence_long import divergence_long
-from dml_fast.kernels.divergence_short import divergence_short
-from dml_fast.kernels.divergence_terms import KINDS
 from dml_fast.kernels.finish import FEW, GROUP
-from dml_fast.kernels.gradient import gradient
 from dml_fast.kernels.launch_table import choose, choose_gradient
-from dml_fast.kernels.one_pass import one_pass
 from dml_fast.kernels.scratch import counters
-from dml_fast.kernels.two_sweep import two_sweep
 from dml_fast.loss.problem import MutualStats, Problem, Solution
 
 MOST = 8  # distributions: the kernels have that many pointers
@@ -67,13 +65,13 @@ def launch_forward(
     problem: Problem, with_grad: bool, save: bool, stats: str, *, keep_counters: bool = True
 ) -> list[Tensor]:
     """Launch, and return the tensors that `unpack` reads; no two of them share memory."""
-    other = _divergence(problem)
+    other = divergence_arguments(problem)
     if other and stats == "all":  # of which only the first four depend on the divergence
         paper = replace(problem, divergence="forward")
-        more = launch_forward(paper, False, False, stats, keep_counters=keep_counters)
+        rest = launch_forward(paper, False, False, stats, keep_counters=keep_counters)
         problem = replace(problem, in_place=False)
-        first = launch_forward(problem, with_grad, save, "cheap", keep_counters=keep_counters)
-        return first[:4] + more[4:6] + first[4:]
+        found = launch_forward(problem, with_grad, save, "cheap", keep_counters=keep_counters)
+        return found[:4] + rest[4:6] + found[4:]
     students, rows, _ = problem.shape
     wanted = _STATS[stats]
     itemsize = max(z.element_size() for z in problem.students + problem.teachers)
@@ -103,15 +101,7 @@ def launch_forward(
     if with_grad:
         in_place = problem.in_place and wanted < 2  # all statistics read the logits once more
         grads = problem.students if in_place else tuple(map(empty_like, problem.students))
-    if config.kernel == "one_pass":
-        kernel = divergence_short if other else one_pass
-        shape = {"R": config.rows, "BLOCK": config.block}
-    else:
-        threads = 32 * config.warps
-        shape = {"THREADS": threads, "EACH": config.block // threads}
-        kernel = divergence_long if other else two_sweep
-        if not other:
-            shape["HINTS"] = config.hints
+    kernel, shape = forward_kernel(config, other)
     if not other:
         shape["information"] = information
     _run(
@@ -202,10 +192,7 @@ def launch_gradient(
     config = choose_gradient(_tiles(problem, False), width)
     shape = (-(-rows // config.rows), -(-width // config.block))
     filled = tuple(z if g is None else g for z, g in zip(problem.students, grads, strict=True))
-    kernel, other = gradient, _divergence(problem)
-    if other:
-        kernel = divergence_gradient
-        other["log_classes"] = math.log2(width if classes is None else classes)
+    kernel, other = gradient_kernel(problem, width if classes is None else classes)
     _run(
         kernel,
         shape,
@@ -308,22 +295,7 @@ def _tiles(problem: Problem, everything: bool) -> int:
         problem.temperature != 1.0,
         everything,
     )
-    count = len(problem.students + problem.teachers)
-    return count + sum(extras)
-
-
-def _divergence(problem: Problem) -> dict[str, Any]:
-    """Return what the kernels of the other divergences take beside the rest; {} for the paper's."""
-    if problem.divergence == "forward" or len(problem.students + problem.teachers) == 1:
-        return {}
-    return {"KIND": KINDS[problem.divergence], "beta": problem.beta}
-
-
-def saved_rows(problem: Problem) -> int:
-    """Return how many numbers a row of the batch has in what is saved for the backward pass."""
-    students = len(problem.students)
-    own = 2 * students if _divergence(problem) else students
-    return 2 * (students + len(problem.teachers)) + own + 1
+    return len(problem.students + problem.teachers) + sum(extras)
 
 
 def _alike(tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[int, int]]:

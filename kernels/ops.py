@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dml_fast.kernels.choice import saved_rows
 from dml_fast.kernels.launch import (
     Answer,
     counted,
     empty_like,
     launch_forward,
     launch_gradient,
-    saved_rows,
     unpack,
 )
 from dml_fast.loss.problem import Problem

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.aot.compiler import Compiled, Stretch, compile_for
 from benchmarks.aot.launches import Launch, recorded
+from dml_fast.kernels import choice
 from dml_fast.kernels import launch as launcher
 from dml_fast.loss.problem import Problem
 
@@ -50,6 +51,12 @@ def whole_table() -> Iterator[Case]:
     for path, classes, dtype, options in product(PATHS, (100, 1000, 32768), DTYPES, OPTIONS[1:]):
         if options != "all statistics" or path != "backward":  # that has none
             cases.append(Case(path, 4, classes, dtype, options, 90))
+    for divergence, path, (classes, dtype), arch in product(
+        DIVERGENCES, PATHS, ((1000, "bf16"), (32768, "bf16"), (32768, "fp32")), ARCHITECTURES
+    ):
+        if arch == 90 or path == "engine":
+            cases.append(Case(path, 4, classes, dtype, divergence, arch))
+    cases += [Case("engine", n, 1000, "fp32", d, 90) for d in DIVERGENCES for n in (2, 8)]
     yield from dict.fromkeys(cases)
 
 
@@ -61,8 +68,10 @@ def quick_table() -> Iterator[Case]:
         yield Case(path, 4, 1000, "fp32", "plain", arch)
     for students, classes in ((2, 8192), (4, 4096), (8, 10), (8, 1000), (8, 2048), (8, 32768)):
         yield Case("engine", students, classes, "fp32", "plain", 90)
-    for options in OPTIONS[1:]:
+    for options in OPTIONS[1:] + DIVERGENCES:
         yield Case("engine", 4, 1000, "fp32", options, 90)
+    yield Case("engine", 4, 32768, "fp32", "symmetric", 90)
+    yield Case("backward", 4, 1000, "fp32", "jsd", 90)
 
 
 def problem(case: Case, rows: int, kl_weight: float = 1.0) -> Problem:
@@ -98,7 +107,7 @@ def launches_of(case: Case, rows: int = 2, kl_weight: float = 1.0) -> list[Launc
     """What the launchers would run on ``rows`` rows, in order; the last is the one that counts."""
     asked = problem(case, rows, kl_weight)
     plain = "cheap" if case.path == "engine" else "none"
-    with recorded(launcher) as launches:
+    with recorded(launcher, choice) as launches:
         if case.path == "backward":
             count = case.students
             saved = torch.empty(launcher.saved_rows(asked), rows)
@@ -146,6 +155,7 @@ class Tile:
         self.threads: int = 32 * launch.options["num_warps"]
         self.swept = "EACH" in constants  # the columns, in a loop
         width = constants["THREADS"] * constants["EACH"] if self.swept else constants["BLOCK"]
+        self.thrice = case.options == "jsd"
         self.several_warps = width > 32  # to a row
         self.rows: int = constants.get("R", 1)
         self.columns: int = min(width, case.classes)
@@ -188,8 +198,8 @@ class Tile:
         parts = compiled.loops if self.swept else (compiled.body,)
         reading = [part for part in parts if self._passes(part.loads, self.read)]
         writing = [part for part in reading if self._passes(part.stores, self.learners)]
-        # Between the two may be others that run for few rows only.
-        return reading[:1] + writing[-1:] if self.swept else reading
+        # Between the two may be others that run for few rows only, unless they are needed.
+        return reading[:1] + writing[-1:] if self.swept and not self.thrice else reading
 
     def _passes(self, accesses: Mapping[int, int], tensors: int) -> int:
         """How often wide accesses cover the tile of this many tensors (a loop may be unrolled)."""
