@@ -78,42 +78,67 @@ def has_fast_bf16() -> bool:
     """Return whether this CPU multiplies bfloat16 faster than float32."""
 
 def mutual_loss(
-    logits: collections.abc.Sequence[np.ndarray],
+    logits: collections.abc.Sequence[SupportsInt | SupportsIndex],
+    rows: SupportsInt | SupportsIndex,
+    classes: SupportsInt | SupportsIndex,
+    bf16: bool,
     students: SupportsInt | SupportsIndex,
-    index: NDArray[np.int64] | None,
+    index: SupportsInt | SupportsIndex,
     ignored: SupportsInt | SupportsIndex | None,
-    soft: NDArray[np.float32] | None,
-    best: NDArray[np.int64] | None,
-    class_weight: NDArray[np.float32] | None,
-    row_weight: NDArray[np.float32] | None,
+    soft: SupportsInt | SupportsIndex,
+    best: SupportsInt | SupportsIndex,
+    class_weight: SupportsInt | SupportsIndex,
+    row_weight: SupportsInt | SupportsIndex,
     smoothing: SupportsFloat | SupportsIndex,
     temperature: SupportsFloat | SupportsIndex,
     peer_mean: bool,
     kl_weight: SupportsFloat | SupportsIndex,
     factors: collections.abc.Sequence[SupportsFloat | SupportsIndex],
     grad_scale: collections.abc.Sequence[SupportsFloat | SupportsIndex],
-    grads: collections.abc.Sequence[np.ndarray],
-    each_row: bool,
+    grads: collections.abc.Sequence[SupportsInt | SupportsIndex],
+    float_grads: bool,
+    means: collections.abc.Sequence[SupportsInt | SupportsIndex],
+    correct: SupportsInt | SupportsIndex,
+    finite: SupportsInt | SupportsIndex,
+    each_row: SupportsInt | SupportsIndex,
     threads: SupportsInt | SupportsIndex,
     labels: bool,
-) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool], NDArray[np.float32]]:
+) -> None:
     """Compute the mutual loss; the arguments are those of `dml_fast.loss.native`.
 
-    K students, L >= K distributions (then teachers), N rows, C classes. ``logits`` are L arrays
-    (N, C), float32, or all uint16 with the bits of bfloat16. ``index`` is (N,), or None with
-    ``soft`` (N, C) and ``best`` (N,), the most probable class of each row. ``factors`` multiply
-    cross-entropy and divergence: two in losses and gradients, such as 1 / N, and two in the means.
-    ``grads``, K arrays (N, C) of float32 or like ``logits``, are overwritten; there may be none.
-    Below two ``threads`` the calling thread works. With ``labels``, ``soft`` has labels that do not
-    exclude each other, and ``best`` is None.
+    K students, L >= K distributions (then teachers), N rows, C classes. Arrays are the addresses of
+    their first items and C-contiguous; 0 is none. The caller answers for shapes and dtypes.
 
-    Returns:
-        ``(means, correct, finite, rows)``: (3, K) losses, cross-entropies and divergences; (K,)
-        correct rows; (K,) whether all were usable; (2, K, N) terms of each row, or (0, K, N).
+    Args:
+        logits: L of (N, C), bfloat16 or float32.
+        rows: N.
+        classes: C, at least 1.
+        bf16: whether all logits are bfloat16.
+        students: K, the first of the logits.
+        index: (N,) int64 classes, or none with ``soft``.
+        ignored: the class that is none, if there is one.
+        soft: (N, C) float32 probabilities, or labels with ``labels``.
+        best: (N,) int64, the most probable class of each row of ``soft``; none with ``labels``.
+        class_weight: (C,) float32 or none.
+        row_weight: (N,) float32 or none.
+        smoothing: of the labels.
+        temperature: above 0.
+        peer_mean: the mean over the peers, or their sum.
+        kl_weight: of the divergence.
+        factors: of cross-entropy and divergence: two in losses and gradients, such as 1 / N, and
+            two in the means.
+        grad_scale: K factors of the gradients.
+        grads: K of (N, C), which are overwritten, or an empty list.
+        float_grads: whether they are float32; otherwise bfloat16, as the logits are then.
+        means: three of (K,) float32, overwritten with losses, cross-entropies and divergences.
+        correct: (K,) int64, overwritten with the numbers of correct rows.
+        finite: (K,) bool, overwritten with whether all rows were usable.
+        each_row: (2, K, N) float32, overwritten with cross-entropy and divergence; or none.
+        threads: below two, the calling thread works.
+        labels: whether ``soft`` has labels that do not exclude each other.
 
     Raises:
-        TypeError: an array is of another type or not C-contiguous.
-        ValueError: shapes do not fit together, or a class is out of range.
+        ValueError: numbers do not fit together, or a class is out of range.
     """
 
 def rank_rows_f32(
@@ -397,3 +422,8 @@ class RerankF64:
         begin: SupportsInt | SupportsIndex,
         end: SupportsInt | SupportsIndex,
     ) -> NDArray[np.float64]: ...
+
+def smallest_and_largest(
+    address: SupportsInt | SupportsIndex, size: SupportsInt | SupportsIndex
+) -> tuple[int, int]:
+    """Return the bounds of that many int64 at an address, at least one (or ValueError)."""
