@@ -137,17 +137,9 @@ def one_pass(
     per_label = given_labels
     if AT_ONCE and STATS < 2 and (MEAN or STATS > 0):  # while the logits are on their way
         per_label = label_share(
-            index,
-            class_weight,
-            label_count,
-            given_labels,
-            ignore_index,
-            N,
-            C,
-            LABELS,
-            IGNORE,
+            index, class_weight, label_count, given_labels, ignore_index, N, C, LABELS, IGNORE,
             CLASS_WEIGHT,
-        )
+        )  # fmt: skip
 
     # The label comes first: whether a row is correct depends on the columns before it.
     valid = ok
@@ -157,19 +149,9 @@ def one_pass(
     dense = tl.zeros((R, BLOCK), tl.float32)
     if DENSE:
         raw, dense = dense_target(
-            soft,
-            class_weight,
-            far,
-            col,
-            inside,
-            smoothing,
-            C,
-            SOFT,
-            SMOOTH,
-            CLASS_WEIGHT,
-            SOFT_ROW,
-            SOFT_COL,
-        )
+            soft, class_weight, far, col, inside, smoothing, C, SOFT, SMOOTH, CLASS_WEIGHT,
+            SOFT_ROW, SOFT_COL,
+        )  # fmt: skip
         mass = tl.sum(dense, axis=1, keep_dims=True)
         if SOFT and STATS > 0:
             most = tl.max(raw, axis=1, keep_dims=True)
@@ -298,17 +280,9 @@ def one_pass(
 
     if (AT_ONCE == 0 or STATS > 1) and (MEAN or STATS > 0):  # here it takes fewer registers
         per_label = label_share(
-            index,
-            class_weight,
-            label_count,
-            given_labels,
-            ignore_index,
-            N,
-            C,
-            LABELS,
-            IGNORE,
+            index, class_weight, label_count, given_labels, ignore_index, N, C, LABELS, IGNORE,
             CLASS_WEIGHT,
-        )
+        )  # fmt: skip
     per_kl = per_row
     if ROWS != 0 and (MEAN or STATS > 0):
         per_kl = row_share(index, row_count, per_row, per_label, ignore_index, N, C, ROWS)
@@ -380,21 +354,12 @@ def one_pass(
             if TEMPERED:
                 q = tl.exp2(log_q)
             g = gradient_tile(
-                p,
-                q,
-                mix,
-                dense,
-                col == y,
+                p, q, mix, dense, col == y,
                 tl.where(usables[k], mass_k * strength_k, float("nan")),
-                tl.where(usables[k], mass * of_label_k, float("nan")),
-                strength_k,
-                tl.where(valid, of_label_k, 0.0),
-                sparse * of_label_k,
-                L > 1,
-                TEMPERED,
-                DENSE,
+                tl.where(usables[k], mass * of_label_k, float("nan")), strength_k,
+                tl.where(valid, of_label_k, 0.0), sparse * of_label_k, L > 1, TEMPERED, DENSE,
                 not SOFT,
-            )
+            )  # fmt: skip
             if LABELLED:
                 g = tl.where(valid, g, 0.0)  # even where the logits are NaN
             at = far * C + col
@@ -410,23 +375,6 @@ def one_pass(
         )
     if not BY_ROW or STATS > 0:
         finish(
-            partials,
-            groups,
-            totals,
-            counters,
-            losses,
-            stats,
-            correct,
-            finite,
-            more,
-            kl_weight,
-            per_label,
-            per_kl,
-            per_row,
-            K,
-            QUANTITIES,
-            MEAN,
-            BY_ROW,
-            STATS,
-            AT_ONCE,
-        )
+            partials, groups, totals, counters, losses, stats, correct, finite, more,
+            kl_weight, per_label, per_kl, per_row, K, QUANTITIES, MEAN, BY_ROW, STATS, AT_ONCE,
+        )  # fmt: skip
