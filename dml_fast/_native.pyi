@@ -1,8 +1,7 @@
 """The C++ extension (csrc/). An array of another type or layout raises TypeError.
 
 Arguments from ``query_identity`` to ``junk`` are the fields of `dml_fast.ranking.labels.Labels`.
-The scores' columns are named in `dml_fast.ranking.result`. Ctrl-C
-interrupts every function.
+The scores' columns are named in `dml_fast.ranking.result`. Ctrl-C interrupts every function.
 """
 
 import collections.abc
@@ -77,68 +76,38 @@ def instruction_set() -> str:
 def has_fast_bf16() -> bool:
     """Return whether this CPU multiplies bfloat16 faster than float32."""
 
+# fmt: off
 def mutual_loss(
     logits: collections.abc.Sequence[SupportsInt | SupportsIndex],
-    rows: SupportsInt | SupportsIndex,
-    classes: SupportsInt | SupportsIndex,
-    bf16: bool,
-    students: SupportsInt | SupportsIndex,
-    index: SupportsInt | SupportsIndex,
-    ignored: SupportsInt | SupportsIndex | None,
-    soft: SupportsInt | SupportsIndex,
-    best: SupportsInt | SupportsIndex,
-    class_weight: SupportsInt | SupportsIndex,
-    row_weight: SupportsInt | SupportsIndex,
-    smoothing: SupportsFloat | SupportsIndex,
-    temperature: SupportsFloat | SupportsIndex,
-    peer_mean: bool,
+    rows: SupportsInt | SupportsIndex, classes: SupportsInt | SupportsIndex, bf16: bool,
+    students: SupportsInt | SupportsIndex, index: SupportsInt | SupportsIndex,
+    ignored: SupportsInt | SupportsIndex | None, soft: SupportsInt | SupportsIndex,
+    best: SupportsInt | SupportsIndex, class_weight: SupportsInt | SupportsIndex,
+    row_weight: SupportsInt | SupportsIndex, smoothing: SupportsFloat | SupportsIndex,
+    temperature: SupportsFloat | SupportsIndex, peer_mean: bool,
     kl_weight: SupportsFloat | SupportsIndex,
     factors: collections.abc.Sequence[SupportsFloat | SupportsIndex],
     grad_scale: collections.abc.Sequence[SupportsFloat | SupportsIndex],
-    grads: collections.abc.Sequence[SupportsInt | SupportsIndex],
-    float_grads: bool,
+    grads: collections.abc.Sequence[SupportsInt | SupportsIndex], float_grads: bool,
     means: collections.abc.Sequence[SupportsInt | SupportsIndex],
-    correct: SupportsInt | SupportsIndex,
-    finite: SupportsInt | SupportsIndex,
-    each_row: SupportsInt | SupportsIndex,
-    threads: SupportsInt | SupportsIndex,
-    labels: bool,
+    correct: SupportsInt | SupportsIndex, finite: SupportsInt | SupportsIndex,
+    each_row: SupportsInt | SupportsIndex, threads: SupportsInt | SupportsIndex, labels: bool,
 ) -> None:
+# fmt: on
     """Compute the mutual loss; the arguments are those of `dml_fast.loss.native`.
 
     K students, L >= K distributions (then teachers), N rows, C classes. Arrays are the addresses of
-    their first items and C-contiguous; 0 is none. The caller answers for shapes and dtypes.
+    their first items and C-contiguous, 0 is none; the caller answers for shapes and dtypes.
+    ``logits`` are L of (N, C), float32 or all bfloat16. ``index`` is (N,) int64, none with ``soft``
+    (N, C) and ``best`` (N,) int64, the most probable class of each row; with ``labels``, ``soft``
+    has labels that do not exclude each other, and ``best`` is none. These and the weights (C,) and
+    (N,) are float32. ``factors`` multiply cross-entropy and divergence: two in losses and
+    gradients, such as 1 / N, and two in the means. Below two ``threads`` the calling thread works.
 
-    Args:
-        logits: L of (N, C), bfloat16 or float32.
-        rows: N.
-        classes: C, at least 1.
-        bf16: whether all logits are bfloat16.
-        students: K, the first of the logits.
-        index: (N,) int64 classes, or none with ``soft``.
-        ignored: the class that is none, if there is one.
-        soft: (N, C) float32 probabilities, or labels with ``labels``.
-        best: (N,) int64, the most probable class of each row of ``soft``; none with ``labels``.
-        class_weight: (C,) float32 or none.
-        row_weight: (N,) float32 or none.
-        smoothing: of the labels.
-        temperature: above 0.
-        peer_mean: the mean over the peers, or their sum.
-        kl_weight: of the divergence.
-        factors: of cross-entropy and divergence: two in losses and gradients, such as 1 / N, and
-            two in the means.
-        grad_scale: K factors of the gradients.
-        grads: K of (N, C), which are overwritten, or an empty list.
-        float_grads: whether they are float32; otherwise bfloat16, as the logits are then.
-        means: three of (K,) float32, overwritten with losses, cross-entropies and divergences.
-        correct: (K,) int64, overwritten with the numbers of correct rows.
-        finite: (K,) bool, overwritten with whether all rows were usable.
-        each_row: (2, K, N) float32, overwritten with cross-entropy and divergence; or none.
-        threads: below two, the calling thread works.
-        labels: whether ``soft`` has labels that do not exclude each other.
-
-    Raises:
-        ValueError: numbers do not fit together, or a class is out of range.
+    It overwrites ``grads``, K of (N, C), float32 or like the logits, or an empty list; ``means``,
+    three of (K,) float32: losses, cross-entropies and divergences; ``correct`` (K,) int64 rows;
+    ``finite`` (K,) bool, whether all were usable; and ``each_row``, (2, K, N) float32 terms. A
+    ValueError says that numbers do not fit together, or that a class is out of range.
     """
 
 def rank_rows_f32(
