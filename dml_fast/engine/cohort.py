@@ -57,15 +57,18 @@ class Cohort:
         self.world = world or World.alone(len(self.students))
         self.together: Together | None = None
 
-    def compile(self) -> None:
+    def compile(self, *, combo_kernels: bool = True) -> None:
         """Compile the training passes of all students as one function.
 
         `Student.compile` compiles a student's alone.
 
+        Args:
+            combo_kernels: whether one kernel of a GPU may do work of several students.
+
         Raises:
             UserError: a student is shared by several processes, or they are on several devices.
         """
-        self.together = Together(self.students)
+        self.together = Together(self.students, combo_kernels)
 
     def __len__(self) -> int:
         return len(self.students)
