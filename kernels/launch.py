@@ -10,13 +10,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dml_fast.kernels.choice import (
+    divergence_arguments,
+    forward_kernel,
+    gradient_kernel,
+    saved_rows,
+)
 from dml_fast.kernels.count import count
 from dml_fast.kernels.finish import FEW, GROUP
-from dml_fast.kernels.gradient import gradient
 from dml_fast.kernels.launch_table import choose, choose_gradient
-from dml_fast.kernels.one_pass import one_pass
 from dml_fast.kernels.scratch import counters
-from dml_fast.kernels.two_sweep import two_sweep
 from dml_fast.loss.problem import MutualStats, Problem, Solution
 
 MOST = 8  # distributions: the kernels have that many pointers
@@ -46,8 +49,6 @@ def unsupported_reason(problem: Problem) -> str | None:
         return "they weigh the divergence against the cross-entropy, and ce_weight is 0"
     if problem.distribution == "bernoulli":
         return "they have no labels that do not exclude each other (bernoulli)"
-    if problem.divergence != "forward":
-        return f"they have no divergence {problem.divergence!r}"
     return None
 
 
@@ -64,10 +65,17 @@ def launch_forward(
     problem: Problem, with_grad: bool, save: bool, stats: str, *, keep_counters: bool = True
 ) -> list[Tensor]:
     """Launch, and return the tensors that `unpack` reads; no two of them share memory."""
+    other = divergence_arguments(problem)
+    if other and stats == "all":  # of which only the first four depend on the divergence
+        paper = replace(problem, divergence="forward")
+        rest = launch_forward(paper, False, False, stats, keep_counters=keep_counters)
+        problem = replace(problem, in_place=False)
+        found = launch_forward(problem, with_grad, save, "cheap", keep_counters=keep_counters)
+        return found[:4] + rest[4:6] + found[4:]
     students, rows, _ = problem.shape
     wanted = _STATS[stats]
     itemsize = max(z.element_size() for z in problem.students + problem.teachers)
-    config = choose(_tiles(problem, wanted == 2), problem.shape[2], itemsize)
+    config = choose(_tiles(problem, wanted == 2), problem.shape[2], itemsize, bool(other))
     programs = -(-rows // config.rows)
     quantities = (2 * students, 4 * students, 5 * students + 1 + students * students)[wanted]
     by_row = problem.reduction == "none"
@@ -84,7 +92,7 @@ def launch_forward(
     more = information = measured
     if wanted == 2:
         more, information = floats(students + 1 + students * students), floats(rows)
-    saved = floats(2 * students + 2 * len(problem.teachers) + students + 1, rows) if save else None
+    saved = floats(saved_rows(problem), rows) if save else None
     groups = -(-programs // GROUP.value)
     # Multiples of 16 bytes: Triton would compile again for pointers that are aligned otherwise.
     first, second = (-(-quantities * n // 4) * 4 for n in (programs, groups))
@@ -93,17 +101,15 @@ def launch_forward(
     if with_grad:
         in_place = problem.in_place and wanted < 2  # all statistics read the logits once more
         grads = problem.students if in_place else tuple(map(empty_like, problem.students))
-    if config.kernel == "one_pass":
-        kernel, shape = one_pass, {"R": config.rows, "BLOCK": config.block}
-    else:
-        threads = 32 * config.warps
-        shape = {"THREADS": threads, "EACH": config.block // threads, "HINTS": config.hints}
-        kernel = two_sweep
+    kernel, shape = forward_kernel(config, other)
+    if not other:
+        shape["information"] = information
     _run(
         kernel,
         (programs,),
         device,
         **common,
+        **other,
         **pointers("g", grads or problem.students),
         grad_scale=1.0 if problem.grad_scale is None else problem.grad_scale,
         losses=losses,
@@ -111,7 +117,6 @@ def launch_forward(
         correct=correct,
         finite=finite,
         more=more,
-        information=information,
         saved=measured if saved is None else saved,
         partials=scratch,
         groups=scratch[first:],
@@ -187,11 +192,13 @@ def launch_gradient(
     config = choose_gradient(_tiles(problem, False), width)
     shape = (-(-rows // config.rows), -(-width // config.block))
     filled = tuple(z if g is None else g for z, g in zip(problem.students, grads, strict=True))
+    kernel, other = gradient_kernel(problem, width if classes is None else classes)
     _run(
-        gradient,
+        kernel,
         shape,
         problem.device,
         **(common_arguments(problem) | {"C": width if classes is None else classes}),
+        **other,
         **pointers("g", filled),
         saved=saved,
         outer=outer,

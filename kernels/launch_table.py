@@ -31,7 +31,7 @@ class Config(NamedTuple):
     hints: bool = False
 
 
-def choose(tiles: int, classes: int, itemsize: int) -> Config:
+def choose(tiles: int, classes: int, itemsize: int, other: bool = False) -> Config:
     """Return the configuration for rows of C classes.
 
     Args:
@@ -40,13 +40,15 @@ def choose(tiles: int, classes: int, itemsize: int) -> Config:
             other than 1 and all statistics.
         classes: C.
         itemsize: bytes of the widest logit.
+        other: whether the divergence is another than the paper's.
     """
     block = max(16, 1 << (classes - 1).bit_length())
     if block <= 16:
         return Config("one_pass", 4, block, 1)
     # A thread holds (its elements) x (tiles + 1) numbers. The more elements per thread, the fewer
     # threads repeat the reductions.
-    held = 96 if tiles <= 2 else 80  # at 48, ptxas stops at 128 registers for two rows, and spills
+    # At 48, ptxas stops at 128 registers for two rows, and spills; "jsd" spills at 96 and one warp.
+    held = 96 if tiles <= 2 and not other else 80
     warps = 1
     while warps < 8 and block * (tiles + 1) > held * 32 * warps:
         warps *= 2
