@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -67,7 +68,15 @@ def launch_forward(
     students, rows, _ = problem.shape
     wanted = _STATS[stats]
     itemsize = max(z.element_size() for z in problem.students + problem.teachers)
-    config = choose(_tiles(problem, wanted == 2), problem.shape[2], itemsize)
+    in_place = problem.in_place and wanted < 2  # all statistics read the logits once more
+    config = choose(
+        _tiles(problem, wanted == 2),
+        problem.shape[2],
+        itemsize,
+        distributions=len(problem.students + problem.teachers),
+        width=_width(problem, itemsize),
+        in_place=in_place and with_grad,
+    )
     programs = -(-rows // config.rows)
     quantities = (2 * students, 4 * students, 5 * students + 1 + students * students)[wanted]
     by_row = problem.reduction == "none"
@@ -91,16 +100,9 @@ def launch_forward(
     scratch = floats(first + second + quantities)
     grads = None
     if with_grad:
-        in_place = problem.in_place and wanted < 2  # all statistics read the logits once more
         grads = problem.students if in_place else tuple(map(empty_like, problem.students))
-    if config.kernel == "one_pass":
-        kernel, shape = one_pass, {"R": config.rows, "BLOCK": config.block}
-    else:
-        threads = 32 * config.warps
-        shape = {"THREADS": threads, "EACH": config.block // threads, "HINTS": config.hints}
-        kernel = two_sweep
     _run(
-        kernel,
+        one_pass if config.kernel == "one_pass" else two_sweep,
         (programs,),
         device,
         **common,
@@ -117,7 +119,7 @@ def launch_forward(
         groups=scratch[first:],
         totals=scratch[first + second :],
         counters=counters(device, 1 + groups, keep_counters),
-        **shape,
+        **config.constants(),
         GRAD=with_grad,
         SAVE=save,
         STATS=wanted,
@@ -126,7 +128,6 @@ def launch_forward(
         BY_ROW=by_row,
         QUANTITIES=quantities,
         AT_ONCE=programs <= FEW,
-        num_warps=config.warps,
     )
     outputs = [losses]
     if wanted:
@@ -289,6 +290,13 @@ def _tiles(problem: Problem, everything: bool) -> int:
         everything,
     )
     return len(problem.students + problem.teachers) + sum(extras)
+
+
+def _width(problem: Problem, itemsize: int) -> int:
+    """Return how many adjacent logits of any row a thread may read at once, 128 bits at most."""
+    target = () if problem.soft is None else (problem.soft,)
+    strides = (x.stride(0) for x in problem.students + problem.teachers + target)
+    return math.gcd(problem.shape[2], *strides, 16 // itemsize)
 
 
 def _alike(tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
