@@ -28,7 +28,8 @@ struct Softened {
 struct Distribution {
     const float* z;
     float largest;
-    Softened hot;  // at the temperature
+    Softened hot;   // at the temperature
+    Softened cold;  // at temperature 1, if the other is not
 };
 
 double log_of_mean(const SoftSums& sums, double count, bool flat) {
@@ -44,13 +45,13 @@ struct Worker {
            std::int64_t* correct_parts, std::uint8_t* unusable_parts)
         : problem(p), out(o), ce(ce_parts), kl(kl_parts), correct(correct_parts),
           unusable(unusable_parts), simd(active_simd()), hot(p.temperature != 1.0),
-          count(p.logits.size()), all(count), at_one(static_cast<std::size_t>(p.students)),
-          mixture(STRIP) {
+          count(p.logits.size()), students(static_cast<std::size_t>(p.students)), all(count),
+          mixture(STRIP), log_classes(std::log(static_cast<double>(p.classes))) {
         const auto c = static_cast<std::size_t>(p.classes);
         w.resize(count * c);
-        if (hot) cold.resize(at_one.size() * c);
+        if (hot) cold.resize(students * c);
         if (p.bf16) widened.resize(count * c);
-        if (p.bf16 && !o.grads.empty() && !o.float_grads) gradient.resize(at_one.size() * c);
+        if (p.bf16 && !o.grads.empty() && !o.float_grads) gradient.resize(students * c);
         if (p.smoothing > 0.0 || p.soft) dense.resize(c);
         constant = p.smoothing > 0.0 && !p.soft;
         if (constant) fill_constant();
@@ -69,7 +70,7 @@ struct Worker {
             } else {
                 teach_odd(n, task, target);
             }
-            for (std::size_t k = 0; !gradient.empty() && k < at_one.size(); ++k) {
+            for (std::size_t k = 0; !gradient.empty() && k < students; ++k) {
                 simd.bf16_of(&gradient[k * static_cast<std::size_t>(problem.classes)],
                              problem.classes,
                              static_cast<std::uint16_t*>(out.grads[k]) + n * problem.classes);
@@ -113,7 +114,7 @@ struct Worker {
     // The processor's own prefetching starts anew in each row. While a distribution of a short row
     // is worked on, that of the next row is fetched; of a long row, the next distribution.
     Ahead ahead_of(std::size_t l, std::int64_t n) const {
-        const std::int64_t item = problem.bf16 ? 2 : 4;
+        const std::int64_t item = problem.bf16 ? 2 : 4, written = out.float_grads ? 4 : 2;
         const bool longer = item * problem.classes * static_cast<std::int64_t>(count) > SHORT;
         if (longer && l + 1 < count) {
             ++l;
@@ -123,9 +124,9 @@ struct Worker {
         }
         if (n >= problem.rows) return Ahead{};
         Ahead ahead{static_cast<const char*>(problem.logits[l]) + n * item * problem.classes,
-                    nullptr, item};
-        if (!longer && !stream && l < out.grads.size() && (gradient.empty() || !out.float_grads)) {
-            ahead.write = static_cast<const char*>(out.grads[l]) + n * item * problem.classes;
+                    nullptr, item, written};
+        if (!longer && !stream && l < out.grads.size()) {
+            ahead.write = static_cast<const char*>(out.grads[l]) + n * written * problem.classes;
         }
         return ahead;
     }
@@ -156,13 +157,10 @@ struct Worker {
             d.largest = peak.largest;
             d.hot.w = &w[l * c];
             if (!soften(d.z, peak, problem.temperature, ahead_of(l, n), d.hot)) return false;
-            if (l >= at_one.size()) continue;
-            if (!hot) {
-                at_one[l] = d.hot;
-                continue;
-            }
-            at_one[l].w = &cold[l * c];
-            if (!soften(d.z, peak, 1.0, Ahead{}, at_one[l])) return false;
+            if (l >= students) continue;
+            if (!hot) continue;
+            d.cold.w = &cold[l * c];
+            if (!soften(d.z, peak, 1.0, Ahead{}, d.cold)) return false;
         }
         return true;
     }
@@ -194,16 +192,16 @@ struct Worker {
     void teach_odd(std::int64_t n, std::int64_t task, const MutualTarget& target) {
         std::vector<const float*> rows;
         for (std::size_t l = 0; l < count; ++l) rows.push_back(row_of(l, n));
-        std::vector<OddStudent> students(at_one.size());
-        for (std::size_t k = 0; k < students.size(); ++k) students[k].grad = grad_of(k, n, 0);
-        mutual_loss_odd_row(problem, n, rows.data(), target, students.data());
+        std::vector<OddStudent> odd(students);
+        for (std::size_t k = 0; k < students; ++k) odd[k].grad = grad_of(k, n, 0);
+        mutual_loss_odd_row(problem, n, rows.data(), target, odd.data());
         const double weight = problem.row_weight ? double{problem.row_weight[n]} : 1.0;
-        for (std::size_t k = 0; k < students.size(); ++k) {
-            keep(k, n, task, students[k].ce * weight, students[k].kl * weight);
-            if (students[k].usable) {
+        for (std::size_t k = 0; k < students; ++k) {
+            keep(k, n, task, odd[k].ce * weight, odd[k].kl * weight);
+            if (odd[k].usable) {
                 judge(k, n, task, rows[k], *std::max_element(rows[k], rows[k] + problem.classes));
             } else {
-                unusable[static_cast<std::size_t>(task) * at_one.size() + k] = 1;
+                unusable[static_cast<std::size_t>(task) * students + k] = 1;
             }
         }
     }
@@ -214,12 +212,11 @@ struct Worker {
             problem.index && problem.has_ignored && problem.index[n] == problem.ignored;
         if (ignored) return;
         const std::int64_t y = problem.soft ? problem.best[n] : problem.index[n];
-        correct[static_cast<std::size_t>(task) * at_one.size() + k] +=
+        correct[static_cast<std::size_t>(task) * students + k] +=
             z[y] == largest && std::find(z, z + y, largest) == z + y;
     }
 
     void teach(std::int64_t n, std::int64_t task, const MutualTarget& target) {
-        const double classes = static_cast<double>(problem.classes);
         const double weight = problem.row_weight ? double{problem.row_weight[n]} : 1.0;
         const bool teaching = count > 1;
         const double strength = teaching ? share * weight * problem.kl_weight *
@@ -233,13 +230,13 @@ struct Worker {
             factors[l] = all[l].hot.reciprocal;
         }
         std::vector<LearnSums>& sums = learnt;
-        sums.assign(at_one.size(), LearnSums{0.0, 0.0});
+        sums.assign(students, LearnSums{0.0, 0.0});
         for (std::int64_t begin = 0; begin < problem.classes; begin += STRIP) {
             const std::int64_t size = std::min(STRIP, problem.classes - begin);
             for (std::size_t l = 0; l < count; ++l) pointers[l] = all[l].hot.w + begin;
             simd.mix_peers(pointers.data(), factors.data(), static_cast<std::int64_t>(count), size,
                            mixture.data());
-            for (std::size_t k = 0; k < at_one.size(); ++k) {
+            for (std::size_t k = 0; k < students; ++k) {
                 const Distribution& d = all[k];
                 const double scale = problem.grad_scale[k];
                 const double by_q = push + (hot ? 0.0 : mass * strength);
@@ -248,10 +245,10 @@ struct Worker {
                 learner.largest = d.largest;
                 learner.per_temperature = static_cast<float>(1.0 / problem.temperature);
                 learner.v = mixture.data();
-                learner.q = at_one[k].w + begin;
+                learner.q = at_one(d).w + begin;
                 learner.p = hot ? d.hot.w + begin : nullptr;
                 learner.t = target.dense ? target.dense + begin : nullptr;
-                learner.by_q = static_cast<float>(by_q * scale * at_one[k].reciprocal);
+                learner.by_q = static_cast<float>(by_q * scale * at_one(d).reciprocal);
                 learner.by_p = static_cast<float>(mass * strength * scale * d.hot.reciprocal);
                 learner.by_v = static_cast<float>(strength * scale);
                 learner.by_t = static_cast<float>(problem.per_label * weight * scale);
@@ -265,11 +262,10 @@ struct Worker {
                 }
             }
         }
-        const double log_classes = std::log(classes);
-        for (std::size_t k = 0; k < at_one.size(); ++k) {
+        for (std::size_t k = 0; k < students; ++k) {
             const Distribution& d = all[k];
             double ce_row = 0.0, kl_row = 0.0;
-            const double log_sum = at_one[k].log_mean + log_classes;
+            const double log_sum = at_one(d).log_mean + log_classes;
             if (target.y >= 0) ce_row = target.sparse * (log_sum - below(d, target.y));
             if (target.dense) ce_row += (target.mass - target.sparse) * log_sum - sums[k].labelled;
             if (teaching) {
@@ -280,6 +276,8 @@ struct Worker {
             judge(k, n, task, d.z, d.largest);
         }
     }
+
+    const Softened& at_one(const Distribution& d) const { return hot ? d.cold : d.hot; }
 
     static double below(const Distribution& d, std::int64_t y) {
         return double{d.z[y]} - double{d.largest};
@@ -311,13 +309,13 @@ struct Worker {
     const Simd& simd;
     bool hot;
     std::size_t count;
+    std::size_t students;
     std::vector<Distribution> all;
-    std::vector<Softened> at_one;
     std::vector<float> w, cold, widened, gradient, dense, mixture, factors;
     std::vector<const float*> pointers;
     std::vector<LearnSums> learnt;
     bool constant = false, stream = false;
-    double constant_mass = 0.0, share = 1.0;
+    double log_classes, constant_mass = 0.0, share = 1.0;
 };
 
 // Fresh memory in pages of 2 MiB, where the system leaves the choice to the program: the first

@@ -69,15 +69,17 @@ struct SoftSums {
     double products;         // of w * a; NaN where an a is infinite
 };
 
-// What is needed next and is fetched meanwhile, as many bytes as are worked on. Null: nothing.
+// What is needed next and is fetched meanwhile, as many elements as are worked on. Null: nothing.
 struct Ahead {
     const char *read, *write;
-    std::int64_t item;  // bytes of an element
+    std::int64_t item, written;  // bytes of an element of each
     void fetch(std::int64_t j) const {
         if (!read) return;
         for (std::int64_t b = 0; b < DOT_LANES * item; b += 64) {
             prefetch_second(read + j * item + b);
-            if (write) prefetch_second(write + j * item + b);
+        }
+        for (std::int64_t b = 0; write && b < DOT_LANES * written; b += 64) {
+            prefetch_second(write + j * written + b);
         }
     }
 };

@@ -63,6 +63,10 @@ struct Floats {
     static Vector times(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
     static Vector fused(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
     static void stream(float* p, Vector x) { _mm256_stream_ps(p, x); }
+    template <int HALF>
+    static __m256d widen(Vector x) {
+        return _mm256_cvtps_pd(_mm256_extractf128_ps(x, HALF));
+    }
     static Vector over(Vector a, Vector b) { return _mm256_div_ps(a, b); }
     static Vector larger(Vector a, Vector b) { return _mm256_max_ps(a, b); }
     static Vector zero_below(Vector x, Vector a, Vector least) {
@@ -133,6 +137,11 @@ struct Doubles {
     static Vector widen(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
     static void store(double* p, Vector x) { _mm256_storeu_pd(p, x); }
     static Vector plus(Vector a, Vector b) { return _mm256_add_pd(a, b); }
+    // Of all elements: those half a vector apart first, and so on.
+    static double total(Vector x) {
+        const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(x), _mm256_extractf128_pd(x, 1));
+        return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+    }
     template <bool>
     static Vector add_product(Vector sum, Vector a, Vector b) {
         return _mm256_add_pd(sum, _mm256_mul_pd(a, b));

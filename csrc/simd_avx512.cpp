@@ -68,6 +68,11 @@ struct Floats {
     static Vector times(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
     static Vector fused(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
     static void stream(float* p, Vector x) { _mm512_stream_ps(p, x); }
+    template <int HALF>
+    static __m512d widen(Vector x) {
+        const __m512d pairs = _mm512_castps_pd(x);
+        return _mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd(pairs, HALF)));
+    }
     static Vector over(Vector a, Vector b) { return _mm512_div_ps(a, b); }
     static Vector larger(Vector a, Vector b) { return _mm512_max_ps(a, b); }
     static Vector zero_below(Vector x, Vector a, Vector least) {
@@ -168,6 +173,14 @@ struct Doubles {
     static Vector widen(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
     static void store(double* p, Vector x) { _mm512_storeu_pd(p, x); }
     static Vector plus(Vector a, Vector b) { return _mm512_add_pd(a, b); }
+    // Of all elements: those half a vector apart first, and so on.
+    static double total(Vector x) {
+        const __m256d four =
+            _mm256_add_pd(_mm512_castpd512_pd256(x), _mm512_extractf64x4_pd(x, 1));
+        const __m128d two =
+            _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+        return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+    }
     template <bool EXACT>
     static Vector add_product(Vector sum, Vector a, Vector b) {
         if (EXACT) return _mm512_fmadd_pd(a, b, sum);

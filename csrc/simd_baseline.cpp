@@ -66,6 +66,10 @@ struct Floats {
     static Vector times(Vector a, Vector b) { return _mm_mul_ps(a, b); }
     static Vector fused(Vector a, Vector b, Vector c) { return plus(times(a, b), c); }
     static void stream(float* p, Vector x) { _mm_stream_ps(p, x); }
+    template <int HALF>
+    static __m128d widen(Vector x) {
+        return _mm_cvtps_pd(HALF ? _mm_movehl_ps(x, x) : x);
+    }
     static Vector over(Vector a, Vector b) { return _mm_div_ps(a, b); }
     static Vector larger(Vector a, Vector b) { return _mm_max_ps(a, b); }
     static Vector zero_below(Vector x, Vector a, Vector least) {
@@ -90,6 +94,7 @@ struct Doubles {
     static Vector widen(const float* p) { return _mm_setr_pd(p[0], p[1]); }
     static void store(double* p, Vector x) { _mm_storeu_pd(p, x); }
     static Vector plus(Vector a, Vector b) { return _mm_add_pd(a, b); }
+    static double total(Vector x) { return _mm_cvtsd_f64(_mm_add_sd(x, _mm_unpackhi_pd(x, x))); }
     template <bool>
     static Vector add_product(Vector sum, Vector a, Vector b) {
         return _mm_add_pd(sum, _mm_mul_pd(a, b));
@@ -157,6 +162,11 @@ struct Single {
     static Vector times(T a, T b) { return a * b; }
     static Vector fused(T a, T b, T c) { return a * b + c; }
     static void stream(T* p, T x) { *p = x; }
+    template <int>
+    static double widen(T x) {
+        return static_cast<double>(x);
+    }
+    static double total(T x) { return static_cast<double>(x); }
     static Vector over(T a, T b) { return a / b; }
     static Vector larger(T a, T b) { return a > b ? a : b; }
     static Vector zero_below(T x, T a, T least) { return a < least ? T{0} : x; }

@@ -21,19 +21,16 @@ struct LossLanes {
     void add(int i, Floats::Vector x) { part[i] = Floats::plus(part[i], x); }
     double sum() const {
         using D = Doubles;
-        float floats[DOT_LANES];
-        for (int i = 0; i < LOSS_PARTS; ++i) Floats::store(floats + i * Floats::WIDTH, part[i]);
+        constexpr int HALVES = Floats::WIDTH / D::WIDTH;
         D::Vector wide[DOT_LANES / D::WIDTH];
-        for (int i = 0; i < DOT_LANES / D::WIDTH; ++i) wide[i] = D::widen(floats + i * D::WIDTH);
+        for (int i = 0; i < LOSS_PARTS; ++i) {
+            wide[i * HALVES] = Floats::template widen<0>(part[i]);
+            if (HALVES > 1) wide[i * HALVES + HALVES - 1] = Floats::template widen<1>(part[i]);
+        }
         for (int half = DOT_LANES / D::WIDTH / 2; half > 0; half /= 2) {
             for (int i = 0; i < half; ++i) wide[i] = D::plus(wide[i], wide[i + half]);
         }
-        double lanes[D::WIDTH];
-        D::store(lanes, wide[0]);
-        for (int half = D::WIDTH / 2; half > 0; half /= 2) {
-            for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
-        }
-        return lanes[0];
+        return D::total(wide[0]);
     }
 };
 

@@ -1,8 +1,7 @@
 """The C++ extension (csrc/). An array of another type or layout raises TypeError.
 
 Arguments from ``query_identity`` to ``junk`` are the fields of `dml_fast.ranking.labels.Labels`.
-The scores' columns are named in `dml_fast.ranking.result`. Ctrl-C
-interrupts every function.
+The scores' columns are named in `dml_fast.ranking.result`. Ctrl-C interrupts every function.
 """
 
 import collections.abc
@@ -77,43 +76,38 @@ def instruction_set() -> str:
 def has_fast_bf16() -> bool:
     """Return whether this CPU multiplies bfloat16 faster than float32."""
 
+# fmt: off
 def mutual_loss(
-    logits: collections.abc.Sequence[np.ndarray],
-    students: SupportsInt | SupportsIndex,
-    index: NDArray[np.int64] | None,
-    ignored: SupportsInt | SupportsIndex | None,
-    soft: NDArray[np.float32] | None,
-    best: NDArray[np.int64] | None,
-    class_weight: NDArray[np.float32] | None,
-    row_weight: NDArray[np.float32] | None,
-    smoothing: SupportsFloat | SupportsIndex,
-    temperature: SupportsFloat | SupportsIndex,
-    peer_mean: bool,
+    logits: collections.abc.Sequence[SupportsInt | SupportsIndex],
+    rows: SupportsInt | SupportsIndex, classes: SupportsInt | SupportsIndex, bf16: bool,
+    students: SupportsInt | SupportsIndex, index: SupportsInt | SupportsIndex,
+    ignored: SupportsInt | SupportsIndex | None, soft: SupportsInt | SupportsIndex,
+    best: SupportsInt | SupportsIndex, class_weight: SupportsInt | SupportsIndex,
+    row_weight: SupportsInt | SupportsIndex, smoothing: SupportsFloat | SupportsIndex,
+    temperature: SupportsFloat | SupportsIndex, peer_mean: bool,
     kl_weight: SupportsFloat | SupportsIndex,
     factors: collections.abc.Sequence[SupportsFloat | SupportsIndex],
     grad_scale: collections.abc.Sequence[SupportsFloat | SupportsIndex],
-    grads: collections.abc.Sequence[np.ndarray],
-    each_row: bool,
-    threads: SupportsInt | SupportsIndex,
-    labels: bool,
-) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool], NDArray[np.float32]]:
+    grads: collections.abc.Sequence[SupportsInt | SupportsIndex], float_grads: bool,
+    means: collections.abc.Sequence[SupportsInt | SupportsIndex],
+    correct: SupportsInt | SupportsIndex, finite: SupportsInt | SupportsIndex,
+    each_row: SupportsInt | SupportsIndex, threads: SupportsInt | SupportsIndex, labels: bool,
+) -> None:
+# fmt: on
     """Compute the mutual loss; the arguments are those of `dml_fast.loss.native`.
 
-    K students, L >= K distributions (then teachers), N rows, C classes. ``logits`` are L arrays
-    (N, C), float32, or all uint16 with the bits of bfloat16. ``index`` is (N,), or None with
-    ``soft`` (N, C) and ``best`` (N,), the most probable class of each row. ``factors`` multiply
-    cross-entropy and divergence: two in losses and gradients, such as 1 / N, and two in the means.
-    ``grads``, K arrays (N, C) of float32 or like ``logits``, are overwritten; there may be none.
-    Below two ``threads`` the calling thread works. With ``labels``, ``soft`` has labels that do not
-    exclude each other, and ``best`` is None.
+    K students, L >= K distributions (then teachers), N rows, C classes. Arrays are the addresses of
+    their first items and C-contiguous, 0 is none; the caller answers for shapes and dtypes.
+    ``logits`` are L of (N, C), float32 or all bfloat16. ``index`` is (N,) int64, none with ``soft``
+    (N, C) and ``best`` (N,) int64, the most probable class of each row; with ``labels``, ``soft``
+    has labels that do not exclude each other, and ``best`` is none. These and the weights (C,) and
+    (N,) are float32. ``factors`` multiply cross-entropy and divergence: two in losses and
+    gradients, such as 1 / N, and two in the means. Below two ``threads`` the calling thread works.
 
-    Returns:
-        ``(means, correct, finite, rows)``: (3, K) losses, cross-entropies and divergences; (K,)
-        correct rows; (K,) whether all were usable; (2, K, N) terms of each row, or (0, K, N).
-
-    Raises:
-        TypeError: an array is of another type or not C-contiguous.
-        ValueError: shapes do not fit together, or a class is out of range.
+    It overwrites ``grads``, K of (N, C), float32 or like the logits, or an empty list; ``means``,
+    three of (K,) float32: losses, cross-entropies and divergences; ``correct`` (K,) int64 rows;
+    ``finite`` (K,) bool, whether all were usable; and ``each_row``, (2, K, N) float32 terms. A
+    ValueError says that numbers do not fit together, or that a class is out of range.
     """
 
 def rank_rows_f32(
@@ -397,3 +391,8 @@ class RerankF64:
         begin: SupportsInt | SupportsIndex,
         end: SupportsInt | SupportsIndex,
     ) -> NDArray[np.float64]: ...
+
+def smallest_and_largest(
+    address: SupportsInt | SupportsIndex, size: SupportsInt | SupportsIndex
+) -> tuple[int, int]:
+    """Return the bounds of that many int64 at an address, at least one (or ValueError)."""

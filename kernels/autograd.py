@@ -24,9 +24,10 @@ def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
             replace(relative(problem), grad_scale=scale), with_grad, stats
         )
         return Solution(losses * own, grads, measured)
-    if torch.compiler.is_compiling():
-        return ops.forward(problem, with_grad, False, stats).solution
-    return launch(problem, with_grad=with_grad, save=False, stats=stats).solution
+    with torch.no_grad():
+        if torch.compiler.is_compiling():
+            return ops.forward(problem, with_grad, False, stats).solution
+        return launch(problem, with_grad=with_grad, save=False, stats=stats).solution
 
 
 def differentiable(

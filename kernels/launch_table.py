@@ -48,23 +48,16 @@ class Config(NamedTuple):
     batch: int = 1
     ctas: int = 1
 
-    def constants(self) -> dict[str, int]:
-        """Return what one_pass or two_sweep is launched with beside its arguments."""
-        if self.kernel == "one_pass":
-            return {"R": self.rows, "BLOCK": self.block, "num_warps": self.warps}
-        threads = 32 * self.warps * self.ctas
-        return {
-            "THREADS": threads,
-            "EACH": self.block // threads,
-            "SPREAD": self.spread,
-            "BATCH": self.batch,
-            "HINTS": self.hints,
-            "num_warps": self.warps,
-        } | ({"num_ctas": self.ctas} if self.ctas > 1 else {})
-
 
 def choose(
-    tiles: int, classes: int, itemsize: int, *, distributions: int, width: int, in_place: bool
+    tiles: int,
+    classes: int,
+    itemsize: int,
+    other: bool,
+    *,
+    distributions: int,
+    width: int,
+    in_place: bool,
 ) -> Config:
     """Return the configuration for rows of C classes.
 
@@ -74,6 +67,7 @@ def choose(
             other than 1 and all statistics.
         classes: C.
         itemsize: bytes of the widest logit.
+        other: whether the divergence is another than the paper's.
         distributions: L.
         width: adjacent logits of a row that a thread may read at once, at most 128 bits of them.
         in_place: whether the gradients are written over the logits.
@@ -83,7 +77,8 @@ def choose(
         return Config("one_pass", 4, block, 1)
     # A thread holds (its elements) x (tiles + 1) numbers. The more elements per thread, the fewer
     # threads repeat the reductions.
-    held = 96 if tiles <= 2 else 80  # at 48, ptxas stops at 128 registers for two rows, and spills
+    # At 48, ptxas stops at 128 registers for two rows, and spills; "jsd" spills at 96 and one warp.
+    held = 96 if tiles <= 2 and not other else 80
     warps = 1
     while warps < 8 and block * (tiles + 1) > held * 32 * warps:
         warps *= 2
@@ -98,7 +93,7 @@ def choose(
         elif name == "batch":
             batch = int(number)
         elif name == "ctas":
-            ctas = possible(int(number), in_place)
+            ctas = possible(int(number), in_place, other)
         else:
             warps = int(name)
     each = 4 if width == 1 else width
@@ -107,13 +102,15 @@ def choose(
 
 
 @cache
-def possible(ctas: int, in_place: bool) -> int:
+def possible(ctas: int, in_place: bool = False, other: bool = False) -> int:
     """Return the blocks of threads per row that can be had."""
     why = ""
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
         why = f"Triton {triton.__version__} compiles no sums over one: it takes 3.9"
     elif in_place:
         why = "gradients over the logits could be written before a label's logit is read"
+    elif other:
+        why = "the kernels of other divergences than the paper's have none"
     if ctas > 1 and why:
         logger.warning("two sweeps run without a cluster per row: %s", why)
         return 1

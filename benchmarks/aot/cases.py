@@ -13,8 +13,8 @@ import torch
 
 from benchmarks.aot.compiler import Compiled, Stretch, compile_for
 from benchmarks.aot.launches import Launch, recorded
+from dml_fast.kernels import choice, launch_table
 from dml_fast.kernels import launch as launcher
-from dml_fast.kernels import launch_table
 from dml_fast.loss.problem import Problem
 
 ARCHITECTURES = (80, 90, 100)
@@ -26,6 +26,8 @@ SWITCHES = ("4,batch=1", "4,batch=32", "8,hints", "16", "16,hints")
 # What a call launches: the engine's one kernel, or autograd's two.
 PATHS = ("engine", "forward", "backward")
 OPTIONS = ("plain", "weighted", "soft", "teacher", "all statistics")
+DIVERGENCES = ("reverse", "symmetric", "jsd")
+UNTEMPERED = ("plain", "all statistics", *DIVERGENCES)
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,12 @@ def whole_table() -> Iterator[Case]:
     for dtype, options in product(DTYPES, OPTIONS[1:]):
         cases.append(Case("engine", 4, ODD, dtype, options, 90))
     cases += variants()
+    for divergence, path, (classes, dtype), arch in product(
+        DIVERGENCES, PATHS, ((1000, "bf16"), (32768, "bf16"), (32768, "fp32")), ARCHITECTURES
+    ):
+        if arch == 90 or path == "engine":
+            cases.append(Case(path, 4, classes, dtype, divergence, arch))
+    cases += [Case("engine", n, 1000, "fp32", d, 90) for d in DIVERGENCES for n in (2, 8)]
     yield from dict.fromkeys(cases)
 
 
@@ -80,9 +88,11 @@ def quick_table() -> Iterator[Case]:
         yield Case(path, 4, 1000, "fp32", "plain", arch)
     for students, classes in ((2, 8192), (4, 4096), (8, 10), (8, 1000), (8, 2048), (8, 32768)):
         yield Case("engine", students, classes, "fp32", "plain", 90)
-    for options in OPTIONS[1:]:
+    for options in OPTIONS[1:] + DIVERGENCES:
         yield Case("engine", 4, 1000, "fp32", options, 90)
     yield Case("engine", 4, ODD, "bf16", "soft", 90)
+    yield Case("engine", 4, 32768, "fp32", "symmetric", 90)
+    yield Case("backward", 4, 1000, "fp32", "jsd", 90)
 
 
 def problem(case: Case, rows: int, kl_weight: float = 1.0) -> Problem:
@@ -101,11 +111,12 @@ def problem(case: Case, rows: int, kl_weight: float = 1.0) -> Problem:
         row_weight=torch.ones(rows) if weighted else None,
         peer_weight=torch.ones(count, count + 1) if extra else None,
         kl_weight=torch.ones(()) if weighted else kl_weight,
-        temperature=1.0 if case.options in ("plain", "all statistics") else 2.0,
+        temperature=1.0 if case.options in UNTEMPERED else 2.0,
         label_smoothing=0.1 if weighted else 0.0,
         peer_reduction="mean",
         reduction="mean",
         grad_scale=torch.ones(count) if weighted else None,
+        divergence=case.options if case.options in DIVERGENCES else "forward",
     )
 
 
@@ -117,10 +128,11 @@ def launches_of(case: Case, rows: int = 2, kl_weight: float = 1.0) -> list[Launc
     """What the launchers would run on ``rows`` rows, in order; the last is the one that counts."""
     asked = problem(case, rows, kl_weight)
     plain = "cheap" if case.path == "engine" else "none"
-    with recorded(launcher) as launches, patch.object(launch_table, "SWITCH", case.switch):
+    switched = patch.object(launch_table, "SWITCH", case.switch)
+    with recorded(launcher, choice) as launches, switched:
         if case.path == "backward":
             count = case.students
-            saved = torch.empty(2 * len(asked.students + asked.teachers) + count + 1, rows)
+            saved = torch.empty(launcher.saved_rows(asked), rows)
             launcher.launch_gradient(asked, saved, torch.ones(count), asked.students)
         else:
             stats = "all" if case.options == "all statistics" else plain
@@ -165,6 +177,7 @@ class Tile:
         self.threads: int = 32 * launch.options["num_warps"] * launch.options.get("num_ctas", 1)
         self.swept = "EACH" in constants  # the columns, in a loop
         width = constants["THREADS"] * constants["EACH"] if self.swept else constants["BLOCK"]
+        self.thrice = case.options == "jsd"
         self.several_warps = width > 32  # to a row
         self.rows: int = constants.get("R", 1)
         self.columns: int = min(width, case.classes)
@@ -207,8 +220,8 @@ class Tile:
         parts = compiled.loops if self.swept else (compiled.body,)
         reading = [part for part in parts if self._passes(part.loads, self.read)]
         writing = [part for part in reading if self._passes(part.stores, self.learners)]
-        # Between the two may be others that run for few rows only.
-        return reading[:1] + writing[-1:] if self.swept else reading
+        # Between the two may be others that run for few rows only, unless they are needed.
+        return reading[:1] + writing[-1:] if self.swept and not self.thrice else reading
 
     def _passes(self, accesses: Mapping[int, int], tensors: int) -> int:
         """How often wide accesses cover the tile of this many tensors (a loop may be unrolled)."""

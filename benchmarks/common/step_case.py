@@ -35,6 +35,8 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 INDEPENDENT = " independent"
 ONE_THREAD = " one thread"
 TOGETHER = COMPILE + " cohort"  # all students as one function
+COMBO = ", combo kernels"  # several operations in one kernel of a GPU; not inductor's default
+NO_COMBO = ", no combo kernels"  # which the cohort has by default
 HOUR = "hour"  # what a good engineer writes in an hour: benchmarks/peers/hour.py
 COUNTS = {"one": 1, "two": 2, "eight": 8}  # students
 CLASSES, SIZE = 100, 32
@@ -53,7 +55,8 @@ def names(device: torch.device) -> list[str]:
         return [*others, *mine, *more, *rivals]
     others += ["hour graph bf16", "hour graph bf16" + COMPILE, "one student bf16"]
     mine = [f"{how} bf16" for how in ("sequential", "streams", "graph")]
-    more = ["graph fp32", "graph bf16" + COMPILE, "graph bf16" + TOGETHER]
+    more = ["graph fp32", "graph bf16" + COMPILE, "graph bf16" + COMPILE + COMBO]
+    more += ["graph bf16" + TOGETHER, "graph bf16" + TOGETHER + NO_COMBO]
     more.append("graph bf16" + INDEPENDENT)
     counts = ["one student", "two students", "eight students"]
     return [*others, *mine, *more, *(f"{count} graph bf16" for count in counts)]
@@ -130,7 +133,7 @@ class StepCase:
             return self._hour(models, dtype, compiled, is_replay(name))
         if who == "pytorch-dml":
             return pytorch_dml(self, models)
-        compiled_as = "cohort" if name.endswith(TOGETHER) else "student" * compiled
+        compiled_as = name[name.index(COMPILE) :] if compiled else ""
         return ours(self, models, who, dtype, INDEPENDENT in name, ONE_THREAD in name, compiled_as)
 
     def _hour(
@@ -225,20 +228,23 @@ def ours(
     one_thread: bool,
     compiled_as: str,
 ) -> Step:
-    """The engine, in the memory order that it has by default; compiled as student, cohort or ""."""
+    """The engine, in the memory order that it has by default; ``compiled_as``: a name's end."""
     students = []
     for model in models:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = make_optimizer(
             [*model.parameters()], algorithm="sgd", lr=SGD["lr"], weight_decay=SGD["weight_decay"]
         )
-        student = Student(model, optimizer, Precision(case.device, dtype))
-        if compiled_as == "student":
+        passes = None
+        if compiled_as == COMPILE + COMBO:
+            passes = torch.compile(model, dynamic=False, options={"combo_kernels": True})
+        student = Student(model, optimizer, Precision(case.device, dtype), logits=passes)
+        if compiled_as == COMPILE:
             student.compile()
         students.append(student)
     cohort = Cohort(students)
-    if compiled_as == "cohort":
-        cohort.compile()
+    if compiled_as.startswith(TOGETHER):
+        cohort.compile(combo_kernels=compiled_as == TOGETHER)
     engine = Engine(
         cohort,
         method="independent" if independent else "dml",

@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.common import kinds
 from benchmarks.common.counting import is_device_work
 from benchmarks.common.machine import provenance
-from benchmarks.common.step_case import TOGETHER, StepCase
+from benchmarks.common.step_case import COMBO, NO_COMBO, TOGETHER, StepCase
 from benchmarks.peers.loss import COMPILE
 from dml_fast.reporting.markdown import table
 
@@ -38,7 +38,9 @@ CONTESTANTS = {
         "streams bf16",
         "graph bf16",
         "graph bf16" + COMPILE,
+        "graph bf16" + COMPILE + COMBO,
         "graph bf16" + TOGETHER,
+        "graph bf16" + TOGETHER + NO_COMBO,
         "one student graph bf16",
     ],
     "cpu": ["naive fp32", "hour bf16", "sequential bf16", "threads bf16"],

@@ -213,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes")
     args = parser.parse_args(argv)
     small, long = (4, 128, 100), (4, 4096, 32768)
-    switches = SWITCHES + CLUSTERS * (launch_table.possible(2, False) > 1)
+    switches = SWITCHES + CLUSTERS * (launch_table.possible(2) > 1)
     heads, chunks = (4, 4096, 131072, 1024), (256, 512, 1024, 2048)
     if args.rehearse:
         small, long, switches = (2, 4, 10), (2, 1, 16384), switches[:1] + switches[-2:]

@@ -55,6 +55,21 @@ class Call:
         return True
 
 
+def is_compiled(model: nn.Module, *passes: object) -> bool:
+    """Return whether `torch.compile` has made a part of a network, or one of the passes given.
+
+    Found are modules, and functions that are attributes of a module or of its class.
+    """
+    modules = [
+        one for given in (model, *passes) if isinstance(given, nn.Module) for one in given.modules()
+    ]
+    if any("_orig_mod" in one._modules or one._compiled_call_impl is not None for one in modules):
+        return True
+    owners = [*modules, *{kind for one in modules for kind in type(one).__mro__}]
+    held = [*passes, *(value for owner in owners for value in vars(owner).values())]
+    return any("_torchdynamo_orig_callable" in getattr(one, "__dict__", ()) for one in held)
+
+
 def check_kinds(whose: str, call: str, **given: tuple[object, type]) -> None:
     """Refuse arguments of another type.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,6 +18,8 @@ from dml_fast.engine.making import Optimizers, students_of
 from dml_fast.engine.student import Student
 from dml_fast.engine.together import Together
 from dml_fast.errors import UserError, brief
+
+logger = logging.getLogger(__name__)
 
 
 class Cohort:
@@ -49,18 +53,22 @@ class Cohort:
         for part in ("model", "optimizer"):
             if len({id(getattr(student, part)) for student in self.students}) < len(self.students):
                 raise UserError(f"two students of a cohort have one {part}: give each its own")
+        _keep_apart(self.students)
         self.world = world or World.alone(len(self.students))
         self.together: Together | None = None
 
-    def compile(self) -> None:
+    def compile(self, *, combo_kernels: bool = True) -> None:
         """Compile the training passes of all students as one function.
 
         `Student.compile` compiles a student's alone.
 
+        Args:
+            combo_kernels: whether one kernel of a GPU may do work of several students.
+
         Raises:
             UserError: a student is shared by several processes, or they are on several devices.
         """
-        self.together = Together(self.students)
+        self.together = Together(self.students, combo_kernels)
 
     def __len__(self) -> int:
         return len(self.students)
@@ -153,6 +161,21 @@ class Cohort:
             )
         for student, state in zip(self.students, states, strict=True):
             student.load_state_dict(state)
+
+
+def _keep_apart(students: Sequence[Student]) -> None:
+    """Let students that share layers run them as torch does: they may run at the same time."""
+    owners = Counter(id(m) for student in students for m in set(student.model.modules()))
+    shared = [
+        k for k, s in enumerate(students) if any(owners[id(m)] > 1 for m in s.model.modules())
+    ]
+    for k in shared:
+        students[k].gathers = False
+    if shared:
+        logger.info(
+            "students %s share layers: their weights are cast, and batches counted, layer by layer",
+            ", ".join(map(str, shared)),
+        )
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+_OF_TORCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 
 def norms_of(model: nn.Module) -> list[_BatchNorm]:
     """Return a network's layers of batch normalisation that keep running statistics."""
@@ -40,3 +42,50 @@ def share_storage(norms: Sequence[_BatchNorm]) -> list[Tensor]:
             start += old.numel()
         shared.append(flat)
     return shared
+
+
+class _Tally:
+    """Stands in for a counter during a pass: counts on the host."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+
+    def add_(self, batches: int) -> None:
+        """As of a tensor, which is all that torch's layers do with it."""
+        self.batches += batches
+
+
+@contextmanager
+def counted(norms: Sequence[_BatchNorm], counters: Tensor) -> Iterator[None]:
+    """Inside, which holds one pass, layers count their batches on the host.
+
+    At the end all counters grow, by one launch, by as many batches as each layer has seen. Layers
+    of other types than torch's, and those with ``momentum=None``, which read their counter, are
+    left alone.
+
+    Args:
+        norms: whose counters these are.
+        counters: all of them, as of `share_storage`.
+    """
+    found = [
+        (norm, norm.num_batches_tracked, _Tally())
+        for norm in norms
+        if type(norm) in _OF_TORCH and norm.momentum is not None
+    ]
+    for norm, _, tally in found:
+        norm._buffers["num_batches_tracked"] = tally  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for norm, counter, _ in found:
+            norm._buffers["num_batches_tracked"] = counter
+        _add(counters, [(counter, tally.batches) for _, counter, tally in found if tally.batches])
+
+
+def _add(counters: Tensor, seen: list[tuple[Tensor | None, int]]) -> None:
+    """Add a number of batches to each of some counters."""
+    numbers = {number for _, number in seen}
+    if len(seen) == len(counters) and len(numbers) == 1:
+        counters.add_(numbers.pop())
+    elif seen:
+        torch._foreach_add_([c for c, _ in seen if c is not None], [number for _, number in seen])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from dml_fast import _native
 from dml_fast.errors import UserError, brief, check_choice
+
+logger = logging.getLogger("dml_fast")
 
 
 def pick_device(name: str) -> torch.device:
@@ -66,7 +70,9 @@ class Precision:
 
         Args:
             amp: whether to use mixed precision.
-            dtype: its type: ``bf16``, ``fp16``, or ``auto`` for bf16 where the device has it.
+            dtype: its type: ``bf16``, ``fp16``, or ``auto`` for bf16 where the device has it. A CPU
+                without bf16 instructions gets full precision then, which is several times faster
+                there (docs/log.md, 2026-11-29), and one line in the log.
             device: where the students are.
 
         Raises:
@@ -77,6 +83,11 @@ class Precision:
             return cls(device)
         if dtype == "fp16" and device.type == "cpu":
             raise UserError("amp_dtype is fp16 and the device is a CPU: give bf16, or a GPU")
+        if dtype == "auto" and device.type == "cpu" and not _native.has_fast_bf16():
+            logger.info(
+                "--amp: in fp32, since this CPU has no bf16 instructions (or --amp-dtype bf16)"
+            )
+            return cls(device)
         bf16 = dtype == "bf16" or (
             dtype == "auto"
             and (device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False))

@@ -41,6 +41,7 @@ class _JoinedStudent(Student):
     Running statistics are those of the first rank's images, as with DDP's ``broadcast_buffers``.
     """
 
+    joined = True
     _group: ProcessGroup
 
     def _settle_statistics(self, skipped: Tensor) -> None:

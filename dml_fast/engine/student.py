@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from fractions import Fraction
 from typing import Any, TypeAlias
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dml_fast.engine.averaging import Average, check_state
-from dml_fast.engine.calls import Call, check_kinds, logits_of
-from dml_fast.engine.norms import frozen, norms_of, share_storage
+from dml_fast.engine.calls import Call, check_kinds, is_compiled, logits_of
+from dml_fast.engine.casts import Casts
+from dml_fast.engine.norms import counted, frozen, norms_of, share_storage
 from dml_fast.engine.precision import Precision, keep_in_full_precision
 from dml_fast.engine.stepping import Stepper, mean_and_clip
 from dml_fast.errors import UserError, check_choice
@@ -44,6 +45,9 @@ class Student:
 
     shared_out = False
     """Whether the weights are shared out over ranks, so that every pass communicates."""
+
+    joined = False
+    """Whether other processes train it too: they wait for its gradients, one by one."""
 
     def __init__(
         self,
@@ -78,10 +82,16 @@ class Student:
         self.generation = 0  # grows when new tensors take the place of the optimizer's
         self.pending = Fraction(0)  # batches with backward passes since the last update
         self._call = Call(model)
+        self._casts = Casts(model, precision)
+        # whether casts and counters of all layers are one launch each: not for a compiler's layers
+        self.gathers = not is_compiled(model, logits, features_and_logits)
         self._statistics: list[Tensor] = []
         self._before: list[Tensor] = []
-        self._logits: Pass = logits or model
-        self._both: Pass | None = features_and_logits or getattr(model, "features_and_logits", None)
+        # a compiled module has no truth value
+        self._logits: Pass = model if logits is None else logits
+        self._both: Pass | None = features_and_logits
+        if features_and_logits is None:
+            self._both = getattr(model, "features_and_logits", None)
         self._one = torch.ones((), device=self.parameters[0].device)
 
     @property
@@ -95,8 +105,7 @@ class Student:
         Raises:
             UserError: the model returned something else.
         """
-        self.keep_statistics()
-        return self.logits_of(self.run(inputs, features=False))
+        return self.logits_of(self._training_pass(inputs, features=False))
 
     def logits_of(self, found: Any) -> Tensor:
         """Return the logits of what a pass gave.
@@ -108,9 +117,18 @@ class Student:
 
     def features_and_logits(self, inputs: Any) -> tuple[Tensor, Tensor]:
         """Return an `EmbeddingNet`'s features (N, D) and logits (N, C) of one pass, with graph."""
-        self.keep_statistics()
-        found: tuple[Tensor, Tensor] = self.run(inputs, features=True)
+        found: tuple[Tensor, Tensor] = self._training_pass(inputs, features=True)
         return found
+
+    def _training_pass(self, inputs: Any, features: bool) -> Any:
+        """Return what `run` does, and see to the running statistics."""
+        self.keep_statistics()
+        with ExitStack() as stack:
+            if self.gathers and self.norms:
+                stack.enter_context(counted(self.norms, self._statistics[1]))
+            if self.gathers and not self.joined:
+                stack.enter_context(self._casts.taken())
+            return self.run(inputs, features)
 
     def keep_statistics(self) -> None:
         """Keep the running statistics of before, for an update that may be skipped."""
@@ -131,6 +149,7 @@ class Student:
 
         Evaluation and ``predict`` stay as they are.
         """
+        self.gathers = False
         self._logits = torch.compile(self._logits, dynamic=False)
         if self._both is not None:
             self._both = torch.compile(self._both, dynamic=False)

@@ -16,17 +16,16 @@ from dml_fast.errors import UserError
 class Together:
     """Runs the training passes of several students as one function of `torch.compile`.
 
-    On a GPU inductor may put operations of different students into one kernel (``combo_kernels``,
-    where torch has that option): small networks fill little of a GPU by themselves.
-
     Args:
         students: of one cohort, without DDP or FSDP.
+        combo_kernels: whether inductor may put operations of different students into one kernel of
+            a GPU, where torch has that option: small networks fill little of a GPU by themselves.
 
     Raises:
         UserError: a student is shared by several processes, or they are on several devices.
     """
 
-    def __init__(self, students: Sequence[Student]) -> None:
+    def __init__(self, students: Sequence[Student], combo_kernels: bool = True) -> None:
         for student in students:
             if type(student) is not Student:
                 raise UserError(
@@ -40,6 +39,7 @@ class Together:
                 "one device: compile each student"
             )
         self._compiled: dict[object, Callable[..., list[Any]]] = {}
+        self._combo = combo_kernels
 
     def __call__(
         self, students: Sequence[Student], inputs: Sequence[Any], features: bool
@@ -55,18 +55,20 @@ class Together:
             student.keep_statistics()
         form = (features, *map(id, students))
         if form not in self._compiled:
-            self._compiled[form] = _compile(list(students), features)
+            self._compiled[form] = _compile(list(students), features, self._combo)
         return self._compiled[form](list(inputs))
 
 
-def _compile(students: list[Student], features: bool) -> Callable[[list[Any]], list[Any]]:
+def _compile(
+    students: list[Student], features: bool, combo_kernels: bool
+) -> Callable[[list[Any]], list[Any]]:
     def passes(inputs: list[Any]) -> list[Any]:
         return [
             student.run(inputs, features) for student, inputs in zip(students, inputs, strict=True)
         ]
 
     options: dict[str, Any] = {}
-    if students[0].precision.device.type == "cuda":
+    if combo_kernels and students[0].precision.device.type == "cuda":
         from torch._inductor import config
 
         if hasattr(config, "combo_kernels"):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dml_fast.loss.problem import Losses, MutualStats
+from dml_fast.loss.values import may_look
+
+# Whether the backward pass that is running has retain_graph; not documented by torch.
+_keeps_graph: Callable[[], bool] = getattr(
+    torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True
+)
 
 
 def tie(losses: Tensor, grads: Tensor, logits: tuple[Tensor, ...]) -> Tensor:
@@ -92,9 +98,27 @@ class _Tied(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
         (grads,) = saved_once(ctx)
-        scaled = grads * outer.detach().reshape(len(grads), -1, 1)
+        if _may_give_away(grads, outer):
+            scaled = grads
+        else:
+            scaled = grads * outer.detach().reshape(len(grads), -1, 1)
         parts = (scaled,) if ctx.stacked else scaled.unbind()
-        return None, None, *once([g.to(one) for g, one in zip(parts, ctx.dtypes, strict=True)])
+        pairs = zip(parts, ctx.dtypes, strict=True)
+        return None, None, *once([g if g.dtype == one else g.to(one) for g, one in pairs])
+
+
+def _may_give_away(grads: Tensor, outer: Tensor) -> bool:
+    """Return whether the saved gradients are the answer, and nobody needs them afterwards.
+
+    So it is after ``losses.sum().backward()`` on a CPU; elsewhere reading ``outer`` would wait.
+    """
+    return (
+        may_look(grads.device)
+        and type(outer) is Tensor
+        and outer.numel() == len(grads)
+        and outer.tolist() == [1.0] * len(grads)
+        and not _keeps_graph()
+    )
 
 
 class _Once(torch.autograd.Function):

@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 from dml_fast.loss.autograd import tied
-from dml_fast.loss.checks import may_look
 from dml_fast.loss.closed_form import finished, total
 from dml_fast.loss.disagreement import add_disagreement
 from dml_fast.loss.factors import Factor, column, inverse
 from dml_fast.loss.problem import Losses, MutualStats, Problem, Solution
+from dml_fast.loss.values import may_look
 
 SCRATCH, IN_PLACE = 8, False  # see `dml_fast.loss.problem.Backend`
 
@@ -59,7 +59,8 @@ class _Peers(NamedTuple):
 
 def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
     """As `dml_fast.loss.problem.Backend.solve`."""
-    return finished(problem, *compute(problem, with_grad, stats))
+    with torch.no_grad():
+        return finished(problem, *compute(problem, with_grad, stats))
 
 
 def differentiable(

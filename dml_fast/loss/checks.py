@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from dml_fast.errors import brief
 from dml_fast.loss.divergences import check as check_divergence
 from dml_fast.loss.problem import Problem
+from dml_fast.loss.targets import classes_or_probabilities, labels
 from dml_fast.loss.values import (
     choice,
     constant,
@@ -22,6 +23,7 @@ from dml_fast.loss.values import (
     finite,
     integer,
     number,
+    shaped,
     tensor,
 )
 
@@ -68,7 +70,7 @@ def prepare(
     _no_transform(students)
     first = students[0]
     dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
-    for k, z in enumerate(students[1:], 1):
+    for k, z in enumerate(students):
         if (z.dtype == torch.float64) != (dtype == torch.float64):
             fail(
                 f"logits[{k}] is {dtype_name(z.dtype)} and logits[0] is {dtype_name(first.dtype)}",
@@ -85,26 +87,28 @@ def prepare(
 
     batch_shape, classes = first.shape[:-1], first.shape[-1]
     rows = math.prod(batch_shape)
-    count = len(students)
     target = tensor(target, "target", first.device)
     index: Tensor | None = None
     missing: int | None = None
     soft: Tensor | None
     if distribution == "bernoulli":
-        soft = _labels(target, first, dtype, label_smoothing, class_dim)
+        soft = labels(target, first, dtype, label_smoothing, class_dim)
         label_smoothing = 0.0
     else:
-        index, missing, soft = _target(target, first, dtype, ignore_index, class_dim)
+        index, missing, soft = classes_or_probabilities(
+            target, first, dtype, ignore_index, class_dim
+        )
     if peer_weight is not None:
+        count = len(students)
         shape = (count, count + len(teachers))
         meaning = "students x (students + teachers)"
-        peer_weight = _tensor(peer_weight, shape, "peer_weight", meaning, first, dtype)
+        peer_weight = shaped(peer_weight, shape, "peer_weight", meaning, first, dtype)
         peer_weight = peer_weight.clone().fill_diagonal_(0.0)
     if row_weight is not None:
-        row_weight = _tensor(row_weight, batch_shape, "row_weight", "batch", first, dtype)
+        row_weight = shaped(row_weight, batch_shape, "row_weight", "batch", first, dtype)
         row_weight = row_weight.reshape(rows)
     if class_weight is not None:
-        class_weight = _tensor(class_weight, (classes,), "class_weight", "classes", first, dtype)
+        class_weight = shaped(class_weight, (classes,), "class_weight", "classes", first, dtype)
     if isinstance(kl_weight, Tensor):
         constant(kl_weight, "kl_weight")
         if kl_weight.device.type != "cpu" and kl_weight.device != first.device:
@@ -200,11 +204,6 @@ def check_grad_scale(scale: Any, problem: Problem) -> float | Tensor | None:
     return kept.detach()
 
 
-def may_look(device: torch.device) -> bool:
-    """Return whether reading a value neither waits for a device nor breaks a graph."""
-    return device.type == "cpu" and not torch.compiler.is_compiling()
-
-
 def _no_transform(students: tuple[Tensor, ...]) -> None:
     """Refuse the transforms that would differentiate the peers too."""
     what = None
@@ -244,14 +243,13 @@ def distributions(logits: Logits, name: str, class_dim: int | None = None) -> tu
         tensors = several(logits, name)
     if not tensors:
         fail(f"{name} is empty", "pass the logits of at least one student")
+    first = tensors[0]
+    if not (_plain(first) and first.dim()):
+        _check_one(first, first, f"{name}[0]", f"{name}[0]")
+    size, device = first.shape, first.device
     for k, z in enumerate(tensors):
-        if not isinstance(z, Tensor):
-            fail(f"{name}[{k}] is {brief(z)}", _tensor_of(z))
-        dense(z, f"{name}[{k}]")
-        if not z.is_floating_point() or z.dim() < 1:
-            kind = f"{dtype_name(z.dtype)} of shape {tuple(z.shape)}"
-            fail(f"{name}[{k}] is {kind}", "pass floating-point tensors (..., C)")
-        _alike(z, tensors[0], f"{name}[{k}]", f"{name}[0]")
+        if k and not (_plain(z) and z.shape == size and z.device == device):
+            _check_one(z, first, f"{name}[{k}]", f"{name}[0]")
     if class_dim is not None and class_dim != -1:
         shape = tuple(tensors[0].shape)
         if not -len(shape) <= class_dim < len(shape):
@@ -262,10 +260,32 @@ def distributions(logits: Logits, name: str, class_dim: int | None = None) -> tu
     return tensors
 
 
+def _check_one(z: Any, first: Tensor, name: str, other: str) -> None:
+    if not isinstance(z, Tensor):
+        fail(f"{name} is {brief(z)}", _tensor_of(z))
+    dense(z, name)
+    if not z.is_floating_point() or z.dim() < 1:
+        kind = f"{dtype_name(z.dtype)} of shape {tuple(z.shape)}"
+        fail(f"{name} is {kind}", "pass floating-point tensors (..., C)")
+    _alike(z, first, name, other)
+
+
+def _plain(z: Any) -> bool:
+    """Return whether `_check_one` has nothing to say of a value alone, which is quicker to ask."""
+    return (
+        isinstance(z, Tensor)
+        and z.layout is torch.strided
+        and not z.is_nested
+        and z.is_floating_point()
+    )
+
+
 def several(logits: Any, name: str) -> tuple[Any, ...]:
     """Return the entries of a stack, list, tuple or generator: one for each student."""
     if isinstance(logits, Tensor) and (logits.dim() == 0 or dense(logits, name) is not logits):
         fail(f"{name} is {brief(logits)}", "pass one tensor for each student")
+    if isinstance(logits, (list, tuple)):
+        return tuple(logits)
     if isinstance(logits, Mapping):
         fail(f"{name} is {brief(logits)}", f"pass a list of K tensors, {_FROM_OUTPUTS}")
     try:
@@ -285,7 +305,9 @@ def _tensor_of(output: Any) -> str:
 
 
 def _flat(tensors: tuple[Tensor, ...], rows: int) -> tuple[Tensor, ...]:
-    return tuple(z if z.dim() == 2 else z.reshape(rows, z.shape[-1]) for z in tensors)
+    if not tensors or tensors[0].dim() == 2:
+        return tensors
+    return tuple(z.reshape(rows, z.shape[-1]) for z in tensors)
 
 
 def _alike(z: Tensor, first: Tensor, name: str, other: str) -> None:
@@ -296,103 +318,3 @@ def _alike(z: Tensor, first: Tensor, name: str, other: str) -> None:
         )
     if z.device != first.device:
         fail(f"{name} is on {z.device} and {other} on {first.device}", "move them to one device")
-
-
-def _tensor(
-    value: Array,
-    shape: Sequence[int],
-    name: str,
-    meaning: str,
-    first: Tensor,
-    dtype: torch.dtype,
-) -> Tensor:
-    given = tensor(value, name, first.device)
-    if given.is_complex():
-        fail(f"{name} is {dtype_name(given.dtype)}", "pass real numbers")
-    # Comparing a torch.Size would fix its numbers in torch.export.
-    if tuple(given.shape) != tuple(shape):
-        fail(f"{name} has shape {tuple(given.shape)}", f"it must be {tuple(shape)} ({meaning})")
-    if given.device != first.device:
-        fail(f"{name} is on {given.device} and the logits on {first.device}", "move it there")
-    constant(given, name)
-    return given if given.dtype == dtype else given.to(dtype)
-
-
-def _target(
-    target: Tensor, first: Tensor, dtype: torch.dtype, ignore_index: int, class_dim: int | None
-) -> tuple[Tensor | None, int | None, Tensor | None]:
-    """Return the fields ``(index, ignore_index, soft)`` of `Problem`."""
-    batch_shape, classes = first.shape[:-1], first.shape[-1]
-    if class_dim is None:
-        _one_order(target, first)
-    if target.is_floating_point():
-        if class_dim is not None and target.dim() == first.dim():
-            target = target.movedim(class_dim, -1)
-        soft = _tensor(target, first.shape, "target of probabilities", "(..., C)", first, dtype)
-        return None, None, soft.reshape(-1, classes)
-    if target.dtype == torch.bool or target.is_complex():
-        fail(f"target is {dtype_name(target.dtype)}", "pass integer classes or probabilities")
-    index = _tensor(target, batch_shape, "target of classes", "batch", first, target.dtype)
-    index = index if index.dim() == 1 else index.reshape(-1)
-    if index.dtype in _UNSIGNED:  # for which torch lacks most operations
-        index = index.to(torch.int64)
-        if target.dtype == torch.uint64:  # 2^64 - 100 must not become -100
-            index = index.masked_fill(index < 0, torch.iinfo(torch.int64).max)
-    if may_look(index.device) and index.numel():
-        # Elsewhere a wrong class fails torch's own assertion, or makes its row NaN.
-        bounds = index.aminmax()
-        low, high = int(bounds[0]), int(bounds[1])
-        if low >= 0 and high < classes and not low <= ignore_index <= high:
-            return index, None, None
-        _in_range(index, classes, ignore_index)
-    return index, ignore_index, None
-
-
-def _labels(
-    target: Tensor, first: Tensor, dtype: torch.dtype, smoothing: float, class_dim: int | None
-) -> Tensor:
-    """Return the probabilities of labels (N, C) that do not exclude each other, smoothed."""
-    if class_dim is not None and target.dim() == first.dim():
-        target = target.movedim(class_dim, -1)
-    soft = _tensor(target, first.shape, "target of labels", "(..., C)", first, dtype)
-    soft = soft.reshape(-1, first.shape[-1])
-    if may_look(soft.device) and soft.numel() and not ((soft >= 0) & (soft <= 1)).all():
-        wrong = soft[~((soft >= 0) & (soft <= 1))][0]
-        fail(f"target of labels has {wrong.item():g}", "pass 0 or 1, or probabilities")
-    return soft * (1 - smoothing) + smoothing / 2 if smoothing else soft
-
-
-_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
-
-
-def _one_order(target: Tensor, first: Tensor) -> None:
-    """Refuse what fits, or only fits, torch's order of dimensions: classes in dimension 1."""
-    shape, ours = tuple(first.shape), tuple(first.shape[:-1])
-    if len(shape) < 3 or shape[1:] == shape[-1:] * (len(shape) - 1) == (1,) * (len(shape) - 1):
-        return
-    if torch.compiler.is_compiling():  # it would fix the numbers in the shape
-        return
-    torchs = (shape[0], *shape[2:])
-    advice = "pass class_dim=1 if that has the classes, class_dim=-1 if the last dimension has them"
-    if target.is_floating_point():
-        if tuple(target.shape) == shape and may_look(target.device):
-            whole = [bool(((target.sum(d) - 1).abs() < 0.01).all()) for d in (1, -1)]
-            if whole == [True, False]:
-                fail(
-                    "target of probabilities sums to 1 over dimension 1, not over the last", advice
-                )
-    elif tuple(target.shape) == torchs:
-        both = " both with the classes in dimension 1 and in the last" if ours == torchs else ""
-        only = "" if both else " only with the classes in dimension 1"
-        fail(f"target of classes {torchs} fits logits {shape}{both}{only}", advice)
-
-
-def _in_range(index: Tensor, classes: int, ignore_index: int) -> None:
-    index = index.long()  # a label of 156 in uint8 is equal to -100
-    wrong = ((index < 0) | (index >= classes)) & (index != ignore_index)
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
-        fail(
-            f"target {int(index[row])} in row {row} is not a class",
-            f"with C = {classes} classes use 0 to {classes - 1}, or ignore_index ({ignore_index})",
-        )

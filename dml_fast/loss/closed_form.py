@@ -32,11 +32,11 @@ import torch
 from torch import Tensor
 
 from dml_fast.loss.autograd import tied
-from dml_fast.loss.checks import may_look
 from dml_fast.loss.disagreement import add_disagreement
 from dml_fast.loss.divergences import Apart, measure
 from dml_fast.loss.factors import Factor, column, inverse
 from dml_fast.loss.problem import Losses, MutualStats, Problem, Solution
+from dml_fast.loss.values import may_look
 
 SCRATCH, IN_PLACE = 5, False  # see `dml_fast.loss.problem.Backend`
 
@@ -82,7 +82,8 @@ class _Labels(NamedTuple):
 
 def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
     """As `dml_fast.loss.problem.Backend.solve`."""
-    return finished(problem, *compute(problem, with_grad, stats))
+    with torch.no_grad():
+        return finished(problem, *compute(problem, with_grad, stats))
 
 
 def finished(

@@ -34,7 +34,8 @@ _programs: dict[tuple[Any, ...], _Program] = {}
 
 def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
     """As `dml_fast.loss.problem.Backend.solve`."""
-    return Solution(*_run(_form(problem).solve, problem, with_grad, stats))
+    with torch.no_grad():
+        return Solution(*_run(_form(problem).solve, problem, with_grad, stats))
 
 
 def differentiable(

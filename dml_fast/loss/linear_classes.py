@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dml_fast.loss.checks import may_look
 from dml_fast.loss.factors import column, inverse
 from dml_fast.loss.problem import Backend, Problem, Solution
+from dml_fast.loss.values import may_look
 
 
 def scratch(distributions: int) -> int:

@@ -153,8 +153,7 @@ def mutual_loss(
     if torch.is_grad_enabled() and any(z.requires_grad for z in inputs):
         losses, stats = solver.differentiable(problem, inputs, wanted, separate)
     else:
-        with torch.no_grad():
-            losses, _, stats = solver.solve(problem, False, wanted)
+        losses, _, stats = solver.solve(problem, False, wanted)
         losses = losses.unbind() if separate else losses
     if reduction == "none":
         if isinstance(losses, Tensor):
@@ -229,9 +228,8 @@ def mutual_loss_and_grad(
     problem.grad_scale = check_grad_scale(grad_scale, problem)
     if whole is not None:
         problem.whole = _of_larger_batch(whole, problem, kl_rows)
-    with torch.no_grad():
-        solver = backends.find(backend, problem)
-        losses, grads, stats = solver.solve(problem, True, "all" if return_stats else "cheap")
+    solver = backends.find(backend, problem)
+    losses, grads, stats = solver.solve(problem, True, "all" if return_stats else "cheap")
     assert grads is not None and stats is not None
     parts = list(grads)
     if len(problem.batch_shape) != 1:

@@ -5,19 +5,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dml_fast import _native
 from dml_fast.loss.autograd import tie, tie_each
 from dml_fast.loss.bernoulli import add_labels_disagreement
-from dml_fast.loss.checks import may_look
 from dml_fast.loss.disagreement import add_disagreement
 from dml_fast.loss.problem import Losses, MutualStats, Problem, Solution
+from dml_fast.loss.values import may_look
 
 SCRATCH, IN_PLACE = 0, False  # see `dml_fast.loss.problem.Backend`
 _PER_THREAD = 1 << 19  # logits: with fewer, a thread takes longer to start than to help
@@ -25,11 +22,11 @@ _PER_THREAD = 1 << 19  # logits: with fewer, a thread takes longer to start than
 
 def unsupported_reason(problem: Problem) -> str | None:
     """Return why the closed form is to take a problem, or None."""
-    everyone = problem.students + problem.teachers
     if not may_look(problem.device):
         return "it is called on CPU tensors, and not by torch.compile"
-    if any(type(z) is not Tensor for z in everyone):
-        return "it takes plain tensors"
+    for z in problem.students + problem.teachers:
+        if type(z) is not Tensor:
+            return "it takes plain tensors"
     if problem.dtype != torch.float32:
         return "it computes in float32"
     if problem.peer_weight is not None:
@@ -43,92 +40,126 @@ def unsupported_reason(problem: Problem) -> str | None:
 
 def solve(problem: Problem, with_grad: bool, stats: str) -> Solution:
     """As `dml_fast.loss.problem.Backend.solve`."""
-    dtype = torch.bfloat16 if _is_bf16(problem) else torch.float32
-    losses, grads, measured = _compute(problem, with_grad, dtype, stats)
-    if grads is None:
+    everyone, bf16, converted = _in_one_dtype(problem)
+    grads: tuple[Tensor, ...] = ()
+    if with_grad:
+        grads = tuple([torch.empty_like(z) for z in everyone[: len(problem.students)]])
+    losses, measured = _compute(problem, everyone, bf16, grads, stats)
+    if not with_grad:
         return Solution(losses, None, measured)
-    parts = zip(grads.unbind(), problem.students, strict=True)
-    return Solution(losses, tuple(g.to(z.dtype) for g, z in parts), measured)
+    if converted:
+        grads = tuple([g.to(z.dtype) for g, z in zip(grads, problem.students, strict=True)])
+    return Solution(losses, grads, measured)
 
 
 def differentiable(
     problem: Problem, logits: tuple[Tensor, ...], stats: str, separate: bool = False
 ) -> tuple[Losses, MutualStats | None]:
     """As `dml_fast.loss.problem.Backend.differentiable`, with gradients from the forward pass."""
-    with torch.no_grad():
-        losses, grads, measured = _compute(problem, True, torch.float32, stats)
-    assert grads is not None
+    everyone, bf16, _ = _in_one_dtype(problem)
+    grads = everyone[0].new_empty(problem.shape, dtype=torch.float32)
+    losses, measured = _compute(problem, everyone, bf16, grads.unbind(), stats)
     return (tie_each if separate else tie)(losses, grads, logits), measured
 
 
-def _is_bf16(problem: Problem) -> bool:
-    return all(z.dtype == torch.bfloat16 for z in problem.students + problem.teachers)
+def _in_one_dtype(problem: Problem) -> tuple[list[Tensor], bool, bool]:
+    """Return students and teachers (N, C), contiguous, in bf16 if all are, or else in float32.
+
+    Then whether they are in bf16, and whether a dtype was converted.
+    """
+    everyone = [*problem.students, *problem.teachers]
+    dtype = everyone[0].dtype
+    alike = all([z.dtype == dtype for z in everyone])
+    if alike and (dtype == torch.float32 or dtype == torch.bfloat16):
+        plain = [z if z.is_contiguous() else z.detach().contiguous() for z in everyone]
+        return plain, dtype == torch.bfloat16, False
+    return [z.detach().float().contiguous() for z in everyone], False, True
 
 
 def _compute(
-    problem: Problem, with_grad: bool, dtype: torch.dtype, stats: str
-) -> tuple[Tensor, Tensor | None, MutualStats | None]:
-    """Return losses, gradients (K, N, C) of the dtype, and statistics."""
+    problem: Problem,
+    everyone: list[Tensor],
+    bf16: bool,
+    grads: tuple[Tensor, ...],
+    stats: str,
+) -> tuple[Tensor, MutualStats | None]:
+    """Write the gradients, K tensors (N, C) of one dtype or none; return losses and statistics.
+
+    ``everyone`` and ``bf16`` are those of `_in_one_dtype`. The C++ code gets addresses: what has
+    them is kept in a variable until it is done.
+    """
     students, rows, classes = problem.shape
-    everyone = problem.students + problem.teachers
-    if not _is_bf16(problem):
-        everyone = tuple(z.float() for z in everyone)
+    first = everyone[0]
     labels = problem.count_labels() if problem.whole is None else problem.whole[0]
     per_label = _inverse(_number(labels))
     per_row = _inverse(rows if problem.whole is None else _number(problem.whole[1]))
-    own = problem.ce_weight
-    kl_weight = float(np.float32(_number(problem.kl_weight)))  # as if it were a tensor
-    grads = torch.empty(problem.shape, dtype=dtype) if with_grad else None
-    soft, index, labelled = problem.soft, problem.index, problem.distribution == "bernoulli"
-    means, correct, finite, each_row = _native.mutual_loss(
-        [_array(z) for z in everyone],
+    own, labelled = problem.ce_weight, problem.distribution == "bernoulli"
+    kl_weight = problem.kl_weight
+    if kl_weight != 1.0:
+        kl_weight = float(np.float32(_number(kl_weight)))  # as if it were a tensor
+    index, soft, best = _plain(problem.index, torch.int64), _plain(problem.soft), None
+    if soft is not None and not labelled:
+        best = soft.argmax(-1)
+    class_weight, row_weight = _plain(problem.class_weight), _plain(problem.row_weight)
+    losses, ce, kl = [first.new_empty(students, dtype=torch.float32) for _ in "123"]
+    correct = first.new_empty(students, dtype=torch.int64)
+    finite = first.new_empty(students, dtype=torch.bool)
+    each_row = None
+    if problem.reduction == "none":
+        each_row = first.new_empty((2, students, rows), dtype=torch.float32)
+    averaged = problem.reduction == "mean"
+    _native.mutual_loss(
+        [z.data_ptr() for z in everyone],
+        rows,
+        classes,
+        bf16,
         students,
-        None if index is None else index.long().contiguous().numpy(),
+        _address(index),
         None if index is None else problem.ignore_index,
-        None if soft is None else _array(soft),
-        None if soft is None or labelled else soft.argmax(-1).numpy(),
-        None if problem.class_weight is None else _array(problem.class_weight),
-        None if problem.row_weight is None else _array(problem.row_weight),
+        _address(soft),
+        _address(best),
+        _address(class_weight),
+        _address(row_weight),
         problem.label_smoothing,
         problem.temperature,
         problem.peer_reduction == "mean",
         kl_weight,
-        (
-            *((per_label * own, per_row) if problem.reduction == "mean" else (own, 1.0)),
-            per_label,
-            per_row,
-        ),
+        (per_label * own if averaged else own, per_row if averaged else 1.0, per_label, per_row),
         _scales(problem.grad_scale, students),
-        [] if grads is None else list(_array(grads)),
-        problem.reduction == "none",
+        [g.data_ptr() for g in grads],
+        bool(grads) and grads[0].dtype == torch.float32,
+        [losses.data_ptr(), ce.data_ptr(), kl.data_ptr()],
+        correct.data_ptr(),
+        finite.data_ptr(),
+        _address(each_row),
         min(torch.get_num_threads(), len(everyone) * rows * classes // _PER_THREAD),
-        labels=labelled,
+        labelled,
     )
-    losses, ce, kl = torch.from_numpy(means).unbind()
-    if problem.reduction == "none":
-        losses, kl_rows = torch.from_numpy(each_row).unbind()
+    if each_row is not None:
+        losses, kl_rows = each_row.unbind()
         losses = losses if own == 1.0 else losses * own
         if kl_weight:
             losses = losses + kl_weight * kl_rows
     if stats == "none":
-        return losses, grads, None
-    measured = MutualStats(ce, kl, torch.from_numpy(correct), torch.from_numpy(finite))
+        return losses, None
+    measured = MutualStats(ce, kl, correct, finite)
     if stats == "all" and labelled:
         measured = add_labels_disagreement(problem, measured)
     elif stats == "all":
-        z = torch.stack([one.float() for one in problem.students]).div_(problem.temperature)
-        measured = add_disagreement(measured, z.log_softmax(-1), problem.batch_shape)
-    return losses, grads, measured
+        z = torch.stack([one.detach().float() for one in problem.students])
+        log_p = z.div_(problem.temperature).log_softmax(-1)
+        measured = add_disagreement(measured, log_p, problem.batch_shape)
+    return losses, measured
 
 
-def _array(z: Tensor) -> NDArray[Any]:
-    if z.requires_grad:
-        z = z.detach()
-    if not z.is_contiguous():
-        z = z.contiguous()
-    if z.dtype == torch.bfloat16:  # a type that numpy lacks: as its bits
-        return z.view(torch.int16).numpy().view(np.uint16)
-    return z.numpy()
+def _plain(x: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor | None:
+    if x is None or (x.dtype == dtype and x.is_contiguous()):
+        return x
+    return x.detach().to(dtype).contiguous()
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
 
 
 def _number(value: float | Tensor) -> float:

@@ -175,7 +175,7 @@ class Backend(Protocol):
     IN_PLACE: bool
 
     def solve(self, problem: Problem, with_grad: bool, stats: str) -> Solution:
-        """Return losses, and gradients if wanted; called with autograd off."""
+        """Return losses, and gradients if wanted, none with a graph."""
         ...
 
     def differentiable(

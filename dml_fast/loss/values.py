@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -19,6 +20,8 @@ def number(value: Any, name: str, remedy: str = "pass a number") -> float:
     Raises:
         UserError: if it is none of these, or a tensor that requires a gradient.
     """
+    if type(value) is float:
+        return value
     if isinstance(value, bool):
         fail(f"{name} is {value}", remedy)
     if isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
@@ -43,6 +46,8 @@ def integer(value: Any, name: str) -> int:
     Raises:
         UserError: if it is no such integer.
     """
+    if type(value) is int and -(2**63) <= value < 2**63:
+        return value
     if isinstance(value, torch.SymInt):
         return value  # type: ignore[return-value]
     try:
@@ -83,6 +88,36 @@ def constant(value: Tensor, name: str) -> None:
     """Raise a `UserError` if the tensor requires a gradient."""
     if value.requires_grad and torch.is_grad_enabled():
         fail(f"{name} requires a gradient, and the loss has none for it", "pass its .detach()")
+
+
+def shaped(
+    value: Any,
+    shape: Sequence[int],
+    name: str,
+    meaning: str,
+    first: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return a tensor of real numbers of that shape and dtype, on the device of the logits.
+
+    Raises:
+        UserError: if it is none, requires a gradient, or has another shape or device.
+    """
+    given = tensor(value, name, first.device)
+    if given.is_complex():
+        fail(f"{name} is {dtype_name(given.dtype)}", "pass real numbers")
+    # Comparing a torch.Size would fix its numbers in torch.export.
+    if tuple(given.shape) != tuple(shape):
+        fail(f"{name} has shape {tuple(given.shape)}", f"it must be {tuple(shape)} ({meaning})")
+    if given.device != first.device:
+        fail(f"{name} is on {given.device} and the logits on {first.device}", "move it there")
+    constant(given, name)
+    return given if given.dtype == dtype else given.to(dtype)
+
+
+def may_look(device: torch.device) -> bool:
+    """Return whether reading a value neither waits for a device nor breaks a graph."""
+    return device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def choice(value: Any, name: str, choices: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ BATCH = 192
 CASES: dict[str, dict[str, Any]] = {
     "2x1": {"cohort": 2, "mesh": "2x1"},
     "4x1": {"cohort": 4, "mesh": "4x1"},
-    "4 students on 2x1, bf16": {"cohort": 4, "mesh": "2x1", "amp": True},
+    "4 students on 2x1, bf16": {"cohort": 4, "mesh": "2x1", "amp": True, "amp_dtype": "bf16"},
     "2 and 1 students": {"cohort": 3, "mesh": "2x1", "shares": "2,1"},
     "1x2": {"cohort": 2, "mesh": "1x2"},
     "1x3": {"cohort": 2, "mesh": "1x3"},

@@ -13,6 +13,7 @@ from training_cases import cohort_of, train
 
 from dml_fast.engine import Engine, Sequential
 from dml_fast.engine.cohort import Cohort
+from dml_fast.engine.precision import Precision
 from dml_fast.engine.threads import Threads, intra_op_threads
 from dml_fast.engine.together import Together
 from dml_fast.errors import UserError
@@ -99,3 +100,27 @@ def test_what_cannot_be_compiled_together_is_refused() -> None:
     made.students[0].__class__ = type("ReplicatedStudent", (type(made.students[0]),), {})
     with pytest.raises(UserError, match="trained by several processes"):
         made.compile()
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_only_a_gpus_kernels_are_combined_and_only_if_wanted(
+    wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = cohort_of(["resnet8"] * 2)
+    asked: list[dict[str, Any]] = []
+
+    def compile_(passes: Any, **options: Any) -> Any:
+        asked.append(options)
+        return passes
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    images = [torch.randn(8, 3, 16, 16)] * 2
+    made.compile(combo_kernels=wanted)
+    for kind in ("cpu", "cuda"):
+        monkeypatch.setattr(type(made.students[0]), "run", lambda student, inputs, features: inputs)
+        for student in made:
+            student.precision = Precision(torch.device(kind))
+        assert made.together is not None
+        made.together(made.students, images, features=kind == "cuda")  # another function
+    combined = {"options": {"combo_kernels": True}} if wanted else {}
+    assert asked == [{"dynamic": False}, {"dynamic": False, **combined}]

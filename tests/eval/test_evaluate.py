@@ -187,7 +187,7 @@ def test_the_runs_precision_is_used_and_a_cpu_goes_without_fp16(
 ) -> None:
     full = as_json(capsys, copy)
     assert full["precision"] == "fp32" and full["device"] == "cpu"
-    reconfigure(copy, amp=True)
+    reconfigure(copy, amp=True, amp_dtype="bf16")
     assert as_json(capsys, copy)["precision"] == "bf16"
     reconfigure(copy, amp_dtype="fp16")
     assert as_json(capsys, copy) == full

@@ -35,6 +35,7 @@ from dml_fast.train import main as train
 
 pytestmark = pytest.mark.usefixtures("as_without_training")
 
+BF16 = ("--amp", "--amp-dtype", "bf16")
 ONE_EPOCH = ("--epochs", "1", "--device", "cpu")
 
 
@@ -42,7 +43,7 @@ ONE_EPOCH = ("--epochs", "1", "--device", "cpu")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A mixed cohort of digits after two epochs in bf16."""
     path = tmp_path_factory.mktemp("predict") / "run"
-    options = ("--arch", "resnet8,resnet14", "--train-fraction", "0.5", "--amp")
+    options = ("--arch", "resnet8,resnet14", "--train-fraction", "0.5", *BF16)
     assert train([*options, "--epochs", "2", "--device", "cpu", "--out", str(path)]) == 0
     return path
 

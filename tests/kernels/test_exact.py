@@ -112,8 +112,8 @@ def test_odd_sizes(rows: int, classes: int, kernel: str | None, answer: Any) -> 
 def test_the_table_has_both_kernels() -> None:
     """So that "by the table" above is both of them."""
     alike = {"distributions": 2, "width": 1, "in_place": False}
-    assert choose(2, 1001, 4, **alike).kernel == "one_pass"
-    assert choose(2, 2**18, 4, **alike).kernel == "two_sweep"
+    assert choose(2, 1001, 4, False, **alike).kernel == "one_pass"
+    assert choose(2, 2**18, 4, False, **alike).kernel == "two_sweep"
 
 
 @pytest.mark.parametrize("students", [1, 8])

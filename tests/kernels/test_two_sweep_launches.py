@@ -9,7 +9,7 @@ import pytest
 import torch
 from kernel_cases import QUIET, assert_solves, checked, cohort
 
-from dml_fast.kernels import launch, launch_table
+from dml_fast.kernels import choice, launch, launch_table
 from dml_fast.kernels.launch_table import Config, choose
 
 pytestmark = QUIET
@@ -40,7 +40,7 @@ def test_every_launch_gives_the_same_answers(
 
 def of_long_rows(classes: int = 32768, itemsize: int = 4, **options: Any) -> Config:
     given: dict[str, Any] = {"distributions": 4, "width": 16 // itemsize, "in_place": False}
-    return choose(4, classes, itemsize, **given | options)
+    return choose(4, classes, itemsize, False, **given | options)
 
 
 def test_a_thread_reads_what_the_rows_alignment_allows() -> None:
@@ -60,10 +60,10 @@ def test_a_thread_reads_what_the_rows_alignment_allows() -> None:
 def test_the_width_is_of_all_rows(classes: int, dtype: str, width: int) -> None:
     logits, target = cohort(2, 3, classes, getattr(torch, dtype))
     size = logits[0].element_size()
-    assert launch._width(checked(logits, target), size) == width
+    assert choice.read_width(checked(logits, target), size) == width
     padded = torch.zeros(3, classes + 1, dtype=logits[0].dtype, device=logits[0].device)
     odd = [z[:, :classes] for z in (padded, padded)]
-    assert launch._width(checked(odd, target), size) == 1
+    assert choice.read_width(checked(odd, target), size) == 1
 
 
 def test_sums_are_batched_where_registers_allow() -> None:

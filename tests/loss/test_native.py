@@ -160,6 +160,29 @@ def test_what_it_lacks_goes_to_the_closed_form_after_one_line(
             assert [r.getMessage() for r in caplog.records] == [line] * expected_lines
 
 
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_backward_pass_of_ones_is_the_gradient_itself(kept: bool, stacked: bool) -> None:
+    given, target = cohort(5)
+    expected = torch.stack(mutual_loss_and_grad(given, target, backend="native")[1])
+    logits = torch.stack(given).requires_grad_() if stacked else [z.requires_grad_() for z in given]
+    inputs = [logits] if isinstance(logits, Tensor) else logits
+
+    def grads(losses: Tensor, **options: Any) -> Tensor:
+        found = torch.autograd.grad(losses, inputs, **options)
+        return found[0] if stacked else torch.stack(found)
+
+    losses = mutual_loss(logits, target, backend="native")
+    first = grads(losses.sum(), retain_graph=kept)
+    assert torch.equal(first, expected)
+    if kept:  # then nobody may get the saved gradients themselves
+        first.zero_()
+        assert torch.equal(grads(losses.sum(), retain_graph=True), expected)
+    else:
+        with pytest.raises(RuntimeError, match="one backward pass together"):
+            losses.sum().backward()
+
+
 def test_auto_takes_it_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, target = cohort(5)
     problem = prepare(
@@ -173,51 +196,70 @@ def test_auto_takes_it_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def call(**changes: Any) -> Any:
-    logits = [np.zeros((4, 6), np.float32) for _ in range(2)]
+    """Call the C++ code on numpy arrays, of which it gets addresses."""
+    means = [np.empty(2, np.float32) for _ in range(3)]
     arguments = {
-        "logits": logits, "students": 2, "index": np.zeros(4, np.int64), "ignored": None,
+        "logits": [np.zeros((4, 6), np.float32) for _ in range(2)], "rows": 4, "classes": 6,
+        "bf16": False, "students": 2, "index": np.zeros(4, np.int64), "ignored": None,
         "soft": None, "best": None, "class_weight": None, "row_weight": None, "smoothing": 0.0,
         "temperature": 1.0, "peer_mean": True, "kl_weight": 1.0, "factors": [0.25] * 4,
-        "grad_scale": [1.0, 1.0],
-        "grads": [np.empty((4, 6), np.float32) for _ in range(2)], "each_row": False, "threads": 1,
-        "labels": False,
-    }  # fmt: skip
-    return _native.mutual_loss(**(arguments | changes))
+        "grad_scale": [1.0, 1.0], "grads": [np.empty((4, 6), np.float32) for _ in range(2)],
+        "float_grads": True, "means": means, "correct": np.empty(2, np.int64),
+        "finite": np.empty(2, bool), "each_row": None, "threads": 1, "labels": False,
+    } | changes  # fmt: skip
+    arrays = ("index", "soft", "best", "class_weight", "row_weight", "correct", "finite")
+    given = {name: address(arguments[name]) for name in (*arrays, "each_row")}
+    given |= {name: [*map(address, arguments[name])] for name in ("logits", "grads", "means")}
+    return _native.mutual_loss(**(arguments | given))
+
+
+def address(array: Any) -> int:
+    return 0 if array is None else array if isinstance(array, int) else array.ctypes.data
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"logits": []},
-        {"logits": [np.zeros((4, 6), np.float32), np.zeros((4, 5), np.float32)]},
-        {"logits": [np.zeros((4, 6), np.float32), np.zeros((4, 6))]},
-        {"logits": [np.zeros((6, 4), np.float32).T] * 2},
-        {"logits": [np.zeros((4, 0), np.float32)] * 2},
+        {"logits": [0, 0]},
+        {"logits": [1 << 20 | 1] * 2},
+        {"rows": -1},
+        {"classes": 0},
         {"students": 0},
         {"students": 3},
         {"index": None},
         {"index": np.array([0, 1, 2, 6])},
         {"index": np.array([0, 1, 2, -1])},
-        {"index": np.zeros(3, np.int64)},
+        {"index": (1 << 20) + 4},
         {"soft": np.zeros((4, 6), np.float32)},
         {"index": None, "soft": np.zeros((4, 6), np.float32)},
         {"index": None, "soft": np.zeros((4, 6), np.float32), "best": np.full(4, 6)},
         {"labels": True},
-        {"labels": True, "index": None, "soft": np.zeros((4, 5), np.float32)},
-        {"class_weight": np.zeros(5, np.float32)},
-        {"row_weight": np.zeros(5, np.float32)},
         {"temperature": 0.0},
+        {"factors": [0.25]},
         {"grad_scale": [1.0]},
         {"grads": [np.empty((4, 6), np.float32)]},
-        {"grads": [np.empty((4, 6), np.uint16)] * 2},
-        {"grads": [np.empty((3, 6), np.float32)] * 2},
+        {"grads": [0, 0]},
+        {"float_grads": False},
+        {"means": []},
+        {"means": [0, 0, 0]},
+        {"correct": 0},
+        {"finite": 0},
     ],
     ids=lambda changes: "+".join(changes),
 )
-def test_nothing_is_read_or_written_outside_the_arrays(changes: dict[str, Any]) -> None:
+def test_what_does_not_fit_together_is_refused(changes: dict[str, Any]) -> None:
     call()
     with pytest.raises(ValueError):
         call(**changes)
+
+
+def test_the_bounds_of_integers() -> None:
+    x = np.array([3, -5, 2**62, 0])
+    assert _native.smallest_and_largest(x.ctypes.data, 3) == (-5, 2**62)
+    for wrong in ((x.ctypes.data, 0), (0, 1), (x.ctypes.data + 1, 1)):
+        with pytest.raises(ValueError):
+            _native.smallest_and_largest(*wrong)
 
 
 def test_the_right_classes_may_be_ignored_ones() -> None:

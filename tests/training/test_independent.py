@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 CASES = {
     "sequential": ["--executor", "sequential"],
     "threads": ["--executor", "threads"],
-    "bf16": ["--executor", "sequential", "--amp"],
+    "bf16": ["--executor", "sequential", "--amp", "--amp-dtype", "bf16"],
     "alternating": ["--update", "alternating"],
     "fallback": ["--executor", "sequential", "--loader", "fallback", "--image-size", "16"],
     "resident": ["--executor", "threads", "--loader", "resident", "--image-size", "16", "--amp"],

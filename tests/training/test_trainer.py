@@ -41,6 +41,7 @@ def test_options_reach_the_engine_the_optimizers_and_the_loader(tmp_path: Path) 
         weight_decay=0.01,
         lr=0.04,
         amp=True,
+        amp_dtype="bf16",
         augment=False,
     )
     engine = trainer.engine

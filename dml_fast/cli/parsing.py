@@ -1,21 +1,19 @@
-"""What the commands share: they parse arguments, and turn errors into a line and an exit code."""
+"""From a command line to a dataclass."""
 
 from __future__ import annotations
 
 import ast
 import inspect
-import io
-import os
-import select
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, make_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TextIO, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_type_hints
 
-from dml_fast.errors import TrainingError, UserError, reason
+from dml_fast.cli.usage import in_one_sentence
+from dml_fast.errors import UserError
 
 T = TypeVar("T")
 
@@ -39,7 +37,7 @@ def check_ending(flag: str, path: str | Path | None, *endings: str) -> None:
 def parse(cls: type[T], argv: Sequence[str] | None, prog: str, default: T | None = None) -> T:
     """Parse a command line into a dataclass.
 
-    After a wrong flag this prints a message and exits with code 2; after ``--help`` with code 0.
+    After ``--help`` this exits with code 0.
     Its own fields, and those of each dataclass that it inherits from, are groups in ``--help``,
     under the names of these classes.
 
@@ -48,6 +46,9 @@ def parse(cls: type[T], argv: Sequence[str] | None, prog: str, default: T | None
         argv: the arguments; by default those of this process.
         prog: the command, after ``python -m dml_fast.``.
         default: values of the flags that are not given; by default those of ``cls``.
+
+    Raises:
+        UserError: of a wrong flag or value.
     """
     import tyro
 
@@ -56,13 +57,13 @@ def parse(cls: type[T], argv: Sequence[str] | None, prog: str, default: T | None
     groups = [c for c in cls.__mro__ if is_dataclass(c) and _own_names(c)]
     if len(groups) > 1:
         nested: Any = _nested(cls, [cls, *groups[:0:-1]], prog, default)
-        found = tyro.cli(nested, args=argv, prog=name)
+        found = in_one_sentence(lambda: tyro.cli(nested, args=argv, prog=name), name)
         return cls(
             **{key: value for group in vars(found).values() for key, value in vars(group).items()}
         )
     if default is None:
-        return tyro.cli(cls, args=argv, prog=name)
-    return tyro.cli(cls, args=argv, prog=name, default=default)
+        return in_one_sentence(lambda: tyro.cli(cls, args=argv, prog=name), name)
+    return in_one_sentence(lambda: tyro.cli(cls, args=argv, prog=name, default=default), name)
 
 
 def _completed(cls: type[Any], argv: Sequence[str]) -> list[str]:
@@ -134,95 +135,3 @@ def _texts(cls: type[Any]) -> dict[str, str]:
             assert isinstance(line.target, ast.Name) and isinstance(below.value, ast.Constant)
             found[line.target.id] = inspect.cleandoc(str(below.value.value))
     return found
-
-
-def run(
-    main: Callable[[Sequence[str] | None], int],
-    argv: Sequence[str] | None = None,
-    *,
-    prints_results: bool = True,
-) -> int:
-    """Call a command, and print its `UserError` or `TrainingError` as one line on stderr.
-
-    Where ``argv`` is None this process is the command's. Then output that cannot be written never
-    ends it: the rest is dropped, as for ``| head``, and a full disk is named at the end.
-
-    Args:
-        main: the command.
-        argv: its arguments; by default those of this process.
-        prints_results: whether it fails if stdout cannot be written to. Not if files have it all.
-
-    Returns:
-        The command's exit code; 2 for a `UserError`, 1 for a `TrainingError`.
-    """
-    if argv is None:
-        sys.stdout, sys.stderr = _lasting(sys.stdout), _lasting(sys.stderr)
-    code = _outcome(main, argv)
-    if why := _dropped():
-        kind = "error" if prints_results else "warning"
-        print(f"{kind}: stdout cannot be written to ({why}): give it room", file=sys.stderr)
-        return code or (2 if prints_results else 0)
-    return code
-
-
-def _outcome(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) -> int:
-    try:
-        return main(argv)
-    except (UserError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-
-
-class _Descriptor(io.FileIO):
-    """A file descriptor for output that raises nothing: what cannot be written is dropped.
-
-    Attributes:
-        dropped: why output was dropped, other than that its reader has gone; "" if none was.
-    """
-
-    dropped = ""
-
-    def write(self, data: Any) -> int:
-        try:
-            while (count := super().write(data)) is None:  # another process made it non-blocking
-                select.select((), (self,), ())
-        except OSError as error:
-            if not isinstance(error, BrokenPipeError):
-                self.dropped = reason(error)
-            return len(data)
-        return count
-
-
-def _lasting(stream: TextIO | None) -> TextIO:
-    """Return a standard stream that raises nothing, whatever becomes of its descriptor.
-
-    It prints characters that its encoding lacks as escapes. A closed stream discards its output.
-    """
-    if stream is None:  # so that no other file gets its number
-        return open(os.devnull, "w", encoding="utf-8")
-    raw = _raw(stream)
-    if type(raw) is not io.FileIO or not isinstance(stream, io.TextIOWrapper):
-        return stream  # a notebook's, Windows' console, or made here
-    return io.TextIOWrapper(
-        io.BufferedWriter(_Descriptor(raw.fileno(), "w", closefd=False)),
-        encoding=stream.encoding,
-        errors="backslashreplace",
-        line_buffering=stream.line_buffering or stream.write_through,
-    )
-
-
-def _raw(stream: TextIO) -> object:
-    buffer = getattr(stream, "buffer", None)
-    return getattr(buffer, "raw", buffer)
-
-
-def _dropped() -> str:
-    """Return why output on stdout was dropped, "" if none was."""
-    raw = _raw(sys.stdout)
-    if not isinstance(raw, _Descriptor):
-        return ""
-    sys.stdout.flush()
-    return raw.dropped
