@@ -140,7 +140,8 @@ def launch_forward(
         SCALE_STEP=_step(problem.grad_scale),
         BY_ROW=by_row,
         QUANTITIES=quantities,
-        AT_ONCE=programs <= FEW,
+        # In two levels, blocks of a cluster would read what others of it have just stored.
+        AT_ONCE=programs <= FEW or config.ctas > 1,
         num_warps=config.warps,
     )
     outputs = [losses]

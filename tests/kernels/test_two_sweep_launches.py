@@ -96,7 +96,7 @@ def test_a_cluster_where_it_can_be_had_and_else_one_log_line(
         for _ in range(2):
             config = of_long_rows(in_place=in_place)
     assert (config.ctas, config.block) == (given, 8 * 32 * 4 * given)
-    assert config.constants().get("num_ctas", 1) == given
+    assert choice.forward_kernel(config, {})[1].get("num_ctas", 1) == given
     assert [r.message.partition(":")[0] for r in caplog.records] == (
         [] if given == 8 else ["two sweeps run without a cluster per row"]
     )
