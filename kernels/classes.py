@@ -17,6 +17,11 @@ def scratch(distributions: int) -> int:
     return 0
 
 
+def unsupported_reason(problem: Problem) -> str | None:
+    """As `dml_fast.loss.linear_classes.unsupported_reason`: they compute all divergences so."""
+    return None
+
+
 def summarise(solver: Any, problem: Problem, stats: str) -> tuple[Solution, Tensor]:
     """As `dml_fast.loss.linear_classes.summarise`, with logarithms of base 2."""
     (losses, _, measured), saved = launch(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dml_fast.kernels.choice import saved_rows
 from dml_fast.kernels.launch import (
     Answer,
     counted,
@@ -27,7 +28,7 @@ _PROBLEM = """
     Tensor? row_weight, Tensor? peer_weight, Tensor? kl_tensor, Tensor? scale_tensor,
     Tensor? labels_tensor, Tensor? rows_tensor, float kl_weight, float grad_scale, float labels,
     SymInt whole_rows, SymInt? ignore_index, float temperature, float label_smoothing,
-    str peer_reduction, str kl_rows, str reduction
+    str divergence, float beta, str peer_reduction, str kl_rows, str reduction
 """
 # The fields of `Problem` that are arguments under the same name.
 _TENSORS = ("index", "soft", "class_weight", "row_weight", "peer_weight")
@@ -35,6 +36,8 @@ _OPTIONS = (
     "ignore_index",
     "temperature",
     "label_smoothing",
+    "divergence",
+    "beta",
     "peer_reduction",
     "kl_rows",
     "reduction",
@@ -103,6 +106,7 @@ def mutual_forward(*arguments: Any) -> list[Tensor]:
 def _(students: Sequence[Tensor], teachers: Sequence[Tensor], *rest: Any) -> list[Tensor]:
     *_, reduction, with_grad, save, stats = rest
     count, rows = len(students), students[0].shape[0]
+    problem = _problem(students, teachers, *rest[:-3])
 
     def floats(*shape: int | torch.SymInt) -> Tensor:
         return students[0].new_empty(shape, dtype=torch.float32)
@@ -114,7 +118,7 @@ def _(students: Sequence[Tensor], teachers: Sequence[Tensor], *rest: Any) -> lis
     if stats == "all":
         outputs += [floats(count + 1 + count * count), floats(rows)]
     if save:
-        outputs.append(floats(3 * count + 2 * len(teachers) + 1, rows))
+        outputs.append(floats(saved_rows(problem), rows))
     return outputs + [empty_like(z) for z in students if with_grad]
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from benchmarks.aot.compiler import Compiled, Stretch, compile_for
 from benchmarks.aot.launches import Launch, recorded
+from dml_fast.kernels import choice, launch_table
 from dml_fast.kernels import launch as launcher
 from dml_fast.loss.problem import Problem
 
@@ -19,14 +21,21 @@ ARCHITECTURES = (80, 90, 100)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Rows of a few bytes, unaligned ones, and both sides of every change in the launch table.
 CLASSES = (10, 100, 256, 1000, 1001, 2048, 4096, 8192, 32768, 131072)
+ODD = 50257  # GPT-2's: no row but the first is aligned
+SWITCHES = ("4,batch=1", "4,batch=32", "8,hints", "16", "16,hints")
 # What a call launches: the engine's one kernel, or autograd's two.
 PATHS = ("engine", "forward", "backward")
 OPTIONS = ("plain", "weighted", "soft", "teacher", "all statistics")
+DIVERGENCES = ("reverse", "symmetric", "jsd")
+UNTEMPERED = ("plain", "all statistics", *DIVERGENCES)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One launch: K students, C classes, a dtype, options, and the architecture to compile for."""
+    """One launch: K students, C classes, a dtype, options, and the architecture to compile for.
+
+    ``switch`` is what DML_FAST_TWO_SWEEP says, to look at another launch than the table's.
+    """
 
     path: str
     students: int
@@ -34,6 +43,7 @@ class Case:
     dtype: str
     options: str
     arch: int
+    switch: str = ""
 
 
 def whole_table() -> Iterator[Case]:
@@ -48,7 +58,26 @@ def whole_table() -> Iterator[Case]:
     for path, classes, dtype, options in product(PATHS, (100, 1000, 32768), DTYPES, OPTIONS[1:]):
         if options != "all statistics" or path != "backward":  # that has none
             cases.append(Case(path, 4, classes, dtype, options, 90))
+    for dtype, arch in product(DTYPES, ARCHITECTURES):
+        cases += [Case(path, 4, ODD, dtype, "plain", arch) for path in PATHS[:2]]
+    for dtype, options in product(DTYPES, OPTIONS[1:]):
+        cases.append(Case("engine", 4, ODD, dtype, options, 90))
+    cases += variants()
+    for divergence, path, (classes, dtype), arch in product(
+        DIVERGENCES, PATHS, ((1000, "bf16"), (32768, "bf16"), (32768, "fp32")), ARCHITECTURES
+    ):
+        if arch == 90 or path == "engine":
+            cases.append(Case(path, 4, classes, dtype, divergence, arch))
+    cases += [Case("engine", n, 1000, "fp32", d, 90) for d in DIVERGENCES for n in (2, 8)]
     yield from dict.fromkeys(cases)
+
+
+def variants(switches: Sequence[str] = SWITCHES) -> Iterator[Case]:
+    """What `benchmarks.gpu.variants` times of two sweeps, and the sums of eight students."""
+    for switch, dtype, arch in product(switches, DTYPES, ARCHITECTURES[1:]):
+        yield Case("engine", 4, 32768, dtype, "plain", arch, switch)
+    for dtype, arch in product(DTYPES, ARCHITECTURES[1:]):
+        yield Case("engine", 8, 32768, dtype, "plain", arch, "4,batch=8")
 
 
 def quick_table() -> Iterator[Case]:
@@ -59,8 +88,11 @@ def quick_table() -> Iterator[Case]:
         yield Case(path, 4, 1000, "fp32", "plain", arch)
     for students, classes in ((2, 8192), (4, 4096), (8, 10), (8, 1000), (8, 2048), (8, 32768)):
         yield Case("engine", students, classes, "fp32", "plain", 90)
-    for options in OPTIONS[1:]:
+    for options in OPTIONS[1:] + DIVERGENCES:
         yield Case("engine", 4, 1000, "fp32", options, 90)
+    yield Case("engine", 4, ODD, "bf16", "soft", 90)
+    yield Case("engine", 4, 32768, "fp32", "symmetric", 90)
+    yield Case("backward", 4, 1000, "fp32", "jsd", 90)
 
 
 def problem(case: Case, rows: int, kl_weight: float = 1.0) -> Problem:
@@ -79,11 +111,12 @@ def problem(case: Case, rows: int, kl_weight: float = 1.0) -> Problem:
         row_weight=torch.ones(rows) if weighted else None,
         peer_weight=torch.ones(count, count + 1) if extra else None,
         kl_weight=torch.ones(()) if weighted else kl_weight,
-        temperature=1.0 if case.options in ("plain", "all statistics") else 2.0,
+        temperature=1.0 if case.options in UNTEMPERED else 2.0,
         label_smoothing=0.1 if weighted else 0.0,
         peer_reduction="mean",
         reduction="mean",
         grad_scale=torch.ones(count) if weighted else None,
+        divergence=case.options if case.options in DIVERGENCES else "forward",
     )
 
 
@@ -95,10 +128,11 @@ def launches_of(case: Case, rows: int = 2, kl_weight: float = 1.0) -> list[Launc
     """What the launchers would run on ``rows`` rows, in order; the last is the one that counts."""
     asked = problem(case, rows, kl_weight)
     plain = "cheap" if case.path == "engine" else "none"
-    with recorded(launcher) as launches:
+    switched = patch.object(launch_table, "SWITCH", case.switch)
+    with recorded(launcher, choice) as launches, switched:
         if case.path == "backward":
             count = case.students
-            saved = torch.empty(2 * len(asked.students + asked.teachers) + count + 1, rows)
+            saved = torch.empty(launcher.saved_rows(asked), rows)
             launcher.launch_gradient(asked, saved, torch.ones(count), asked.students)
         else:
             stats = "all" if case.options == "all statistics" else plain
@@ -140,9 +174,10 @@ class Tile:
 
     def __init__(self, case: Case, launch: Launch) -> None:
         constants = launch.constexprs
-        self.threads: int = 32 * launch.options["num_warps"]
+        self.threads: int = 32 * launch.options["num_warps"] * launch.options.get("num_ctas", 1)
         self.swept = "EACH" in constants  # the columns, in a loop
         width = constants["THREADS"] * constants["EACH"] if self.swept else constants["BLOCK"]
+        self.thrice = case.options == "jsd"
         self.several_warps = width > 32  # to a row
         self.rows: int = constants.get("R", 1)
         self.columns: int = min(width, case.classes)
@@ -185,8 +220,8 @@ class Tile:
         parts = compiled.loops if self.swept else (compiled.body,)
         reading = [part for part in parts if self._passes(part.loads, self.read)]
         writing = [part for part in reading if self._passes(part.stores, self.learners)]
-        # Between the two may be others that run for few rows only.
-        return reading[:1] + writing[-1:] if self.swept else reading
+        # Between the two may be others that run for few rows only, unless they are needed.
+        return reading[:1] + writing[-1:] if self.swept and not self.thrice else reading
 
     def _passes(self, accesses: Mapping[int, int], tensors: int) -> int:
         """How often wide accesses cover the tile of this many tensors (a loop may be unrolled)."""

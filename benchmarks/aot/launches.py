@@ -67,14 +67,17 @@ class Recorder:
 
 
 @contextmanager
-def recorded(module: ModuleType) -> Iterator[list[Launch]]:
-    """Within, what ``module`` launches of its kernels is noted in the list, and nothing runs."""
+def recorded(*modules: ModuleType) -> Iterator[list[Launch]]:
+    """Within, launches of the kernels that ``modules`` name are noted, and nothing runs."""
     launches: list[Launch] = []
-    kernels = {
-        name: value for name, value in vars(module).items() if isinstance(value, JITFunction)
-    }
+    kernels = [
+        (module, name, value)
+        for module in modules
+        for name, value in vars(module).items()
+        if isinstance(value, JITFunction)
+    ]
     with ExitStack() as stack:
-        for name, kernel in kernels.items():
+        for module, name, kernel in kernels:
             stack.enter_context(mock.patch.object(module, name, Recorder(kernel, launches)))
         yield launches
 

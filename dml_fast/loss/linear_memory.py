@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from dml_fast.errors import check_choice
-from dml_fast.loss import linear_chunks, linear_classes
+from dml_fast.loss import backends, linear_chunks
 from dml_fast.loss.linear_chunks import LEAST_BYTES, Plan, Wanted
 from dml_fast.loss.linear_heads import Head
 from dml_fast.loss.values import fail
@@ -34,7 +34,7 @@ def choose(memory: str, plan: Plan, heads: Sequence[Head], wanted: Sequence[Want
     Raises:
         UserError: if "lean" is asked for, but cannot compute the problem.
     """
-    reason = linear_classes.unsupported_reason(plan.problem)
+    reason = backends.by_class(plan.solver).unsupported_reason(plan.problem)
     if memory == "lean" and reason:
         fail(f"memory is 'lean' and {reason}", "take memory='auto' or 'fast'")
     if memory != "auto":

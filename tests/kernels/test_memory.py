@@ -11,6 +11,7 @@ from kernel_cases import QUIET, STEP, checked, cohort
 from torch import Tensor
 
 from dml_fast.kernels import launch
+from dml_fast.loss.problem import Problem
 
 pytestmark = [pytest.mark.usefixtures("kernel"), QUIET]
 GUARD, BYTE = 512, 0xAB  # bytes on either side, and what all memory is filled with
@@ -95,7 +96,22 @@ def test_all_is_written_and_nothing_else(
 ) -> None:
     students, rows, classes = shape
     logits, target = cohort(students, rows, classes, dtype)
-    problem = checked([guarded(z) for z in logits], target, reduction=reduction)
+    assert_all_is_written(
+        checked([guarded(z) for z in logits], target, reduction=reduction), arena, counters
+    )
+
+
+@pytest.mark.parametrize("divergence", ["reverse", "symmetric", "jsd"])
+def test_other_divergences_write_no_less(
+    divergence: str, arena: Arena, counters: list[Tensor]
+) -> None:
+    logits, target = cohort(2, 3, STEP + 1, torch.float16)
+    asked = checked([guarded(z) for z in logits], target, divergence=divergence)
+    assert_all_is_written(asked, arena, counters)
+
+
+def assert_all_is_written(problem: Problem, arena: Arena, counters: list[Tensor]) -> None:
+    students = len(problem.students)
     kept = [z.clone() for z in problem.students]
     (losses, grads, stats), saved = launch.launch(problem, with_grad=True, save=True, stats="all")
     assert grads is not None and stats is not None and saved is not None
@@ -126,12 +142,16 @@ def test_without_statistics_only_losses_are_written(arena: Arena) -> None:
     assert grads is stats is saved is None
 
 
+@pytest.mark.parametrize("divergence", ["forward", "symmetric"])
 @pytest.mark.parametrize("stats", ["none", "cheap", "all"])
-def test_gradients_over_the_logits_are_those_beside_them(kernel: str, stats: str) -> None:
+def test_gradients_over_the_logits_are_those_beside_them(
+    kernel: str, stats: str, divergence: str
+) -> None:
     """All statistics read the logits once more: then they are not written over."""
     logits, target = cohort(3, 5, 2 * STEP + 5)
-    beside = launch.launch(checked(logits, target), with_grad=True, save=False, stats=stats)
-    problem = checked([z.clone() for z in logits], target)
+    problem = checked(logits, target, divergence=divergence)
+    beside = launch.launch(problem, with_grad=True, save=False, stats=stats)
+    problem = replace(problem, students=tuple(z.clone() for z in logits))
     over = launch.launch(replace(problem, in_place=True), with_grad=True, save=False, stats=stats)
     assert beside.solution.grads is not None and over.solution.grads is not None
     assert torch.equal(beside.solution.losses, over.solution.losses)

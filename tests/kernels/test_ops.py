@@ -28,6 +28,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "row_weight": torch.linspace(0.0, 1.0, 5, device=DEVICE),
         "kl_weight": torch.tensor(0.5, device=DEVICE),
     },
+    "reverse": {"divergence": "reverse"},
+    "jsd": {"divergence": "jsd", "beta": 0.3, "temperature": 2.0},
     "teacher": {"teacher_logits": [torch.linspace(-1, 1, 35, device=DEVICE).reshape(5, 7)]},
 }
 pytestmark = [

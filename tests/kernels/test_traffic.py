@@ -169,6 +169,34 @@ def test_all_statistics(kernel: str, reads: int) -> None:
     assert traffic.stored["information"] == 4 * N
 
 
+@pytest.mark.parametrize(
+    ("divergence", "kernel", "reads"),
+    [
+        *(("symmetric", "one_pass", 1), ("jsd", "one_pass", 1)),
+        ("symmetric", "two_sweep", 2),
+        pytest.param("reverse", "two_sweep", 2, marks=pytest.mark.slow),
+        pytest.param("jsd", "two_sweep", 3, marks=pytest.mark.slow),
+    ],
+)
+def test_other_divergences(divergence: str, kernel: str, reads: int) -> None:
+    """Long rows are swept once more for "jsd", and for teachers."""
+    asked = problem(divergence=divergence)
+    with forced(kernel):
+        traffic, _ = measure(asked, with_grad=True)
+        assert_logits_are_read(traffic, reads)
+        assert [traffic.stored.pop(f"g{k}") for k in range(K)] == [4 * N * C] * K
+        traffic, (_, saved) = measure(asked, with_grad=False, save=True)
+        assert_logits_are_read(traffic, max(reads - 1, 1))
+        kept = 4 * N * (4 * K + 1)
+        assert saved is not None and saved.numel() * 4 == kept == traffic.stored.pop("saved")
+        assert not any(traffic.stored[f"g{k}"] for k in range(K))
+        with counting() as traffic:
+            launch.launch_gradient(asked, saved, torch.ones(K), asked.students)
+    for k in range(K):
+        assert traffic.loaded[f"z{k}"] + traffic.loaded[f"g{k}"] == 4 * N * C
+        assert traffic.stored[f"z{k}"] + traffic.stored[f"g{k}"] == 4 * N * C
+
+
 @pytest.mark.parametrize(("kernel", "more"), [("one_pass", 0), ("two_sweep", 1)])
 def test_a_row_with_a_masked_class(kernel: str, more: int) -> None:
     """Two sweeps go over that row once more."""
