@@ -32,13 +32,14 @@ def forward_kernel(config: Config, other: dict[str, Any]) -> tuple[Any, dict[str
     if config.kernel == "one_pass":
         shape: dict[str, Any] = {"R": config.rows, "BLOCK": config.block}
         return divergence_short if other else one_pass, shape
-    threads = 32 * config.warps
-    shape = {"THREADS": threads, "EACH": config.block // threads}
+    threads = 32 * config.warps * config.ctas
+    shape = {"THREADS": threads, "EACH": config.block // threads, "SPREAD": config.spread}
     if other:
         if other["KIND"] == _KINDS["jsd"]:
             shape["EACH"] = 2  # with 128 bits ptxas takes 168 to 255 registers, and spills
         return divergence_long, shape
-    return two_sweep, shape | {"HINTS": config.hints}
+    shape |= {"BATCH": config.batch, "HINTS": config.hints}
+    return two_sweep, shape | ({"num_ctas": config.ctas} if config.ctas > 1 else {})
 
 
 def gradient_kernel(problem: Problem, classes: int) -> tuple[Any, dict[str, Any]]:
@@ -54,3 +55,21 @@ def saved_rows(problem: Problem) -> int:
     students = len(problem.students)
     own = 2 * students if divergence_arguments(problem) else students
     return 2 * (students + len(problem.teachers)) + own + 1
+
+
+def row_tiles(problem: Problem, everything: bool) -> int:
+    """Return how many rows of C numbers a program holds for a row of the batch."""
+    extras = (
+        problem.soft is not None or problem.label_smoothing != 0.0,
+        problem.peer_weight is not None,
+        problem.temperature != 1.0,
+        everything,
+    )
+    return len(problem.students + problem.teachers) + sum(extras)
+
+
+def read_width(problem: Problem, itemsize: int) -> int:
+    """Return how many adjacent logits of any row a thread may read at once, 128 bits at most."""
+    target = () if problem.soft is None else (problem.soft,)
+    strides = (x.stride(0) for x in problem.students + problem.teachers + target)
+    return math.gcd(problem.shape[2], *strides, 16 // itemsize)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dml_fast.kernels.rows import LN2
+from dml_fast.kernels.rows import LN2, columns
 
 
 @triton.jit
@@ -73,12 +73,13 @@ def disagree_again(
     C: tl.constexpr,
     THREADS: tl.constexpr,
     EACH: tl.constexpr,
+    SPREAD: tl.constexpr,
     Z_ROW: tl.constexpr,
     Z_COL: tl.constexpr,
 ):
     """Store the statistics of a row, from one more sweep over it; ``here`` as above."""
     STEP: tl.constexpr = THREADS * EACH
-    lane = tl.arange(0, THREADS)[:, None] * EACH + tl.arange(0, EACH)[None, :]
+    lane = columns(THREADS, EACH, SPREAD)
     nothing = tl.zeros((THREADS, 1), tl.float32)
     count = 0.0
     for k in tl.static_range(K):

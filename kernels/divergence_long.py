@@ -79,7 +79,8 @@ def divergence_long(
     L: tl.constexpr,
     C: tl.constexpr,
     THREADS: tl.constexpr,
-    EACH: tl.constexpr,  # adjacent columns per thread
+    EACH: tl.constexpr,  # columns of a thread in a step
+    SPREAD: tl.constexpr,  # whether these are apart, see rows.columns
     Z_ROW: tl.constexpr,
     Z_COL: tl.constexpr,
     T_ROW: tl.constexpr,
@@ -120,7 +121,7 @@ def divergence_long(
     rate = LOG2E / temperature
     tops, sums, sums_1, bests, dots, cross, _, mass_here, most, most_at = first_sweep(
         zs, soft, class_weight, far, rate, smoothing,
-        K, L, C, THREADS, EACH, Z_ROW, Z_COL, T_ROW, T_COL, SOFT_ROW, SOFT_COL,
+        K, L, C, THREADS, EACH, SPREAD, Z_ROW, Z_COL, T_ROW, T_COL, SOFT_ROW, SOFT_COL,
         STATS, SOFT, SMOOTH, CLASS_WEIGHT, TEMPERED, "",
     )  # fmt: skip
     row_tops, moves, ds, usables, logs, excesses, count = row_parts(tops, sums, rate, L, C)
@@ -152,12 +153,13 @@ def divergence_long(
         if ((probe - probe) != 0.0) | (count < L):
             mean_hs, kls = divergence_sweep(
                 zs, row_tops, usables, logs, excesses, peer_weight, far, rate, beta,
-                K, L, C, THREADS, EACH, Z_ROW, Z_COL, T_ROW, T_COL, PEER_WEIGHT, TEMPERED, KIND,
+                K, L, C, THREADS, EACH, SPREAD, Z_ROW, Z_COL, T_ROW, T_COL, PEER_WEIGHT,
+                TEMPERED, KIND,
             )  # fmt: skip
     else:
         mean_hs, kls = divergence_sweep(
             zs, row_tops, usables, logs, excesses, peer_weight, far, rate, beta,
-            K, L, C, THREADS, EACH, Z_ROW, Z_COL, T_ROW, T_COL, PEER_WEIGHT, TEMPERED, KIND,
+            K, L, C, THREADS, EACH, SPREAD, Z_ROW, Z_COL, T_ROW, T_COL, PEER_WEIGHT, TEMPERED, KIND,
         )  # fmt: skip
 
     # The label.
@@ -239,7 +241,7 @@ def divergence_long(
             zs, gs, row_tops, usables, logs, logs_1, excesses, mean_hs, count,
             mass_of_target, y, valid, sparse, of_label, of_peers, kl_weight, grad_scale,
             peer_weight, soft, class_weight, far, rate, beta, smoothing,
-            K, L, C, THREADS, EACH, Z_ROW, Z_COL, T_ROW, T_COL, SOFT_ROW, SOFT_COL,
+            K, L, C, THREADS, EACH, SPREAD, Z_ROW, Z_COL, T_ROW, T_COL, SOFT_ROW, SOFT_COL,
             SOFT, SMOOTH, LABELLED, CLASS_WEIGHT, PEER_WEIGHT, PEER_MEAN, TEMPERED,
             SCALE_ON_DEVICE, SCALE_STEP, KIND,
         )  # fmt: skip

@@ -21,8 +21,8 @@ from dml_fast.kernels.divergence_terms import (
     share_of,
     student,
 )
-from dml_fast.kernels.row_sums import joined, rounded
-from dml_fast.kernels.rows import LEAST, LOG2E, dense_target, gradient_tile, read_scalar
+from dml_fast.kernels.row_sums import rounded
+from dml_fast.kernels.rows import LEAST, LOG2E, columns, dense_target, gradient_tile, read_scalar
 
 
 @triton.jit
@@ -139,6 +139,7 @@ def divergence_sweep(
     C: tl.constexpr,
     THREADS: tl.constexpr,
     EACH: tl.constexpr,
+    SPREAD: tl.constexpr,
     Z_ROW: tl.constexpr,
     Z_COL: tl.constexpr,
     T_ROW: tl.constexpr,
@@ -149,7 +150,7 @@ def divergence_sweep(
 ):
     """Return ⟨p, h⟩ and Σ_c v of each student, with guards."""
     STEP: tl.constexpr = THREADS * EACH
-    lane = tl.arange(0, THREADS)[:, None] * EACH + tl.arange(0, EACH)[None, :]
+    lane = columns(THREADS, EACH, SPREAD)
     held = ()
     for k in tl.static_range(2 * K):
         held = held + (tl.zeros((THREADS, 1), tl.float32),)
@@ -211,6 +212,7 @@ def gradient_sweep(
     C: tl.constexpr,
     THREADS: tl.constexpr,
     EACH: tl.constexpr,
+    SPREAD: tl.constexpr,
     Z_ROW: tl.constexpr,
     Z_COL: tl.constexpr,
     T_ROW: tl.constexpr,
@@ -231,7 +233,7 @@ def gradient_sweep(
     """Store a row's gradients, from its end to its start."""
     DENSE: tl.constexpr = SOFT or SMOOTH
     STEP: tl.constexpr = THREADS * EACH
-    lane = tl.arange(0, THREADS)[:, None] * EACH + tl.arange(0, EACH)[None, :]
+    lane = columns(THREADS, EACH, SPREAD)
     for back in range(0, C, STEP):
         col = (tl.cdiv(C, STEP) * STEP - STEP - back) + lane
         inside = col < C
@@ -270,3 +272,9 @@ def gradient_sweep(
             if LABELLED:
                 g = tl.where(valid, g, 0.0)  # even where the logits are NaN
             tl.store(gs[k] + far * C + col, g.to(gs[k].dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def joined(cross, sums, move_k, move_l, row_sum):
+    """Return Σ_c p_l (log2 p_k + log2 d_k) from each thread's D_lk and d_l."""
+    return tl.sum(rounded(cross + move_k * sums, tl.exp2(move_l))) / row_sum

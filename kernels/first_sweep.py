@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dml_fast.kernels.rows import LEAST, LOG2E, dense_target
+from dml_fast.kernels.rows import LEAST, LOG2E, columns, dense_target
 
 LOWEST = tl.constexpr(
     -3.4028234663852886e38
@@ -34,6 +34,7 @@ def first_sweep(
     C: tl.constexpr,
     THREADS: tl.constexpr,
     EACH: tl.constexpr,
+    SPREAD: tl.constexpr,
     Z_ROW: tl.constexpr,
     Z_COL: tl.constexpr,
     T_ROW: tl.constexpr,
@@ -55,7 +56,7 @@ def first_sweep(
     """
     DENSE: tl.constexpr = SOFT or SMOOTH
     STEP: tl.constexpr = THREADS * EACH
-    lane = tl.arange(0, THREADS)[:, None] * EACH + tl.arange(0, EACH)[None, :]
+    lane = columns(THREADS, EACH, SPREAD)
     nothing = tl.zeros((THREADS, 1), tl.float32)
 
     tops = ()

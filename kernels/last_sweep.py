@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dml_fast.kernels.rows import LOG2E, dense_target, gradient_tile, read_scalar
+from dml_fast.kernels.rows import LOG2E, columns, dense_target, gradient_tile, read_scalar
 
 
 @triton.jit
@@ -38,6 +38,7 @@ def last_sweep(
     C: tl.constexpr,
     THREADS: tl.constexpr,
     EACH: tl.constexpr,
+    SPREAD: tl.constexpr,
     Z_ROW: tl.constexpr,
     Z_COL: tl.constexpr,
     T_ROW: tl.constexpr,
@@ -57,7 +58,7 @@ def last_sweep(
     """Store a row's gradients."""
     DENSE: tl.constexpr = SOFT or SMOOTH
     STEP: tl.constexpr = THREADS * EACH
-    lane = tl.arange(0, THREADS)[:, None] * EACH + tl.arange(0, EACH)[None, :]
+    lane = columns(THREADS, EACH, SPREAD)
     pushes_p = ()
     pushes_q = ()
     scales = ()

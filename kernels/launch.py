@@ -14,6 +14,8 @@ from dml_fast.kernels.choice import (
     divergence_arguments,
     forward_kernel,
     gradient_kernel,
+    read_width,
+    row_tiles,
     saved_rows,
 )
 from dml_fast.kernels.count import count
@@ -75,7 +77,16 @@ def launch_forward(
     students, rows, _ = problem.shape
     wanted = _STATS[stats]
     itemsize = max(z.element_size() for z in problem.students + problem.teachers)
-    config = choose(_tiles(problem, wanted == 2), problem.shape[2], itemsize, bool(other))
+    in_place = problem.in_place and wanted < 2  # all statistics read the logits once more
+    config = choose(
+        row_tiles(problem, wanted == 2),
+        problem.shape[2],
+        itemsize,
+        bool(other),
+        distributions=len(problem.students + problem.teachers),
+        width=read_width(problem, itemsize),
+        in_place=in_place and with_grad,
+    )
     programs = -(-rows // config.rows)
     quantities = (2 * students, 4 * students, 5 * students + 1 + students * students)[wanted]
     by_row = problem.reduction == "none"
@@ -99,7 +110,6 @@ def launch_forward(
     scratch = floats(first + second + quantities)
     grads = None
     if with_grad:
-        in_place = problem.in_place and wanted < 2  # all statistics read the logits once more
         grads = problem.students if in_place else tuple(map(empty_like, problem.students))
     kernel, shape = forward_kernel(config, other)
     if not other:
@@ -130,7 +140,8 @@ def launch_forward(
         SCALE_STEP=_step(problem.grad_scale),
         BY_ROW=by_row,
         QUANTITIES=quantities,
-        AT_ONCE=programs <= FEW,
+        # In two levels, blocks of a cluster would read what others of it have just stored.
+        AT_ONCE=programs <= FEW or config.ctas > 1,
         num_warps=config.warps,
     )
     outputs = [losses]
@@ -189,7 +200,7 @@ def launch_gradient(
         classes: C in that case; target and weights are of all classes.
     """
     _, rows, width = problem.shape
-    config = choose_gradient(_tiles(problem, False), width)
+    config = choose_gradient(row_tiles(problem, False), width)
     shape = (-(-rows // config.rows), -(-width // config.block))
     filled = tuple(z if g is None else g for z, g in zip(problem.students, grads, strict=True))
     kernel, other = gradient_kernel(problem, width if classes is None else classes)
@@ -285,17 +296,6 @@ def common_arguments(problem: Problem) -> dict[str, Any]:
         "KL_ON_DEVICE": isinstance(kl_weight, Tensor),
         "MEAN": problem.reduction == "mean",
     }
-
-
-def _tiles(problem: Problem, everything: bool) -> int:
-    """Return how many rows of C numbers a program holds for a row of the batch."""
-    extras = (
-        problem.soft is not None or problem.label_smoothing != 0.0,
-        problem.peer_weight is not None,
-        problem.temperature != 1.0,
-        everything,
-    )
-    return len(problem.students + problem.teachers) + sum(extras)
 
 
 def _alike(tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[int, int]]:

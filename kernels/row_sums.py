@@ -11,61 +11,89 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dml_fast.kernels.rows import LEAST
+from dml_fast.kernels.rows import LEAST, LOG2E, columns
 
 
 @triton.jit
 def row_sums(
     tops,  # of each thread, as first_sweep returns them
     sums,
+    sums_1,
+    dots,
     cross,
     own_cross,
+    mass,
     rate,
     peer_weight,
     K: tl.constexpr,
     L: tl.constexpr,
     C: tl.constexpr,
+    DENSE: tl.constexpr,
+    TEMPERED: tl.constexpr,
     PEER_WEIGHT: tl.constexpr,
+    BATCH: tl.constexpr,  # sums over the threads that are made at a time
 ):
     """Return a row's sums, which are scalars.
 
-    Tuples of the L distributions: maxima, whether they are usable, log2 d, log2 (d / C); the number
-    of those that are usable; and tuples of the K students: Σ_l w_kl Σ_c p_l log2 (C p_k),
-    Σ_l w_kl Σ_c p_l log2 (C p_l), Σ_l w_kl. Then a number that is finite if all of these are.
+    Tuples of the L distributions: maxima, whether they are usable, log2 d, log2 (d / C); of the K
+    students: log2 d at T = 1, ⟨target, z - max⟩; the target's mass; the number of distributions
+    that are usable; and of the K students: Σ_l w_kl Σ_c p_l log2 (C p_k),
+    Σ_l w_kl Σ_c p_l log2 (C p_l), Σ_l w_kl. Then a number that is finite if these are.
     """
-    row_tops = ()
-    ds = ()
+    row_tops = over_threads(tops, L, BATCH, True)
     moves = ()
+    shrinks = ()
+    parts = ()  # what is to be added up
+    for i in tl.static_range(L):
+        move = tl.maximum(tops[i] - row_tops[i], LEAST) * rate
+        shrink = tl.exp2(move)
+        moves = moves + (move,)
+        shrinks = shrinks + (shrink,)
+        parts = parts + (rounded(sums[i], shrink),)
+    for i in tl.static_range(L):
+        for k in tl.static_range(K):
+            parts = parts + (rounded(cross[i * K + k] + moves[k] * sums[i], shrinks[i]),)
+    for i in tl.static_range(K, L):
+        parts = parts + (rounded(own_cross[i - K] + moves[i] * sums[i], shrinks[i]),)
+    AT_1: tl.constexpr = L + L * K + L - K  # where the students' sums at T = 1 begin
+    if TEMPERED:
+        for k in tl.static_range(K):
+            gap = tl.maximum(tops[k] - row_tops[k], LEAST) * LOG2E
+            parts = parts + (rounded(sums_1[k], tl.exp2(gap)),)
+    AT_DENSE: tl.constexpr = AT_1 + (K if TEMPERED else 0)  # and those of the target
+    if DENSE:
+        for k in tl.static_range(K):
+            shift = tl.maximum(tops[k] - row_tops[k], LEAST)
+            parts = parts + (dots[k] + shift * mass,)
+        parts = parts + (mass,)
+    totals = over_threads(parts, AT_DENSE + (K + 1 if DENSE else 0), BATCH, False)
+
     usables = ()
     logs = ()
+    logs_1 = ()
     excesses = ()  # log2 (d / C)
     peaks = ()  # Σ p log2 (C p)
+    row_dots = ()
     count = 0.0
+    finite_probe = 0.0
     for i in tl.static_range(L):
-        top = tl.max(tops[i])
-        move = tl.maximum(tops[i] - top, LEAST) * rate
-        d = tl.sum(rounded(sums[i], tl.exp2(move)))
+        d = totals[i]
         usable = d > 0.0
-        log_d = tl.where(usable, tl.log2(d), 0.0)
-        row_tops = row_tops + (top,)
-        ds = ds + (tl.where(usable, d, 1.0),)
-        moves = moves + (move,)
+        excess = tl.where(usable, tl.log2(d * (1.0 / C)), 0.0)
+        at_home = totals[L + i * K + i if i < K else L + L * K + i - K]
+        peak = at_home / tl.where(usable, d, 1.0) - excess
         usables = usables + (usable,)
-        logs = logs + (log_d,)
-        excesses = excesses + (tl.where(usable, tl.log2(d * (1.0 / C)), 0.0),)
+        logs = logs + (tl.where(usable, tl.log2(d), 0.0),)
+        excesses = excesses + (excess,)
+        peaks = peaks + (peak,)
+        finite_probe += peak
+        count += tl.where(usable, 1.0, 0.0)
     peer_dots = ()  # Σ_l w_kl Σ_c p_l log2 (C p_k)
     peer_peaks = ()  # Σ_l w_kl Σ_c p_l log2 (C p_l)
     masses = ()  # Σ_l w_kl
-    finite_probe = 0.0
-    for i in tl.static_range(L):
-        if i < K:
-            at_home = cross[i * K + i]
-        else:
-            at_home = own_cross[i - K]
-        peak = joined(at_home, sums[i], moves[i], moves[i], ds[i]) - excesses[i]
-        peaks = peaks + (peak,)
-        finite_probe += peak
-        count += tl.where(usables[i], 1.0, 0.0)
+    row_mass = 0.0
+    if DENSE:
+        row_mass = totals[AT_DENSE + K]
     for k in tl.static_range(K):
         peer_dot = 0.0
         peer_peak = 0.0
@@ -74,7 +102,7 @@ def row_sums(
             weight = 1.0
             if PEER_WEIGHT:
                 weight = tl.load(peer_weight + k * L + i)
-            seen = joined(cross[i * K + k], sums[i], moves[k], moves[i], ds[i]) - excesses[k]
+            seen = totals[L + i * K + k] / tl.where(usables[i], totals[i], 1.0) - excesses[k]
             peer_dot += weight * seen
             peer_peak += weight * peaks[i]
             mass_k += tl.where(usables[i], weight, 0.0)
@@ -82,8 +110,18 @@ def row_sums(
         peer_peaks = peer_peaks + (peer_peak,)
         masses = masses + (mass_k,)
         finite_probe += peer_dot
-
-    return row_tops, usables, logs, excesses, count, peer_dots, peer_peaks, masses, finite_probe
+        if TEMPERED:
+            logs_1 = logs_1 + (tl.where(usables[k], tl.log2(totals[AT_1 + k]), 0.0),)
+        else:
+            logs_1 = logs_1 + (logs[k],)
+        if DENSE:
+            row_dots = row_dots + (totals[AT_DENSE + k],)
+        else:
+            row_dots = row_dots + (0.0,)
+    return (
+        row_tops, usables, logs, excesses, logs_1, row_dots, row_mass,
+        count, peer_dots, peer_peaks, masses, finite_probe,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -102,6 +140,7 @@ def guarded_sums(
     C: tl.constexpr,
     THREADS: tl.constexpr,
     EACH: tl.constexpr,
+    SPREAD: tl.constexpr,
     Z_ROW: tl.constexpr,
     Z_COL: tl.constexpr,
     T_ROW: tl.constexpr,
@@ -110,7 +149,7 @@ def guarded_sums(
 ):
     """Return the first two tuples of K that row_sums returns, from one more sweep with guards."""
     STEP: tl.constexpr = THREADS * EACH
-    lane = tl.arange(0, THREADS)[:, None] * EACH + tl.arange(0, EACH)[None, :]
+    lane = columns(THREADS, EACH, SPREAD)
     nothing = tl.zeros((THREADS, 1), tl.float32)
     careful = ()
     for i in tl.static_range(L + K):
@@ -161,9 +200,52 @@ def guarded_sums(
 
 
 @triton.jit
-def joined(cross, sums, move_k, move_l, row_sum):
-    """Return Σ_c p_l (log2 p_k + log2 d_k) from each thread's D_lk and d_l."""
-    return tl.sum(rounded(cross + move_k * sums, tl.exp2(move_l))) / row_sum
+def over_threads(parts, N: tl.constexpr, BATCH: tl.constexpr, MAX: tl.constexpr):
+    """Return the sums of N parts over the threads, or their maxima; at most BATCH at a time.
+
+    One reduction of several has as many barriers as a reduction of one, and fewer shuffles.
+    """
+    LEAST_W: tl.constexpr = 1 if N == 1 else (2 if N == 2 else (4 if N <= 4 else 8))
+    W: tl.constexpr = LEAST_W if N <= 8 and LEAST_W < BATCH else BATCH
+    done = ()
+    for i in tl.static_range(0, N, W):
+        packed = pack(parts, i, N, W)
+        if MAX:
+            joined = tl.max(packed, axis=0)
+        else:
+            joined = tl.sum(packed, axis=0)
+        done = done + unpack(joined, W)
+    return done
+
+
+@triton.jit
+def pack(parts, FIRST: tl.constexpr, N: tl.constexpr, W: tl.constexpr):
+    """Return W of N parts, (THREADS, 1) each, as (THREADS, W), or (THREADS,) if it is one.
+
+    The last part fills up.
+    """
+    if W == 1:
+        part = parts[FIRST if FIRST < N else N - 1]
+        packed = tl.reshape(part, (part.shape[0],))
+    else:
+        a = pack(parts, FIRST, N, W // 2)
+        b = pack(parts, FIRST + W // 2, N, W // 2)
+        packed = tl.reshape(tl.join(a, b), (a.shape[0], W))
+    return packed
+
+
+@triton.jit
+def unpack(values, W: tl.constexpr):
+    """Return the W scalars of (W,) as `pack` had them."""
+    if W == 1:
+        found = (values,)
+    elif W == 2:
+        a, b = tl.split(values)
+        found = (a, b)
+    else:
+        a, b = tl.split(tl.reshape(values, (W // 2, 2)))
+        found = unpack(a, W // 2) + unpack(b, W // 2)
+    return found
 
 
 @triton.jit

@@ -107,6 +107,21 @@ def read_labels(
 
 
 @triton.jit
+def columns(THREADS: tl.constexpr, EACH: tl.constexpr, SPREAD: tl.constexpr):
+    """Return the columns of a step, (THREADS, EACH): a thread's are a row of it.
+
+    They are adjacent, so that a thread reads several at once. Where rows are of odd length it
+    cannot, and neighbours take adjacent columns: Triton has them so in any case, and would add up
+    a row of this over the lanes of a warp.
+    """
+    if SPREAD:
+        lane = tl.arange(0, EACH)[None, :] * THREADS + tl.arange(0, THREADS)[:, None]
+    else:
+        lane = tl.arange(0, THREADS)[:, None] * EACH + tl.arange(0, EACH)[None, :]
+    return lane
+
+
+@triton.jit
 def dense_target(
     soft,  # (N, C) fp32 probabilities
     class_weight,

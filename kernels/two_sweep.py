@@ -15,9 +15,8 @@ from dml_fast.kernels.disagreement import disagree_again
 from dml_fast.kernels.finish import add_divergence, finish, steps
 from dml_fast.kernels.first_sweep import first_sweep
 from dml_fast.kernels.last_sweep import last_sweep
-from dml_fast.kernels.row_sums import guarded_sums, rounded, row_sums
+from dml_fast.kernels.row_sums import guarded_sums, over_threads, row_sums
 from dml_fast.kernels.rows import (
-    LEAST,
     LN2,
     LOG2E,
     label_share,
@@ -76,7 +75,8 @@ def two_sweep(
     L: tl.constexpr,
     C: tl.constexpr,
     THREADS: tl.constexpr,
-    EACH: tl.constexpr,  # adjacent columns per thread
+    EACH: tl.constexpr,  # columns of a thread in a step
+    SPREAD: tl.constexpr,  # whether these are apart, see rows.columns
     Z_ROW: tl.constexpr,
     Z_COL: tl.constexpr,
     T_ROW: tl.constexpr,
@@ -104,6 +104,7 @@ def two_sweep(
     BY_ROW: tl.constexpr,
     QUANTITIES: tl.constexpr,
     AT_ONCE: tl.constexpr,  # how sums over programs are made, see finish.py
+    BATCH: tl.constexpr,  # see row_sums.py
     HINTS: tl.constexpr,  # keep the logits in the L2 cache until the second sweep
 ):
     """Compute losses, statistics, and gradients or what they need later. Grid: (N,)."""
@@ -118,23 +119,27 @@ def two_sweep(
     rate = LOG2E / temperature
     tops, sums, sums_1, bests, dots, cross, own_cross, mass, most, most_at = first_sweep(
         zs, soft, class_weight, far, rate, smoothing,
-        K, L, C, THREADS, EACH, Z_ROW, Z_COL, T_ROW, T_COL, SOFT_ROW, SOFT_COL,
+        K, L, C, THREADS, EACH, SPREAD, Z_ROW, Z_COL, T_ROW, T_COL, SOFT_ROW, SOFT_COL,
         STATS, SOFT, SMOOTH, CLASS_WEIGHT, TEMPERED, KEEP,
     )  # fmt: skip
-    row_tops, usables, logs, excesses, count, peer_dots, peer_peaks, masses, finite_probe = (
-        row_sums(tops, sums, cross, own_cross, rate, peer_weight, K, L, C, PEER_WEIGHT)
-    )
+    (
+        row_tops, usables, logs, excesses, logs_1, dots, row_mass,
+        count, peer_dots, peer_peaks, masses, finite_probe,
+    ) = row_sums(
+        tops, sums, sums_1, dots, cross, own_cross, mass, rate, peer_weight,
+        K, L, C, DENSE, TEMPERED, PEER_WEIGHT, BATCH,
+    )  # fmt: skip
     # x - x is 0 for a finite x, and NaN otherwise.
     if ((finite_probe - finite_probe) != 0.0) & (L > 1):
         peer_dots, peer_peaks = guarded_sums(
             zs, row_tops, usables, logs, excesses, masses, peer_weight, far, rate,
-            K, L, C, THREADS, EACH, Z_ROW, Z_COL, T_ROW, T_COL, PEER_WEIGHT,
+            K, L, C, THREADS, EACH, SPREAD, Z_ROW, Z_COL, T_ROW, T_COL, PEER_WEIGHT,
         )  # fmt: skip
 
     # The label.
     valid = True
     sparse = 0.0
-    row_mass = tl.sum(mass)
+    dense_mass = row_mass
     y = -1
     if not SOFT:
         y, valid, own = read_labels(
@@ -173,14 +178,12 @@ def two_sweep(
     by_program, by_quantity = steps(QUANTITIES, AT_ONCE)
     here = partials + pid * by_program
     stride = N.to(tl.int64)
-    logs_1 = ()
+    if STATS > 0:
+        firsts = ()
+        for k in tl.static_range(K):
+            firsts = firsts + (tl.where(tops[k] == row_tops[k], C - bests[k], 0),)
+        firsts = over_threads(firsts, K, BATCH, True)
     for k in tl.static_range(K):
-        log_d_1 = logs[k]
-        if TEMPERED:
-            gap = tl.maximum(tops[k] - row_tops[k], LEAST) * LOG2E
-            d_1 = tl.sum(rounded(sums_1[k], tl.exp2(gap)))
-            log_d_1 = tl.where(usables[k], tl.log2(d_1), 0.0)
-        logs_1 = logs_1 + (log_d_1,)
         kl = 0.0
         if L > 1:
             kl = peer_peaks[k] - peer_dots[k]
@@ -193,11 +196,9 @@ def two_sweep(
         ce = 0.0
         if not SOFT:
             own_logit = tl.load(zs[k] + far * Z_ROW + y * Z_COL).to(tl.float32)
-            ce = sparse * (log_d_1 * LN2 - (own_logit - row_tops[k]))
+            ce = sparse * (logs_1[k] * LN2 - (own_logit - row_tops[k]))
         if DENSE:
-            shift = tl.maximum(tops[k] - row_tops[k], LEAST)
-            dot = tl.sum(dots[k] + shift * mass)
-            ce += tl.sum(mass) * log_d_1 * LN2 - dot
+            ce += dense_mass * logs_1[k] * LN2 - dots[k]
         ce = tl.where(valid, tl.where(usables[k], ce, float("nan")) * of_row, 0.0)
         if BY_ROW:
             tl.store(losses + k * stride + far, add_divergence(ce, kl, kl_weight))
@@ -205,14 +206,13 @@ def two_sweep(
             tl.store(here + k * by_quantity, ce)
             tl.store(here + (K + k) * by_quantity, kl)
             if STATS > 0:
-                best = tl.min(tl.where(tops[k] == row_tops[k], bests[k], C))
-                right = valid & usables[k] & (best == y)
+                right = valid & usables[k] & (C - firsts[k] == y)
                 if not SOFT:
                     right = right & (sparse == sparse)
                 tl.store(here + (2 * K + k) * by_quantity, tl.where(right, 1.0, 0.0))
                 tl.store(here + (3 * K + k) * by_quantity, tl.where(usables[k], 0.0, 1.0))
         if SAVE:
-            tl.store(saved + (2 * L + k) * stride + far, log_d_1)
+            tl.store(saved + (2 * L + k) * stride + far, logs_1[k])
     if SAVE:
         for i in tl.static_range(L):
             tl.store(saved + i * stride + far, row_tops[i])
@@ -225,14 +225,14 @@ def two_sweep(
         last_sweep(
             zs, gs, row_tops, usables, logs, logs_1, masses, row_mass, y, valid, sparse,
             of_label, strength, grad_scale, peer_weight, soft, class_weight, far, rate, smoothing,
-            K, L, C, THREADS, EACH, Z_ROW, Z_COL, T_ROW, T_COL, SOFT_ROW, SOFT_COL,
+            K, L, C, THREADS, EACH, SPREAD, Z_ROW, Z_COL, T_ROW, T_COL, SOFT_ROW, SOFT_COL,
             SOFT, SMOOTH, LABELLED, CLASS_WEIGHT, PEER_WEIGHT, TEMPERED,
             SCALE_ON_DEVICE, SCALE_STEP, DROP,
         )  # fmt: skip
     if STATS > 1:
         disagree_again(
             zs, usables, row_tops, logs, rate, here, by_quantity, information, far, K, C,
-            THREADS, EACH, Z_ROW, Z_COL,
+            THREADS, EACH, SPREAD, Z_ROW, Z_COL,
         )  # fmt: skip
     if not BY_ROW or STATS > 0:
         finish(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from benchmarks.aot.compiler import Compiled, Stretch, compile_for
 from benchmarks.aot.launches import Launch, recorded
-from dml_fast.kernels import choice
+from dml_fast.kernels import choice, launch_table
 from dml_fast.kernels import launch as launcher
 from dml_fast.loss.problem import Problem
 
@@ -20,6 +21,8 @@ ARCHITECTURES = (80, 90, 100)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Rows of a few bytes, unaligned ones, and both sides of every change in the launch table.
 CLASSES = (10, 100, 256, 1000, 1001, 2048, 4096, 8192, 32768, 131072)
+ODD = 50257  # GPT-2's: no row but the first is aligned
+SWITCHES = ("4,batch=1", "4,batch=32", "8,hints", "16", "16,hints")
 # What a call launches: the engine's one kernel, or autograd's two.
 PATHS = ("engine", "forward", "backward")
 OPTIONS = ("plain", "weighted", "soft", "teacher", "all statistics")
@@ -29,7 +32,10 @@ UNTEMPERED = ("plain", "all statistics", *DIVERGENCES)
 
 @dataclass(frozen=True)
 class Case:
-    """One launch: K students, C classes, a dtype, options, and the architecture to compile for."""
+    """One launch: K students, C classes, a dtype, options, and the architecture to compile for.
+
+    ``switch`` is what DML_FAST_TWO_SWEEP says, to look at another launch than the table's.
+    """
 
     path: str
     students: int
@@ -37,6 +43,7 @@ class Case:
     dtype: str
     options: str
     arch: int
+    switch: str = ""
 
 
 def whole_table() -> Iterator[Case]:
@@ -51,6 +58,11 @@ def whole_table() -> Iterator[Case]:
     for path, classes, dtype, options in product(PATHS, (100, 1000, 32768), DTYPES, OPTIONS[1:]):
         if options != "all statistics" or path != "backward":  # that has none
             cases.append(Case(path, 4, classes, dtype, options, 90))
+    for dtype, arch in product(DTYPES, ARCHITECTURES):
+        cases += [Case(path, 4, ODD, dtype, "plain", arch) for path in PATHS[:2]]
+    for dtype, options in product(DTYPES, OPTIONS[1:]):
+        cases.append(Case("engine", 4, ODD, dtype, options, 90))
+    cases += variants()
     for divergence, path, (classes, dtype), arch in product(
         DIVERGENCES, PATHS, ((1000, "bf16"), (32768, "bf16"), (32768, "fp32")), ARCHITECTURES
     ):
@@ -58,6 +70,14 @@ def whole_table() -> Iterator[Case]:
             cases.append(Case(path, 4, classes, dtype, divergence, arch))
     cases += [Case("engine", n, 1000, "fp32", d, 90) for d in DIVERGENCES for n in (2, 8)]
     yield from dict.fromkeys(cases)
+
+
+def variants(switches: Sequence[str] = SWITCHES) -> Iterator[Case]:
+    """What `benchmarks.gpu.variants` times of two sweeps, and the sums of eight students."""
+    for switch, dtype, arch in product(switches, DTYPES, ARCHITECTURES[1:]):
+        yield Case("engine", 4, 32768, dtype, "plain", arch, switch)
+    for dtype, arch in product(DTYPES, ARCHITECTURES[1:]):
+        yield Case("engine", 8, 32768, dtype, "plain", arch, "4,batch=8")
 
 
 def quick_table() -> Iterator[Case]:
@@ -70,6 +90,7 @@ def quick_table() -> Iterator[Case]:
         yield Case("engine", students, classes, "fp32", "plain", 90)
     for options in OPTIONS[1:] + DIVERGENCES:
         yield Case("engine", 4, 1000, "fp32", options, 90)
+    yield Case("engine", 4, ODD, "bf16", "soft", 90)
     yield Case("engine", 4, 32768, "fp32", "symmetric", 90)
     yield Case("backward", 4, 1000, "fp32", "jsd", 90)
 
@@ -107,7 +128,8 @@ def launches_of(case: Case, rows: int = 2, kl_weight: float = 1.0) -> list[Launc
     """What the launchers would run on ``rows`` rows, in order; the last is the one that counts."""
     asked = problem(case, rows, kl_weight)
     plain = "cheap" if case.path == "engine" else "none"
-    with recorded(launcher, choice) as launches:
+    switched = patch.object(launch_table, "SWITCH", case.switch)
+    with recorded(launcher, choice) as launches, switched:
         if case.path == "backward":
             count = case.students
             saved = torch.empty(launcher.saved_rows(asked), rows)
@@ -152,7 +174,7 @@ class Tile:
 
     def __init__(self, case: Case, launch: Launch) -> None:
         constants = launch.constexprs
-        self.threads: int = 32 * launch.options["num_warps"]
+        self.threads: int = 32 * launch.options["num_warps"] * launch.options.get("num_ctas", 1)
         self.swept = "EACH" in constants  # the columns, in a loop
         width = constants["THREADS"] * constants["EACH"] if self.swept else constants["BLOCK"]
         self.thrice = case.options == "jsd"

@@ -68,6 +68,7 @@ class Compiled:
     mufu: int  # exponentials, logarithms, reciprocals
     shuffles: int
     barriers: int
+    cluster_barriers: int
     fused_sums: int  # multiply-adds to what another lane sent: lanes then hold other sums
     fp64: int  # mentions of 64-bit floats in the PTX
     ptx: str
@@ -141,6 +142,7 @@ def _read(usage: str, ptx: str, sass: str, shared_bytes: int) -> Compiled:
         mufu=counts["MUFU"],
         shuffles=counts["SHFL"],
         barriers=counts["BAR"],
+        cluster_barriers=counts["UCGABAR_ARV"],
         fused_sums=_fused_sums(sass),
         fp64=len(re.findall(r"\.f64\b", ptx)),
         ptx=ptx,

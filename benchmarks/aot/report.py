@@ -111,8 +111,10 @@ def _commit() -> str:
 def markdown(report: dict[str, Any]) -> str:
     """A table of the plain loss, and one of the options."""
     rows = report["kernels"]
-    plain = [row for row in rows if row["options"] == "plain" and row["students"] in (2, 4, 8)]
-    options = [row for row in rows if row["options"] != "plain"]
+    of_table = [row for row in rows if not row["switch"]]
+    plain = [row for row in of_table if row["options"] == "plain" and row["students"] in (2, 4, 8)]
+    options = [row for row in of_table if row["options"] != "plain"]
+    others = [row for row in rows if row["switch"]]
     spills, fp64 = (sum(row[name] for row in rows) for name in ("spills", "fp64"))
     return f"""# What the kernels' machine code says
 
@@ -132,6 +134,11 @@ Triton {report["triton"]}, {report["date"]}, commit {report["commit"]}, written 
 Options, K = 4:
 
 {_table(options, ("options", "path", "kernel", "classes", "dtype"))}
+
+Two sweeps as DML_FAST_TWO_SWEEP has them, which `python -m benchmarks.gpu.variants` times: warps,
+hints to the cache, sums per reduction (batch).
+
+{_table(others, ("switch", "path", "students", "classes", "dtype"))}
 """
 
 
@@ -153,7 +160,8 @@ def _table(rows: Iterable[dict[str, Any]], names: Sequence[str]) -> str:
 
 def _figures(row: dict[str, Any]) -> str:
     spills = f", {row['spills']} spills" if row["spills"] else ""
-    return f"{row['registers']} / {row['instructions_per_logit']}{spills}"
+    barriers = f", {row['barriers']} barriers" if row["switch"] else ""
+    return f"{row['registers']} / {row['instructions_per_logit']}{spills}{barriers}"
 
 
 if __name__ == "__main__":

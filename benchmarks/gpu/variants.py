@@ -2,7 +2,8 @@
 
     python -m benchmarks.gpu.variants [--json FILE] [--budget 6]
 
-- two sweeps: 4, 8 and 16 warps per row, with and without hints to the L2 cache
+- two sweeps: 4, 8 and 16 warps per row, with and without hints to the L2 cache, sums over the
+  threads one at a time or in batches, and from Triton 3.9 on a cluster per row
   (`dml_fast.kernels.launch_table.SWITCH`), in fp32 and bf16;
 - other divergences: their kernels beside the closed form, and the paper's;
 - small batches in a CUDA graph: sums of few programs at once or in two levels, counters kept or
@@ -39,7 +40,8 @@ from dml_fast.loss.linear import linear_mutual_loss
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-SWITCHES = ("4", "8", "16", "4,hints", "8,hints", "16,hints")
+SWITCHES = ("4", "8", "16", "4,hints", "8,hints", "16,hints", "4,batch=1", "16,hints,batch=32")
+CLUSTERS = ("8,hints,batch=32,ctas=4", "8,hints,batch=32,ctas=8")
 COLUMNS = (
     Column("median_ms", "median ms"),
     Column("min_ms", "min ms"),
@@ -239,11 +241,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, default=6, help="seconds of timing a table")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes")
     args = parser.parse_args(argv)
-    small, middle, long, switches = (4, 128, 100), (4, 8192, 1000), (4, 4096, 32768), SWITCHES
+    small, middle, long = (4, 128, 100), (4, 8192, 1000), (4, 4096, 32768)
+    switches = SWITCHES + CLUSTERS * (launch_table.possible(2) > 1)
     heads, chunks = (4, 4096, 131072, 1024), (256, 512, 1024, 2048)
     if args.rehearse:
         small, middle, long = (2, 4, 10), (2, 4, 10), (2, 1, 16384)
-        switches = SWITCHES[:1] + SWITCHES[-1:]
+        switches = switches[:1] + switches[-2:]
         heads, chunks = (2, 8, 64, 8), (4,)
     report: dict[str, Any] = {"benchmark": "variants", **provenance(DEVICE), "parts": {}}
     if ON_GPU:

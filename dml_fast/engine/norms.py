@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,15 +45,20 @@ def share_storage(norms: Sequence[_BatchNorm]) -> list[Tensor]:
     return shared
 
 
-class _Tally:
-    """Stands in for a counter during a pass: counts on the host."""
+class _Tally(Tensor):
+    """A counter that counts on the host for a pass: a tensor in all but what torch's layers do."""
 
-    def __init__(self) -> None:
-        self.batches = 0
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    batches = 0
 
-    def add_(self, batches: int) -> None:
-        """As of a tensor, which is all that torch's layers do with it."""
-        self.batches += batches
+    def add_(self, other: Any, *, alpha: Any = 1) -> Tensor:
+        """Count, and leave the tensor's memory as it is."""
+        self.batches += other * alpha
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        """Return a plain tensor, for a pass that copies layers."""
+        return self.detach().as_subclass(Tensor).clone() + self.batches
 
 
 @contextmanager
@@ -68,24 +74,27 @@ def counted(norms: Sequence[_BatchNorm], counters: Tensor) -> Iterator[None]:
         counters: all of them, as of `share_storage`.
     """
     found = [
-        (norm, norm.num_batches_tracked, _Tally())
+        (norm, counter, counter.as_subclass(_Tally))
         for norm in norms
-        if type(norm) in _OF_TORCH and norm.momentum is not None
+        if type(norm) in _OF_TORCH
+        and norm.momentum is not None
+        and type(counter := norm.num_batches_tracked) is Tensor
     ]
     for norm, _, tally in found:
-        norm._buffers["num_batches_tracked"] = tally  # type: ignore[assignment]
+        norm._buffers["num_batches_tracked"] = tally
     try:
         yield
     finally:
+        found = [one for one in found if one[0]._buffers["num_batches_tracked"] is one[2]]
         for norm, counter, _ in found:
             norm._buffers["num_batches_tracked"] = counter
         _add(counters, [(counter, tally.batches) for _, counter, tally in found if tally.batches])
 
 
-def _add(counters: Tensor, seen: list[tuple[Tensor | None, int]]) -> None:
+def _add(counters: Tensor, seen: list[tuple[Tensor, int]]) -> None:
     """Add a number of batches to each of some counters."""
     numbers = {number for _, number in seen}
     if len(seen) == len(counters) and len(numbers) == 1:
         counters.add_(numbers.pop())
     elif seen:
-        torch._foreach_add_([c for c, _ in seen if c is not None], [number for _, number in seen])
+        torch._foreach_add_([counter for counter, _ in seen], [number for _, number in seen])

@@ -184,6 +184,52 @@ def test_an_odd_network_learns_what_plain_torch_lets_it() -> None:
     }
 
 
+class Momentum(nn.Module):
+    """Has an average of itself, a copy made in its first pass, and updates it within the pass."""
+
+    def __init__(self, update: str) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 5, bias=False))
+        self.copy: nn.Module | None = None
+        self.update = update
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.update == "given":
+            other = {"0.weight": self.trunk[0].weight * 2}
+            return torch.func.functional_call(self.trunk, other, x) + self.trunk(x)
+        with torch.no_grad():
+            if self.update == "norm":
+                self.trunk[2].weight.copy_(F.normalize(self.trunk[2].weight))
+            elif self.update == "data":
+                self.trunk[0].weight.data = self.trunk[0].weight.data * 0.9
+        if self.copy is None:
+            self.copy = copy.deepcopy(self.trunk).requires_grad_(False)
+        for mine, theirs in zip(self.copy.parameters(), self.trunk.parameters(), strict=True):
+            mine.data.mul_(0.5).add_(theirs.data, alpha=0.5)
+        for mine, theirs in zip(self.copy.buffers(), self.trunk.buffers(), strict=True):
+            mine.copy_(theirs)
+        self.copy.load_state_dict(self.copy.state_dict())
+        return self.trunk(x) + self.copy(x)
+
+
+@pytest.mark.parametrize("update", ["norm", "given", "data", "none"])
+def test_a_pass_that_copies_or_changes_weights_learns_the_same(update: str) -> None:
+    found = []
+    for gathers in (True, False):
+        torch.manual_seed(0)
+        model = Momentum(update)
+        student = Student(model, sgd(model), BF16)
+        student.gathers = gathers
+        engine = Engine(Cohort([student]), method="independent")
+        x, y = torch.randn(16, 8), torch.arange(16) % 5
+        found.append([engine.step(x, y).losses for _ in range(3)] + [*model.parameters()])
+        assert all(type(t) is Tensor for t in model.state_dict().values())
+        assert int(model.trunk[1].num_batches_tracked) == (6 if update == "given" else 3)
+        copy.deepcopy(model)
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_a_second_derivative_is_the_same() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))

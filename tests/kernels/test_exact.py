@@ -111,8 +111,9 @@ def test_odd_sizes(rows: int, classes: int, kernel: str | None, answer: Any) -> 
 
 def test_the_table_has_both_kernels() -> None:
     """So that "by the table" above is both of them."""
-    assert choose(2, 1001, 4).kernel == "one_pass"
-    assert choose(2, 2**18, 4).kernel == "two_sweep"
+    alike = {"distributions": 2, "width": 1, "in_place": False}
+    assert choose(2, 1001, 4, False, **alike).kernel == "one_pass"
+    assert choose(2, 2**18, 4, False, **alike).kernel == "two_sweep"
 
 
 @pytest.mark.parametrize("students", [1, 8])
@@ -153,14 +154,14 @@ def test_sums_over_many_programs(name: str, rows: int, monkeypatch: pytest.Monke
         rows //= 10
     else:
         rows *= 10
-    monkeypatch.setattr(launch, "choose", lambda *_: Config("one_pass", 1, 16, 1))
+    monkeypatch.setattr(launch, "choose", lambda *_, **__: Config("one_pass", 1, 16, 1))
     logits, target = cohort(1, rows, 5)
     options = {k: v.to(DEVICE) if k == "class_weight" else v for k, v in OPTIONS[name].items()}
     assert_solves(checked(logits, target, **options))
 
 
 def test_groups_of_64_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "choose", lambda *_: Config("one_pass", 1, 16, 1))
+    monkeypatch.setattr(launch, "choose", lambda *_, **__: Config("one_pass", 1, 16, 1))
     logits, target = cohort(1, 130, 3)
     problem = checked(logits, target)
     found = launch.launch(problem, with_grad=False, save=False, stats="cheap").solution
