@@ -48,7 +48,8 @@ bench: $(VENV)/.with-test
 # out. Python itself is not instrumented: the runtime is preloaded, and leaks are Python's business.
 SANITIZED_TESTS := tests/ranking/test_core.py tests/ranking/test_distances.py \
 	tests/ranking/test_features.py tests/ranking/test_codes.py tests/ranking/test_reranking.py \
-	tests/ranking/test_sets.py tests/data/test_augment.py tests/loss/test_native.py
+	tests/ranking/test_sets.py tests/data/test_augment.py tests/loss/test_native.py \
+	tests/loss/test_native_divergences.py
 # $(call sanitized,NAME,FLAGS,RUNTIME,ENVIRONMENT)
 sanitized = mkdir -p build/$(1) && \
 	CFLAGS="-g -O1 -fno-omit-frame-pointer $(2)" LDFLAGS="$(2)" $(BIN)/python setup.py -q build_ext \

@@ -58,7 +58,8 @@ void mutual_loss_of(const Addresses& logits, std::int64_t rows, std::int64_t cla
                     double smoothing, double temperature, bool peer_mean, double kl_weight,
                     const std::vector<double>& factors, const std::vector<double>& grad_scale,
                     const Addresses& grads, bool float_grads, const Addresses& means,
-                    Address correct, Address finite, Address each_row, int threads, bool labels) {
+                    Address correct, Address finite, Address each_row, int threads, bool labels,
+                    int divergence, double beta, bool labelled_rows) {
     MutualProblem problem{};
     const auto all = static_cast<std::int64_t>(logits.size());
     check(1 <= students && students <= all, "students must be among the logits");
@@ -84,6 +85,12 @@ void mutual_loss_of(const Addresses& logits, std::int64_t rows, std::int64_t cla
     check(temperature > 0.0, "temperature must be positive");
     problem.smoothing = smoothing;
     problem.temperature = temperature;
+    check(0 <= divergence && divergence <= 3, "divergence must be in 0..3");
+    check(divergence == 0 || !labels, "labels have the divergence 0");
+    check(0.0 < beta && beta < 1.0, "beta must be in (0, 1)");
+    problem.divergence = static_cast<Divergence>(divergence);
+    problem.beta = beta;
+    problem.labelled_rows = labelled_rows;
     problem.peer_mean = peer_mean;
     problem.kl_weight = kl_weight;
     check(factors.size() == 4, "factors must be four");
@@ -143,7 +150,8 @@ void define_mutual_loss(py::module_& module) {
                py::arg("peer_mean"), py::arg("kl_weight"), py::arg("factors"),
                py::arg("grad_scale"), py::arg("grads"), py::arg("float_grads"), py::arg("means"),
                py::arg("correct"), py::arg("finite"), py::arg("each_row"), py::arg("threads"),
-               py::arg("labels"));
+               py::arg("labels"), py::arg("divergence"), py::arg("beta"),
+               py::arg("labelled_rows"));
     module.def("smallest_and_largest", &smallest_and_largest, py::arg("address"),
                py::arg("size"));
 }

@@ -9,6 +9,9 @@
 
 namespace dml_fast {
 
+// As in dml_fast/loss/divergences.py, in its order.
+enum class Divergence { forward, reverse, symmetric, jsd };
+
 // K students, L >= K distributions (students first, then teachers), N rows, C classes.
 struct MutualProblem {
     std::vector<const void*> logits;  // L of (N, C): float32, or the bits of bfloat16
@@ -25,6 +28,9 @@ struct MutualProblem {
     const float* row_weight;    // (N,) or null
 
     double smoothing, temperature;
+    Divergence divergence;
+    double beta;         // of jsd
+    bool labelled_rows;  // ignored rows have no divergence
     bool peer_mean;                        // over the peers, or their sum
     double kl_weight, per_label, per_row;  // factors of the gradient
     std::vector<double> grad_scale;        // K, of the gradients alone
@@ -66,6 +72,9 @@ struct RowSums {
     std::uint8_t* unusable;  // 1 where the student had an unusable row
 };
 using RowWorker = std::function<void(std::int64_t task)>;
+
+// The work on the rows of a task: mutual_loss_rows.cpp.
+RowWorker row_worker(const MutualProblem& problem, const MutualResult& out, const RowSums& sums);
 
 // The work on the rows of a task where `labels` is true: mutual_loss_labels.cpp.
 RowWorker label_worker(const MutualProblem& problem, const MutualResult& out, const RowSums& sums);

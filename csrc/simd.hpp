@@ -57,6 +57,8 @@ using Hamming = void (*)(const std::uint64_t* code, const std::uint64_t* codes, 
                          std::int64_t words, std::uint16_t* out);
 
 // A row of the mutual loss. NaN or an infinite logit makes the sum NaN or infinite.
+constexpr std::int32_t ROOT_OF_HALF = 0x3f3504f3;  // the bits of sqrt(1/2) as float32
+
 struct Peak {
     float largest;  // NaN is passed over
     double sum;     // of z
@@ -146,6 +148,39 @@ struct LabelSums {
 // Adds to the sums, and writes the gradient if there is one.
 using LearnLabels = void (*)(const LabelLearner& k, std::int64_t n, LabelSums& sums);
 
+// The other divergences: a[j] = (z[j] - largest) / temperature, which is log p but for a constant.
+// At most a few thousand elements: their sums are taken in float32.
+struct LogView {
+    const float* z;
+    float largest, shift;
+};
+
+// With d[j] = a[j] - first a[j] - shift, which is small where students agree:
+// sum[j] = the sum over the views of d[j], the first of which is 0.
+using AddLogs = void (*)(const LogView* views, std::int64_t count, std::int64_t n,
+                         float per_temperature, float* sum);
+
+// gap[j] = count d[j] - sum[j]; returns the sum of w[j] gap[j].
+using GapOf = double (*)(const LogView& view, const LogView& first, float count, const float* sum,
+                         const float* w, std::int64_t n, float per_temperature, float* gap);
+
+// mean[k][j] = the sum over l != k of w[l][j] * factor[l], without a difference.
+using MixOthers = void (*)(const float* const* w, const float* factor, std::int64_t count,
+                           std::int64_t students, std::int64_t n, float* const* mean);
+
+// With p = w * reciprocal, m = beta mean + rest p and rest = 1 - beta: writes log(m / p) over the
+// mean, and adds to the sums.
+struct MixtureSums {
+    double divergence;  // of -beta mean log(m / mean) - rest p log(m / p)
+    double middle;      // of p log(m / p)
+};
+using MixtureLogs = void (*)(const float* w, float reciprocal, float beta, float rest,
+                             std::int64_t n, float* mean, MixtureSums& sums);
+
+// grad[j] += by * w[j] * (x[j] - middle).
+using Pull = void (*)(const float* w, const float* x, float middle, float by, std::int64_t n,
+                      float* grad);
+
 // bfloat16 as bits, to float32 and, rounded to the nearest (no NaN), back.
 using FloatsOf = void (*)(const std::uint16_t* bf16, std::int64_t n, float* x);
 using Bf16Of = void (*)(const float* x, std::int64_t n, std::uint16_t* bf16);
@@ -169,6 +204,11 @@ struct Simd {
     Bf16Of bf16_of;
     Toss toss;
     LearnLabels learn_labels;
+    AddLogs add_logs;
+    GapOf gap_of;
+    MixOthers mix_others;
+    MixtureLogs mixture_logs;
+    Pull pull;
 
     Counted count_at_most(const float* x, std::int64_t n, const float* t, std::int64_t k,
                           std::int64_t* counts) const {

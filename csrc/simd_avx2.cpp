@@ -76,6 +76,14 @@ struct Floats {
         const __m256i n = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
         return _mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32(127 << 23)));
     }
+    // y = 2^n m, m in [sqrt(1/2), sqrt(2)): returns m.
+    static Vector mantissa(Vector y, Vector& n) {
+        const __m256i bits = _mm256_castps_si256(y);
+        const __m256i power =
+            _mm256_srai_epi32(_mm256_sub_epi32(bits, _mm256_set1_epi32(ROOT_OF_HALF)), 23);
+        n = _mm256_cvtepi32_ps(power);
+        return _mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(power, 23)));
+    }
 
     // For tables (simd_count.hpp).
     static Counter plus(Counter a, Counter b) { return _mm256_add_epi32(a, b); }

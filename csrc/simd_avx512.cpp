@@ -82,6 +82,14 @@ struct Floats {
         const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
         return _mm512_castsi512_ps(_mm512_add_epi32(n, _mm512_set1_epi32(127 << 23)));
     }
+    // y = 2^n m, m in [sqrt(1/2), sqrt(2)): returns m.
+    static Vector mantissa(Vector y, Vector& n) {
+        const __m512i bits = _mm512_castps_si512(y);
+        const __m512i power =
+            _mm512_srai_epi32(_mm512_sub_epi32(bits, _mm512_set1_epi32(ROOT_OF_HALF)), 23);
+        n = _mm512_cvtepi32_ps(power);
+        return _mm512_castsi512_ps(_mm512_sub_epi32(bits, _mm512_slli_epi32(power, 23)));
+    }
 
     // For tables (simd_count.hpp).
     static Counter plus(Counter a, Counter b) { return _mm512_add_epi32(a, b); }

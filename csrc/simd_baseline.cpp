@@ -79,6 +79,14 @@ struct Floats {
         const __m128i n = _mm_slli_epi32(_mm_castps_si128(shifted), 23);
         return _mm_castsi128_ps(_mm_add_epi32(n, _mm_set1_epi32(127 << 23)));
     }
+    // y = 2^n m, m in [sqrt(1/2), sqrt(2)): returns m.
+    static Vector mantissa(Vector y, Vector& n) {
+        const __m128i bits = _mm_castps_si128(y);
+        const __m128i power =
+            _mm_srai_epi32(_mm_sub_epi32(bits, _mm_set1_epi32(ROOT_OF_HALF)), 23);
+        n = _mm_cvtepi32_ps(power);
+        return _mm_castsi128_ps(_mm_sub_epi32(bits, _mm_slli_epi32(power, 23)));
+    }
     static constexpr int TABLES = 0;
 };
 
@@ -177,6 +185,16 @@ struct Single {
         float power;
         std::memcpy(&power, &bits, sizeof power);
         return power;
+    }
+    static Vector mantissa(T y, T& n) {
+        std::int32_t bits;
+        float x = static_cast<float>(y);
+        std::memcpy(&bits, &x, sizeof bits);
+        const std::int32_t power = (bits - ROOT_OF_HALF) >> 23;
+        n = static_cast<T>(power);
+        bits -= power * (1 << 23);
+        std::memcpy(&x, &bits, sizeof bits);
+        return static_cast<T>(x);
     }
     static constexpr int TABLES = 0;
 };

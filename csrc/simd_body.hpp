@@ -166,9 +166,12 @@ void hamming(const std::uint64_t* code, const std::uint64_t* codes, std::int64_t
 
 #include "simd_labels.hpp"
 
+#include "simd_divergences.hpp"
+
 const Simd SIMD = {
     &count_at_most<Floats>, &count_at_most<Doubles>, &screen,     &widen_f32, &widen_bf16,
     &dot<float>,            &dot<double>,            &dots<float>, &dots<double>, &hamming,
     &peak_of,               &soften,                 &mix_peers,  &learn,     &floats_of,
-    &bf16_of,               &toss,                   &learn_labels,
+    &bf16_of,               &toss,                   &learn_labels, &add_logs, &gap_of,
+    &mix_others,            &mixture_logs,           &pull,
 };

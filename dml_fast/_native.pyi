@@ -92,6 +92,8 @@ def mutual_loss(
     means: collections.abc.Sequence[SupportsInt | SupportsIndex],
     correct: SupportsInt | SupportsIndex, finite: SupportsInt | SupportsIndex,
     each_row: SupportsInt | SupportsIndex, threads: SupportsInt | SupportsIndex, labels: bool,
+    divergence: SupportsInt | SupportsIndex, beta: SupportsFloat | SupportsIndex,
+    labelled_rows: bool,
 ) -> None:
 # fmt: on
     """Compute the mutual loss; the arguments are those of `dml_fast.loss.native`.

@@ -13,6 +13,7 @@ from dml_fast import _native
 from dml_fast.loss.autograd import tie, tie_each
 from dml_fast.loss.bernoulli import add_labels_disagreement
 from dml_fast.loss.disagreement import add_disagreement
+from dml_fast.loss.divergences import DIVERGENCES
 from dml_fast.loss.problem import Losses, MutualStats, Problem, Solution
 from dml_fast.loss.values import may_look
 
@@ -31,10 +32,6 @@ def unsupported_reason(problem: Problem) -> str | None:
         return "it computes in float32"
     if problem.peer_weight is not None:
         return "it has no peer weights"
-    if problem.divergence != "forward":
-        return f"it has no divergence {problem.divergence!r}"
-    if problem.kl_rows != "all":
-        return "it has the divergence of all rows"
     return None
 
 
@@ -92,7 +89,8 @@ def _compute(
     first = everyone[0]
     labels = problem.count_labels() if problem.whole is None else problem.whole[0]
     per_label = _inverse(_number(labels))
-    per_row = _inverse(rows if problem.whole is None else _number(problem.whole[1]))
+    counted = problem.count_rows() if problem.whole is None else problem.whole[1]
+    per_row = _inverse(_number(counted))
     own, labelled = problem.ce_weight, problem.distribution == "bernoulli"
     kl_weight = problem.kl_weight
     if kl_weight != 1.0:
@@ -134,6 +132,9 @@ def _compute(
         _address(each_row),
         min(torch.get_num_threads(), len(everyone) * rows * classes // _PER_THREAD),
         labelled,
+        DIVERGENCES.index(problem.divergence),
+        problem.beta,
+        problem.kl_rows == "labelled",
     )
     if each_row is not None:
         losses, kl_rows = each_row.unbind()

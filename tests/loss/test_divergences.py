@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from functools import partial
 from typing import Any
@@ -204,20 +203,6 @@ def test_modules_statistics_and_linear_heads(divergence: str) -> None:
     found.sum().backward()
     for w, g in zip(weight, grads, strict=True):
         torch.testing.assert_close(w.grad, g.T)
-
-
-def test_the_loop_in_cpp_leaves_it_to_the_closed_form(caplog: pytest.LogCaptureFixture) -> None:
-    logits, target = cohort(torch.float32)
-    with caplog.at_level(logging.WARNING, "dml_fast"):
-        found = mutual_loss(logits, target, divergence="reverse", backend="native")
-    lines = [r.getMessage() for r in caplog.records]
-    assert lines in (
-        [],
-        ["mutual loss: the closed form in place of the C++ loop: it has no divergence 'reverse'"],
-    )  # once in a process
-    closed = mutual_loss(logits, target, divergence="reverse", backend="closed_form")
-    assert torch.equal(found, closed)
-    assert not torch.equal(found, mutual_loss(logits, target))
 
 
 @pytest.mark.slow

@@ -206,6 +206,7 @@ def call(**changes: Any) -> Any:
         "grad_scale": [1.0, 1.0], "grads": [np.empty((4, 6), np.float32) for _ in range(2)],
         "float_grads": True, "means": means, "correct": np.empty(2, np.int64),
         "finite": np.empty(2, bool), "each_row": None, "threads": 1, "labels": False,
+        "divergence": 0, "beta": 0.5, "labelled_rows": False,
     } | changes  # fmt: skip
     arrays = ("index", "soft", "best", "class_weight", "row_weight", "correct", "finite")
     given = {name: address(arguments[name]) for name in (*arrays, "each_row")}
@@ -245,6 +246,8 @@ def address(array: Any) -> int:
         {"means": [0, 0, 0]},
         {"correct": 0},
         {"finite": 0},
+        {"divergence": 4},
+        {"beta": 1.0},
     ],
     ids=lambda changes: "+".join(changes),
 )
