@@ -19,7 +19,11 @@ LAUNCHES = [
     Config("two_sweep", 1, 128, 1, spread=True, batch=4),
     Config("two_sweep", 1, 128, 1, hints=True, spread=True, batch=32),
 ]
-OPTIONS: list[dict[str, Any]] = [{}, {"temperature": 2.0, "label_smoothing": 0.1}]
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 2.0, "label_smoothing": 0.1},
+    {"divergence": "symmetric"},
+]
 
 
 @pytest.mark.parametrize("config", LAUNCHES, ids=str)
