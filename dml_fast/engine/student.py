@@ -229,7 +229,7 @@ class Student:
     def _settle_statistics(self, skipped: Tensor) -> None:
         """Give running statistics their values from before a step that was skipped."""
         for now, before in zip(self._statistics, self._before, strict=True):
-            now.copy_(torch.where(skipped, before, now))
+            torch.where(skipped, before, now, out=now)
 
     def _collect_gradients(self) -> Tensor:
         """Return the norm of all gradients, 0-d."""
