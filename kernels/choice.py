@@ -35,6 +35,8 @@ def forward_kernel(config: Config, other: dict[str, Any]) -> tuple[Any, dict[str
     threads = 32 * config.warps * config.ctas
     shape = {"THREADS": threads, "EACH": config.block // threads, "SPREAD": config.spread}
     if other:
+        if other["KIND"] == _KINDS["jsd"]:
+            shape["EACH"] = 2  # with 128 bits ptxas takes 168 to 255 registers, and spills
         return divergence_long, shape
     shape |= {"BATCH": config.batch, "HINTS": config.hints}
     return two_sweep, shape | ({"num_ctas": config.ctas} if config.ctas > 1 else {})

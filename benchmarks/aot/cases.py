@@ -185,8 +185,9 @@ class Tile:
         self.learners: int = constants["K"]
         self.writes = constants.get("GRAD", True)
         self.itemsize = DTYPES[case.dtype].itemsize
-        # The widest access that the rows' alignment allows.
-        self.access_bits = 8 * math.gcd(case.classes * self.itemsize, 16)
+        # The widest access that the rows' alignment allows, and for "jsd" that the kernel wants.
+        wanted = self.itemsize * constants["EACH"] if self.swept else 16
+        self.access_bits = 8 * math.gcd(case.classes * self.itemsize, wanted)
 
     def faults(self, compiled: Compiled) -> list[str]:
         """Spills, fp64, lanes that disagree on a sum, accesses narrower than alignment allows."""

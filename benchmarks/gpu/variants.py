@@ -5,6 +5,7 @@
 - two sweeps: 4, 8 and 16 warps per row, with and without hints to the L2 cache, sums over the
   threads one at a time or in batches, and from Triton 3.9 on a cluster per row
   (`dml_fast.kernels.launch_table.SWITCH`), in fp32 and bf16;
+- other divergences: their kernels beside the closed form, and the paper's;
 - small batches in a CUDA graph: sums of few programs at once or in two levels, counters kept or
   set to zero by a node of the graph;
 - linear heads: rows per chunk, products added to fp32 sums as they are made or by a pass of their
@@ -34,6 +35,7 @@ from benchmarks.common.machine import provenance
 from benchmarks.common.tables import Column
 from dml_fast.kernels import autograd, launch, launch_table
 from dml_fast.loss import mutual_loss_and_grad, products
+from dml_fast.loss.divergences import DIVERGENCES
 from dml_fast.loss.linear import linear_mutual_loss
 
 ON_GPU = torch.cuda.is_available()
@@ -116,6 +118,33 @@ def small_batches(shape: tuple[int, int, int], budget_s: float) -> list[Row]:
                 row["graph_ms"], row["nodes"] = statistics.median(found.ms), found.nodes
             else:
                 row["failed"] = refusals[row["name"]]
+    return rows
+
+
+def divergences(shape: tuple[int, int, int], dtype: torch.dtype, budget_s: float) -> list[Row]:
+    """Time the kernels of each divergence beside the closed form, whose gradients are the measure.
+
+    Side by side are the two of one divergence.
+    """
+    logits, target = _logits(shape, dtype)
+
+    def calls(divergence: str, backend: str) -> Callable[[], tuple[Tensor, ...]]:
+        def call() -> tuple[Tensor, ...]:
+            _, grads, _ = mutual_loss_and_grad(
+                logits, target, backend=backend, divergence=divergence
+            )
+            return tuple(grads)
+
+        return call
+
+    rows = []
+    for divergence in DIVERGENCES:
+        ways = {f"{divergence}, {way}": calls(divergence, way) for way in ("closed_form", "triton")}
+        rows += _timed(ways, budget_s / len(DIVERGENCES))
+    moved = 2 * sum(z.nbytes for z in logits)
+    copy = timing.copy_gb_per_s(DEVICE, _stopwatch())
+    for row in rows:
+        row["of_copy"] = moved / row["median_ms"] / 1e6 / copy
     return rows
 
 
@@ -212,11 +241,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, default=6, help="seconds of timing a table")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes")
     args = parser.parse_args(argv)
-    small, long = (4, 128, 100), (4, 4096, 32768)
+    small, middle, long = (4, 128, 100), (4, 8192, 1000), (4, 4096, 32768)
     switches = SWITCHES + CLUSTERS * (launch_table.possible(2) > 1)
     heads, chunks = (4, 4096, 131072, 1024), (256, 512, 1024, 2048)
     if args.rehearse:
-        small, long, switches = (2, 4, 10), (2, 1, 16384), switches[:1] + switches[-2:]
+        small, middle, long = (2, 4, 10), (2, 4, 10), (2, 1, 16384)
+        switches = switches[:1] + switches[-2:]
         heads, chunks = (2, 8, 64, 8), (4,)
     report: dict[str, Any] = {"benchmark": "variants", **provenance(DEVICE), "parts": {}}
     if ON_GPU:
@@ -225,6 +255,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "small batches": lambda: small_batches(small, args.budget),
         "two sweeps, fp32": lambda: two_sweeps(long, torch.float32, switches, args.budget),
         "two sweeps, bf16": lambda: two_sweeps(long, torch.bfloat16, switches, args.budget),
+        "divergences, bf16": lambda: divergences(middle, torch.bfloat16, args.budget),
+        "divergences, fp32": lambda: divergences(long, torch.float32, args.budget),
         "linear heads": lambda: linear_heads(heads, chunks, 2 * args.budget),
     }
     wrong = []

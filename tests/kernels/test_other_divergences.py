@@ -183,7 +183,7 @@ def test_sums_over_many_programs(divergence: str, monkeypatch: pytest.MonkeyPatc
     for module in (finish, launch):
         monkeypatch.setattr(module, "GROUP", finish.tl.constexpr(4))
     monkeypatch.setattr(launch, "FEW", 2)
-    monkeypatch.setattr(launch, "choose", lambda *_: Config("one_pass", 1, 16, 1))
+    monkeypatch.setattr(launch, "choose", lambda *_, **__: Config("one_pass", 1, 16, 1))
     logits, target = cohort(2, 9, 5)
     assert_solves(checked(logits, target, divergence=divergence), stats="cheap")
 
