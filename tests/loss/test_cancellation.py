@@ -62,7 +62,7 @@ def entropy(p: Tensor) -> Tensor:
 
 def assert_no_worse(found: Tensor, plain: Any, logits: list[Tensor], *args: float) -> None:
     exact = plain([z.double() for z in logits], *args)
-    # Of two that are equally exact, which is closer depends on the order of the sums: 7 % apart here.
+    # Of two that are equally exact, which is closer depends on the order of sums: 7 % apart here.
     allowed = max(1.2 * error(plain(logits, *args), exact), 1e-6 * float(exact.mean()))
     assert error(found, exact) <= allowed, (error(found, exact), allowed, args)
 
