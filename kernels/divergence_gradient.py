@@ -10,21 +10,18 @@ import triton
 import triton.language as tl
 
 from dml_fast.kernels.divergence_terms import (
-    level_of,
     peers_of_all,
-    push,
     share_of,
     student,
+    student_gradient,
 )
 from dml_fast.kernels.rows import (
     LN2,
     LOG2E,
     dense_target,
-    gradient_tile,
-    label_share,
     read_labels,
     read_scalar,
-    row_share,
+    row_factors,
 )
 
 
@@ -164,26 +161,10 @@ def divergence_gradient(
     of_row = tl.full((R, 1), 1.0, tl.float32)
     if ROW_WEIGHT:
         of_row = tl.load(row_weight + row, mask=ok, other=0.0)
-    of_label = of_row
-    of_peers = of_row * (temperature * LN2)
-    if MEAN:
-        per_label = label_share(
-            index,
-            class_weight,
-            label_count,
-            given_labels,
-            ignore_index,
-            N,
-            C,
-            LABELS,
-            IGNORE,
-            CLASS_WEIGHT,
-        )
-        of_label = of_row * per_label
-        per_kl = per_row
-        if ROWS != 0:
-            per_kl = row_share(index, row_count, per_row, per_label, ignore_index, N, C, ROWS)
-        of_peers = of_row * (temperature * LN2 * per_kl)
+    _, _, of_label, of_peers = row_factors(
+        index, class_weight, label_count, row_count, given_labels, per_row, ignore_index, of_row,
+        temperature * LN2, N, C, LABELS, IGNORE, CLASS_WEIGHT, ROWS, MEAN, False,
+    )  # fmt: skip
     kl_weight = read_scalar(kl_weight, KL_ON_DEVICE)
 
     mass, log_sum, mix, peaks, ps = peers_of_all(
@@ -212,32 +193,13 @@ def divergence_gradient(
             )
             mean_h = tl.load(saved + (2 * L + K + 1 + k) * stride + far, mask=ok, other=0.0)
             share = share_of(count, mass, PEER_WEIGHT, PEER_MEAN, KIND)
-            q = p
+            log_d_1 = mean_h
             if TEMPERED:
                 log_d_1 = tl.load(saved + (2 * L + k) * stride + far, mask=ok, other=0.0)
-                q = tl.exp2(us[k] * LOG2E - log_d_1)
             wanted = tl.load(outer + k * outer_student + far * outer_row, mask=ok, other=0.0)
-            wanted = wanted.to(tl.float32)
-            of_label_k = of_label * wanted
-            g = gradient_tile(
-                q,
-                q,
-                dense,
-                dense,
-                label == y,
-                0.0,
-                tl.where(usables[k], mass_of_target * of_label_k, float("nan")),
-                0.0,
-                tl.where(valid, of_label_k, 0.0),
-                sparse * of_label_k,
-                False,
-                False,
-                DENSE,
-                not SOFT,
-            )
-            level = level_of(mean_h, mass, kl_weight, KIND)
-            pushed = push(p, h, level, mix, kl_weight, KIND)
-            g += pushed * (share * of_peers * (kl_weight * wanted))
-            if LABELLED:
-                g = tl.where(valid, g, 0.0)  # even where the logits are NaN
+            g = student_gradient(
+                us[k], p, h, mix, log_d_1, mean_h, mass, share, usables[k], dense, label == y,
+                valid, sparse, mass_of_target, of_label, of_peers, kl_weight, wanted.to(tl.float32),
+                TEMPERED, DENSE, not SOFT, LABELLED, KIND,
+            )  # fmt: skip
             tl.store(gs[k] + far * WIDTH + col, g.to(gs[k].dtype.element_ty), mask=inside)

@@ -16,7 +16,12 @@ from dml_fast.kernels.divergence_sweeps import (
     joined_pairs,
     row_parts,
 )
-from dml_fast.kernels.divergence_terms import JSD, factors_of, share_of
+from dml_fast.kernels.divergence_terms import (
+    JSD,
+    factors_of,
+    row_divergence,
+    share_of,
+)
 from dml_fast.kernels.finish import add_divergence, finish, steps
 from dml_fast.kernels.first_sweep import first_sweep
 from dml_fast.kernels.row_sums import rounded
@@ -24,10 +29,9 @@ from dml_fast.kernels.rows import (
     LEAST,
     LN2,
     LOG2E,
-    label_share,
     read_labels,
     read_scalar,
-    row_share,
+    row_factors,
 )
 
 
@@ -180,20 +184,10 @@ def divergence_long(
     of_row = 1.0
     if ROW_WEIGHT:
         of_row = tl.load(row_weight + row)
-    per_label = given_labels
-    if MEAN or STATS > 0:
-        per_label = label_share(
-            index, class_weight, label_count, given_labels, ignore_index, N, C, LABELS, IGNORE,
-            CLASS_WEIGHT,
-        )  # fmt: skip
-    per_kl = per_row
-    if ROWS != 0 and (MEAN or STATS > 0):
-        per_kl = row_share(index, row_count, per_row, per_label, ignore_index, N, C, ROWS)
-    of_label = of_row
-    of_peers = of_row * (temperature * LN2)
-    if MEAN:
-        of_label = of_row * per_label
-        of_peers = of_row * (temperature * LN2 * per_kl)
+    per_label, per_kl, of_label, of_peers = row_factors(
+        index, class_weight, label_count, row_count, given_labels, per_row, ignore_index, of_row,
+        temperature * LN2, N, C, LABELS, IGNORE, CLASS_WEIGHT, ROWS, MEAN, STATS > 0,
+    )  # fmt: skip
     kl_weight = read_scalar(kl_weight, KL_ON_DEVICE)
 
     # Losses.
@@ -201,14 +195,10 @@ def divergence_long(
     here = partials + pid * by_program
     for k in tl.static_range(K):
         mass = factors_of(peer_weight, usables, k, L, PEER_WEIGHT, KIND)[1]
-        kl = kls[k]
-        if KIND == JSD or not PEER_WEIGHT:
-            kl = tl.maximum(kl, 0.0)  # never negative, except by rounding
         share = share_of(count, mass, PEER_WEIGHT, PEER_MEAN, KIND)
-        kl = kl * (LN2 * temperature * temperature) * share * of_row
-        kl = tl.where(usables[k], kl, float("nan"))
-        if LABELLED:
-            kl = tl.where(valid, kl, 0.0)
+        kl = row_divergence(
+            kls[k], usables[k], valid, share, of_row, temperature, LABELLED, PEER_WEIGHT, KIND
+        )
         ce = entropies[k]
         if not SOFT:
             own_logit = tl.load(zs[k] + far * Z_ROW + y * Z_COL).to(tl.float32)

@@ -11,14 +11,13 @@ import triton
 import triton.language as tl
 
 from dml_fast.kernels.divergence_terms import (
-    JSD,
     REVERSE,
     SYMMETRIC,
-    level_of,
     peers_of_all,
-    push,
+    row_divergence,
     share_of,
     student,
+    student_gradient,
 )
 from dml_fast.kernels.finish import add_divergence, finish, steps
 from dml_fast.kernels.rows import (
@@ -26,11 +25,9 @@ from dml_fast.kernels.rows import (
     LN2,
     LOG2E,
     dense_target,
-    gradient_tile,
-    label_share,
     read_labels,
     read_scalar,
-    row_share,
+    row_factors,
 )
 
 
@@ -231,28 +228,10 @@ def divergence_short(
     of_row = tl.full((R, 1), 1.0, tl.float32)
     if ROW_WEIGHT:
         of_row = tl.load(row_weight + row, mask=ok, other=0.0)
-    per_label = given_labels
-    if MEAN or STATS > 0:
-        per_label = label_share(
-            index,
-            class_weight,
-            label_count,
-            given_labels,
-            ignore_index,
-            N,
-            C,
-            LABELS,
-            IGNORE,
-            CLASS_WEIGHT,
-        )
-    per_kl = per_row
-    if ROWS != 0 and (MEAN or STATS > 0):
-        per_kl = row_share(index, row_count, per_row, per_label, ignore_index, N, C, ROWS)
-    of_label = of_row
-    of_peers = of_row * (temperature * LN2)
-    if MEAN:
-        of_label = of_row * per_label
-        of_peers = of_row * (temperature * LN2 * per_kl)
+    per_label, per_kl, of_label, of_peers = row_factors(
+        index, class_weight, label_count, row_count, given_labels, per_row, ignore_index, of_row,
+        temperature * LN2, N, C, LABELS, IGNORE, CLASS_WEIGHT, ROWS, MEAN, STATS > 0,
+    )  # fmt: skip
     kl_weight = read_scalar(kl_weight, KL_ON_DEVICE)
 
     mass, log_sum, mix, peaks, ps = peers_of_all(
@@ -294,13 +273,10 @@ def divergence_short(
             if PEER_WEIGHT:
                 peak = tl.sum(peaks, axis=1, keep_dims=True)
             kl += peak
-        if KIND == JSD or not PEER_WEIGHT:
-            kl = tl.maximum(kl, 0.0)  # never negative, except by rounding
         share = share_of(count, mass, PEER_WEIGHT, PEER_MEAN, KIND)
-        kl = kl * (LN2 * temperature * temperature) * share * of_row
-        kl = tl.where(usables[k], kl, float("nan"))
-        if LABELLED:
-            kl = tl.where(valid, kl, 0.0)
+        kl = row_divergence(
+            kl, usables[k], valid, share, of_row, temperature, LABELLED, PEER_WEIGHT, KIND
+        )
         ce = tl.where(valid, entropies[k] * of_row, 0.0)
 
         if SAVE:
@@ -316,31 +292,11 @@ def divergence_short(
                 tl.store(here + (3 * K + k) * by_quantity, tl.sum(tl.where(wrong, 1.0, 0.0)))
         if GRAD:
             scale = read_scalar(grad_scale + k * SCALE_STEP, SCALE_ON_DEVICE)
-            of_label_k = of_label * scale
-            q = p
-            if TEMPERED:
-                q = tl.exp2(us[k] * LOG2E - logs_1[k])
-            g = gradient_tile(
-                q,
-                q,
-                dense,
-                dense,
-                col == y,
-                0.0,
-                tl.where(usables[k], mass_of_target * of_label_k, float("nan")),
-                0.0,
-                tl.where(valid, of_label_k, 0.0),
-                sparse * of_label_k,
-                False,
-                False,
-                DENSE,
-                not SOFT,
-            )
-            level = level_of(mean_h, mass, kl_weight, KIND)
-            pushed = push(p, h, level, mix, kl_weight, KIND)
-            g += pushed * (share * of_peers * (kl_weight * scale))
-            if LABELLED:
-                g = tl.where(valid, g, 0.0)  # even where the logits are NaN
+            g = student_gradient(
+                us[k], p, h, mix, logs_1[k], mean_h, mass, share, usables[k], dense, col == y,
+                valid, sparse, mass_of_target, of_label, of_peers, kl_weight, scale,
+                TEMPERED, DENSE, not SOFT, LABELLED, KIND,
+            )  # fmt: skip
             tl.store(gs[k] + far * C + col, g.to(gs[k].dtype.element_ty), mask=inside)
 
     if not BY_ROW or STATS > 0:

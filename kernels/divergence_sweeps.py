@@ -15,14 +15,13 @@ import triton.language as tl
 
 from dml_fast.kernels.divergence_terms import (
     SYMMETRIC,
-    level_of,
     peers_of_all,
-    push,
     share_of,
     student,
+    student_gradient,
 )
 from dml_fast.kernels.row_sums import rounded
-from dml_fast.kernels.rows import LEAST, LOG2E, columns, dense_target, gradient_tile, read_scalar
+from dml_fast.kernels.rows import LEAST, columns, dense_target, read_scalar
 
 
 @triton.jit
@@ -255,22 +254,12 @@ def gradient_sweep(
                 rate, beta, L, TEMPERED, PEER_WEIGHT, KIND,
             )  # fmt: skip
             scale = read_scalar(grad_scale + k * SCALE_STEP, SCALE_ON_DEVICE)
-            of_label_k = of_label * scale
-            q = p
-            if TEMPERED:
-                q = tl.exp2(us[k] * LOG2E - logs_1[k])
-            g = gradient_tile(
-                q, q, dense, dense, col == y, 0.0,
-                tl.where(usables[k], mass_of_target * of_label_k, float("nan")), 0.0,
-                tl.where(valid, of_label_k, 0.0), sparse * of_label_k,
-                False, False, DENSE, not SOFT,
-            )  # fmt: skip
             share = share_of(count, mass, PEER_WEIGHT, PEER_MEAN, KIND)
-            level = level_of(mean_hs[k], mass, kl_weight, KIND)
-            pushed = push(p, h, level, mix, kl_weight, KIND)
-            g += pushed * (share * of_peers * (kl_weight * scale))
-            if LABELLED:
-                g = tl.where(valid, g, 0.0)  # even where the logits are NaN
+            g = student_gradient(
+                us[k], p, h, mix, logs_1[k], mean_hs[k], mass, share, usables[k], dense, col == y,
+                valid, sparse, mass_of_target, of_label, of_peers, kl_weight, scale,
+                TEMPERED, DENSE, not SOFT, LABELLED, KIND,
+            )  # fmt: skip
             tl.store(gs[k] + far * C + col, g.to(gs[k].dtype.element_ty), mask=inside)
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dml_fast.kernels.rows import LOG2E, log_softmax, peer_share
+from dml_fast.kernels.rows import LN2, LOG2E, gradient_tile, log_softmax, peer_share
 
 REVERSE = tl.constexpr(0)
 SYMMETRIC = tl.constexpr(1)
@@ -236,3 +236,70 @@ def share_of(count, mass, PEER_WEIGHT: tl.constexpr, MEAN: tl.constexpr, KIND: t
     if KIND == SYMMETRIC:
         share = share * 0.5
     return share
+
+
+@triton.jit
+def row_divergence(
+    kl,  # in units of log2, before the clamp
+    usable,
+    valid,
+    share,
+    of_row,
+    temperature,
+    LABELLED: tl.constexpr,
+    PEER_WEIGHT: tl.constexpr,
+    KIND: tl.constexpr,
+):
+    """Return a student's divergence of a row in nats, with all its factors but `kl_weight`."""
+    if KIND == JSD or not PEER_WEIGHT:
+        kl = tl.maximum(kl, 0.0)  # never negative, except by rounding
+    kl = kl * (LN2 * temperature * temperature) * share * of_row
+    kl = tl.where(usable, kl, float("nan"))
+    if LABELLED:
+        kl = tl.where(valid, kl, 0.0)
+    return kl
+
+
+@triton.jit
+def student_gradient(
+    u,
+    p,
+    h,
+    mix,
+    log_d_1,  # log2 d at T = 1; not read if T is 1
+    mean_h,  # ⟨p, h⟩
+    mass,
+    share,
+    usable,
+    dense,
+    here,  # whether the column is the label's
+    valid,
+    sparse,
+    mass_of_target,
+    of_label,
+    of_peers,
+    kl_weight,
+    scale,  # of this student
+    TEMPERED: tl.constexpr,
+    DENSE: tl.constexpr,
+    SPARSE: tl.constexpr,
+    LABELLED: tl.constexpr,
+    KIND: tl.constexpr,
+):
+    """Return a student's gradient: of the cross-entropy, and of the divergence."""
+    of_label_k = of_label * scale
+    q = p
+    if TEMPERED:
+        q = tl.exp2(u * LOG2E - log_d_1)
+    g = gradient_tile(
+        q, q, dense, dense, here, 0.0,
+        tl.where(usable, mass_of_target * of_label_k, float("nan")), 0.0,
+        tl.where(valid, of_label_k, 0.0), sparse * of_label_k,
+        False, False, DENSE, SPARSE,
+    )  # fmt: skip
+    level = level_of(mean_h, mass, kl_weight, KIND)
+    pushed = push(p, h, level, mix, kl_weight, KIND)
+    g += pushed * (share * of_peers * (kl_weight * scale))
+    if LABELLED:
+        g = tl.where(valid, g, 0.0)  # even where the logits are NaN
+    return g

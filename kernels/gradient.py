@@ -13,11 +13,10 @@ from dml_fast.kernels.rows import (
     LOG2E,
     dense_target,
     gradient_tile,
-    label_share,
     peer_share,
     read_labels,
     read_scalar,
-    row_share,
+    row_factors,
 )
 
 
@@ -153,26 +152,10 @@ def gradient(
     of_row = tl.full((R, 1), 1.0, tl.float32)
     if ROW_WEIGHT:
         of_row = tl.load(row_weight + row, mask=ok, other=0.0)
-    of_label = of_row
-    of_peers = of_row * temperature
-    if MEAN:
-        per_label = label_share(
-            index,
-            class_weight,
-            label_count,
-            given_labels,
-            ignore_index,
-            N,
-            C,
-            LABELS,
-            IGNORE,
-            CLASS_WEIGHT,
-        )
-        of_label = of_row * per_label
-        per_kl = per_row
-        if ROWS != 0:
-            per_kl = row_share(index, row_count, per_row, per_label, ignore_index, N, C, ROWS)
-        of_peers = of_row * (temperature * per_kl)
+    _, _, of_label, of_peers = row_factors(
+        index, class_weight, label_count, row_count, given_labels, per_row, ignore_index, of_row,
+        temperature, N, C, LABELS, IGNORE, CLASS_WEIGHT, ROWS, MEAN, False,
+    )  # fmt: skip
     share = tl.full((R, 1), 1.0, tl.float32)
     if not PEER_WEIGHT:
         share = peer_share(count, PEER_MEAN)

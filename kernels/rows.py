@@ -79,6 +79,44 @@ def row_share(
 
 
 @triton.jit
+def row_factors(
+    index,
+    class_weight,
+    label_count,
+    row_count,
+    given_labels,
+    per_row,
+    ignore_index,
+    of_row,  # the row's weight
+    scale,  # of the divergence's gradient
+    N,
+    C: tl.constexpr,
+    LABELS: tl.constexpr,
+    IGNORE: tl.constexpr,
+    CLASS_WEIGHT: tl.constexpr,
+    ROWS: tl.constexpr,
+    MEAN: tl.constexpr,
+    WANTED: tl.constexpr,  # whether the first two are needed without MEAN too
+):
+    """Return `label_share`, `row_share`, and the factors of both terms' gradients."""
+    per_label = given_labels
+    per_kl = per_row
+    if MEAN or WANTED:
+        per_label = label_share(
+            index, class_weight, label_count, given_labels, ignore_index, N, C, LABELS, IGNORE,
+            CLASS_WEIGHT,
+        )  # fmt: skip
+        if ROWS != 0:
+            per_kl = row_share(index, row_count, per_row, per_label, ignore_index, N, C, ROWS)
+    of_label = of_row
+    of_peers = of_row * scale
+    if MEAN:
+        of_label = of_row * per_label
+        of_peers = of_row * (scale * per_kl)
+    return per_label, per_kl, of_label, of_peers
+
+
+@triton.jit
 def read_labels(
     index,
     class_weight,

@@ -19,11 +19,10 @@ from dml_fast.kernels.row_sums import guarded_sums, over_threads, row_sums
 from dml_fast.kernels.rows import (
     LN2,
     LOG2E,
-    label_share,
     peer_share,
     read_labels,
     read_scalar,
-    row_share,
+    row_factors,
 )
 
 
@@ -154,20 +153,10 @@ def two_sweep(
     of_row = 1.0
     if ROW_WEIGHT:
         of_row = tl.load(row_weight + row)
-    per_label = given_labels
-    if MEAN or STATS > 0:
-        per_label = label_share(
-            index, class_weight, label_count, given_labels, ignore_index, N, C, LABELS, IGNORE,
-            CLASS_WEIGHT,
-        )  # fmt: skip
-    per_kl = per_row
-    if ROWS != 0 and (MEAN or STATS > 0):
-        per_kl = row_share(index, row_count, per_row, per_label, ignore_index, N, C, ROWS)
-    of_label = of_row
-    of_peers = of_row * temperature
-    if MEAN:
-        of_label = of_row * per_label
-        of_peers = of_row * (temperature * per_kl)
+    per_label, per_kl, of_label, of_peers = row_factors(
+        index, class_weight, label_count, row_count, given_labels, per_row, ignore_index, of_row,
+        temperature, N, C, LABELS, IGNORE, CLASS_WEIGHT, ROWS, MEAN, STATS > 0,
+    )  # fmt: skip
     kl_weight = read_scalar(kl_weight, KL_ON_DEVICE)
     share = 1.0
     if not PEER_WEIGHT:
