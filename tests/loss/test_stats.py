@@ -15,8 +15,8 @@ pytestmark = pytest.mark.usefixtures("way")
 
 def cohort(classes: int = 9) -> tuple[list[Tensor], Tensor]:
     g = torch.Generator().manual_seed(classes)
-    logits = list(2 * torch.randn((4, 20, classes), generator=g))
-    return logits, torch.randint(classes, (20,), generator=g)
+    logits = list(2 * torch.randn((4, 8, classes), generator=g))
+    return logits, torch.randint(classes, (8,), generator=g)
 
 
 def entropy(p: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def test_pairwise_divergences_and_disagreement(temperature: float) -> None:
 def test_the_loss_is_its_parts(reduction: str) -> None:
     logits, target = cohort()
     target = target.index_fill(0, torch.tensor([1, 2]), -100)
-    options = {"kl_weight": 0.7, "temperature": 2.0, "row_weight": torch.rand(20)}
+    options = {"kl_weight": 0.7, "temperature": 2.0, "row_weight": torch.rand(8)}
     mean = mutual_loss(logits, target, **options)
     stats = mutual_loss_and_grad(logits, target, reduction=reduction, **options)[2]
     torch.testing.assert_close(mean, stats.ce + 0.7 * stats.kl)  # whatever the reduction
@@ -54,11 +54,11 @@ def test_the_loss_is_its_parts(reduction: str) -> None:
 def test_correct_answers_are_counted_over_labelled_rows() -> None:
     logits, target = cohort()
     answers = torch.stack(logits).argmax(-1)
-    target[:10] = answers[0, :10]
+    target[:4] = answers[0, :4]
     stats = mutual_loss_and_grad(logits, target)[2]
     assert stats.correct.tolist() == (answers == target).sum(1).tolist()
-    assert stats.correct[0] >= 10
-    target[:5] = -100
+    assert stats.correct[0] >= 4
+    target[:2] = -100
     stats = mutual_loss_and_grad(logits, target)[2]
     assert stats.correct.tolist() == (answers == target).sum(1).tolist()
     soft = F.one_hot(target.clamp(min=0), 9) * 0.8 + 0.2 / 9
@@ -106,7 +106,7 @@ def test_peer_divergence_by_definition() -> None:
     torch.testing.assert_close(peer_divergence(logits, 2.0), torch.stack(expected))
     torch.testing.assert_close(peer_divergence(torch.stack(logits), 2.0), torch.stack(expected))
     assert peer_divergence([z.double() for z in logits]).dtype == torch.float64
-    folded = [z.reshape(4, 5, 9) for z in logits]
+    folded = [z.reshape(4, 2, 9) for z in logits]
     torch.testing.assert_close(peer_divergence(folded, 2.0), torch.stack(expected))
     pair = peer_divergence(logits[:2])  # a single peer does not differ from itself
     torch.testing.assert_close(pair, torch.zeros(2), rtol=0, atol=1e-6)
