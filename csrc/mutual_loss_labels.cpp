@@ -4,8 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "mutual_loss.hpp"
-#include "simd.hpp"
+#include "mutual_loss_row.hpp"
 
 namespace dml_fast {
 namespace {
@@ -20,7 +19,7 @@ struct Coins {
 
 struct LabelWorker {
     LabelWorker(const MutualProblem& p, const MutualResult& o, const RowSums& s)
-        : problem(p), out(o), sums(s), simd(active_simd()), hot(p.temperature != 1.0),
+        : problem(p), rows(p, o, s), simd(active_simd()), hot(p.temperature != 1.0),
           students(static_cast<std::size_t>(p.students)), all(p.logits.size()), usable(all.size()),
           at_one(hot ? students : 0) {
         const auto c = static_cast<std::size_t>(p.classes);
@@ -28,32 +27,17 @@ struct LabelWorker {
         for (Coins& coins : at_one) coins.p.resize(c), coins.less.resize(c);
         mix.resize(c);
         rest.resize(c);
-        if (p.bf16) widened.resize(all.size() * c);
-        if (p.bf16 && !o.grads.empty() && !o.float_grads) gradient.resize(students * c);
     }
 
     void operator()(std::int64_t task) {
         const std::int64_t begin = task * ROWS_OF_TASK;
         for (std::int64_t n = begin; n < std::min(begin + ROWS_OF_TASK, problem.rows); ++n) {
             teach(n, task);
-            for (std::size_t k = 0; !gradient.empty() && k < students; ++k) {
-                simd.bf16_of(&gradient[k * static_cast<std::size_t>(problem.classes)],
-                             problem.classes,
-                             static_cast<std::uint16_t*>(out.grads[k]) + n * problem.classes);
-            }
+            rows.round_gradients(n);
         }
     }
 
    private:
-    const float* row_of(std::size_t l, std::int64_t n) {
-        const std::int64_t at = n * problem.classes;
-        if (!problem.bf16) return static_cast<const float*>(problem.logits[l]) + at;
-        float* row = &widened[l * static_cast<std::size_t>(problem.classes)];
-        simd.floats_of(static_cast<const std::uint16_t*>(problem.logits[l]) + at, problem.classes,
-                       row);
-        return row;
-    }
-
     // False where a logit is NaN or infinite.
     bool look(const float* z, float per_temperature, Coins& coins) {
         coins.log_sum = coins.expected = 0.0;
@@ -72,14 +56,14 @@ struct LabelWorker {
 
     void teach(std::int64_t n, std::int64_t task) {
         const auto per_temperature = static_cast<float>(1.0 / problem.temperature);
-        rows.clear();
+        logits.clear();
         yes.clear();
         no.clear();
         double entropies = 0.0;
         for (std::size_t l = 0; l < all.size(); ++l) {
-            rows.push_back(row_of(l, n));
-            usable[l] = look(rows[l], per_temperature, all[l]);
-            if (hot && l < students && usable[l]) look(rows[l], 1.0f, at_one[l]);
+            logits.push_back(rows.logits(l, n));
+            usable[l] = look(logits[l], per_temperature, all[l]);
+            if (hot && l < students && usable[l]) look(logits[l], 1.0f, at_one[l]);
             if (!usable[l]) continue;
             yes.push_back(all[l].p.data());
             no.push_back(all[l].less.data());
@@ -96,9 +80,9 @@ struct LabelWorker {
                 learn(k, n, task, entropies, static_cast<double>(count));
                 continue;
             }
-            keep(k, n, task, NONE, all.size() > 1 ? NONE : 0.0);
-            if (float* grad = grad_of(k, n)) std::fill_n(grad, problem.classes, NONE);
-            sums.unusable[static_cast<std::size_t>(task) * students + k] = 1;
+            rows.keep(k, n, task, NONE, all.size() > 1 ? NONE : 0.0);
+            if (float* grad = rows.gradient(k, n)) std::fill_n(grad, problem.classes, NONE);
+            rows.mark_unusable(k, task);
         }
     }
 
@@ -114,7 +98,7 @@ struct LabelWorker {
         LabelSums found{0.0, 0.0};
         for (std::int64_t begin = 0; begin < problem.classes; begin += LABEL_STRIP) {
             LabelLearner learner{};
-            learner.z = rows[k] + begin;
+            learner.z = logits[k] + begin;
             learner.per_temperature = static_cast<float>(1.0 / problem.temperature);
             learner.v = mix.data() + begin;
             learner.u = rest.data() + begin;
@@ -124,46 +108,29 @@ struct LabelWorker {
             learner.by_q = static_cast<float>(problem.per_label * scale);
             learner.by_p = static_cast<float>(count * strength);
             learner.by_v = static_cast<float>(strength);
-            if (float* grad = grad_of(k, n)) learner.grad = grad + begin;
+            learner.grad = rows.gradient(k, n, begin);
             simd.learn_labels(learner, std::min(LABEL_STRIP, problem.classes - begin), found);
         }
         const double kl = std::max(count * all[k].log_sum + found.mixed - entropies, 0.0) * share *
                           problem.temperature * problem.temperature / classes;
-        keep(k, n, task, (own.log_sum + found.away) / classes * weight, kl * weight);
+        rows.keep(k, n, task, (own.log_sum + found.away) / classes * weight, kl * weight);
         bool right = true;
         for (std::int64_t c = 0; c < problem.classes; ++c) {
-            right = right && (rows[k][c] > 0.0f) == (y[c] > 0.5f);
+            right = right && (logits[k][c] > 0.0f) == (y[c] > 0.5f);
         }
-        sums.correct[static_cast<std::size_t>(task) * students + k] += right;
-    }
-
-    float* grad_of(std::size_t k, std::int64_t n) {
-        if (out.grads.empty()) return nullptr;
-        if (!gradient.empty()) return &gradient[k * static_cast<std::size_t>(problem.classes)];
-        return static_cast<float*>(out.grads[k]) + n * problem.classes;
-    }
-
-    void keep(std::size_t k, std::int64_t n, std::int64_t task, double ce, double kl) {
-        const auto at = static_cast<std::size_t>(task) * students + k;
-        sums.ce[at] += ce;
-        sums.kl[at] += kl;
-        if (!out.ce_rows) return;
-        const std::int64_t cell = static_cast<std::int64_t>(k) * problem.rows + n;
-        out.ce_rows[cell] = static_cast<float>(ce);
-        out.kl_rows[cell] = static_cast<float>(kl);
+        rows.count(k, task, right);
     }
 
     const MutualProblem& problem;
-    const MutualResult& out;
-    RowSums sums;
+    RowMemory rows;
     const Simd& simd;
     bool hot;
     std::size_t students;
     std::vector<Coins> all;
     std::vector<char> usable;
     std::vector<Coins> at_one;
-    std::vector<float> mix, rest, widened, gradient;
-    std::vector<const float*> rows, yes, no;
+    std::vector<float> mix, rest;
+    std::vector<const float*> logits, yes, no;
 };
 
 }  // namespace

@@ -20,14 +20,12 @@ double sum_of_weights(const SoftSums& sums, double count, bool flat) {
 
 struct Worker {
     Worker(const MutualProblem& p, const MutualResult& o, const RowSums& s)
-        : problem(p), out(o), parts(s), simd(active_simd()), hot(p.temperature != 1.0),
+        : problem(p), out(o), rows(p, o, s), simd(active_simd()), hot(p.temperature != 1.0),
           count(p.logits.size()), students(static_cast<std::size_t>(p.students)), all(count),
           mixture(STRIP), row_grads(students), log_classes(std::log(static_cast<double>(p.classes))) {
         const auto c = static_cast<std::size_t>(p.classes);
         w.resize(count * c);
         if (hot) cold.resize(students * c);
-        if (p.bf16) widened.resize(count * c);
-        if (p.bf16 && !o.grads.empty() && !o.float_grads) gradient.resize(students * c);
         if (p.smoothing > 0.0 || p.soft) dense.resize(c);
         constant = p.smoothing > 0.0 && !p.soft;
         if (constant) fill_constant();
@@ -50,11 +48,7 @@ struct Worker {
             } else {
                 teach_odd(n, task, target);
             }
-            for (std::size_t k = 0; !gradient.empty() && k < students; ++k) {
-                simd.bf16_of(&gradient[k * static_cast<std::size_t>(problem.classes)],
-                             problem.classes,
-                             static_cast<std::uint16_t*>(out.grads[k]) + n * problem.classes);
-            }
+            rows.round_gradients(n);
         }
     }
 
@@ -63,7 +57,7 @@ struct Worker {
     // spares reading their memory first.
     bool may_stream() const {
         const std::int64_t row = problem.classes * 4;
-        if (out.grads.empty() || !gradient.empty() || row % 64 != 0) return false;
+        if (out.grads.empty() || rows.rounds() || row % 64 != 0) return false;
         if (row * problem.rows * problem.students < STREAMED) return false;
         return std::all_of(out.grads.begin(), out.grads.end(), [](const void* at) {
             return reinterpret_cast<std::uintptr_t>(at) % 64 == 0;
@@ -79,16 +73,6 @@ struct Worker {
             dense[static_cast<std::size_t>(c)] = static_cast<float>(t);
             constant_mass += t;
         }
-    }
-
-    // A row of logits in float32.
-    const float* row_of(std::size_t l, std::int64_t n) {
-        const std::int64_t at = n * problem.classes;
-        if (!problem.bf16) return static_cast<const float*>(problem.logits[l]) + at;
-        float* row = &widened[l * static_cast<std::size_t>(problem.classes)];
-        simd.floats_of(static_cast<const std::uint16_t*>(problem.logits[l]) + at, problem.classes,
-                       row);
-        return row;
     }
 
     // The processor's own prefetching starts anew in each row. While a distribution of a short row
@@ -132,7 +116,7 @@ struct Worker {
         const auto c = static_cast<std::size_t>(problem.classes);
         for (std::size_t l = 0; l < count; ++l) {
             Distribution& d = all[l];
-            d.z = row_of(l, n);
+            d.z = rows.logits(l, n);
             const Peak peak = simd.peak_of(d.z, problem.classes);
             if (!std::isfinite(peak.sum)) return false;
             d.largest = peak.largest;
@@ -177,30 +161,26 @@ struct Worker {
     // A row without a label that has no divergence either.
     void pass_over(std::int64_t n, std::int64_t task) {
         for (std::size_t k = 0; k < students; ++k) {
-            const float* z = row_of(k, n);
-            if (!is_usable(z, problem.classes)) mark(k, task);
-            if (float* grad = grad_of(k, n, 0)) std::fill_n(grad, problem.classes, 0.0f);
-            keep(k, n, task, 0.0, 0.0);
+            const float* z = rows.logits(k, n);
+            if (!is_usable(z, problem.classes)) rows.mark_unusable(k, task);
+            if (float* grad = rows.gradient(k, n)) std::fill_n(grad, problem.classes, 0.0f);
+            rows.keep(k, n, task, 0.0, 0.0);
         }
     }
 
-    void mark(std::size_t k, std::int64_t task) {
-        parts.unusable[static_cast<std::size_t>(task) * students + k] = 1;
-    }
-
     void teach_odd(std::int64_t n, std::int64_t task, const MutualTarget& target) {
-        std::vector<const float*> rows;
-        for (std::size_t l = 0; l < count; ++l) rows.push_back(row_of(l, n));
+        std::vector<const float*> z;
+        for (std::size_t l = 0; l < count; ++l) z.push_back(rows.logits(l, n));
         std::vector<OddStudent> odd(students);
-        for (std::size_t k = 0; k < students; ++k) odd[k].grad = grad_of(k, n, 0);
-        mutual_loss_odd_row(problem, n, rows.data(), target, odd.data());
+        for (std::size_t k = 0; k < students; ++k) odd[k].grad = rows.gradient(k, n);
+        mutual_loss_odd_row(problem, n, z.data(), target, odd.data());
         const double weight = problem.row_weight ? double{problem.row_weight[n]} : 1.0;
         for (std::size_t k = 0; k < students; ++k) {
-            keep(k, n, task, odd[k].ce * weight, odd[k].kl * weight);
+            rows.keep(k, n, task, odd[k].ce * weight, odd[k].kl * weight);
             if (odd[k].usable) {
-                judge(k, n, task, rows[k], *std::max_element(rows[k], rows[k] + problem.classes));
+                judge(k, n, task, z[k], *std::max_element(z[k], z[k] + problem.classes));
             } else {
-                mark(k, task);
+                rows.mark_unusable(k, task);
             }
         }
     }
@@ -209,8 +189,7 @@ struct Worker {
     void judge(std::size_t k, std::int64_t n, std::int64_t task, const float* z, float largest) {
         if (problem.index && is_ignored(n)) return;
         const std::int64_t y = problem.soft ? problem.best[n] : problem.index[n];
-        parts.correct[static_cast<std::size_t>(task) * students + k] +=
-            z[y] == largest && std::find(z, z + y, largest) == z + y;
+        rows.count(k, task, z[y] == largest && std::find(z, z + y, largest) == z + y);
     }
 
     void teach(std::int64_t n, std::int64_t task, const MutualTarget& target) {
@@ -250,7 +229,7 @@ struct Worker {
                 learner.by_p = static_cast<float>(mass * strength * scale * d.hot.reciprocal);
                 learner.by_v = static_cast<float>(strength * scale);
                 learner.by_t = static_cast<float>(problem.per_label * weight * scale);
-                learner.grad = grad_of(k, n, begin);
+                learner.grad = rows.gradient(k, n, begin);
                 learner.stream = stream;
                 simd.learn(learner, size, sums[k]);
                 if (!learner.grad) continue;
@@ -262,7 +241,7 @@ struct Worker {
         }
         const double* others = nullptr;
         if (apart) {
-            for (std::size_t k = 0; k < students; ++k) row_grads[k] = grad_of(k, n, 0);
+            for (std::size_t k = 0; k < students; ++k) row_grads[k] = rows.gradient(k, n);
             others = apart->teach(all.data(), by, row_grads.data());
         }
         for (std::size_t k = 0; k < students; ++k) {
@@ -276,7 +255,7 @@ struct Worker {
                 kl_row = std::max(sum, 0.0) * share * problem.temperature * problem.temperature;
                 if (others) kl_row = forward * kl_row + others[k];
             }
-            keep(k, n, task, ce_row * weight, kl_row * weight);
+            rows.keep(k, n, task, ce_row * weight, kl_row * weight);
             judge(k, n, task, d.z, d.largest);
         }
     }
@@ -287,33 +266,15 @@ struct Worker {
         return double{d.z[y]} - double{d.largest};
     }
 
-    float* grad_of(std::size_t k, std::int64_t n, std::int64_t begin) {
-        if (out.grads.empty()) return nullptr;
-        if (!gradient.empty()) {
-            return &gradient[k * static_cast<std::size_t>(problem.classes)] + begin;
-        }
-        return static_cast<float*>(out.grads[k]) + n * problem.classes + begin;
-    }
-
-    void keep(std::size_t k, std::int64_t n, std::int64_t task, double ce_row, double kl_row) {
-        const auto at = static_cast<std::size_t>(task * problem.students) + k;
-        parts.ce[at] += ce_row;
-        parts.kl[at] += kl_row;
-        if (!out.ce_rows) return;
-        const std::int64_t cell = static_cast<std::int64_t>(k) * problem.rows + n;
-        out.ce_rows[cell] = static_cast<float>(ce_row);
-        out.kl_rows[cell] = static_cast<float>(kl_row);
-    }
-
     const MutualProblem& problem;
     const MutualResult& out;
-    const RowSums parts;
+    RowMemory rows;
     const Simd& simd;
     bool hot;
     std::size_t count;
     std::size_t students;
     std::vector<Distribution> all;
-    std::vector<float> w, cold, widened, gradient, dense, mixture, factors;
+    std::vector<float> w, cold, dense, mixture, factors;
     std::vector<const float*> pointers;
     std::vector<LearnSums> learnt;
     std::vector<float*> row_grads;
