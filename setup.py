@@ -6,7 +6,7 @@ The extension takes numpy buffers and knows nothing of torch, so one wheel serve
 import sys
 from glob import glob
 
-from pybind11.setup_helpers import Pybind11Extension
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from setuptools import find_packages, setup
 
 # No contraction to fused multiply-add: a score must not depend on the machine it was computed on.
@@ -23,6 +23,7 @@ native = Pybind11Extension(
     extra_compile_args=FLAGS,
 )
 
+ParallelCompile("NPY_NUM_BUILD_JOBS").install()  # files side by side, on all cores
 setup(
     # kernels/ has no __init__.py, so find_packages does not see it through the link in dml_fast/.
     packages=[*find_packages(include=["dml_fast", "dml_fast.*"]), "dml_fast.kernels"],
