@@ -82,7 +82,8 @@ ROWS: dict[str, tuple[int, Options]] = {  # processes, and what is trained
 COLUMNS: dict[str, tuple[int, Options]] = {
     "1x2": (2, {**TWO, **GROUP_NORM, "mesh": "1x2"}),
     "2x2": (4, {**FOUR, **GROUP_NORM, "mesh": "2x2"}),
-    "2x2 amp": (4, {**FOUR, **GROUP_NORM, "mesh": "2x2", "amp": True}),
+    # auto would take fp32 on a CPU without bf16 instructions
+    "2x2 amp": (4, {**FOUR, **GROUP_NORM, "mesh": "2x2", "amp": True, "amp_dtype": "bf16"}),
     "1x2 threads, class weights": (
         2,
         {
