@@ -34,11 +34,13 @@ class RowMemory {
           classes_(static_cast<std::size_t>(problem.classes)),
           students_(static_cast<std::size_t>(problem.students)) {
         if (problem.bf16) widened_.resize(problem.logits.size() * classes_);
-        if (rounds()) unrounded_.resize(students_ * classes_);
+        if (problem.bf16 && !out.grads.empty() && !out.float_grads) {
+            unrounded_.resize(students_ * classes_);
+        }
     }
 
     // Whether gradients are written in float32 first, and rounded when the row is done.
-    bool rounds() const { return problem_.bf16 && !out_.grads.empty() && !out_.float_grads; }
+    bool rounds() const { return !unrounded_.empty(); }
 
     const float* logits(std::size_t l, std::int64_t n) {
         const std::int64_t at = n * problem_.classes;
@@ -52,13 +54,13 @@ class RowMemory {
     // From class `begin` on; null where no gradient is wanted.
     float* gradient(std::size_t k, std::int64_t n, std::int64_t begin = 0) {
         if (out_.grads.empty()) return nullptr;
-        if (!unrounded_.empty()) return &unrounded_[k * classes_] + begin;
+        if (rounds()) return &unrounded_[k * classes_] + begin;
         return static_cast<float*>(out_.grads[k]) + n * problem_.classes + begin;
     }
 
     // After the last gradient of row n.
     void round_gradients(std::int64_t n) {
-        for (std::size_t k = 0; !unrounded_.empty() && k < students_; ++k) {
+        for (std::size_t k = 0; rounds() && k < students_; ++k) {
             simd_.bf16_of(&unrounded_[k * classes_], problem_.classes,
                           static_cast<std::uint16_t*>(out_.grads[k]) + n * problem_.classes);
         }

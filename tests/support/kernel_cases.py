@@ -199,8 +199,9 @@ def _remember_types() -> None:
     np_dtype, known = interpreter._get_np_dtype, dict[str, Any]()
 
     def remembered(kind: Any) -> Any:
-        name = kind.scalar.name
-        return known[name] if name in known else known.setdefault(name, np_dtype(kind))
+        if (name := kind.scalar.name) not in known:
+            known[name] = np_dtype(kind)
+        return known[name]
 
     @cache
     def shaped(sides: tuple[int, ...]) -> tuple[Any, Any]:
