@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dml_fast.loss import linear_mutual_loss, mutual_loss, mutual_loss_and_grad, peer_divergence
+from dml_fast.loss.divergences import DIVERGENCES
 
 SIZES = [(2, 2), (3, 10), (4, 100), (8, 1000)]  # students, classes
 SMALL = SIZES[:3]
@@ -79,6 +80,21 @@ def test_a_divergence_is_as_exact_as_torchs_loop(students: int, classes: int, wa
         logits = cohort(students, classes, deviation)
         found = mutual_loss(logits, unlabelled(logits), temperature=temperature, reduction="none")
         assert_no_worse(found, loop, logits, temperature)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES[1:])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
+def test_other_divergences_in_cpp_are_as_exact_as_in_torch(scale: float, divergence: str) -> None:
+    def rows(logits: list[Tensor], backend: str = "closed_form") -> Tensor:
+        options: dict[str, Any] = {"divergence": divergence, "reduction": "none"}
+        return mutual_loss(logits, unlabelled(logits), backend=backend, **options)
+
+    torch.manual_seed(0)
+    common = scale * torch.randn(300, 200)
+    logits = [common + 0.03 * scale * torch.randn(300, 200) for _ in range(3)]
+    found, exact = rows(logits, "native"), rows([z.double() for z in logits])
+    assert error(found, exact) <= 1.25 * error(rows(logits), exact)
+    torch.testing.assert_close(found.double().mean(1), exact.mean(1), rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize(("students", "classes"), SMALL[::2])

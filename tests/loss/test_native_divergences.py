@@ -98,30 +98,6 @@ def test_random_problems_with_every_option(divergence: str, dtype: torch.dtype, 
 
 
 @pytest.mark.parametrize("divergence", OTHERS)
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
-def test_students_that_nearly_agree_keep_their_divergence(scale: float, divergence: str) -> None:
-    apart, theirs, relative = [], [], []
-    for seed in range(50):  # in one draw either may be the better by chance
-        torch.manual_seed(seed)
-        common = scale * torch.randn(6, 200)
-        logits = [common + 0.03 * scale * torch.randn(6, 200) for _ in range(3)]
-        kinds = (logits, "native"), (logits, "closed_form"), (in_double(logits), "closed_form")
-        ours, closed, exact = (
-            mutual_loss_and_grad(z, torch.arange(6), backend=backend, divergence=divergence)[2].kl
-            for z, backend in kinds
-        )
-        apart.append(ours - exact)
-        theirs.append(closed - exact)
-        relative.append((ours - exact) / exact)
-
-    def rms(errors: list[Tensor]) -> float:
-        return torch.stack(errors).square().mean().sqrt().item()
-
-    assert rms(relative) < 3e-2
-    assert rms(apart) <= 1.25 * rms(theirs)
-
-
-@pytest.mark.parametrize("divergence", OTHERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("classes", [1, 31, 33, 1057, 2100])
 def test_every_instruction_set_and_number_of_threads(
